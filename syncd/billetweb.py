@@ -1,0 +1,224 @@
+"""The client of Billetweb's API (https://www.billetweb.fr/bo/api.php): bytes over HTTP, records out.
+
+The key travels in the Authorization header, never in a URL: URLs end up in logs and error texts. httpx's
+exceptions leave as `errors.BilletwebError`. What the answers mean is `wire.py`'s knowledge.
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import httpx
+import stamina
+import stamina.instrumentation
+from loguru import logger
+
+from syncd import __version__, wire
+from syncd.config import BilletwebConfig, Secret
+from syncd.errors import AuthError, BilletwebError, ChallengeError, DecodeError, RateLimited, TransportError
+from syncd.limiter import RateLimiter
+from syncd.model import Event, Gauge, Session, Ticket
+from syncd.threads import in_thread
+from syncd.wire import RATE_LIMIT_WAIT_S, Decoded, GaugeKey
+
+T = TypeVar("T")
+ATTEMPTS = 3
+RETRY_WITHIN_S = 45.0
+MAX_BODY_BYTES = 64 * 1024 * 1024
+CHALLENGE_WAIT_S = 300.0
+CHALLENGE_WAIT_MAX_S = 3600.0
+
+
+class Billetweb:
+    """Reads one account. Requests that failed for a passing reason are asked again, ATTEMPTS times in all.
+
+    After refused credentials nothing is sent until `reset`; after a challenge page, for some minutes (twice
+    as long each time, up to an hour): every request then raises the same error at once.
+    `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
+    """
+
+    def __init__(
+        self,
+        config: BilletwebConfig,
+        key: Secret,
+        limiter: RateLimiter,
+        *,
+        count_carts: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._account = config.user
+        self._timeout_s = config.timeout.total_seconds()
+        self._limiter = limiter
+        self._count_carts = count_carts
+        self._clock = clock
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._refused: AuthError | None = None
+        self._challenge: ChallengeError | None = None
+        self._challenge_until = 0.0
+        self._challenge_wait_s = CHALLENGE_WAIT_S
+        self.requests = 0
+        self.statuses: Counter[str] = Counter()
+        self._http = httpx.AsyncClient(
+            base_url=config.base_url.rstrip("/"),
+            auth=httpx.BasicAuth(config.user, key.value),
+            headers={"User-Agent": f"syncd/{__version__}", "Accept": "application/json"},
+            timeout=httpx.Timeout(
+                connect=min(10.0, self._timeout_s), read=self._timeout_s, write=10.0, pool=self._timeout_s
+            ),
+            follow_redirects=False,  # the credentials are for this host alone
+            trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
+        )
+
+    @property
+    def refused(self) -> bool:
+        """Whether Billetweb refused the credentials, so that nothing is sent until `reset`."""
+        return self._refused is not None
+
+    def reset(self) -> None:
+        """Ask again with the same credentials: somebody says that they are good now."""
+        self._refused = None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def events(self) -> Decoded[str, Event]:
+        """Return all events of the account, ended ones too. Raises BilletwebError, as all reads do."""
+        return await self._read(
+            "/events", lambda body: wire.decode_events(body, account=self._account), past="1", description="1"
+        )
+
+    async def gauges(self, event_id: str) -> Decoded[GaugeKey, Gauge]:
+        """Return the availability rows of one event, past sessions' too."""
+        return await self._read(
+            f"/event/{event_id}/avail",
+            lambda body: wire.decode_gauges(body, event_id=event_id),
+            past="1",
+            temp="1" if self._count_carts else "0",
+        )
+
+    async def tickets(self, event_id: str) -> Decoded[str, Ticket]:
+        """Return the tariffs of one event."""
+        return await self._read(
+            f"/event/{event_id}/tickets", lambda body: wire.decode_tickets(body, event_id=event_id)
+        )
+
+    async def sessions(self, event_id: str) -> Decoded[str, Session]:
+        """Return the sessions of one event, past ones too."""
+        return await self._read(
+            f"/event/{event_id}/dates", lambda body: wire.decode_sessions(body, event_id=event_id), past="1"
+        )
+
+    async def _read(self, path: str, decode: Callable[[bytes], T], **params: str) -> T:
+        try:
+            async with self._slots:
+                body = await self._get(path, params)
+            return await in_thread(decode, body)
+        except BilletwebError as error:
+            error.args = (f"GET {path}: {error}",)
+            raise
+
+    async def _get(self, path: str, params: dict[str, str]) -> bytes:
+        async for attempt in stamina.retry_context(
+            on=_backoff, attempts=ATTEMPTS, timeout=RETRY_WITHIN_S, wait_initial=0.5, wait_max=10.0
+        ):
+            with attempt:
+                self._refuse_where_pointless()
+                await self._limiter.acquire()
+                self._refuse_where_pointless()  # another request may have found out meanwhile
+                try:
+                    return await self._attempt(path, params)
+                except BilletwebError as error:
+                    self._learn(error)
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _attempt(self, path: str, params: dict[str, str]) -> bytes:
+        self.requests += 1
+        status = "none"
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._http.stream("GET", path, params=params) as answer,
+            ):
+                status = str(answer.status_code)
+                body = await _body(answer)
+        except TimeoutError as error:
+            raise TransportError(f"no complete answer within {self._timeout_s:g} s") from error
+        except httpx.DecodingError as error:
+            raise DecodeError("the answer's compression is broken") from error
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+            raise TransportError(f"{type(error).__name__}: {str(error) or 'no answer'}") from error
+        finally:
+            self.statuses[status] += 1
+        retry_after = answer.headers.get("Retry-After")
+        refusal = wire.classify(body, answer.status_code, retry_after, now=datetime.now(UTC))
+        if refusal:
+            raise refusal
+        self._challenge_wait_s = CHALLENGE_WAIT_S
+        return body
+
+    def _learn(self, error: BilletwebError) -> None:
+        if isinstance(error, AuthError):
+            self._refused = error
+        elif isinstance(error, ChallengeError):
+            self._challenge = error
+            self._challenge_until = self._clock() + self._challenge_wait_s
+            self._challenge_wait_s = min(2 * self._challenge_wait_s, CHALLENGE_WAIT_MAX_S)
+        elif isinstance(error, RateLimited):
+            self._limiter.pause(error.wait_s or RATE_LIMIT_WAIT_S)
+
+    def _refuse_where_pointless(self) -> None:
+        if self._refused:
+            raise AuthError(
+                "not sent: Billetweb refused the user or the key; mend them, then `syncctl reload` or run-now",
+                status=self._refused.status,
+            )
+        if self._challenge and self._clock() < self._challenge_until:
+            minutes = (self._challenge_until - self._clock()) / 60
+            raise ChallengeError(
+                f"not sent: Billetweb's protection asked for a browser; asked again in {minutes:.0f} min",
+                status=self._challenge.status,
+            )
+
+
+def _backoff(error: Exception) -> bool | float:
+    """Tell stamina whether to ask again, and after how many seconds where the error knows."""
+    if isinstance(error, RateLimited):
+        return 0.0  # the limiter is paused: it holds back every request, not only this one
+    if isinstance(error, BilletwebError) and error.retry:
+        return error.wait_s if error.wait_s is not None else True
+    return False
+
+
+async def _body(answer: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise DecodeError(f"the answer is larger than {MAX_BODY_BYTES // 1024**2} MiB")
+    return bytes(body)
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    """Say that a request is asked again; for stamina's hooks, in place of its own."""
+    logger.info(
+        "{} [{}]; asking again in {:.1f} s (attempt {} of {})",
+        details.caused_by,
+        getattr(details.caused_by, "kind", type(details.caused_by).__name__),
+        details.wait_for,
+        details.retry_num + 1,
+        ATTEMPTS,
+    )

@@ -1,0 +1,341 @@
+"""The control server: HTTP on a Unix socket, for syncctl, curl, nginx and any site's server code.
+
+It is handed the daemon's verbs and knows nothing of how they are done.
+"""
+
+import asyncio
+import os
+import pwd
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from grp import getgrnam
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import uvicorn
+from msgspec import Struct, field
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from syncd import __version__
+from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
+from syncd.lock import FileLock
+from syncd.model import Json, Peer, Progress, Run
+from syncd.status import Status
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_WAIT_S = 60.0
+MAX_RUNS = 1000
+KEEP_ALIVE_S = 5.0
+"""A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
+
+
+class Verbs(Protocol):
+    """What the daemon can do for whoever is let into the socket."""
+
+    def status(self) -> Status:
+        """Return the status, from memory."""
+
+    def request_run(self, *, full: bool, events: Sequence[str], join: bool, requested_by: Peer) -> Run:
+        """Return the run that serves the request. Raises Stopping."""
+
+    async def find_run(self, run_id: int) -> Run | None:
+        """Return a run by its id."""
+
+    async def wait(self, run: Run, seconds: float) -> None:
+        """Return when the run has ended or the time is over."""
+
+    def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
+        """Yield a run's steps until it has ended, None as a sign of life."""
+
+    async def runs(self, limit: int, before: int | None) -> list[Run]:
+        """Return the latest ended runs, newest first."""
+
+    async def events(self, *, ended_too: bool) -> list[Json]:
+        """Return the events with their availability."""
+
+    async def pause(self, *, paused: bool) -> Status:
+        """Stop or start scheduled runs, also over a restart."""
+
+    async def reload(self) -> Status:
+        """Read the configuration again. Raises ConfigError and changes nothing where it is bad."""
+
+    def metrics(self) -> bytes:
+        """Return the Prometheus text."""
+
+
+class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/runs`."""
+
+    full: bool = False
+    events: list[str] = field(default_factory=list)
+    join: bool = False
+
+
+class Refusal(Exception):  # noqa: N818  # an answer, not a fault
+    """An answer other than success: HTTP status, stable code, a sentence."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def application(verbs: Verbs) -> Starlette:
+    """Return the ASGI application that answers by these verbs."""
+    routes = _Routes(verbs)
+    return Starlette(
+        routes=[
+            Route("/v1/status", routes.status),
+            Route("/v1/runs", routes.start_run, methods=["POST"]),
+            Route("/v1/runs", routes.runs),
+            Route("/v1/runs/{id}", routes.run),
+            Route("/v1/runs/{id}/progress", routes.progress),
+            Route("/v1/events", routes.events),
+            Route("/v1/pause", routes.pause, methods=["POST"]),
+            Route("/v1/resume", routes.resume, methods=["POST"]),
+            Route("/v1/reload", routes.reload, methods=["POST"]),
+            Route("/healthz", routes.healthz),
+            Route("/metrics", routes.metrics),
+        ],
+        exception_handlers={Refusal: _refuse, HTTPException: _refuse_http, SyncdError: _refuse_syncd},
+    )
+
+
+class _Routes:
+    def __init__(self, verbs: Verbs) -> None:
+        self._verbs = verbs
+
+    async def status(self, _request: Request) -> Response:
+        return _json(self._verbs.status())
+
+    async def start_run(self, request: Request) -> Response:
+        asked = await _body(request)
+        bad = [event_id for event_id in asked.events if not (event_id.isascii() and event_id.isdigit())]
+        if bad:
+            raise Refusal(400, "bad_request", f"events: {bad[0]!r} is not an event id (digits)")
+        run = self._verbs.request_run(
+            full=asked.full, events=asked.events, join=asked.join, requested_by=_peer(request)
+        )
+        return _json(run, status=202)
+
+    async def run(self, request: Request) -> Response:
+        run = await self._find(request)
+        wait_s = _number(request, "wait", 0.0)
+        if not 0 <= wait_s <= MAX_WAIT_S:
+            raise Refusal(400, "bad_request", f"wait: from 0 to {MAX_WAIT_S:g} seconds")
+        if wait_s:
+            await self._verbs.wait(run, wait_s)
+        return _json(run)
+
+    async def progress(self, request: Request) -> Response:
+        run = await self._find(request)
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for step in self._verbs.watch(run, KEEP_ALIVE_S):
+                yield (msgspec.json.encode(step) if step else b"") + b"\n"
+            yield msgspec.json.encode(run) + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def runs(self, request: Request) -> Response:
+        limit = int(_number(request, "limit", 20))
+        before = int(_number(request, "before", 0)) if "before" in request.query_params else None
+        if not 1 <= limit <= MAX_RUNS:
+            raise Refusal(400, "bad_request", f"limit: from 1 to {MAX_RUNS}")
+        return _json({"runs": await self._verbs.runs(limit, before)})
+
+    async def events(self, request: Request) -> Response:
+        wanted = request.query_params.get("all", "0")
+        if wanted not in ("0", "1"):
+            raise Refusal(400, "bad_request", "all: 0 or 1")
+        return _json({"events": await self._verbs.events(ended_too=wanted == "1")})
+
+    async def pause(self, _request: Request) -> Response:
+        return _json(await self._verbs.pause(paused=True))
+
+    async def resume(self, _request: Request) -> Response:
+        return _json(await self._verbs.pause(paused=False))
+
+    async def reload(self, _request: Request) -> Response:
+        return _json(await self._verbs.reload())
+
+    async def healthz(self, _request: Request) -> Response:
+        status = self._verbs.status()
+        if status.health == "ok":
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse(f"{status.health}: {status.health_reason}\n", 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._verbs.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _find(self, request: Request) -> Run:
+        try:
+            run = await self._verbs.find_run(int(request.path_params["id"]))
+        except (ValueError, OverflowError):
+            run = None
+        if run is None:
+            raise Refusal(404, "unknown_run", f"there is no run {request.path_params['id']}")
+        return run
+
+
+class ControlServer:
+    """Serves an application on a Unix socket of its own making, until `stop`."""
+
+    def __init__(self, path: Path, *, mode: int, group: str | None) -> None:
+        """Bind the socket. Raises AlreadyRunning where a syncd answers, ConfigError where it cannot be."""
+        self._path = path
+        self._lock = FileLock(path.with_name(path.name + ".lock"), f"the socket {path}")
+        try:
+            self._lock.acquire()
+            self._socket = _bind(path, mode, group)
+        except (OSError, KeyError, ConfigError) as error:
+            self._lock.release()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError([f"control.socket: cannot make {path}: {reason}"]) from error
+        self._server: uvicorn.Server | None = None
+
+    async def serve(self, app: Starlette) -> None:
+        """Answer until `stop`."""
+        config = uvicorn.Config(
+            app,
+            http=_PeerProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            headers=[("Syncd-Version", __version__)],
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Server(config)
+        await self._server.serve(sockets=[self._socket])
+
+    @property
+    def answering(self) -> bool:
+        """Whether connections are being taken."""
+        return self._server is not None and self._server.started
+
+    def stop(self) -> None:
+        """Let no new request in and give those in progress a second; `serve` then returns."""
+        if self._server:
+            self._server.should_exit = True
+
+    def remove(self) -> None:
+        """Remove the socket, so that nobody finds it who would get no answer."""
+        self._path.unlink(missing_ok=True)
+        self._socket.close()
+        self._lock.release()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: they are the daemon's."""
+        yield
+
+
+class _PeerProtocol(H11Protocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Put the kernel's word on who connected where ASGI has the client's address."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = (int.from_bytes(peer[at : at + 4], "little", signed=True) for at in (0, 4, 8))
+        self.client = (str(uid), pid)
+
+
+def _peer(request: Request) -> Peer:
+    client = request.client
+    assert client is not None
+    uid = int(client.host)
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return Peer(uid, user, client.port)
+
+
+def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
+    if path.exists() or path.is_symlink():
+        _remove_stale(path)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # nobody else can connect until group and mode are set
+    try:
+        server.bind(str(path))
+    except OSError:
+        server.close()
+        raise
+    finally:
+        os.umask(before)
+    if group is not None:
+        os.chown(path, -1, getgrnam(group).gr_gid)
+    path.chmod(mode)
+    return server
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a killed daemon left behind; never anything else."""
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise ConfigError([f"{path} is there and no socket; remove it, or change control.socket"])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise AlreadyRunning(f"something answers on the socket {path} already")
+
+
+async def _body(request: Request) -> RunRequest:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise Refusal(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes")
+    try:
+        return msgspec.json.decode(body or b"{}", type=RunRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(400, "bad_request", f"the body does not fit: {error}") from error
+
+
+def _number(request: Request, name: str, default: float) -> float:
+    try:
+        return float(request.query_params.get(name, default))
+    except ValueError as error:
+        raise Refusal(400, "bad_request", f"{name}: a number is due") from error
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    return _json({"error": {"code": code, "message": message}}, status)
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _error(error.status, error.code, str(error))
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "unknown_route", 405: "wrong_method"}.get(error.status_code, "bad_request")
+    return _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503}
+
+
+async def _refuse_syncd(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, SyncdError)
+    status = next((code for kind, code in STATUS_OF.items() if isinstance(error, kind)), 409)
+    return _error(status, error.kind, str(error))

@@ -1,0 +1,448 @@
+"""`syncctl`: read the command line, ask the daemon over its Unix socket, print, give back an exit code.
+
+It starts fast, since monitors and scripts call it often: light parts of the standard library alone, a small
+HTTP client of its own, and rich only while somebody watches a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+from syncd import __version__, text
+
+TYPE_CHECKING = False  # importing typing would cost a tenth of the start
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    Json = dict[str, Any]
+    Show = Callable[[Json], None]
+
+DEFAULT_SOCKET = "/run/syncd/syncd.sock"
+ANSWER_TIMEOUT_S = 10.0
+SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run has nothing to tell
+POLL_WAIT_S = 5.0
+POLL_PAUSE_S = 0.1  # so that a daemon that answers at once, as one that stops may, is not flooded
+
+EXIT_OK = 0
+EXIT_BAD = 1
+EXIT_NO_DAEMON = 3
+EXIT_NO_PERMISSION = 4
+EXIT_GAVE_UP = 5
+EXIT_REFUSED = 6
+EXIT_INTERRUPTED = 130
+
+EPILOG = """\
+exit codes:
+  0  done
+  1  the run ended failed, partial or cancelled, or --check found bad health
+  2  wrong usage
+  3  no daemon answers on the socket
+  4  no permission for the socket
+  5  gave up waiting; the run goes on
+  6  the daemon refused (stopping, bad configuration, other version)
+  130  interrupted; the run goes on
+
+Durations are written "90s", "15m", "1h30m". NO_COLOR switches colours off."""
+
+
+class Failure(Exception):  # noqa: N818 - as in errors.py
+    """A command that cannot be done: its exit code, a stable word, and what happened and what to do."""
+
+    def __init__(self, exit_code: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+
+
+class NoDaemon(Failure):
+    """No daemon took the request, or none finished its answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_NO_DAEMON, "no_daemon", message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code of the command in `argv`; wrong usage raises SystemExit(2), as argparse does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names outside the terminal's alphabet
+    try:
+        return perform(parse(argv))
+    except OSError as error:  # the daemon's side never raises it
+        complain(f"cannot write the answer: {error.strerror}")
+        return EXIT_BAD
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line, `socket` filled in."""
+    try:
+        args = build_parser().parse_args(argv)
+    finally:
+        write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
+    args.socket = args.socket or os.environ.get("SYNCD_SOCKET") or DEFAULT_SOCKET
+    return args
+
+
+def perform(args: argparse.Namespace) -> int:
+    """Return the exit code of a parsed command, having told of any failure."""
+    try:
+        exit_code: int = args.function(args)
+    except KeyboardInterrupt:
+        failure = Failure(EXIT_INTERRUPTED, "interrupted", "Interrupted.")
+    except Failure as error:
+        failure = error
+    else:
+        return exit_code
+    if args.json:
+        write(as_json({"error": {"code": failure.code, "message": str(failure)}}))
+    else:
+        complain(str(failure))
+    return failure.exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; `function` of what it parses carries the command out and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="syncctl",
+        description="Talk to the syncd daemon.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"syncctl {__version__}")
+    socket_help = f"the daemon's socket, else $SYNCD_SOCKET, else {DEFAULT_SOCKET}"
+    parser.add_argument("--socket", metavar="PATH", help=socket_help)
+    parser.set_defaults(json=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+        # Without SUPPRESS the default would overwrite a --socket given before the command.
+        command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
+        if function is not metrics:
+            command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.set_defaults(function=function, command=name)
+        return command
+
+    command = add("status", status, "What the daemon does and how it fares.")
+    command.add_argument("--check", action="store_true", help="exit 1 unless health is ok")
+    command = add("run-now", run_now, "A run that begins after this request; waits for its end.")
+    command.add_argument("--full", action="store_true", help="reread everything")
+    help_ = "only this event; may be repeated"
+    command.add_argument("--event", metavar="ID", type=_event_id, action="append", default=[], help=help_)
+    command.add_argument("--join", action="store_true", help="accept a run in progress instead of a new one")
+    command.add_argument("--no-wait", action="store_true", help="return as soon as the run is queued")
+    help_ = "longest wait, such as 5m"
+    command.add_argument("--timeout", metavar="DUR", type=_timeout_s, default=float("inf"), help=help_)
+    command = add("history", history, "The latest runs, newest first.")
+    command.add_argument("-n", metavar="N", dest="limit", type=_limit, default=20, help="how many (20)")
+    command = add("events", events, "Live events and the places left.")
+    command.add_argument("--all", action="store_true", help="ended and vanished events too")
+    add("pause", change_state, "Start no more scheduled runs, also after a restart.")
+    add("resume", change_state, "Start scheduled runs again.")
+    add("reload", change_state, "Read the configuration again.")
+    add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
+    return parser
+
+
+def _timeout_s(value: str) -> float:
+    try:
+        seconds = text.parse_duration(value).total_seconds()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not seconds:
+        raise argparse.ArgumentTypeError("must be longer than 0s; --no-wait does not wait at all")
+    return seconds
+
+
+def _event_id(value: str) -> str:
+    if not value.isascii() or not value.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(f"{value!r} is not an event id; `syncctl events` lists them")
+    return value
+
+
+def _limit(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= 1000:  # noqa: PLR2004 - named in the message
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number from 1 to 1000")
+    return int(value)
+
+
+def status(args: argparse.Namespace) -> int:
+    """Print the Status; 1 if `--check` was given and health is not ok."""
+    answer = ask_json(args.socket, "GET", "/v1/status")
+    write_answer(args, answer, lambda: text.status_panel(answer, datetime.now(UTC)))
+    return EXIT_BAD if args.check and answer["health"] != "ok" else EXIT_OK
+
+
+def run_now(args: argparse.Namespace) -> int:
+    """Ask for a run, wait for its end and print it; 1 if its outcome is not ok."""
+    deadline = time.monotonic() + args.timeout
+    wanted = {"full": args.full, "events": args.event, "join": args.join}
+    timeout_s = min(args.timeout, ANSWER_TIMEOUT_S)
+    run = ask_json(args.socket, "POST", "/v1/runs", wanted, timeout_s=timeout_s)
+    if not args.no_wait:
+        run = wait_for(args.socket, run["id"], deadline)
+    write_answer(args, run, lambda: text.run_summary(run))
+    return EXIT_OK if args.no_wait or run["outcome"] == "ok" else EXIT_BAD
+
+
+def history(args: argparse.Namespace) -> int:
+    """Print the latest runs."""
+    answer = ask_json(args.socket, "GET", f"/v1/runs?limit={args.limit}")
+    write_answer(args, answer, lambda: text.runs_table(answer["runs"]))
+    return EXIT_OK
+
+
+def events(args: argparse.Namespace) -> int:
+    """Print the live events, or all."""
+    answer = ask_json(args.socket, "GET", f"/v1/events?all={int(args.all)}")
+    write_answer(args, answer, lambda: text.events_table(answer["events"]))
+    return EXIT_OK
+
+
+def change_state(args: argparse.Namespace) -> int:
+    """Carry out `pause`, `resume` or `reload` and print the state after it."""
+    answer = ask_json(args.socket, "POST", f"/v1/{args.command}")
+    write_answer(args, answer, lambda: text.state_line(answer, datetime.now(UTC)))
+    return EXIT_OK
+
+
+def metrics(args: argparse.Namespace) -> int:
+    """Print the Prometheus text as the daemon gives it."""
+    write(ask(args.socket, "GET", "/metrics").decode())
+    return EXIT_OK
+
+
+def write_answer(args: argparse.Namespace, answer: Json, readable: Callable[[], str]) -> None:
+    """Print an answer: as JSON if `--json` asks for it, else as `readable` puts it."""
+    write(as_json(answer) if args.json else readable() + "\n")
+
+
+def as_json(document: Json) -> str:
+    """Return a document in ASCII, so that it is JSON whatever the terminal's encoding."""
+    return json.dumps(document, indent=2) + "\n"
+
+
+def write(output: str) -> None:
+    """Write to stdout at once. A reader that has gone away is no error; any other OSError is raised."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(output)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered would be tried again, and complained of, at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def complain(message: str) -> None:
+    """Write a message to stderr, if that is open."""
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(f"syncctl: {message}\n")
+
+
+def wait_for(path: str, run_id: int, deadline: float) -> Json:
+    """Return the run once it has ended, showing its progress on a terminal.
+
+    Raises Failure when `deadline` (time.monotonic) passes, on Ctrl-C, and when the daemon goes away.
+    """
+    try:
+        with progress_bar() as show:
+            return follow(path, run_id, deadline, show) or poll(path, run_id, deadline, show)
+    except KeyboardInterrupt:
+        raise Failure(EXIT_INTERRUPTED, "interrupted", f"Stopped waiting. {_goes_on(run_id)}") from None
+
+
+def follow(path: str, run_id: int, deadline: float, show: Show) -> Json | None:
+    """Return the ended run from its stream of progress; None if the stream breaks or time is up."""
+    target = f"/v1/runs/{run_id}/progress"
+    timeout_s = max(0.001, min(ANSWER_TIMEOUT_S, deadline - time.monotonic()))
+    with (
+        contextlib.suppress(NoDaemon, json.JSONDecodeError),  # the second: a line that broke off
+        exchange(path, "GET", target, None, timeout_s) as (connection, _, lines),
+    ):
+        while (left_s := deadline - time.monotonic()) > 0:
+            connection.settimeout(min(SILENCE_S, left_s))
+            line = lines.readline()
+            if not line:
+                break
+            if line.strip():
+                step: Json = json.loads(line)
+                if step.get("state") == "done":
+                    return step
+                show(step)
+    return None
+
+
+def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
+    """Return the ended run by asking for it again and again; for when its stream broke."""
+    while (left_s := deadline - time.monotonic()) > 0:
+        wait_s = int(min(POLL_WAIT_S, left_s))
+        timeout_s = min(wait_s + ANSWER_TIMEOUT_S, left_s)
+        try:
+            run = ask_json(path, "GET", f"/v1/runs/{run_id}?wait={wait_s}", timeout_s=timeout_s)
+        except NoDaemon:
+            if time.monotonic() >= deadline:
+                break
+            raise NoDaemon(
+                f"The daemon went away during run {run_id}. "
+                "Once it is back `syncctl history` shows how the run ended."
+            ) from None
+        if run["state"] == "done":
+            return run
+        show(run.get("progress") or {})
+        time.sleep(min(POLL_PAUSE_S, left_s))
+    raise Failure(EXIT_GAVE_UP, "gave_up", f"Gave up waiting. {_goes_on(run_id)}")
+
+
+def _goes_on(run_id: int) -> str:
+    return f"Run {run_id} goes on: `syncctl status` shows it, `syncctl history` how it ended."
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Show]:
+    """Give a function that shows a Progress on stderr, which does nothing where that is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - three times the whole start
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("queued", total=None)
+
+        def show(step: Json) -> None:
+            phase, done, total = step.get("phase", "running"), step.get("done", 0), step.get("total")
+            progress.update(task, description=phase, completed=done, total=total or None)
+
+        yield show
+
+
+def ask_json(path: str, method: str, target: str, body: Json | None = None, **options: float) -> Json:
+    """Return the daemon's JSON answer; arguments and exceptions are those of `ask`."""
+    try:
+        answer: Json = json.loads(ask(path, method, target, body, **options))
+    except ValueError:
+        raise Failure(EXIT_REFUSED, "malformed", f"The answer to {method} {target} is not JSON.") from None
+    return answer
+
+
+def ask(path: str, method: str, target: str, body: Json | None = None, *, timeout_s: float = 0) -> bytes:
+    """Return the body of the daemon's answer. `timeout_s` is for each read, ANSWER_TIMEOUT_S if 0."""
+    with exchange(path, method, target, body, timeout_s or ANSWER_TIMEOUT_S) as (_, headers, stream):
+        answer = stream.read()
+        if len(answer) < int(headers.get("content-length", 0)):
+            raise ConnectionError
+        return answer
+
+
+@contextlib.contextmanager
+def exchange(
+    path: str, method: str, target: str, body: Json | None, timeout_s: float
+) -> Iterator[tuple[socket.socket, dict[str, str], BinaryIO]]:
+    """Give the connection, the headers and the unread body of the daemon's answer to one request.
+
+    HTTP/1.0, so that the answer is never chunked and ends with the connection. Raises NoDaemon if no answer
+    comes or, also while the body is read, if it stops; Failure for a refusal and for another syncd's answer.
+    """
+    content = b"" if body is None else json.dumps(body).encode()
+    head = (
+        f"{method} {target} HTTP/1.0\r\nHost: syncd\r\nUser-Agent: syncctl/{__version__}\r\nAccept: */*\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    with connect(path, timeout_s) as connection, connection.makefile("rb") as stream:
+        try:
+            connection.sendall(head.encode() + content)
+            headers = read_head(path, stream)
+            yield connection, headers, stream
+        except TimeoutError:
+            advice = "see `systemctl status syncd`"
+            raise NoDaemon(f"The daemon on {path} does not answer in time: {advice}.") from None
+        except ConnectionError:
+            raise NoDaemon(
+                f"The daemon on {path} closed the connection before its answer was whole."
+            ) from None
+
+
+def connect(path: str, timeout_s: float) -> socket.socket:
+    """Return a connection to the Unix socket at `path`. Raises NoDaemon, or Failure without permission."""
+    connection = socket.socket(socket.AF_UNIX)
+    # The kernel's time-out waits while the daemon's queue is full; Python's would fail at once with EAGAIN.
+    interval = struct.pack("ll", *divmod(max(1, round(timeout_s * 1_000_000)), 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+    try:
+        connection.connect(path)
+    except PermissionError:
+        connection.close()
+        raise Failure(EXIT_NO_PERMISSION, "no_permission", _permission_advice(path)) from None
+    except OSError as error:
+        connection.close()
+        raise NoDaemon(
+            f"No daemon answers on {path} ({error.strerror or error}). "
+            "Start it with `systemctl start syncd`, or name its socket with --socket."
+        ) from None
+    connection.settimeout(timeout_s)
+    return connection
+
+
+def _permission_advice(path: str) -> str:
+    import grp  # noqa: PLC0415 - for this sentence only
+
+    try:
+        group = f"the group {grp.getgrgid(os.stat(path).st_gid).gr_name}"  # noqa: PTH116 - pathlib starts slowly
+    except (OSError, KeyError):
+        group = "the daemon's group"
+    return f"No permission for {path}: join {group} and log in again, or use sudo."
+
+
+def read_head(path: str, stream: BinaryIO) -> dict[str, str]:
+    """Return an answer's headers, names in lower case, leaving the body unread.
+
+    Raises ConnectionError without an answer, Failure unless it is an answer of this version without an error.
+    """
+    protocol, _, status = stream.readline().decode("latin-1").partition(" ")
+    if not protocol:
+        raise ConnectionError
+    headers = dict[str, str]()
+    while protocol.startswith("HTTP/1.") and (line := stream.readline().decode("latin-1").strip()):
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    version = headers.get("syncd-version")
+    if version is None:
+        raise Failure(EXIT_REFUSED, "version", f"What answers on {path} is not syncd.")
+    if _compatible(version) != _compatible(__version__):
+        raise Failure(
+            EXIT_REFUSED,
+            "version",
+            f"The daemon is syncd {version}, this is syncctl {__version__}: "
+            "use the same version, or restart a daemon that was updated.",
+        )
+    if not status.startswith("2"):
+        raise _refusal(status.strip(), stream.read())
+    return headers
+
+
+def _compatible(version: str) -> list[str]:
+    """Return the part of a version that both ends must share: the major number, below 1.0 the minor too."""
+    numbers = version.split(".")
+    return numbers[:2] if numbers[0] == "0" else numbers[:1]
+
+
+def _refusal(status: str, body: bytes) -> Failure:
+    try:
+        error = json.loads(body)["error"]
+        return Failure(EXIT_REFUSED, error["code"], error["message"])
+    except (ValueError, LookupError, TypeError):
+        return Failure(EXIT_REFUSED, "refused", f"The daemon answered with HTTP status {status}.")

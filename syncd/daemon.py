@@ -1,0 +1,322 @@
+"""The daemon's life: start, serve, stop. Wires the mirror, the runner, the schedule and the control server.
+
+Everything happens on one event loop; decoding and the database work in threads beside it. A dead part ends the
+process, so that systemd starts it again; a failed run is only an event and a status.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+
+from loguru import logger
+from msgspec import structs
+
+from syncd import log, metrics
+from syncd.config import Config
+from syncd.control import ControlServer, application
+from syncd.database import masked
+from syncd.errors import ConfigError, StoreError, SyncdError
+from syncd.heartbeat import ping
+from syncd.mirror import Mirror
+from syncd.model import Json, Peer, Progress, Run
+from syncd.notify import Notifier
+from syncd.redact import Redactor
+from syncd.runner import Runner
+from syncd.schedule import Schedule
+from syncd.status import State, Status, last_error
+from syncd.threads import in_thread
+
+RUN_GRACE_S = 3.0
+"""How long a stop waits for the run in progress to be cancelled or its transaction to end."""
+STOP_WITHIN_S = 4.5
+"""After so long a stop gives up waiting for anything at all."""
+
+
+class Daemon:
+    """A long-running syncd. `run` returns the exit code; `on_run` is told of each ended run.
+
+    `load_config` reads the configuration again for a reload; it raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        load_config: Callable[[], Config],
+        redact: Redactor,
+        notifier: Notifier,
+        on_run: Callable[[Run], None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._load_config = load_config
+        self._redact = redact
+        self._notifier = notifier
+        self._on_run = on_run
+        self._mirror = Mirror(config, redact)
+        self._schedule = Schedule(self._fire)
+        self._runner = Runner(
+            self._work,
+            timeout=config.sync.run_timeout,
+            next_id=self._mirror.next_id,
+            on_end=self._conclude,
+            redact=redact,
+        )
+        self._control: ControlServer | None = None
+        self._stop_asked = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life
+
+    async def run(self) -> int:
+        """Start, serve until a signal or a dead part, stop. Raises AlreadyRunning, ConfigError at the start."""
+        try:
+            serving = await self._start()
+        except BaseException:
+            await self._mirror.close()
+            if self._control:
+                self._control.remove()
+            raise
+        code = await self._until_stopped(serving)
+        await self._stop(serving)
+        return code
+
+    async def _start(self) -> "asyncio.Task[None]":
+        control = self._config.control
+        self._control = ControlServer(control.socket, mode=control.mode, group=control.group)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        try:
+            await self._mirror.open()
+        except StoreError as error:
+            logger.bind(event="error.database").error("{}; tried again with each run", error)
+        self._runner.serve()
+        serving = asyncio.create_task(self._control.serve(application(self)), name="control server")
+        while not self._control.answering and not serving.done():
+            await asyncio.sleep(0.005)
+        sync = self._config.sync
+        self._schedule.start(sync.interval, sync.jitter, self._first_slot())
+        if sync.run_on_start and not self._mirror.paused:
+            self._runner.request("startup")
+        every = f"every {sync.interval.total_seconds():g} s"
+        logger.bind(event="started").info(
+            "syncd {} is up: runs {}, answers on {}, writes to {}",
+            *(self.status().version, every, control.socket, masked(self._config.database.url)),
+        )
+        self._notifier.ready(f"up, runs {every}")
+        return serving
+
+    async def _until_stopped(self, serving: "asyncio.Task[None]") -> int:
+        stopped = asyncio.create_task(self._stop_asked.wait())
+        runner = self._runner.task
+        await asyncio.wait({stopped, serving, runner}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            return 0
+        dead = serving if serving.done() else runner
+        reason = dead.exception() if not dead.cancelled() else None
+        logger.bind(event="dead").critical("the {} died ({!r}): ending the process", dead.get_name(), reason)
+        stopped.cancel()
+        return 1
+
+    async def _stop(self, serving: "asyncio.Task[None]") -> None:
+        """Stop in order: no new run, the run in progress, the socket, the connections."""
+        self._stop_asked.set()
+        self._notifier.stopping()
+        guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", 0])
+        guard.daemon = True
+        guard.start()
+        self._schedule.stop()
+        ended = await self._runner.stop(RUN_GRACE_S)
+        assert self._control
+        self._control.stop()
+        await asyncio.wait({serving})
+        self._control.remove()
+        if not ended:
+            self._give_up("the database did not answer, its transaction is rolled back", 0)
+        for task in self._tasks:
+            task.cancel()
+        await self._mirror.close()
+        guard.cancel()
+        logger.bind(event="stopped").info("stopped")
+
+    def _on_stop_signal(self, number: int) -> None:
+        if self._stop_asked.is_set():
+            self._give_up("a second signal", 1)
+        logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
+        self._stop_asked.set()
+
+    def _give_up(self, why: str, code: int) -> None:
+        """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
+        logger.bind(event="cut").warning("ending at once: {}", why)
+        if self._control:
+            self._control.remove()
+        os._exit(code)
+
+    def _on_hangup(self) -> None:
+        async def reload() -> None:
+            try:
+                await self.reload()
+            except ConfigError:
+                logger.debug("the reload was refused, see above")
+
+        task = asyncio.create_task(reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _first_slot(self) -> datetime:
+        """Return the first scheduled instant: in step with the last success where no run starts now."""
+        now, interval = datetime.now(UTC), self._config.sync.interval
+        last = self._mirror.record.last_success_at
+        if self._config.sync.run_on_start or last is None or last > now:
+            return now + interval
+        return last + interval * ((now - last) // interval + 1)
+
+    # --- runs
+
+    async def _fire(self) -> None:
+        """Do what a scheduled slot asks for, and return when that has ended."""
+        waiting = [run for run in (self._runner.current, self._runner.queued) if run and not run.events]
+        if self._mirror.paused:
+            self._schedule.skip("paused")
+        elif self._mirror.client.refused:
+            self._schedule.skip("credentials")
+        elif waiting:
+            self._schedule.skip("busy")
+        elif not self._stop_asked.is_set():
+            run = self._runner.request("interval")
+            await self._runner.wait(run, self._config.sync.run_timeout.total_seconds() * 2)
+
+    async def _work(self, run: Run) -> None:
+        self._notifier.status(f"run {run.id} ({run.trigger}) in progress")
+        await self._mirror.work(run, self._runner.advance)
+
+    async def _conclude(self, run: Run, error: SyncdError | None) -> None:
+        await self._mirror.conclude(run, error)
+        self._notifier.status(
+            self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
+        )
+        if self._config.heartbeat.url and run.outcome != "cancelled":
+            task = asyncio.create_task(ping(self._config.heartbeat.url, run))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._on_run(run)
+
+    # --- the verbs of the control server
+
+    def status(self) -> Status:
+        """Return the status, from memory."""
+        record, interval = self._mirror.record, self._config.sync.interval
+        refused = self._mirror.client.refused
+        health, reason = record.health(interval, refused=refused)
+        return Status(
+            pid=os.getpid(),
+            started_at=record.started_at,
+            uptime_s=round((datetime.now(UTC) - record.started_at).total_seconds(), 1),
+            state=self._state(),
+            health=health,
+            health_reason=reason,
+            is_running=not self._mirror.paused and not self._stop_asked.is_set(),
+            interval_s=interval.total_seconds(),
+            next_run_at=None if self._mirror.paused else self._schedule.next_at,
+            run_count=record.run_count,
+            consecutive_failures=record.consecutive_failures,
+            last_run=record.last_run,
+            last_success_at=record.last_success_at,
+            last_error=last_error(record.last_run),
+            current_run=self._runner.current,
+            queued_runs=1 if self._runner.queued else 0,
+            database=masked(self._config.database.url),
+            events_live=record.events_live,
+            events_full=record.events_full,
+            slots_skipped=dict(self._schedule.skipped),
+            slots_missed=self._schedule.missed,
+        )
+
+    def _state(self) -> State:
+        if self._stop_asked.is_set():
+            return "stopping"
+        if self._runner.current:
+            return "running"
+        return "paused" if self._mirror.paused else "idle"
+
+    def request_run(self, *, full: bool, events: Sequence[str], join: bool, requested_by: Peer) -> Run:
+        """Return the run that serves a request made by hand. Raises Stopping."""
+        return self._runner.request("manual", full=full, events=events, join=join, requested_by=requested_by)
+
+    async def find_run(self, run_id: int) -> Run | None:
+        """Return a run: one of this process, or one on record."""
+        run = self._runner.find(run_id)
+        if run or self._mirror.store is None:
+            return run
+        return await in_thread(self._mirror.store.run, run_id)
+
+    async def wait(self, run: Run, seconds: float) -> None:
+        """Return when the run has ended or the time is over."""
+        await self._runner.wait(run, seconds)
+
+    def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
+        """Yield a run's steps until it has ended."""
+        return self._runner.watch(run, keep_alive_s)
+
+    async def runs(self, limit: int, before: int | None) -> list[Run]:
+        """Return the latest runs on record, newest first."""
+        return await in_thread((await self._mirror.open()).runs, limit, before)
+
+    async def events(self, *, ended_too: bool) -> list[Json]:
+        """Return the events with their availability."""
+        since = None if ended_too else datetime.now(UTC) - self._config.sync.keep_past
+        return await in_thread((await self._mirror.open()).events, since)
+
+    async def pause(self, *, paused: bool) -> Status:
+        """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""
+        store = await self._mirror.open()
+        await in_thread(store.set_paused, paused)
+        self._mirror.paused = paused
+        logger.bind(event="paused" if paused else "resumed").info(
+            "scheduled runs are {}", "paused" if paused else "on again"
+        )
+        return self.status()
+
+    async def reload(self) -> Status:
+        """Take a changed configuration over. Raises ConfigError, and then nothing has changed."""
+        self._notifier.reloading()
+        try:
+            config = await in_thread(self._load_config)
+        except ConfigError as error:
+            for problem in error.problems:
+                logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
+            raise
+        else:
+            await self._take_over(config)
+        finally:
+            self._notifier.ready("up")
+        return self.status()
+
+    async def _take_over(self, config: Config) -> None:
+        if (config.database, config.control) != (self._config.database, self._config.control):
+            logger.bind(event="reload.partly").warning(
+                "[database] and [control] take effect at the next start; until then the old settings stay"
+            )
+            config = structs.replace(config, database=self._config.database, control=self._config.control)
+        self._config = config
+        self._redact.add(config.key.value)
+        log.configure(level=config.log.level, format=config.log.format, redact=self._redact)
+        await self._mirror.configure(config)
+        self._runner.timeout = config.sync.run_timeout
+        self._schedule.change(config.sync.interval, config.sync.jitter)
+        logger.bind(event="reloaded").info("the configuration was read again")
+
+    def metrics(self) -> bytes:
+        """Return the Prometheus text."""
+        return metrics.exposition(
+            metrics.Facts(
+                status=self.status(),
+                record=self._mirror.record,
+                requests=self._mirror.client.statuses,
+                clock_jumps=self._schedule.clock_jumps,
+            )
+        )

@@ -1,0 +1,149 @@
+"""`syncd demo`: the real daemon against the built-in stand-in for Billetweb, whose sales go on.
+
+Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
+"""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from syncd.config import Config, load
+from syncd.daemon import Daemon
+from syncd.model import Run
+from syncd.notify import Notifier
+from syncd.redact import Redactor
+from syncd.standin import StandIn, serving
+from syncd.text import events_table
+
+MINIMUM_INTERVAL = timedelta(seconds=1)
+STEP_S = 0.7
+FAULT_EVERY = 40
+CONFIG = """\
+# The demo's configuration. Change it and run: syncctl reload
+[billetweb]
+user = "{user}"
+key_file = "{folder}/billetweb.key"
+base_url = "{base_url}"
+requests_per_minute = 100
+
+[sync]
+interval = "{interval}s"
+
+[database]
+url = "sqlite:///{folder}/syncd.db"
+
+[control]
+socket = "{folder}/syncd.sock"
+mode = "0600"
+"""
+
+
+def demo(
+    folder: Path | None,
+    *,
+    interval: timedelta,
+    events: int,
+    seed: int,
+    configured: Callable[[Callable[[], Config]], Config],
+    redact: Redactor,
+) -> int:
+    """Run the demo until a signal stops it, and return the exit code. A folder of its own is removed again.
+
+    `configured` makes a configuration's secrets masked and its log settings effective.
+    """
+    standin = StandIn(events=events, seed=seed)
+    with _home(folder) as home, serving(standin) as base_url, _life(standin):
+        path = _write_config(home, standin, base_url, interval)
+
+        def load_config() -> Config:
+            return load(path, {}, minimum_interval=MINIMUM_INTERVAL)
+
+        config = configured(load_config)
+        _say(
+            f"A stand-in for Billetweb answers on {base_url}, with {events} events whose sales go on.\n"
+            f"The daemon mirrors it into {home}/syncd.db, every {interval.total_seconds():g} s. Ctrl-C stops it.\n"
+        )
+
+        async def run() -> int:
+            screen = _FirstScreen(config.control.socket)
+            daemon = Daemon(
+                config,
+                load_config=load_config,
+                redact=redact,
+                notifier=Notifier(None),
+                on_run=lambda run: screen.show(daemon, run),
+            )
+            return await daemon.run()
+
+        return asyncio.run(run())
+
+
+class _FirstScreen:
+    """Shows the table of places left once, after the first good run."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._task: asyncio.Task[None] | None = None
+
+    def show(self, daemon: Daemon, run: Run) -> None:
+        if self._task is None and run.synced:
+            self._task = asyncio.create_task(self._show(daemon))
+
+    async def _show(self, daemon: Daemon) -> None:
+        events = await daemon.events(ended_too=False)
+        _say(f"\n{events_table(msgspec.to_builtins(events))}\n\nIn another terminal:")
+        for command in ("status", "run-now", "events", "history"):
+            _say(f"  syncctl --socket {self._socket} {command}")
+        _say("")
+
+
+@contextmanager
+def _home(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="syncd-demo-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def _life(standin: StandIn) -> Iterator[None]:
+    """Let the stand-in's sales go on in a thread; now and then a request fails, as in life."""
+    over = threading.Event()
+
+    def live() -> None:
+        steps = 0
+        while not over.wait(STEP_S):
+            standin.tick()
+            steps += 1
+            if steps % FAULT_EVERY == 0:
+                standin.occasional_fault(1.0)
+
+    thread = threading.Thread(target=live, name="demo life")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _write_config(home: Path, standin: StandIn, base_url: str, interval: timedelta) -> Path:
+    key = home / "billetweb.key"
+    key.touch(mode=0o600)
+    key.write_text(standin.key + "\n")
+    path = home / "config.toml"
+    values = {"user": standin.user, "folder": home, "base_url": base_url}
+    path.write_text(CONFIG.format(**values, interval=int(interval.total_seconds())))
+    return path
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201

@@ -1,0 +1,105 @@
+"""Every exception that syncd raises on purpose, in one tree. Imports nothing of syncd.
+
+    SyncdError
+    ├─ ConfigError           problems: one line each, with key path and line number
+    ├─ BilletwebError
+    │   ├─ TransportError    retry: connection, time-outs, 5xx
+    │   ├─ RateLimited       retry, after a minute where the answer does not say
+    │   ├─ ChallengeError    the protection page; ask again in minutes
+    │   ├─ AuthError         credentials refused; ask again only when somebody says so
+    │   ├─ RestrictedError   the key may not read this event
+    │   ├─ StatusError       any other refusal
+    │   └─ DecodeError       an answer that is not what was asked for
+    ├─ StoreError            the database cannot be read or written now
+    └─ AlreadyRunning        another syncd holds this database or this socket
+
+`kind` is the stable word for logs, `syncd_runs.errors` and status; `retry` says whether asking again
+at once makes sense. Messages say what happened, to what, and what happens next or what to do.
+"""
+
+
+class SyncdError(Exception):
+    """Root of the tree."""
+
+    kind = "internal"
+    retry = False
+
+
+class ConfigError(SyncdError):
+    """The configuration or the credentials are unusable; `problems` holds one line of text each."""
+
+    kind = "configuration"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class BilletwebError(SyncdError):
+    """A request to Billetweb that gave no usable answer.
+
+    `status` is the HTTP status, where there was one; `wait_s` how long the answer asked to wait, where it did.
+    """
+
+    kind = "billetweb"
+
+    def __init__(self, message: str, *, status: int | None = None, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.wait_s = wait_s
+
+
+class TransportError(BilletwebError):
+    """No answer, or a server error: connection, time-out, 5xx."""
+
+    kind = "transport"
+    retry = True
+
+
+class RateLimited(BilletwebError):
+    """Billetweb refused for too many requests."""
+
+    kind = "rate_limited"
+    retry = True
+
+
+class ChallengeError(BilletwebError):
+    """The protection in front of Billetweb answered with a page for browsers."""
+
+    kind = "challenge"
+
+
+class AuthError(BilletwebError):
+    """User or key were refused."""
+
+    kind = "credentials"
+
+
+class RestrictedError(BilletwebError):
+    """The key is good but may not read what was asked."""
+
+    kind = "restricted"
+
+
+class StatusError(BilletwebError):
+    """An error object or a status that no other class stands for."""
+
+    kind = "refused"
+
+
+class DecodeError(BilletwebError):
+    """The answer is not of the expected shape."""
+
+    kind = "malformed"
+
+
+class StoreError(SyncdError):
+    """The database cannot be opened, read or written now."""
+
+    kind = "database"
+
+
+class AlreadyRunning(SyncdError):
+    """Another syncd holds this database or this socket."""
+
+    kind = "already_running"

@@ -1,0 +1,63 @@
+"""A ceiling on requests in any sliding minute. Imports nothing of syncd.
+
+Billetweb refuses more than 100 calls a minute for the whole account and asks for fair use
+(https://www.billetweb.fr/bo/api.php); other programs may share the key. The ceiling holds across a restart:
+each request is noted where the next process finds it.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+
+WINDOW_S = 61.0
+"""A second more than the minute meant: requests travel for unequal times and may arrive closer together."""
+
+
+class RateLimiter:
+    """At most `per_minute` requests in any WINDOW_S seconds, and none before a pause is over.
+
+    `note` is called for each request before it is sent. `clock` is monotonic seconds; `sleep` waits.
+    """
+
+    def __init__(
+        self,
+        per_minute: int,
+        *,
+        note: Callable[[], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.per_minute = per_minute
+        self._note = note
+        self._clock = clock
+        self._sleep = sleep
+        self._sent: deque[float] = deque()
+        self._paused_until = 0.0
+        self._turn = asyncio.Lock()
+
+    def remember(self, ages_s: Iterable[float]) -> None:
+        """Count requests that an earlier process sent `ages_s` seconds ago."""
+        now = self._clock()
+        self._sent = deque(sorted([*self._sent, *(now - age for age in ages_s)]))
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing through for so long; a longer pause that is under way stays."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    async def acquire(self) -> None:
+        """Return when a request may be sent, first come first served; it is counted as sent then."""
+        async with self._turn:
+            while (wait_s := self._wait_s()) > 0:
+                await self._sleep(wait_s)
+            self._sent.append(self._clock())
+            await self._note()
+
+    def _wait_s(self) -> float:
+        now = self._clock()
+        while self._sent and self._sent[0] <= now - WINDOW_S:
+            self._sent.popleft()
+        wait_s = self._paused_until - now
+        if len(self._sent) >= self.per_minute:
+            wait_s = max(wait_s, self._sent[-self.per_minute] + WINDOW_S - now)
+        return wait_s

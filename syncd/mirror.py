@@ -1,0 +1,165 @@
+"""One account's mirror: the client and the store as runs need them, and what is remembered between runs.
+
+The daemon and `syncd once` carry out the same work from here. The database is opened when it can be: until
+then runs fail and say so, and are put on record as soon as it answers.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from loguru import logger
+from msgspec import Struct
+
+from syncd import limiter
+from syncd.billetweb import Billetweb
+from syncd.config import Config
+from syncd.database import Database
+from syncd.errors import BilletwebError, StoreError, SyncdError
+from syncd.limiter import RateLimiter
+from syncd.model import Run
+from syncd.runlog import RunLog
+from syncd.status import Record
+from syncd.store import History, Store
+from syncd.sync import Failure, Synchronisation
+from syncd.threads import in_thread
+
+UNRECORDED_AT_MOST = 100
+
+
+class _Ended(Struct, frozen=True):
+    """A run whose end is not on record yet."""
+
+    run: Run
+    read_at: Mapping[str, datetime]
+
+
+class Mirror:
+    """Carries runs out for one account. `store` is None until the database could be opened."""
+
+    def __init__(self, config: Config, redact: Callable[[str], str]) -> None:
+        self.config = config
+        self.redact = redact
+        self.store: Store | None = None
+        self.record = Record(started_at=datetime.now(UTC))
+        self.paused = False
+        self._limiter = RateLimiter(config.billetweb.requests_per_minute, note=self._note_request)
+        self.client = self._new_client(config)
+        self._log = RunLog()
+        self._last_id = 0
+        self._unrecorded: deque[_Ended] = deque(maxlen=UNRECORDED_AT_MOST)
+        self._at_work: Synchronisation | None = None
+
+    async def open(self) -> Store:
+        """Return the store, opened now where it was not. Raises StoreError, and AlreadyRunning."""
+        if self.store is None:
+            store, history, ages_s = await in_thread(_open, self.config.database.url)
+            self.store = store
+            self.paused = await in_thread(store.paused)
+            self.record.take_over(history)
+            self._last_id = history.last_id
+            self._limiter.remember(ages_s)
+            await self._count_events(store)
+        return self.store
+
+    async def close(self) -> None:
+        """Close the connections and the database."""
+        await self.client.aclose()
+        if self.store:
+            await in_thread(self.store.close)
+
+    async def configure(self, config: Config) -> None:
+        """Take new settings over: those of the client now, or with the next run where one is in progress."""
+        self.config = config
+        self._limiter.per_minute = config.billetweb.requests_per_minute
+        before, self.client = self.client, self._new_client(config)
+        self.client.statuses.update(before.statuses)
+        if self._at_work is None:
+            await before.aclose()
+
+    def next_id(self) -> int:
+        """Return a new run's id: counted on, or negative while no database says where to count from."""
+        if self.store is None:
+            self._last_id = min(self._last_id - 1, -int(time.time()))
+        else:
+            self._last_id += 1
+        return self._last_id
+
+    async def work(self, run: Run, on_progress: Callable[[Run], None]) -> None:
+        """Carry a run out. Raises the SyncdError that made it impossible."""
+        self._log.started(run)
+        self._at_work = None
+        store = await self.open()
+        if run.trigger == "manual":
+            self.client.reset()
+        elif not run.events:
+            run.full = run.full or self._full_is_due()
+        await in_thread(store.start_run, run)
+        self._at_work = Synchronisation(
+            run,
+            self.client,
+            store,
+            keep_past=self.config.sync.keep_past,
+            workers=self.config.billetweb.concurrency,
+            on_progress=on_progress,
+            redact=self.redact,
+        )
+        await self._at_work.execute()
+
+    async def conclude(self, run: Run, error: SyncdError | None) -> None:
+        """Put a run's end on record, count it and tell of it. Raises nothing."""
+        synchronisation, self._at_work = self._at_work, None
+        failures = list(synchronisation.failures) if synchronisation else []
+        if error:
+            status = error.status if isinstance(error, BilletwebError) else None
+            failures.append(Failure(run.errors[-1], status))
+        self._unrecorded.append(_Ended(run, synchronisation.read_at if synchronisation else {}))
+        self.record.take(run)
+        self._log.finished(run, failures)
+        try:
+            await self._put_on_record()
+        except StoreError as trouble:
+            logger.bind(event="error.database").error(
+                "run {} is not on record yet: {}; tried again with the next run", run.id, trouble
+            )
+        if synchronisation and synchronisation.client is not self.client:
+            await synchronisation.client.aclose()
+
+    async def _put_on_record(self) -> None:
+        if self.store:
+            while self._unrecorded:
+                ended = self._unrecorded[0]
+                await in_thread(self.store.finish_run, ended.run, ended.read_at)
+                self._unrecorded.popleft()
+            await self._count_events(self.store)
+
+    async def _count_events(self, store: Store) -> None:
+        live_since = datetime.now(UTC) - self.config.sync.keep_past
+        counted = await in_thread(store.count_events, live_since)
+        self.record.events_live, self.record.events_full = counted
+
+    def _full_is_due(self) -> bool:
+        last = self.record.last_full_at
+        return last is None or datetime.now(UTC) - last >= self.config.sync.full_every
+
+    async def _note_request(self) -> None:
+        if self.store:
+            try:
+                await in_thread(self.store.note_request, limiter.WINDOW_S)
+            except StoreError as error:
+                # The ceiling holds within this process all the same; only a restart would not know.
+                logger.debug("a request could not be noted: {}", error)
+
+    def _new_client(self, config: Config) -> Billetweb:
+        return Billetweb(config.billetweb, config.key, self._limiter, count_carts=config.sync.count_carts)
+
+
+def _open(url: str) -> tuple[Store, History, list[float]]:
+    store = Store(Database(url))
+    try:
+        history = store.open_history(datetime.now(UTC))
+        return store, history, store.request_ages_s(limiter.WINDOW_S)
+    except BaseException:
+        store.close()
+        raise

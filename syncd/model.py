@@ -1,0 +1,184 @@
+"""The records that travel through syncd, and its words. Imports nothing of syncd.
+
+*Run*: one synchronisation. *Trigger*: why it ran. *Live event*: not yet ended, or ended less than
+`sync.keep_past` ago. *Gauge*: a Billetweb availability row. *Scope*: what one read is complete for (the
+account's events; one event's gauges, tickets or sessions). *Vanished*: no longer returned by reads that
+were complete in scope. *Change*: one row that appeared, changed, vanished or returned.
+
+The field names of `Event`, `Gauge`, `Ticket` and `Session` are the column names of the mirrored tables.
+Instants end in `_at` and are aware UTC; money is Decimal; `_s` is seconds.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from msgspec import Struct, field
+
+Json = dict[str, object]
+Trigger = Literal["startup", "interval", "manual", "once"]
+RunState = Literal["queued", "running", "done"]
+Outcome = Literal["ok", "partial", "failed", "cancelled"]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One event. The `places_*` fields are derived (see `availability.py`), the rest is `/events`."""
+
+    id: str
+    account: str
+    ext_id: str | None = None
+    name: str | None = None
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    multiple: bool = False
+    place: str | None = None
+    shop_url: str | None = None
+    online: bool | None = None
+    tax_rate: Decimal | None = None
+    tags: list[str] = field(default_factory=list)
+    image_url: str | None = None
+    cover_url: str | None = None
+    description: str | None = None
+    confirmation_message: str | None = None
+    places_total: int | None = None
+    places_left: int | None = None
+    unlimited: bool = False
+    is_full: bool = False
+    extra: Json = field(default_factory=dict)
+
+
+class Gauge(Struct, frozen=True, kw_only=True):
+    """One row of `/event/:id/avail`. Limited: `places_left` is a number; unlimited; else unknown."""
+
+    event_id: str
+    session_id: str
+    type: str
+    gauge_id: str
+    name: str | None = None
+    places_total: int | None = None
+    places_left: int | None = None
+    unlimited: bool = False
+    status: str | None = None
+    extra: Json = field(default_factory=dict)
+
+
+class Ticket(Struct, frozen=True, kw_only=True):
+    """One tariff. `position` is its place in Billetweb's display order, from 1."""
+
+    id: str
+    event_id: str
+    position: int
+    name: str | None = None
+    full_name: str | None = None
+    category: str | None = None
+    price: Decimal | None = None
+    commission: Decimal | None = None
+    tax: Decimal | None = None
+    places_total: int | None = None
+    places_left: int | None = None
+    unlimited: bool = False
+    is_full: bool = False
+    visibility: str | None = None
+    label: str | None = None
+    description: str | None = None
+    instructions: str | None = None
+    sale_starts_at: datetime | None = None
+    sale_ends_at: datetime | None = None
+    form: str | None = None
+    extra: Json = field(default_factory=dict)
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """One date of an event in session mode."""
+
+    id: str
+    event_id: str
+    name: str | None = None
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    place: str | None = None
+    description: str | None = None
+    instructions: str | None = None
+    visibility: str | None = None
+    places_total: int | None = None
+    places_sold: int | None = None
+    places_left: int | None = None
+    unlimited: bool = False
+    is_full: bool = False
+    tickets: Json = field(default_factory=dict)
+    last_update_at: datetime | None = None
+    extra: Json = field(default_factory=dict)
+
+
+class Peer(Struct, frozen=True):
+    """Who asked for a run, by the kernel's word (SO_PEERCRED)."""
+
+    uid: int
+    user: str
+    pid: int
+
+
+class RunError(Struct, frozen=True):
+    """One thing that went wrong in a run: what it concerns, the stable word for it, a sentence."""
+
+    subject: str
+    kind: str
+    message: str
+
+
+class Counts(Struct):
+    """Rows of the mirrored tables by what became of them in a run."""
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    vanished: int = 0
+    returned: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add another event's counts to these."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Progress(Struct, frozen=True):
+    """How far a run is: `done` of `total` live events. `total` is 0 until the list of events is read."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+class Run(Struct, kw_only=True):
+    """One synchronisation, from queued to done; the JSON of the control API and a row of `syncd_runs`.
+
+    `id` is negative for a run that no database could take note of. `events` holds the ids asked for,
+    empty for the whole account. `errors` holds at most MAX_ERRORS, `errors_total` all of them.
+    """
+
+    id: int
+    trigger: Trigger
+    requested_by: Peer | None = None
+    full: bool = False
+    events: list[str] = field(default_factory=list)
+    state: RunState = "queued"
+    outcome: Outcome | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    duration_s: float | None = None
+    requests: int = 0
+    synced: int = 0
+    failed: int = 0
+    counts: Counts = field(default_factory=Counts)
+    errors: list[RunError] = field(default_factory=list)
+    errors_total: int = 0
+    progress: Progress | None = None
+
+    def add_error(self, error: RunError) -> None:
+        """Count an error, and keep it while there is room."""
+        self.errors_total += 1
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append(error)
+
+
+MAX_ERRORS = 20

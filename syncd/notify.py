@@ -1,0 +1,52 @@
+"""Tells systemd how the service fares, by the datagrams of sd_notify(3). Imports nothing of syncd."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Mapping
+from typing import Self
+
+_SEND_TIMEOUT_S = 1.0  # a service manager that does not read must not stop the daemon
+
+
+class Notifier:
+    """A line to the service manager; does nothing where there is none, and never raises.
+
+    `address` is a path or an abstract name written `@name`, as NOTIFY_SOCKET holds it; any other is ignored.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = None
+        if address and address[0] in "/@":
+            self._address = address if address[0] == "/" else f"\0{address[1:]}"
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """Give back the notifier that NOTIFY_SOCKET asks for."""
+        return cls(environ.get("NOTIFY_SOCKET"))
+
+    def ready(self, status: str) -> None:
+        """Report that starting, or reloading, is over, with the status line to show."""
+        self.send(READY="1", STATUS=status)
+
+    def status(self, text: str) -> None:
+        """Set the line that `systemctl status` shows."""
+        self.send(STATUS=text)
+
+    def reloading(self) -> None:
+        """Report that a reload begins; `ready` must follow, also when the reload failed."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self.send(RELOADING="1", MONOTONIC_USEC=str(now_us))
+
+    def stopping(self) -> None:
+        """Report that the service is on its way out."""
+        self.send(STOPPING="1")
+
+    def send(self, **fields: str) -> None:
+        """Send the assignments in one datagram; line breaks in values become spaces."""
+        if self._address is None:
+            return
+        text = "\n".join(f"{name}={' '.join(value.splitlines())}" for name, value in fields.items())
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(_SEND_TIMEOUT_S)
+            channel.sendto(text.encode(errors="replace"), self._address)

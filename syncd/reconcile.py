@@ -1,0 +1,266 @@
+"""Decides what a read means for the mirror: a pure diff, with no I/O and no clock.
+
+Rows that were read are compared column by column. Rows that were *not* read are judged: a row is believed
+gone only when two complete reads in two runs in a row lack it, and a read that lacks too much is doubted,
+because an error upstream can look like an empty account (consumers of this API have lost data that way).
+"""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from msgspec import Struct, field, structs
+
+from syncd import schema
+from syncd.availability import with_figures
+from syncd.model import Counts, Event, Gauge, Session, Ticket
+
+Record = Event | Gauge | Ticket | Session
+R = TypeVar("R", Gauge, Ticket, Session)
+Row = dict[str, Any]
+FIGURES = ("places_total", "places_left", "unlimited", "is_full")
+ChangeKind = Literal["inserted", "updated", "vanished", "returned"]
+DOUBT_ABOVE_ROWS = 3
+"""From more than so many rows on, a read that lacks over half of them is doubted."""
+
+
+class Stored(Struct, frozen=True):
+    """A row as the mirror has it: its public columns, and since when it is marked vanished."""
+
+    values: Row
+    vanished_at: datetime | None
+
+
+class Evidence(Struct, frozen=True):
+    """What weight a run's reads have.
+
+    `full`: the run reads everything. `by_hand`: somebody asked for that. `needs_hand`: the doubted rows
+    are so many that only runs asked for by hand may be believed.
+    """
+
+    full: bool = False
+    by_hand: bool = False
+    needs_hand: bool = False
+
+
+class Suspicion(Struct, frozen=True):
+    """Why a row that is still in the mirror may be gone.
+
+    Not `doubted`: the latest read of its scope lacked it, among few. `doubted`: a full run's read lacked it,
+    among too many; `by_hand` says whether that run was asked for by hand.
+    """
+
+    doubted: bool = False
+    by_hand: bool = False
+
+
+class Verdict(Struct, frozen=True):
+    """What is believed of absent rows: those gone, those suspected from now on, and a doubt to report."""
+
+    vanished: frozenset[str] = frozenset()
+    suspects: dict[str, Suspicion] = field(default_factory=dict)
+    doubt: str | None = None
+
+
+class Change(Struct, frozen=True):
+    """One row to write. `values`: the columns that change. `diff`: column → [old, new]."""
+
+    table: str
+    row_id: str
+    event_id: str
+    kind: ChangeKind
+    values: Row
+    diff: dict[str, list[object]]
+
+
+class EventRows(Struct):
+    """All that the mirror holds of one event: by table name, rows and suspicions by row id."""
+
+    rows: dict[str, dict[str, Stored]] = field(default_factory=dict)
+    suspects: dict[str, dict[str, Suspicion]] = field(default_factory=dict)
+
+
+class EventPlan(Struct, kw_only=True):
+    """What one event's reads ask of the database.
+
+    `suspects` holds the tables in which suspicions change. `read_at` is when the availability was read, None
+    where it was not. `doubts` says which tables' reads are not believed, and why.
+    """
+
+    event_id: str
+    changes: list[Change] = field(default_factory=list)
+    unchanged: int = 0
+    suspects: dict[str, dict[str, Suspicion]] = field(default_factory=dict)
+    read_at: datetime | None = None
+    doubts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to write now; `read_at` alone can wait for the end of the run."""
+        return bool(self.changes or self.suspects)
+
+    def counts(self) -> Counts:
+        """Return the rows by what becomes of them."""
+        counts = Counts(unchanged=self.unchanged)
+        for change in self.changes:
+            setattr(counts, change.kind, getattr(counts, change.kind) + 1)
+        return counts
+
+
+class Fetched(Struct, frozen=True, kw_only=True):
+    """What complete reads said of one event. `sessions` is None where they need not be read."""
+
+    gauges: Mapping[str, Gauge]
+    tickets: Mapping[str, Ticket]
+    sessions: Mapping[str, Session] | None
+    read_at: datetime
+
+
+def row_id(record: Record) -> str:
+    """Return the record's key as one text: its id, a gauge's four parts joined by `/`."""
+    if isinstance(record, Gauge):
+        return f"{record.event_id}/{record.session_id}/{record.type}/{record.gauge_id}"
+    return record.id
+
+
+def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
+    """Return the change that brings `stored` to `record`, None where they are equal."""
+    fetched = structs.asdict(record)
+    known = stored.values if stored else {}
+    diff = {name: [known.get(name), value] for name, value in fetched.items() if known.get(name) != value}
+    kind: ChangeKind = "inserted" if stored is None else "returned" if stored.vanished_at else "updated"
+    if not diff and kind == "updated":
+        return None
+    event_id = record.id if isinstance(record, Event) else record.event_id
+    values = fetched if stored is None else {name: new for name, (_, new) in diff.items()}
+    if stored and stored.vanished_at:
+        diff["vanished_at"] = [stored.vanished_at, None]
+    return Change(table, row_id(record), event_id, kind, values, diff)
+
+
+def judge(
+    present: AbstractSet[str], fetched: AbstractSet[str], suspects: Mapping[str, Suspicion], evidence: Evidence
+) -> Verdict:
+    """Return what a complete read of a scope says of the rows it lacks.
+
+    `present`: the rows of the scope not yet vanished; `fetched`: those the read returned; `suspects`: what
+    earlier runs suspected. Whatever is not in the verdict's suspects is no longer suspected.
+    """
+    missing = present - fetched
+    if not missing:
+        return Verdict()
+    if fetched and not (len(present) > DOUBT_ABOVE_ROWS and 2 * len(missing) > len(present)):
+        gone = frozenset(row for row in missing if row in suspects and not suspects[row].doubted)
+        return Verdict(gone, {row: Suspicion() for row in missing - gone})
+    doubted = {row: suspects[row] for row in missing if row in suspects and suspects[row].doubted}
+    if not evidence.full:
+        return Verdict(suspects=doubted, doubt=_doubt(present, missing, evidence))
+    gone = frozenset(
+        row
+        for row, suspicion in doubted.items()
+        if not evidence.needs_hand or (evidence.by_hand and suspicion.by_hand)
+    )
+    rest = missing - gone
+    return Verdict(
+        gone,
+        {row: Suspicion(doubted=True, by_hand=evidence.by_hand) for row in rest},
+        _doubt(present, rest, evidence) if rest else None,
+    )
+
+
+def plan_event(event: Event, known: EventRows, fetched: Fetched, evidence: Evidence) -> EventPlan:
+    """Return the plan for one live event whose scopes were all read.
+
+    Figures are derived from the rows that stand in the mirror afterwards: a row that is merely suspected
+    still counts, and a doubted read counts for nothing. So one odd answer never moves a figure by absence.
+    """
+    plan = EventPlan(event_id=event.id, read_at=fetched.read_at)
+    gauges = _standing(plan, schema.gauges.name, Gauge, known, fetched.gauges, evidence)
+    tickets = _standing(plan, schema.tickets.name, Ticket, known, fetched.tickets, evidence)
+    sessions = _standing(plan, schema.sessions.name, Session, known, fetched.sessions or {}, evidence)
+    event, new_tickets, new_sessions = with_figures(
+        event, gauges.values(), [*tickets.values()], [*sessions.values()], now=fetched.read_at
+    )
+    _compare_all(plan, schema.events.name, known, [event])
+    _compare_all(plan, schema.gauges.name, known, gauges.values())
+    _compare_all(plan, schema.tickets.name, known, new_tickets)
+    _compare_all(plan, schema.sessions.name, known, new_sessions)
+    if schema.gauges.name in plan.doubts:
+        plan.read_at = None
+    return plan
+
+
+def plan_listed(event: Event, stored: Stored | None) -> EventPlan:
+    """Return the plan for an event of which only the list was read: its figures stay as they are."""
+    if stored:
+        figures = {name: stored.values[name] for name in FIGURES}
+        event = structs.replace(event, **figures)
+    plan = EventPlan(event_id=event.id)
+    _compare_all(
+        plan,
+        schema.events.name,
+        EventRows({schema.events.name: {event.id: stored}} if stored else {}),
+        [event],
+    )
+    return plan
+
+
+def plan_absent(
+    event_ids: Iterable[str], verdict: Verdict, suspects: Mapping[str, Suspicion]
+) -> list[EventPlan]:
+    """Return the plans for what the list of events says of those that it lacks, or no longer lacks."""
+    table = schema.events.name
+    plans = []
+    for event_id in sorted({*event_ids, *suspects}):
+        suspicion = verdict.suspects.get(event_id)
+        gone = event_id in verdict.vanished
+        if gone or suspicion != suspects.get(event_id):
+            plan = EventPlan(event_id=event_id, suspects={table: {event_id: suspicion} if suspicion else {}})
+            plan.changes = [Change(table, event_id, event_id, "vanished", {}, {})] if gone else []
+            plans.append(plan)
+    return plans
+
+
+def _standing(
+    plan: EventPlan,
+    table: str,
+    record_type: type[R],
+    known: EventRows,
+    fetched: Mapping[str, R],
+    evidence: Evidence,
+) -> dict[str, R]:
+    """Return the rows that stand in the mirror after this read; put the vanished and suspected on the plan."""
+    stored = known.rows.get(table, {})
+    suspects = known.suspects.get(table, {})
+    present = {row for row, old in stored.items() if not old.vanished_at}
+    verdict = judge(present, fetched.keys(), suspects, evidence)
+    plan.changes += [
+        Change(table, row, plan.event_id, "vanished", {}, {}) for row in sorted(verdict.vanished)
+    ]
+    if verdict.suspects != suspects:
+        plan.suspects[table] = verdict.suspects
+    if verdict.doubt:
+        plan.doubts[table] = verdict.doubt
+    kept = present - verdict.vanished - (set() if verdict.doubt else fetched.keys())
+    standing = {row: record_type(**stored[row].values) for row in kept}
+    return standing if verdict.doubt else {**standing, **fetched}
+
+
+def _compare_all(plan: EventPlan, table: str, known: EventRows, records: Iterable[Record]) -> None:
+    stored = known.rows.get(table, {})
+    for record in records:
+        change = compare(table, stored.get(row_id(record)), record)
+        if change:
+            plan.changes.append(change)
+        else:
+            plan.unchanged += 1
+
+
+def _doubt(present: AbstractSet[str], missing: AbstractSet[str], evidence: Evidence) -> str:
+    how = "`syncctl run-now --full` twice" if evidence.needs_hand else "two full runs in a row"
+    named = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")  # noqa: PLR2004
+    return (
+        f"the answer lacks {len(missing)} of {len(present)} rows ({named}); nothing is marked vanished,"
+        f" it would take {how} that agree"
+    )

@@ -1,0 +1,233 @@
+"""Owns "never two runs at once", and the promise of run-now: the run that is returned begins after the request.
+
+One run is in progress at most, and one waits behind it at most. Whoever asks while one waits gets that one.
+Only `Runner` changes a run's `state` and `outcome`. Everything here happens on the event loop.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from loguru import logger
+from msgspec import structs
+
+from syncd.errors import SyncdError
+from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
+
+Work = Callable[[Run], Awaitable[None]]
+RECENT = 50
+"""So many ended runs are remembered, for those who still wait for one."""
+
+
+class Stopping(SyncdError):
+    """No run is taken on any more: syncd is stopping."""
+
+    kind = "stopping"
+
+
+class Runner:
+    """Carries runs out, one after the other, by `work`; hands each to `on_end`, which must not raise.
+
+    `work` brings the run's figures and errors up to date; an exception it raises is the run's failure.
+    `next_id` gives the ids. Start it with `serve`, end it with `stop`.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        timeout: timedelta,
+        next_id: Callable[[], int],
+        on_end: Callable[[Run, SyncdError | None], Awaitable[None]],
+        redact: Callable[[str], str],
+    ) -> None:
+        self.timeout = timeout
+        self.current: Run | None = None
+        self.queued: Run | None = None
+        self._work = work
+        self._next_id = next_id
+        self._on_end = on_end
+        self._redact = redact
+        self._asked = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._recent: dict[int, Run] = {}
+        self._ended: dict[int, asyncio.Event] = {}
+        self._watchers: dict[int, list[asyncio.Queue[Progress | None]]] = {}
+
+    def request(
+        self,
+        trigger: Trigger,
+        *,
+        full: bool = False,
+        events: Sequence[str] = (),
+        join: bool = False,
+        requested_by: Peer | None = None,
+    ) -> Run:
+        """Return a run that begins after this call, or with `join` the one in progress. Raises Stopping."""
+        if self._stopping:
+            raise Stopping("syncd is stopping; no run is started any more")
+        if join and self.current:
+            return self.current
+        if self.queued is None:
+            run = Run(id=self._next_id(), trigger=trigger, full=full, events=list(dict.fromkeys(events)))
+            run.requested_by = requested_by
+            self.queued = run
+            self._ended[run.id] = asyncio.Event()
+            self._remember(run)
+            self._asked.set()
+        else:
+            _widen(self.queued, trigger, full=full, events=events, requested_by=requested_by)
+        return self.queued
+
+    def find(self, run_id: int) -> Run | None:
+        """Return a run that is queued, in progress or ended not long ago."""
+        return self._recent.get(run_id)
+
+    async def wait(self, run: Run, seconds: float) -> None:
+        """Return when the run has ended, or when the time is over."""
+        if run.id in self._ended:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended[run.id].wait(), seconds)
+
+    async def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
+        """Yield each step of a run until it has ended; None whenever nothing happened for `keep_alive_s`."""
+        steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+        watchers = self._watchers.setdefault(run.id, [])
+        watchers.append(steps)
+        try:
+            if run.progress and run.state != "done":
+                yield run.progress
+            while run.state != "done":
+                try:
+                    step = await asyncio.wait_for(steps.get(), keep_alive_s)
+                except TimeoutError:
+                    yield None
+                    continue
+                if step is None:
+                    return
+                yield step
+        finally:
+            watchers.remove(steps)
+
+    def advance(self, run: Run) -> None:
+        """Tell those who watch that the run made a step."""
+        for steps in self._watchers.get(run.id, ()):
+            steps.put_nowait(run.progress)
+
+    def serve(self) -> None:
+        """Start taking runs on."""
+        self._task = asyncio.create_task(self._serve(), name="runner")
+
+    @property
+    def task(self) -> "asyncio.Task[None]":
+        """The task that `serve` started; it ends only by `stop`, or by a bug."""
+        assert self._task is not None
+        return self._task
+
+    async def stop(self, grace_s: float) -> bool:
+        """Cancel the run in progress and the queued one; return whether both ended within `grace_s`."""
+        self._stopping = True
+        if self._task is None:
+            return True
+        self._task.cancel()
+        done, _ = await asyncio.wait([self._task], timeout=grace_s)
+        return bool(done)
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                run, self.queued = self.queued, None
+                if run:
+                    self.current = run
+                    await self._carry_out(run)
+        finally:
+            if self.queued:
+                self._end(self.queued, "cancelled")
+                self.queued = None
+
+    async def _carry_out(self, run: Run) -> None:
+        run.state = "running"
+        run.started_at = datetime.now(UTC)
+        began = time.monotonic()
+        error: SyncdError | None = None
+        try:
+            error = await self._bounded(run)
+        except asyncio.CancelledError:
+            run.outcome = "cancelled"
+            run.add_error(RunError("run", "cancelled", "syncd was stopped; what was synced before stays"))
+            raise
+        finally:
+            run.duration_s = round(time.monotonic() - began, 3)
+            run.finished_at = datetime.now(UTC)
+            run.outcome = run.outcome or _outcome(run, error)
+            try:
+                await self._on_end(run, error)
+            finally:
+                self.current = None
+                self._end(run, run.outcome)
+
+    async def _bounded(self, run: Run) -> SyncdError | None:
+        """Do the work within the time-out; return what made it fail, with that added to the run's errors."""
+        try:
+            async with asyncio.timeout(self.timeout.total_seconds()):
+                await self._work(run)
+        except TimeoutError:
+            error: SyncdError = RunTimeout(
+                f"not done within sync.run_timeout ({self.timeout.total_seconds():g} s);"
+                " what was synced stays, the rest comes first in the next run"
+            )
+        except SyncdError as failure:
+            error = failure
+        except Exception as failure:  # noqa: BLE001  # a bug in one run must not end the daemon
+            logger.opt(exception=failure).error("run {}: unexpected {}", run.id, type(failure).__name__)
+            error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
+        else:
+            return None
+        run.add_error(RunError("run", error.kind, self._redact(str(error))))
+        return error
+
+    def _end(self, run: Run, outcome: Outcome) -> None:
+        run.outcome = outcome
+        run.state = "done"
+        run.progress = None
+        self._ended.pop(run.id).set()
+        for steps in self._watchers.pop(run.id, ()):
+            steps.put_nowait(None)
+
+    def _remember(self, run: Run) -> None:
+        self._recent[run.id] = run
+        while len(self._recent) > RECENT:
+            self._recent.pop(next(iter(self._recent)))
+
+
+class RunTimeout(SyncdError):
+    """A run that took longer than it may."""
+
+    kind = "timeout"
+
+
+def _outcome(run: Run, error: SyncdError | None) -> Outcome:
+    if error or (run.errors_total and not run.synced):
+        return "failed"
+    return "partial" if run.errors_total else "ok"
+
+
+def _widen(
+    run: Run, trigger: Trigger, *, full: bool, events: Sequence[str], requested_by: Peer | None
+) -> None:
+    """Make a queued run serve one more request: full if any was, all events if any named none."""
+    run.full = run.full or full
+    run.events = list(dict.fromkeys([*run.events, *events])) if run.events and events else []
+    if trigger == "manual" and run.trigger != "manual":
+        run.trigger = trigger
+        run.requested_by = requested_by
+
+
+def snapshot(run: Run | None) -> Run | None:
+    """Return a copy that does not change any more."""
+    return structs.replace(run) if run else None

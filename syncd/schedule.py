@@ -1,0 +1,186 @@
+"""When runs happen by themselves: an APScheduler interval job, and a ticker that keeps it honest.
+
+Only this module knows APScheduler. Its scheduler reads the wall clock, which may be stepped, and waits on a
+clock that stands still during a suspend; the ticker compares the machine's three clocks every few seconds and
+plans the job anew when they drift apart, so that the next run is never further than one interval away.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobSubmissionEvent
+from apscheduler.job import Job
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+from loguru import logger
+from msgspec import Struct
+
+TICK_S = 5.0
+JUMP_S = 10.0
+"""Clocks that drift apart by more than this between two ticks were stepped, or the machine slept."""
+
+
+class Clocks(Struct, frozen=True):
+    """One look at the machine's clocks: wall time; seconds that count a suspend; seconds that do not."""
+
+    wall: datetime
+    boot_s: float
+    running_s: float
+
+
+def read_clocks() -> Clocks:
+    """Return the clocks as they stand now."""
+    return Clocks(datetime.now(UTC), time.clock_gettime(time.CLOCK_BOOTTIME), time.monotonic())
+
+
+class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publishes no types
+    """Fires at `anchor` + n × interval, each time up to `jitter` later; counts the slots that went by unused.
+
+    The trigger it derives from lists every missed instant before coalescing (millions after a clock step)
+    and adds each jitter to the last; this one computes the first slot after now.
+    """
+
+    def __init__(self, interval: timedelta, anchor: datetime, jitter: timedelta) -> None:
+        super().__init__(seconds=interval.total_seconds(), start_date=anchor, timezone=UTC)
+        self._step = interval
+        self._anchor = anchor
+        self._spread = jitter
+        self.missed = 0
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """Return the first slot after now, and after the one fired last."""
+        slot = self._slot(now)
+        if previous_fire_time is not None:
+            fired = self._slot(previous_fire_time)
+            self.missed += max(slot - fired, 0)
+            slot = max(slot, fired)
+        jitter_s = random.uniform(0, self._spread.total_seconds())  # noqa: S311  # spreads load, hides nothing
+        return self._anchor + self._step * (slot + 1) + timedelta(seconds=jitter_s)
+
+    def _slot(self, at: datetime) -> int:
+        return (at - self._anchor) // self._step
+
+
+class Schedule:
+    """Calls `fire` in each slot; a slot whose call is still under way when the next comes is skipped.
+
+    `skipped` counts the slots that were not used, by reason; `missed` those that went by while the machine
+    slept or the process was stopped. `start` and `stop` belong to the event loop's thread.
+    """
+
+    def __init__(
+        self, fire: Callable[[], Awaitable[None]], *, clocks: Callable[[], Clocks] = read_clocks
+    ) -> None:
+        self.skipped: Counter[str] = Counter()
+        self.clock_jumps = 0
+        self._fire = fire
+        self._clocks = clocks
+        self._missed_before = 0
+        self._fired_at_s: float | None = None
+        self._seen = clocks()
+        self._trigger: SlotTrigger | None = None
+        self._job: Job | None = None
+        self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._scheduler.add_listener(self._on_skip, EVENT_JOB_MAX_INSTANCES | EVENT_JOB_MISSED)
+        self._ticker: asyncio.Task[None] | None = None
+
+    def start(self, interval: timedelta, jitter: timedelta, first: datetime) -> None:
+        """Begin with a first slot at `first`, aware."""
+        self._interval, self._jitter = interval, jitter
+        self._scheduler.start()
+        self._plan(first)
+        self._ticker = asyncio.create_task(self._tick_for_ever(), name="ticker")
+
+    def change(self, interval: timedelta, jitter: timedelta) -> None:
+        """Take new settings over; the next slot is a whole interval away where they differ."""
+        if (interval, jitter) != (self._interval, self._jitter):
+            self._interval, self._jitter = interval, jitter
+            self._plan(self._clocks().wall + interval)
+
+    def stop(self) -> None:
+        """Fire no more."""
+        if self._ticker:
+            self._ticker.cancel()
+            self._scheduler.remove_all_jobs()
+            # Waiting here deadlocks or cancels, by the kind of scheduler; the run has its own deadline.
+            self._scheduler.shutdown(wait=False)
+
+    @property
+    def next_at(self) -> datetime | None:
+        """When the next slot is; None before `start`."""
+        return self._job.next_run_time if self._job else None
+
+    @property
+    def missed(self) -> int:
+        """How many slots went by with nobody there to see them."""
+        return self._missed_before + (self._trigger.missed if self._trigger else 0)
+
+    def tick(self) -> None:
+        """Look at the clocks; plan anew where one was stepped or the machine slept since the last look."""
+        seen, self._seen = self._seen, self._clocks()
+        passed_s = self._seen.boot_s - seen.boot_s
+        stepped_s = (self._seen.wall - seen.wall).total_seconds() - passed_s
+        slept_s = passed_s - (self._seen.running_s - seen.running_s)
+        if abs(stepped_s) <= JUMP_S and slept_s <= JUMP_S:
+            self._left_s = (self.next_at - self._seen.wall).total_seconds() if self.next_at else 0.0
+            return
+        if abs(stepped_s) > JUMP_S:
+            self.clock_jumps += 1
+            logger.bind(event="clock.stepped").warning("the clock was stepped by {:+.0f} s", stepped_s)
+        if slept_s > JUMP_S:
+            logger.bind(event="clock.slept").info("the machine slept for {:.0f} s", slept_s)
+        if self._fired_at_s is not None and self._fired_at_s >= seen.running_s:
+            left_s = self._interval.total_seconds() - (self._seen.running_s - self._fired_at_s)
+        else:
+            left_s = self._left_s - passed_s
+        interval_s = self._interval.total_seconds()
+        overdue = int(max(-left_s, 0.0) // interval_s)
+        self._plan(self._seen.wall + timedelta(seconds=min(max(left_s, 0.0), interval_s)))
+        self._missed_before += overdue
+
+    def _plan(self, first: datetime) -> None:
+        self._missed_before = self.missed
+        self._seen = self._clocks()
+        self._left_s = (first - self._seen.wall).total_seconds()
+        self._trigger = SlotTrigger(self._interval, first, self._jitter)
+        self._job = self._scheduler.add_job(
+            self._slot,
+            self._trigger,
+            id="interval",
+            replace_existing=True,
+            max_instances=1,
+            coalesce=True,
+            misfire_grace_time=None,  # late is better than never; the default of one second drops slots
+            next_run_time=first,
+        )
+
+    async def _slot(self) -> None:
+        self._fired_at_s = self._clocks().running_s
+        await self._fire()
+
+    def _on_skip(self, event: JobSubmissionEvent) -> None:
+        reason = "overrun" if event.code == EVENT_JOB_MAX_INSTANCES else "late"
+        self.skip(reason)
+
+    def skip(self, reason: str) -> None:
+        """Count a slot that was not used, and say so."""
+        self.skipped[reason] += 1
+        logger.bind(event="slot.skipped", kind=reason).info("scheduled run skipped: {}", REASONS[reason])
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.tick()
+
+
+REASONS = {
+    "overrun": "the one before is still in progress",
+    "late": "the scheduler came too late",
+    "busy": "a run asked for by hand is in progress",
+    "paused": "runs are paused (`syncctl resume`)",
+    "credentials": "Billetweb refused the user or the key (mend them, then `syncctl reload` or run-now)",
+}

@@ -1,0 +1,275 @@
+"""The tables, as SQLAlchemy Core. Imports nothing of syncd. The migrations in `migrations/` create them.
+
+The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_cursors` are public: other programs read them.
+`syncd_suspects`, `syncd_requests` and `syncd_state` are private.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    JSON as _JSON,
+)
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+REVISION = "0001"
+"""The migration that this version of syncd works with."""
+
+
+class Instant(TypeDecorator[datetime]):
+    """Aware UTC in Python; timestamptz on PostgreSQL, UTC text that sorts on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a naive instant: nobody could tell what it means."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive instant {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Make it aware again: SQLite's type forgets the zone."""
+        if value is None or value.tzinfo:
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class Money(TypeDecorator[Decimal]):
+    """Decimal in Python; on SQLite a column of numeric affinity, so that SUM works, written and read as text.
+
+    SQLite may keep 12.50 as the real 12.5: its shortest text gives the same Decimal value back.
+    """
+
+    impl = Numeric
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        """Bypass SQLAlchemy's conversion through float on SQLite."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(SqliteNumeric())
+        return dialect.type_descriptor(Numeric(12, 4))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        """Hand SQLite text; its affinity makes the number."""
+        return str(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """Read a number of any kind by its shortest text."""
+        return None if value is None else Decimal(str(value))
+
+
+class SqliteNumeric(Numeric[Any]):
+    """NUMERIC in DDL, with no conversion of its own."""
+
+    def bind_processor(self, dialect: Dialect) -> None:
+        """Leave what `Money` bound."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Leave the value to `Money`."""
+
+
+JSON = _JSON(none_as_null=True)
+metadata = MetaData()
+
+
+def _mirrored(name: str, *columns: "Column[Any] | Index") -> Table:
+    return Table(
+        name,
+        metadata,
+        *columns,
+        Column("extra", JSON, nullable=False),
+        Column("first_seen_at", Instant, nullable=False),
+        Column("changed_at", Instant, nullable=False),
+        Column("vanished_at", Instant),
+    )
+
+
+def _places() -> list[Column[Any]]:
+    return [
+        Column("places_total", BigInteger),
+        Column("places_left", BigInteger),
+        Column("unlimited", Boolean, nullable=False),
+    ]
+
+
+events = _mirrored(
+    "billetweb_events",
+    Column("id", Text, primary_key=True),
+    Column("account", Text, nullable=False),
+    Column("ext_id", Text),
+    Column("name", Text),
+    Column("starts_at", Instant),
+    Column("ends_at", Instant),
+    Column("multiple", Boolean, nullable=False),
+    Column("place", Text),
+    Column("shop_url", Text),
+    Column("online", Boolean),
+    Column("tax_rate", Money),
+    Column("tags", JSON, nullable=False),
+    Column("image_url", Text),
+    Column("cover_url", Text),
+    Column("description", Text),
+    Column("confirmation_message", Text),
+    *_places(),
+    Column("is_full", Boolean, nullable=False),
+    Column("availability_at", Instant),
+)
+
+gauges = _mirrored(
+    "billetweb_gauges",
+    Column("event_id", Text, primary_key=True),
+    Column("session_id", Text, primary_key=True),
+    Column("type", Text, primary_key=True),
+    Column("gauge_id", Text, primary_key=True),
+    Column("name", Text),
+    *_places(),
+    Column("status", Text),
+)
+
+tickets = _mirrored(
+    "billetweb_tickets",
+    Column("id", Text, primary_key=True),
+    Column("event_id", Text, nullable=False, index=True),
+    Column("position", Integer, nullable=False),
+    Column("name", Text),
+    Column("full_name", Text),
+    Column("category", Text),
+    Column("price", Money),
+    Column("commission", Money),
+    Column("tax", Money),
+    *_places(),
+    Column("is_full", Boolean, nullable=False),
+    Column("visibility", Text),
+    Column("label", Text),
+    Column("description", Text),
+    Column("instructions", Text),
+    Column("sale_starts_at", Instant),
+    Column("sale_ends_at", Instant),
+    Column("form", Text),
+)
+
+sessions = _mirrored(
+    "billetweb_sessions",
+    Column("id", Text, primary_key=True),
+    Column("event_id", Text, nullable=False, index=True),
+    Column("name", Text),
+    Column("starts_at", Instant),
+    Column("ends_at", Instant),
+    Column("place", Text),
+    Column("description", Text),
+    Column("instructions", Text),
+    Column("visibility", Text),
+    *_places(),
+    Column("places_sold", BigInteger),
+    Column("is_full", Boolean, nullable=False),
+    Column("tickets", JSON, nullable=False),
+    Column("last_update_at", Instant),
+)
+
+attendees = _mirrored(
+    "billetweb_attendees",
+    Column("id", Text, primary_key=True),
+    Column("event_id", Text, nullable=False, index=True),
+    *(
+        Column(name, Text)
+        for name in ("ticket_id", "session_id", "order_id", "ext_id", "barcode", "category")
+    ),
+    Column("price", Money),
+    Column("order_price", Money),
+    Column("used", Integer),
+    Column("used_at", Instant),
+    Column("disabled", Boolean),
+    Column("order_paid", Boolean),
+    *(Column(name, Text) for name in ("order_payment_type", "order_origin", "order_accreditation")),
+    *(Column(name, Text) for name in ("pass_id", "seating_location")),
+    *(Column(name, Instant) for name in ("ordered_at", "paid_at", "last_update_at")),
+    *(Column(name, Text) for name in ("firstname", "name", "email", "order_firstname", "order_name")),
+    *(Column(name, Text) for name in ("order_email", "order_language", "reduction_code")),
+    Column("authorization_code", Text),
+    Column("custom", JSON),
+    Column("custom_order", JSON),
+)
+
+runs = Table(
+    "syncd_runs",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("trigger", Text, nullable=False),
+    Column("requested_by", JSON),
+    Column("full", Boolean, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("outcome", Text),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("duration_s", Float),
+    *(Column(name, Integer, nullable=False) for name in ("requests", "synced", "failed")),
+    *(
+        Column(name, Integer, nullable=False)
+        for name in ("inserted", "updated", "unchanged", "vanished", "returned")
+    ),
+    Column("errors", JSON, nullable=False),
+    Column("errors_total", Integer, nullable=False),
+)
+
+changes = Table(
+    "syncd_changes",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("run_id", Integer, nullable=False),
+    Column("seen_at", Instant, nullable=False),
+    Column("table_name", Text, nullable=False),
+    Column("row_id", Text, nullable=False),
+    Column("event_id", Text, nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("diff", JSON, nullable=False),
+    sqlite_autoincrement=True,  # a reader's place in the feed stays good: numbers are never given out twice
+)
+
+cursors = Table(
+    "syncd_cursors",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+suspects = Table(
+    "syncd_suspects",
+    metadata,
+    Column("table_name", Text, primary_key=True),
+    Column("row_id", Text, primary_key=True),
+    Column("event_id", Text, nullable=False, index=True),
+    Column("doubted", Boolean, nullable=False),
+    Column("by_hand", Boolean, nullable=False),
+)
+
+requests = Table("syncd_requests", metadata, Column("sent_at", Float, primary_key=True))
+
+state = Table(
+    "syncd_state",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", JSON, nullable=False),
+)
+
+MIRRORED = {table.name: table for table in (events, gauges, tickets, sessions)}
+"""The tables that runs write, by name."""

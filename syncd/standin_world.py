@@ -1,0 +1,449 @@
+"""The invented account behind the stand-in for Billetweb: its events, and what happens to them.
+
+Data and chance; `standin.py` is the HTTP side. Rows hold wire values exactly as served, with the mixture
+of types that Billetweb's PHP style shows: numbers as strings or not, `false` for no limit, `[]` for an
+empty map, zero dates, "" for missing. Wall times are Europe/Paris. Leans on nothing else of syncd.
+"""
+
+import copy
+import itertools
+import random
+import re
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct, field
+
+Row = dict[str, Any]
+Slot = tuple[Row, Row | None]  # what can be bought: a ticket, and the session where the event has some
+
+PARIS = ZoneInfo("Europe/Paris")
+WALL = "%Y-%m-%d %H:%M:%S"
+ZERO_DATE = "0000-00-00 00:00:00"
+NO_LIMIT = ("", "0", "-1", False)  # each is to be understood in a ticket's quota
+FIRST_IDS = {"event": 900001, "category": 501, "ticket": 7001, "session": 880001}
+PLAIN_TICKET = dict.fromkeys(("description", "label", "instructions", "end_time"), "") | {"form": "3301"}
+PLAIN_SESSION = {"name": "", "place": "", "description": "", "instructions": "", "disabled": "0"}
+PLACES = (
+    "Grange aux Hirondelles, Val-des-Saules",
+    "Jardin des Simples, Val-des-Saules",
+    "Maison de l'Étang, 4 chemin de l'Écluse, Val-des-Saules",
+    "Clairière du Grand Chêne, Val-des-Saules",
+)
+EDITIONS = ("en famille", "version longue", "sous abri", "avec goûter", "édition spéciale")
+MORE_EVENTS = 6  # a demo left alone for days grows by at most so many live events
+
+
+class Tariff(Struct, frozen=True):
+    """What a ticket of a kind of event is made from; `quota` None: no limit of its own."""
+
+    name: str
+    price: float
+    commission: float | bool
+    quota: int | None = None
+    category: str = ""
+
+
+class Kind(Struct, frozen=True, kw_only=True):
+    """A kind of event: `places` is the whole event's limit, or each session's where there are `sessions`.
+
+    `left` places remain at the start; without it a good part has been sold.
+    """
+
+    tag: str
+    titles: tuple[str, ...]
+    tariffs: tuple[Tariff, ...]
+    places: int | None = None
+    categories: tuple[tuple[str, int], ...] = ()
+    sessions: int = 0
+    hour: int = 14
+    hours: int = 3
+    left: int | None = None
+
+    @property
+    def capacity(self) -> int:
+        """How many places there are in all; a plausible audience where there is no limit."""
+        limits = [limit for _, limit in self.categories] or [tariff.quota or 0 for tariff in self.tariffs]
+        return (self.places or 0) * max(self.sessions, 1) or sum(limits) or 200
+
+
+KINDS = (
+    Kind(
+        tag="festival",
+        titles=("Fête des lucioles", "Festival Terre & Vent", "Nuit des chauves-souris", "Bal des moissons"),
+        tariffs=(
+            Tariff("Plein tarif ", 12.5, 0.65),  # the space is meant: organisers leave some
+            Tariff("Tarif réduit", 8, 0.5),
+            Tariff("Moins de 12 ans", 0, False, quota=40),
+        ),
+        places=120,
+        hour=10,
+        hours=8,
+    ),
+    Kind(
+        tag="stage",
+        titles=("Deux jours au bord de l'eau", "Week-end traces & empreintes", "Stage d'ornithologie"),
+        tariffs=(
+            Tariff("Plein tarif", 45, 1.2, category="Samedi"),
+            Tariff("Tarif réduit", 32.5, 0.95, quota=15, category="Samedi"),
+            Tariff("Plein tarif", 45, 1.2, category="Dimanche"),
+            Tariff("Tarif réduit", 32.5, 0.95, category="Dimanche"),
+        ),
+        categories=(("Samedi", 50), ("Dimanche", 45)),
+        hour=9,
+        hours=33,
+    ),
+    Kind(
+        tag="atelier",
+        titles=("Atelier vannerie sauvage", "Pain & levain : l'atelier du fournil", "Teintures végétales"),
+        tariffs=(Tariff("Participant", 38, 1.05, quota=12), Tariff("Étudiant", 22.5, 0.8, quota=4)),
+    ),
+    Kind(
+        tag="conférence",
+        titles=("Portes ouvertes du jardin", "Conférence : le retour du castor", "Ciné plein air"),
+        tariffs=(Tariff("Entrée libre", 0, False), Tariff("Entrée de soutien 🌱", 5, 0.35)),
+        hour=18,
+    ),
+    Kind(
+        tag="sortie",
+        titles=("Balade contée au crépuscule", "Sortie castors en canoë", "Observation des étoiles"),
+        tariffs=(Tariff("Adulte", 9.5, 0.55), Tariff("Enfant", 5, False)),
+        places=20,
+        sessions=4,
+        hour=17,
+    ),
+    Kind(
+        tag="concert",
+        titles=("Concert à la grange", "Le chœur des roseaux", "Fanfare au clair de lune"),
+        tariffs=(Tariff("Placement libre", 18, 0.79), Tariff("Adhérent", 14.5, 0.7)),
+        places=180,
+        hour=20,
+        left=3,
+    ),
+)
+
+
+class StandInEvent(Struct, kw_only=True):
+    """One event as Billetweb would serve it; every list may be edited at will, best under `World.lock`.
+
+    `carts` places are in baskets: taken only for those who ask with `temp=1`. `sold` counts places by
+    (session id or "", ticket id).
+    """
+
+    row: Row
+    gauges: list[Row] = field(default_factory=list)
+    tickets: list[Row] = field(default_factory=list)
+    sessions: list[Row] = field(default_factory=list)
+    carts: int = 0
+    sold: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class World:
+    """An account of invented events, the same for the same (events, seed, now).
+
+    The events come in the order of KINDS, over and over: limited as a whole (an event gauge without an id);
+    by category; by ticket only; unlimited; by session (the first of them ended yesterday); as a whole and
+    nearly sold out. Every seventh is not published.
+    """
+
+    def __init__(self, *, events: int, seed: int, now: datetime | None) -> None:
+        self.lock = threading.RLock()
+        self.now = now or datetime.now(UTC)
+        self.events: dict[str, StandInEvent] = {}
+        self._random = random.Random(seed)  # noqa: S311  # to be repeatable is its point
+        self._ids = {kind: itertools.count(first) for kind, first in FIRST_IDS.items()}
+        for index in range(events):
+            self._publish(index, online=bool((index + 1) % 7))
+        self._most_live = len(self.live()) + MORE_EVENTS
+
+    @property
+    def now_wall(self) -> str:
+        """The present wall time in Paris; wall times compare as text."""
+        return self.now.astimezone(PARIS).strftime(WALL)
+
+    def is_over(self, row: Row) -> bool:
+        """Whether an event or a session has ended; one without an end has not."""
+        return ZERO_DATE < str(row["end"]) < self.now_wall
+
+    def live(self) -> list[str]:
+        """Return the ids of the events that are published and not over."""
+        published = [key for key, event in list(self.events.items()) if event.row["online"] in (1, "1")]
+        return [key for key in published if not self.is_over(self.events[key].row)]
+
+    def sell(self, event_id: str, count: int = 1, ticket_id: str | None = None) -> int:
+        """Sell places and return how many there were; every gauge above them and total_sales follow.
+
+        Without a ticket id the tickets are taken in their order; coming sessions always are.
+        """
+        with self.lock:
+            event = self.events[event_id]
+            return _move(event, self._slots(event, ticket_id), count)
+
+    def refund(self, event_id: str, count: int = 1, ticket_id: str | None = None) -> int:
+        """Give sold places back and return how many there were; the counterpart of `sell`."""
+        with self.lock:
+            event = self.events[event_id]
+            return _move(event, self._slots(event, ticket_id), count, refund=True)
+
+    def with_carts(self, event: StandInEvent) -> StandInEvent:
+        """Return a copy of the event in which the places in baskets are taken."""
+        taken = copy.deepcopy(event)
+        _move(taken, self._slots(taken), taken.carts)
+        return taken
+
+    def tick(self) -> str:
+        """Take one step of life, mostly a sale, and return a short sentence on what happened."""
+        steps = (self._sale, self._refund, self._edit, self._raise_quota, self._new_event, self._end)
+        with self.lock:
+            (step,) = self._random.choices(steps, weights=(80, 8, 4, 4, 3, 1))
+            return step() or self._sale() or "A quiet moment: nothing to sell."
+
+    def _sale(self) -> str:
+        live = self.live()
+        wanted = self._random.choice((1, 1, 2, 2, 3, 4))
+        for event_id in self._random.sample(live, len(live)):
+            event = self.events[event_id]
+            slots = self._slots(event)
+            self._random.shuffle(slots)
+            if sold := _move(event, slots, wanted):
+                return f"{_places(sold)} sold: {event.row['name']}"
+        return ""
+
+    def _refund(self) -> str:
+        if (event := self._any_live(lambda event: event.sold.total() > 0)) is None:
+            return ""
+        given = _move(event, self._slots(event), self._random.choice((1, 1, 2)), refund=True)
+        return f"{_places(given)} refunded: {event.row['name']}" if given else ""
+
+    def _edit(self) -> str:
+        if (event := self._any_live()) is None:
+            return ""
+        name, place = event.row["name"], event.row["place"]
+        if self._random.choice((True, False)):
+            edition = self._random.choice([other for other in EDITIONS if not name.endswith(other)])
+            event.row["name"] = f"{name.partition(' · ')[0]} · {edition}"
+            return f"Renamed: {name}, now {event.row['name']}"
+        event.row["place"] = self._random.choice([other for other in PLACES if other != place])
+        return f"Moved: {name}, now at {event.row['place']}"
+
+    def _raise_quota(self) -> str:
+        event = self._any_live(lambda event: any(_left(gauge) is not None for gauge in event.gauges))
+        if event is None:
+            return ""
+        gauge = next(gauge for gauge in event.gauges if _left(gauge) is not None)
+        more = self._random.choice((2, 5, 10))
+        others = {"ticket": event.tickets, "session": event.sessions}.get(gauge["type"], [])
+        for row in (gauge, *(other for other in others if str(other["id"]) == str(gauge["id"]))):
+            _add(row, "quota", more)
+        _add(gauge, "avail", more)
+        return f"{_places(more)} added: {event.row['name']}"
+
+    def _new_event(self) -> str:
+        if len(self.live()) >= self._most_live:
+            return ""
+        return f"Published: {self._publish(len(self.events), online=True).row['name']}"
+
+    def _end(self) -> str:
+        if (event := self._any_live()) is None or len(self.live()) <= len(KINDS) // 2:
+            return ""
+        over = self.now.astimezone(PARIS) - timedelta(minutes=1)
+        for row in (event.row, *event.sessions):
+            row["start"] = min(row["start"], (over - timedelta(hours=2)).strftime(WALL))
+            row["end"] = min(row["end"], over.strftime(WALL))
+        return f"Over: {event.row['name']}"
+
+    def _any_live(self, wanted: Callable[[StandInEvent], bool] = lambda _: True) -> StandInEvent | None:
+        fitting = [event for event in map(self.events.__getitem__, self.live()) if wanted(event)]
+        return self._random.choice(fitting) if fitting else None
+
+    def _slots(self, event: StandInEvent, ticket_id: str | None = None, *, past: bool = False) -> list[Slot]:
+        tickets = [row for row in event.tickets if ticket_id in (None, str(row["id"]))]
+        if not event.sessions:
+            return [(ticket, None) for ticket in tickets]
+        sessions = [row for row in event.sessions if past or not self.is_over(row)]
+        # A session without a map of tickets offers them all.
+        return [
+            (ticket, session)
+            for session in sessions
+            for ticket in tickets
+            if not session["tickets"] or str(ticket["id"]) in session["tickets"]
+        ]
+
+    def _publish(self, index: int, *, online: bool) -> StandInEvent:
+        lap, which = divmod(index, len(KINDS))
+        kind = KINDS[which]
+        round_, which_title = divmod(lap, len(kind.titles))
+        title = kind.titles[which_title] + (f" n° {round_ + 1}" if round_ else "")
+        start = self._at(kind, days=2 + index * 5 % 270)
+        event = StandInEvent(row=self._event_row(kind, title, start, online), carts=index % 3)
+        self._add_tickets(event, kind)
+        self._add_sessions(event, kind, start)
+        self._presell(event, kind)
+        self.events[str(event.row["id"])] = event
+        return event
+
+    def _event_row(self, kind: Kind, title: str, start: datetime, online: bool) -> Row:
+        slug = _slug(title)
+        return {
+            "id": self._id("event"),
+            "ext_id": slug,
+            "name": title,
+            "start": start.strftime(WALL),
+            "end": (start + timedelta(hours=kind.hours)).strftime(WALL),
+            "multiple": self._mixed(int(kind.sessions > 0)),
+            "place": self._random.choice(PLACES),
+            "shop": f"https://www.billetweb.fr/shop.php?event={slug}",
+            "online": self._mixed(int(online)),
+            "tax_rate": self._random.choice(("20", "5.5", "")),
+            "tags": self._random.choice(([kind.tag], ["", kind.tag])),
+            "image": "",
+            "cover": self._random.choice(("", f"https://www.billetweb.fr/files/page/thumb/{slug}.png")),
+            "confirmation_message": "",
+            "description": f"<p>{title}&nbsp;: à vivre au Val-des-Saules, petits &amp; grands.</p>",
+        }
+
+    def _add_tickets(self, event: StandInEvent, kind: Kind) -> None:
+        on_sale = self.now.astimezone(PARIS) - timedelta(days=30)
+        starts = ("", str(int(on_sale.timestamp())), on_sale.strftime(WALL))
+        if kind.places and not kind.sessions:
+            event.gauges.append(self._gauge("event", kind.places))
+        for name, limit in kind.categories:
+            event.gauges.append(self._gauge("category", limit, id=self._id("category"), name=name))
+        for tariff in kind.tariffs:
+            ticket_id = self._id("ticket")
+            row = {
+                "id": ticket_id,
+                "full_name": " > ".join(filter(None, (tariff.category, tariff.name))),
+                "name": tariff.name,
+                "price": tariff.price,
+                "category": tariff.category,
+                "quota": str(tariff.quota) if tariff.quota else self._random.choice(NO_LIMIT),
+                "visibility": "0",
+                "start_time": self._random.choice(starts),
+                "tax": self._random.choice(("", "5.5")),
+                "commission": tariff.commission,
+            }
+            event.tickets.append(row | PLAIN_TICKET)
+            event.gauges.append(self._gauge("ticket", tariff.quota, id=str(ticket_id), name=tariff.name))
+
+    def _add_sessions(self, event: StandInEvent, kind: Kind, first: datetime) -> None:
+        places = kind.places or 0
+        offered = {str(row["id"]): str(places) for row in event.tickets}
+        for turn in range(kind.sessions):
+            start = first + timedelta(days=7 * (turn - 1)) if turn else self._at(kind, days=-1)
+            end = (start + timedelta(hours=kind.hours)).strftime(WALL)
+            row = {
+                "id": self._id("session"),
+                "start": start.strftime(WALL),
+                "end": end,
+                "last_update": self._random.choice((ZERO_DATE, self.now_wall)),
+                "quota": self._mixed(places),
+                "total_sales": "0",
+                "tickets": [] if turn == kind.sessions - 1 else dict(offered),
+            }
+            event.sessions.append(row | PLAIN_SESSION)
+            event.gauges.append(self._gauge("session", places, id=str(row["id"]), name=row["start"]))
+            event.row["end"] = end
+
+    def _presell(self, event: StandInEvent, kind: Kind) -> None:
+        slots = self._slots(event, past=True)
+        if kind.left is not None:
+            _move(event, slots, kind.capacity - kind.left)
+        for slot in slots if kind.left is None else []:
+            _move(event, [slot], int(kind.capacity / len(slots) * self._random.uniform(0.2, 0.6)))
+
+    def _gauge(self, kind: str, limit: int | None, **names: object) -> Row:
+        places = {"avail": self._mixed(-1), "quota": False}
+        if limit is not None:
+            places = {"avail": self._mixed(limit), "quota": self._mixed(limit)}
+        return {"type": kind, **names, **places, "status": "active"}
+
+    def _at(self, kind: Kind, *, days: int) -> datetime:
+        today = self.now.astimezone(PARIS).replace(tzinfo=None)
+        return today.replace(hour=kind.hour, minute=0, second=0, microsecond=0) + timedelta(days=days)
+
+    def _id(self, kind: str) -> str | int:
+        return self._mixed(next(self._ids[kind]))
+
+    def _mixed(self, value: int) -> str | int:
+        return self._random.choice((str(value), str(value), value))
+
+
+def number(value: object) -> int | None:
+    """Return the whole number that a wire value stands for; None for `false`, "", null and text."""
+    digits = str(value)
+    return int(digits) if re.fullmatch(r"-?[0-9]+", digits) else None
+
+
+def _left(gauge: Row) -> int | None:
+    left = number(gauge.get("avail"))
+    return left if left is not None and left >= 0 else None
+
+
+def _limits_above(event: StandInEvent, slot: Slot) -> Iterator[Row]:
+    ticket, session = slot
+    for gauge in event.gauges:
+        match gauge.get("type"):
+            case "ticket":
+                above = str(gauge.get("id")) == str(ticket["id"])
+            case "category":
+                above = gauge.get("name") == ticket["category"]
+            case "session":
+                above = session is not None and str(gauge.get("id")) == str(session["id"])
+            case _:
+                above = not gauge.get("id")
+        if above and _left(gauge) is not None:
+            yield gauge
+
+
+def _room(event: StandInEvent, slot: Slot, count: int, *, refund: bool) -> int:
+    rooms = [count]
+    for gauge in _limits_above(event, slot):
+        left, quota = _left(gauge) or 0, number(gauge.get("quota"))
+        rooms += ([quota - left] if quota else []) if refund else [left]
+    if session := slot[1]:
+        sales, quota = number(session["total_sales"]) or 0, number(session["quota"]) or 0
+        rooms += [sales] if refund else [quota - sales] if quota > 0 else []
+    if refund:
+        rooms.append(event.sold[_key(slot)])
+    return max(0, min(rooms))
+
+
+def _move(event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False) -> int:
+    moved = 0
+    for slot in slots:
+        places = _room(event, slot, count - moved, refund=refund)
+        sold = -places if refund else places
+        for gauge in _limits_above(event, slot):
+            _add(gauge, "avail", -sold)
+        if session := slot[1]:
+            _add(session, "total_sales", sold)
+        event.sold[_key(slot)] += sold
+        moved += places
+    return moved
+
+
+def _key(slot: Slot) -> tuple[str, str]:
+    ticket, session = slot
+    return (str(session["id"]) if session else "", str(ticket["id"]))
+
+
+def _add(row: Row, name: str, places: int) -> None:
+    """Add to a number in its own wire type; leave alone what is no number."""
+    old = row.get(name)
+    if (value := number(old)) is not None:
+        row[name] = str(value + places) if isinstance(old, str) else value + places
+
+
+def _places(count: int) -> str:
+    return "1 place" if count == 1 else f"{count} places"
+
+
+def _slug(title: str) -> str:
+    ascii_title = unicodedata.normalize("NFKD", title.lower()).encode("ascii", "ignore").decode()
+    return "-".join(re.findall("[a-z0-9]+", ascii_title))

@@ -1,0 +1,126 @@
+"""What the daemon knows of itself, in memory: status and health never wait for a run or for the database."""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from msgspec import Struct, field
+
+from syncd import __version__
+from syncd.model import Outcome, Run
+from syncd.store import History
+
+State = Literal["idle", "running", "paused", "stopping", "standby"]
+Health = Literal["ok", "degraded", "failing"]
+FAILING_AFTER = 3
+"""So many failed runs in a row are more than bad luck."""
+
+
+class Status(Struct, kw_only=True):
+    """The answer to `GET /v1/status`. Instants are UTC; `_s` is seconds."""
+
+    version: str = __version__
+    pid: int
+    started_at: datetime
+    uptime_s: float
+    state: State
+    health: Health
+    health_reason: str
+    is_running: bool
+    interval_s: float
+    next_run_at: datetime | None
+    run_count: int
+    consecutive_failures: int
+    last_run: Run | None
+    last_success_at: datetime | None
+    last_error: str | None
+    current_run: Run | None
+    queued_runs: int
+    database: str
+    events_live: int | None
+    events_full: int | None
+    slots_skipped: dict[str, int]
+    slots_missed: int
+
+
+class Record(Struct, kw_only=True):
+    """What is remembered between runs: taken over from the runs on record, then kept up to date.
+
+    `synced_at` is the end of the latest run that brought anything up to date, `whole_outcome` how the latest
+    run of the whole account ended; `totals` counts this process's runs by trigger and outcome.
+    """
+
+    started_at: datetime
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    run_count: int = 0
+    consecutive_failures: int = 0
+    last_run: Run | None = None
+    last_success_at: datetime | None = None
+    synced_at: datetime | None = None
+    last_full_at: datetime | None = None
+    whole_outcome: Outcome | None = None
+    events_live: int | None = None
+    events_full: int | None = None
+    totals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+
+    def take_over(self, history: History) -> None:
+        """Start from what earlier processes put on record; this one's own runs so far stay counted."""
+        self.run_count += history.run_count
+        self.last_run = self.last_run or history.last_run
+        self.last_success_at = history.last_success_at
+        self.synced_at = history.last_synced_at
+        self.last_full_at = history.last_full_at
+        self.whole_outcome = self.whole_outcome or history.whole_outcome
+        self.consecutive_failures += history.consecutive_failures
+
+    def take(self, run: Run) -> None:
+        """Count an ended run. One of named events leaves health alone; a cancelled one says nothing of it."""
+        self.run_count += 1
+        self.last_run = run
+        self.totals[run.trigger, run.outcome or ""] += 1
+        for kind in run.counts.__struct_fields__:
+            self.rows[kind] += getattr(run.counts, kind)
+        if run.events or run.outcome == "cancelled":
+            return
+        self.whole_outcome = run.outcome
+        if run.outcome == "failed":
+            self.consecutive_failures += 1
+            return
+        self.consecutive_failures = 0
+        self.synced_at = run.finished_at
+        if run.outcome == "ok":
+            self.last_success_at = run.finished_at
+        if run.full:
+            self.last_full_at = run.finished_at
+
+    def health(self, interval: timedelta, *, refused: bool) -> tuple[Health, str]:
+        """Return the health and the reason for it, "" where it is ok."""
+        if refused:
+            return "failing", "Billetweb refused the user or the key"
+        if self.consecutive_failures >= FAILING_AFTER:
+            return "failing", f"{self.consecutive_failures} runs in a row failed"
+        age = self.now() - self.synced_at if self.synced_at else None
+        if age and age > 4 * interval:
+            return "failing", f"the data are {_minutes(age)} old, over 4 intervals"
+        if self.last_success_at is None:
+            return "degraded", "no successful run yet"
+        if self.whole_outcome != "ok":
+            return "degraded", f"the last run ended {self.whole_outcome}"
+        if age and age > 2 * interval:
+            return "degraded", f"the data are {_minutes(age)} old, over 2 intervals"
+        return "ok", ""
+
+
+def last_error(run: Run | None) -> str | None:
+    """Return a run's first error as one line; None after an ok run."""
+    if run is None or not run.errors:
+        return None
+    error = run.errors[0]
+    more = f" (and {run.errors_total - 1} more)" if run.errors_total > 1 else ""
+    return f"{error.subject}: {error.message}{more}"
+
+
+def _minutes(age: timedelta) -> str:
+    return f"{age.total_seconds() / 60:.0f} min"

@@ -1,0 +1,377 @@
+"""Reads and writes the tables: the mirror, the changes, the runs, and what must outlive a restart.
+
+Every method is one transaction, blocks, and may be called from any thread. SQLAlchemy's errors leave as
+StoreError, in the driver's words only: statements and their values could hold what nobody may read in a log.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, and_, func, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from syncd import schema
+from syncd.database import Database, reason
+from syncd.errors import StoreError
+from syncd.model import Counts, Json, Outcome, Run, RunError
+from syncd.reconcile import Change, EventPlan, EventRows, Row, Stored, Suspicion
+
+BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
+COUNTS = Counts.__struct_fields__
+SHOWN = (
+    *("id", "name", "starts_at", "ends_at", "place", "online", "shop_url"),
+    *("places_total", "places_left", "unlimited", "is_full", "availability_at", "vanished_at"),
+)
+"""The columns of an event that the control API shows."""
+
+
+class History(Struct, frozen=True):
+    """What the runs on record say: what status and the schedule start from."""
+
+    last_id: int = 0
+    run_count: int = 0
+    last_run: Run | None = None
+    last_success_at: datetime | None = None
+    last_synced_at: datetime | None = None
+    last_full_at: datetime | None = None
+    whole_outcome: Outcome | None = None
+    consecutive_failures: int = 0
+
+
+class Store:
+    """The queries on an open database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
+        try:
+            engine = self._database.engine.execution_options(write=write)
+            with engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"the database did not do as asked: {reason(error)}") from error
+
+    # --- the mirror
+
+    def present_events(self) -> dict[str, datetime | None]:
+        """Return the events that are not marked vanished, and when their availability was last read."""
+        events = schema.events.c
+        with self._transaction() as connection:
+            rows = connection.execute(
+                select(events.id, events.availability_at).where(events.vanished_at.is_(None))
+            )
+            return {row.id: row.availability_at for row in rows}
+
+    def events_with_sessions(self) -> set[str]:
+        """Return the ids of the events that have a session not marked vanished."""
+        sessions = schema.sessions.c
+        with self._transaction() as connection:
+            return set(
+                connection.scalars(select(sessions.event_id).distinct().where(sessions.vanished_at.is_(None)))
+            )
+
+    def event_suspects(self) -> dict[str, Suspicion]:
+        """Return the events that may be gone from the account."""
+        table = schema.suspects.c
+        with self._transaction() as connection:
+            rows = connection.execute(
+                select(table.row_id, table.doubted, table.by_hand).where(
+                    table.table_name == schema.events.name
+                )
+            )
+            return {row.row_id: Suspicion(doubted=row.doubted, by_hand=row.by_hand) for row in rows}
+
+    def doubted_events(self) -> int:
+        """Return in how many events a full run's read was doubted."""
+        table = schema.suspects.c
+        query = select(func.count(table.event_id.distinct())).where(
+            table.doubted, table.table_name != schema.events.name
+        )
+        with self._transaction() as connection:
+            return connection.scalar(query) or 0
+
+    def stored_events(self, ids: Iterable[str]) -> dict[str, Stored]:
+        """Return the event rows of these ids, as far as there are any."""
+        with self._transaction() as connection:
+            rows = connection.execute(select(schema.events).where(schema.events.c.id.in_(list(ids))))
+            return {row["id"]: _stored(row) for row in rows.mappings()}
+
+    def event_rows(self, event_id: str) -> EventRows:
+        """Return all that the mirror holds of one event."""
+        found = EventRows()
+        with self._transaction() as connection:
+            for name, table in schema.MIRRORED.items():
+                key = table.c.id if table is schema.events else table.c.event_id
+                rows = connection.execute(select(table).where(key == event_id)).mappings()
+                found.rows[name] = {_row_id(table, row): _stored(row) for row in rows}
+                found.suspects[name] = {}
+            for row in connection.execute(
+                select(schema.suspects).where(schema.suspects.c.event_id == event_id)
+            ):
+                found.suspects[row.table_name][row.row_id] = Suspicion(
+                    doubted=row.doubted, by_hand=row.by_hand
+                )
+        return found
+
+    def apply(self, run_id: int, plan: EventPlan, at: datetime) -> None:
+        """Write an event's plan: rows, changes and bookkeeping, all or nothing."""
+        with self._transaction(write=True) as connection:
+            _write_rows(connection, plan.changes, at)
+            _write_changes(connection, run_id, plan.changes, at)
+            _write_suspects(connection, plan)
+            if plan.read_at:
+                _set_read_at(connection, [plan.event_id], plan.read_at)
+
+    def forget_suspects(self, event_ids: Iterable[str], *, in_events: bool) -> None:
+        """Drop suspicions after a failed read: two runs in a row they were not.
+
+        `in_events`: those that events are gone from the account; else those inside the events named.
+        """
+        table = schema.suspects
+        scope = table.c.table_name == schema.events.name
+        ids = list(event_ids)
+        doomed = scope if in_events else and_(~scope, table.c.event_id.in_(ids))
+        with self._transaction() as connection:
+            found = connection.scalar(select(func.count()).select_from(table).where(doomed))
+        if found:
+            with self._transaction(write=True) as connection:
+                connection.execute(table.delete().where(doomed))
+
+    def count_events(self, live_since: datetime) -> tuple[int, int]:
+        """Return how many events are live, and how many of those are full."""
+        events = schema.events.c
+        query = select(func.count(), func.count().filter(events.is_full)).where(_live(live_since))
+        with self._transaction() as connection:
+            live, full = connection.execute(query).one()
+            return live, full
+
+    def events(self, live_since: datetime | None) -> list[Json]:
+        """Return the events as the control API shows them, by start; all where `live_since` is None."""
+        events = schema.events.c
+        query = select(*(events[name] for name in SHOWN)).order_by(events.starts_at, events.id)
+        if live_since is not None:
+            query = query.where(_live(live_since))
+        now = datetime.now(UTC)
+        with self._transaction() as connection:
+            return [
+                dict(row) | {"age_s": _age_s(row["availability_at"], now)}
+                for row in connection.execute(query).mappings()
+            ]
+
+    # --- runs
+
+    def open_history(self, at: datetime) -> History:
+        """Close what an earlier process left running as failed, and return what the record says."""
+        interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
+        with self._transaction(write=True) as connection:
+            connection.execute(
+                schema.runs.update()
+                .where(schema.runs.c.state != "done")
+                .values(
+                    state="done",
+                    outcome="failed",
+                    finished_at=at,
+                    errors=[msgspec.to_builtins(interrupted)],
+                    errors_total=1,
+                )
+            )
+            return _history(connection)
+
+    def start_run(self, run: Run) -> None:
+        """Put a run on record as running."""
+        with self._transaction(write=True) as connection:
+            connection.execute(schema.runs.insert().values(_run_values(run)))
+
+    def finish_run(self, run: Run, read_at: Mapping[str, datetime]) -> None:
+        """Put a run's end on record, and when the events in which nothing changed were read."""
+        instants: dict[datetime, list[str]] = defaultdict(list)
+        for event_id, at in read_at.items():
+            instants[at].append(event_id)
+        with self._transaction(write=True) as connection:
+            for at, event_ids in instants.items():
+                _set_read_at(connection, event_ids, at)
+            connection.execute(schema.runs.delete().where(schema.runs.c.id == run.id))
+            connection.execute(schema.runs.insert().values(_run_values(run)))
+
+    def run(self, run_id: int) -> Run | None:
+        """Return one run on record."""
+        with self._transaction() as connection:
+            return _first_run(connection, select(schema.runs).where(schema.runs.c.id == run_id))
+
+    def runs(self, limit: int, before: int | None) -> list[Run]:
+        """Return the latest runs, newest first; those with a smaller id than `before`."""
+        query = select(schema.runs).order_by(schema.runs.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(schema.runs.c.id < before)
+        with self._transaction() as connection:
+            return [_run(row) for row in connection.execute(query).mappings()]
+
+    # --- what must outlive a restart
+
+    def paused(self) -> bool:
+        """Return whether scheduled runs were paused."""
+        state = schema.state.c
+        with self._transaction() as connection:
+            return bool(connection.scalar(select(state.value).where(state.name == "paused")))
+
+    def set_paused(self, paused: bool) -> None:
+        """Remember whether scheduled runs are paused."""
+        with self._transaction(write=True) as connection:
+            connection.execute(schema.state.delete().where(schema.state.c.name == "paused"))
+            connection.execute(schema.state.insert().values(name="paused", value=paused))
+
+    def note_request(self, window_s: float) -> None:
+        """Note that a request is being sent now, and forget those older than the window."""
+        now = time.time()
+        sent_at = schema.requests.c.sent_at
+        with self._transaction(write=True) as connection:
+            connection.execute(schema.requests.delete().where(sent_at < now - window_s))
+            connection.execute(schema.requests.insert().prefix_with("OR IGNORE").values(sent_at=now))
+
+    def request_ages_s(self, window_s: float) -> list[float]:
+        """Return how long ago the requests within the window were sent. The clock may have been set back."""
+        now = time.time()
+        sent_at = schema.requests.c.sent_at
+        with self._transaction() as connection:
+            return [max(now - at, 0.0) for at in connection.scalars(select(sent_at)) if at > now - window_s]
+
+
+def _stored(row: RowMapping) -> Stored:
+    values = {name: value for name, value in row.items() if name not in BOOKKEEPING}
+    return Stored(values, row["vanished_at"])
+
+
+def _row_id(table: Table, row: RowMapping) -> str:
+    return "/".join(row[column.name] for column in table.primary_key)
+
+
+def _key(table: Table, row_id: str) -> Row:
+    names = [column.name for column in table.primary_key]
+    return dict(zip(names, row_id.split("/", len(names) - 1), strict=True))
+
+
+def _write_rows(connection: Connection, changes: list[Change], at: datetime) -> None:
+    inserted: dict[str, list[Row]] = defaultdict(list)
+    for change in changes:
+        if change.kind == "inserted":
+            inserted[change.table].append(change.values | {"first_seen_at": at, "changed_at": at})
+            continue
+        table = schema.MIRRORED[change.table]
+        values = change.values | {"changed_at": at}
+        if change.kind != "updated":
+            values["vanished_at"] = at if change.kind == "vanished" else None
+        here = and_(*(table.c[name] == value for name, value in _key(table, change.row_id).items()))
+        connection.execute(table.update().where(here).values(values))
+    for name, rows in inserted.items():
+        connection.execute(schema.MIRRORED[name].insert(), rows)
+
+
+def _write_changes(connection: Connection, run_id: int, changes: list[Change], at: datetime) -> None:
+    if changes:
+        rows = [
+            {
+                "run_id": run_id,
+                "seen_at": at,
+                "table_name": change.table,
+                "row_id": change.row_id,
+                "event_id": change.event_id,
+                "kind": change.kind,
+                "diff": change.diff | ({"vanished_at": [None, at]} if change.kind == "vanished" else {}),
+            }
+            for change in changes
+        ]
+        connection.execute(schema.changes.insert(), rows)
+
+
+def _write_suspects(connection: Connection, plan: EventPlan) -> None:
+    table = schema.suspects
+    for name, suspects in plan.suspects.items():
+        here = and_(table.c.table_name == name, table.c.event_id == plan.event_id)
+        connection.execute(table.delete().where(here))
+        for row_id, suspicion in suspects.items():
+            connection.execute(
+                table.insert().values(
+                    table_name=name,
+                    row_id=row_id,
+                    event_id=plan.event_id,
+                    doubted=suspicion.doubted,
+                    by_hand=suspicion.by_hand,
+                )
+            )
+
+
+def _set_read_at(connection: Connection, event_ids: list[str], at: datetime) -> None:
+    events = schema.events
+    connection.execute(events.update().where(events.c.id.in_(event_ids)).values(availability_at=at))
+
+
+def _live(since: datetime) -> ColumnElement[bool]:
+    events = schema.events.c
+    end = func.coalesce(events.ends_at, events.starts_at)
+    return and_(events.vanished_at.is_(None), or_(end.is_(None), end > since))
+
+
+def _age_s(at: datetime | None, now: datetime) -> float | None:
+    return None if at is None else round(max((now - at).total_seconds(), 0.0), 1)
+
+
+def _run_values(run: Run) -> Row:
+    values = {name: getattr(run, name) for name in run.__struct_fields__}
+    del values["progress"], values["counts"]
+    values |= {
+        "requested_by": msgspec.to_builtins(run.requested_by),
+        "errors": msgspec.to_builtins(run.errors),
+    }
+    return values | {name: getattr(run.counts, name) for name in COUNTS}
+
+
+def _run(row: RowMapping) -> Run:
+    values = dict(row)
+    values["counts"] = {name: values.pop(name) for name in COUNTS}
+    return msgspec.convert(values, Run)
+
+
+def _first_run(connection: Connection, query: Select[Any]) -> Run | None:
+    row = connection.execute(query.limit(1)).mappings().first()
+    return _run(row) if row else None
+
+
+def _history(connection: Connection) -> History:
+    runs = schema.runs.c
+    done = select(schema.runs).where(runs.state == "done")
+    whole = (runs.events == [], runs.outcome != "cancelled")
+    good = runs.outcome.in_(("ok", "partial"))
+
+    def last_end(*conditions: ColumnElement[bool]) -> datetime | None:
+        latest: datetime | None = connection.scalar(
+            select(func.max(runs.finished_at)).where(*whole, *conditions)
+        )
+        return latest
+
+    last_good_at = last_end(good)
+    failures = select(func.count()).where(*whole, runs.outcome == "failed")
+    if last_good_at:
+        failures = failures.where(runs.finished_at > last_good_at)
+    last_whole = _first_run(connection, done.where(*whole).order_by(runs.finished_at.desc()))
+    return History(
+        last_id=max(connection.scalar(select(func.max(runs.id))) or 0, 0),
+        run_count=connection.scalar(select(func.count()).where(runs.state == "done")) or 0,
+        last_run=_first_run(connection, done.order_by(runs.finished_at.desc())),
+        last_success_at=last_end(runs.outcome == "ok"),
+        last_synced_at=last_good_at,
+        last_full_at=last_end(good, runs.full),
+        whole_outcome=last_whole.outcome if last_whole else None,
+        consecutive_failures=connection.scalar(failures) or 0,
+    )

@@ -1,0 +1,275 @@
+"""Text for people: durations, local times, tables, and the control API's answers. Imports nothing of syncd.
+
+Part of every start of `syncctl`, so it leans on light parts of the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+TYPE_CHECKING = False  # typing alone would cost `syncctl` a tenth of its start
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+NOTHING = "-"
+_DURATION = r"(?:([0-9]{1,7})d)?(?:([0-9]{1,7})h)?(?:([0-9]{1,7})m)?(?:([0-9]{1,7})s)?"
+_COLOURS = {"ok": 32, "degraded": 33, "partial": 33, "cancelled": 33, "failing": 31, "failed": 31}
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration written as days, hours, minutes and seconds, each at most once and in that order.
+
+    Raises ValueError, with the accepted form in its message, for anything else.
+    """
+    match = re.fullmatch(_DURATION, text)
+    if not match or not text:
+        raise ValueError(
+            f"{text!r} is not a duration: write whole days, hours, minutes and seconds in that order, "
+            'such as "90s", "15m", "1h30m" or "30d"'
+        )
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return a duration in its two largest units: "0.4 s", "12 s", "1 h 30 min", "3 d 4 h".
+
+    Negative durations, which only a stepped clock gives, count as none; "-" stands for None.
+    """
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:  # noqa: PLR2004 - below this a tenth of a second is worth reading
+        return f"{max(seconds, 0):.1f}".removesuffix(".0") + " s"
+    rest = round(seconds)
+    if rest >= 3_600:  # noqa: PLR2004 - an hour: seconds no longer matter
+        rest = round(rest / 60) * 60
+    if rest >= 86_400:  # noqa: PLR2004 - a day: minutes no longer matter
+        rest = round(rest / 3_600) * 3_600
+    parts = []
+    for size, unit in _UNITS:
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts)
+
+
+def local_time(instant: str | None) -> str:
+    """Return an RFC 3339 instant to the minute in this machine's zone, "-" for None."""
+    if instant is None:
+        return NOTHING
+    return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def moment(instant: str | None, now: datetime) -> str:
+    """Return an RFC 3339 instant's distance from `now` and local time: "3 min ago (2027-05-08 10:00)"."""
+    if instant is None:
+        return NOTHING
+    ahead_s = (datetime.fromisoformat(instant) - now).total_seconds()
+    distance = format_duration(round(abs(ahead_s)))
+    return f"{f'in {distance}' if ahead_s > 0 else f'{distance} ago'} ({local_time(instant)})"
+
+
+def plain(text: str) -> str:
+    """Return `text` on one line and without characters that move a terminal's cursor or change its state."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
+def paint(word: str) -> str:
+    """Return a word for health or outcome, coloured where stdout is a terminal and its user allows that."""
+    forbidden = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if forbidden or word not in _COLOURS or sys.stdout is None or not sys.stdout.isatty():
+        return word
+    return f"\x1b[{_COLOURS[word]}m{word}\x1b[0m"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, widest: int = 48) -> str:
+    """Return aligned columns of text, one line per row, without trailing blanks or a last line end.
+
+    A column that holds a number stands to the right; None is an empty cell; a cell of more than `widest`
+    terminal columns is cut.
+    """
+    rows = [headers, *rows]
+    columns = [_column([row[index] for row in rows], widest) for index in range(len(headers))]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def events_table(events: Iterable[Json]) -> str:
+    """Return a table of the control API's Events: when, what, places left of how many, how old that is."""
+    rows = [
+        (
+            event["id"],
+            local_time(event["starts_at"]),
+            event["name"],
+            _places_left(event),
+            event["places_total"],
+            format_duration(event["age_s"]),
+        )
+        for event in events
+    ]
+    return table(("id", "starts", "event", "left", "of", "age"), rows) if rows else "No events."
+
+
+def runs_table(runs: Iterable[Json]) -> str:
+    """Return a table of the control API's Runs."""
+    rows = [
+        (
+            run["id"],
+            local_time(run["started_at"]),
+            run["trigger"],
+            (run["requested_by"] or {}).get("user"),
+            run["outcome"] or run["state"],
+            format_duration(run["duration_s"]),
+            run["synced"],
+            run["failed"],
+            _changed(run),
+            run["requests"],
+            next(map(_error_line, run["errors"]), None),
+        )
+        for run in runs
+    ]
+    headers = ("id", "started", "trigger", "by", "outcome", "took", "synced", "failed", "changes", "requests")
+    return table((*headers, "first error"), rows) if rows else "No runs yet."
+
+
+def run_summary(run: Json) -> str:
+    """Return a few lines on a Run: what came of it, why it ran, what changed, and a line for each error."""
+    if run["state"] != "done":
+        return f"Run {run['id']} is {run['state']}; `syncctl history` will show how it ended."
+    by = f" by {run['requested_by']['user']}" if run["requested_by"] else ""
+    why = f"{run['trigger']}{by}{', full' if run['full'] else ''}"
+    lines = [
+        f"Run {run['id']} {paint(run['outcome'])}: {_synced(run)}, in {format_duration(run['duration_s'])}",
+        f"  {why}; {_changes(run)}; {count(run['requests'], 'request')}",
+        *(f"  error: {_error_line(error)}" for error in run["errors"]),
+    ]
+    if (more := run["errors_total"] - len(run["errors"])) > 0:
+        lines.append(f"  and {count(more, 'more error')}")
+    return "\n".join(lines)
+
+
+def status_panel(status: Json, now: datetime) -> str:
+    """Return a Status as a panel, one subject a line."""
+    reason, queued = status["health_reason"], status["queued_runs"]
+    rows = {
+        "health": paint(status["health"]) + (f": {plain(reason)}" if reason else ""),
+        "state": status["state"],
+        "last run": _last_run(status["last_run"], now),
+        "last success": moment(status["last_success_at"], now),
+        "next run": _next_run(status, now),
+        "interval": format_duration(status["interval_s"]),
+        "current run": _current_run(status["current_run"], now),
+        "queued": count(queued, "run") if queued else "",
+        "events": f"{status['events_live']} live, {status['events_full']} full",
+        "last error": plain(status["last_error"] or ""),
+        "slots": _slots(status),
+        "database": plain(status["database"]),
+        "daemon": f"syncd {status['version']}, pid {status['pid']}, up {format_duration(status['uptime_s'])}",
+    }
+    return "\n".join(f"{name:14}{value}" for name, value in rows.items() if value)
+
+
+def state_line(status: Json, now: datetime) -> str:
+    """Return a Status as one line: state, health and next run."""
+    next_run = _next_run(status, now)
+    return f"syncd is {status['state']}, health {paint(status['health'])}, next run {next_run}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 run", "2 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _places_left(event: Json) -> int | str:
+    if event["vanished_at"]:
+        return "vanished"
+    if event["is_full"]:
+        return "full"
+    if event["unlimited"]:
+        return "unlimited"
+    left: int | None = event["places_left"]
+    return "?" if left is None else left
+
+
+def _next_run(status: Json, now: datetime) -> str:
+    return moment(status["next_run_at"], now) if status["next_run_at"] else "not scheduled"
+
+
+def _last_run(run: Json | None, now: datetime) -> str:
+    if not run:
+        return ""
+    took = format_duration(run["duration_s"])
+    return (
+        f"{run['id']} {paint(run['outcome'])}, {moment(run['finished_at'], now)}, took {took}: {_synced(run)}"
+    )
+
+
+def _current_run(run: Json | None, now: datetime) -> str:
+    if not run:
+        return ""
+    progress = run["progress"]
+    far = f", {progress['phase']} {progress['done']}/{progress['total'] or '?'}" if progress else ""
+    return f"{run['id']} {run['trigger']}, began {moment(run['started_at'], now)}{far}"
+
+
+def _slots(status: Json) -> str:
+    skipped: dict[str, int] = status["slots_skipped"]
+    parts = [f"{number} skipped ({plain(reason)})" for reason, number in skipped.items() if number]
+    if status["slots_missed"]:
+        parts.append(f"{status['slots_missed']} missed")
+    return ", ".join(parts)
+
+
+def _synced(run: Json) -> str:
+    return f"{count(run['synced'], 'event')} synced, {run['failed']} failed"
+
+
+def _changed(run: Json) -> int:
+    return sum(number for kind, number in run["counts"].items() if kind != "unchanged")
+
+
+def _changes(run: Json) -> str:
+    kinds = [f"{number} {kind}" for kind, number in run["counts"].items() if number and kind != "unchanged"]
+    return count(_changed(run), "change") + (f" ({', '.join(kinds)})" if kinds else "")
+
+
+def _error_line(error: Json) -> str:
+    return plain(f"{error['subject']}: {error['message']} ({error['kind']})")
+
+
+def _column(cells: list[object], widest: int) -> list[str]:
+    texts = [_clip("" if cell is None else plain(str(cell)), widest) for cell in cells]
+    width = max(map(_width, texts))
+    to_the_right = any(isinstance(cell, int | float) for cell in cells)
+    blanks = (" " * (width - _width(text)) for text in texts)
+    return [blank + text if to_the_right else text + blank for text, blank in zip(texts, blanks, strict=True)]
+
+
+def _clip(text: str, widest: int) -> str:
+    if _width(text) <= widest:
+        return text
+    text = text[:widest]
+    while _width(text) > widest - 1:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _width(text: str) -> int:
+    """Return the terminal columns that printable text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.category(character) in ("Mn", "Me")
+        else 2
+        if unicodedata.east_asian_width(character) in "WF"
+        else 1
+        for character in text
+    )

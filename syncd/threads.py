@@ -1,0 +1,22 @@
+"""Blocking work off the event loop, finished even when its caller is cancelled. Imports nothing of syncd."""
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return the function's result from a worker thread, so that the loop goes on answering meanwhile.
+
+    A cancellation waits for the function's end first: a transaction is finished or rolled back, never left
+    to run beside what follows.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

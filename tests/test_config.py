@@ -1,0 +1,525 @@
+"""The configuration: what is refused, where it says so, and that no message holds a secret."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.config import Config, Secret, load
+from syncd.errors import ConfigError
+
+SAMPLE = Path(__file__).parent.parent / "config.toml"
+CANARY = "c0ffee5ecre7c0ffee5ecre7"
+CREDENTIALS = {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": CANARY}
+PLACES = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
+TABLES = [name for name in Config.__struct_fields__ if name not in ("key", "path")]
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Return a function that writes a configuration and gives its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems(path: Path, environ: Mapping[str, str] = CREDENTIALS) -> list[str]:
+    """Return what `load` refuses, with the file's folder left out; no line may be broken or tell the key."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ)
+    for problem in caught.value.problems:
+        assert problem.isprintable()
+        assert CANARY not in problem
+    return [problem.replace(f"{path.parent}/", "") for problem in caught.value.problems]
+
+
+def read(path: Path, key: str, environ: Mapping[str, str] = CREDENTIALS) -> Any:
+    table, field = key.split(".")
+    return getattr(getattr(load(path, environ), table), field)
+
+
+def credential(folder: Path, name: str, text: str) -> dict[str, str]:
+    """Write a systemd credential and return the environment that leads to it."""
+    (folder / name).write_text(text)
+    return {"CREDENTIALS_DIRECTORY": str(folder)}
+
+
+# The sample
+
+
+def sample_keys(pattern: str) -> set[str]:
+    """Return table.key of every line of the sample that matches, the key being the pattern's group."""
+    table, found = "", set()
+    for line in SAMPLE.read_text(encoding="utf-8").splitlines():
+        if header := re.fullmatch(r"\[(\w+)\]", line):
+            table = header[1]
+        elif key := re.match(pattern, line):
+            found.add(f"{table}.{key[1]}")
+    return found
+
+
+def record_keys(*, with_default: bool) -> set[str]:
+    hints = Config.__annotations__
+    assert set(TABLES) < set(hints)
+    import syncd.config
+
+    return {
+        f"{table}.{field.name}"
+        for table in TABLES
+        for field in msgspec.structs.fields(getattr(syncd.config, hints[table]))
+        if (field.default is not None) is with_default
+    }
+
+
+def test_sample_shows_other_values_than_the_defaults(write: Write) -> None:
+    """The sample, loaded, is equal to a file that says nothing."""
+    sample, empty = load(SAMPLE, CREDENTIALS), load(write(""), CREDENTIALS)
+    assert [getattr(sample, table) for table in TABLES] == [getattr(empty, table) for table in TABLES]
+
+
+def test_key_is_missing_in_the_sample_or_only_there() -> None:
+    """Keys with a value stand in the sample as they are, keys without one as a comment, and no others."""
+    assert sample_keys(r"(\w+) = ") == record_keys(with_default=True)
+    assert sample_keys(r"# (\w+) = ") == record_keys(with_default=False)
+
+
+def test_commented_keys_of_the_sample_are_refused_when_used(write: Write) -> None:
+    """With its comment signs taken away each example value is accepted."""
+    path = write(re.sub(r"(?m)^# (\w+ = )", r"\1", SAMPLE.read_text(encoding="utf-8")))
+    assert None not in {read(path, key) for key in record_keys(with_default=False)}
+
+
+# Problems and their places
+
+
+def test_second_mistake_is_only_seen_after_the_first_is_mended(write: Write) -> None:
+    """Problems of every kind come in one error, in the order of the lines, credentials last."""
+    path = write(
+        """\
+[billetweb]
+concurrency = 17
+[sync]  # a comment
+intervall = "15m"
+run_on_start = "yes"
+interval = "5s"
+[surprise]
+x = 1
+[[publish]]
+table = "Formation"
+[[webhooks]]
+name = "site"
+[[webhooks]]
+name = "other"
+"""
+    )
+    assert problems(path, {}) == [
+        "config.toml:1: billetweb.user: missing: give the account number here or in $BILLETWEB_USER",
+        "config.toml:2: billetweb.concurrency: must be a whole number from 1 to 16, not 17",
+        'config.toml:4: sync.intervall: unknown; did you mean "interval"?',
+        'config.toml:5: sync.run_on_start: must be true or false, not "yes"',
+        'config.toml:6: sync.interval: must be at least 10s, not "5s"',
+        "config.toml:7: surprise: unknown",
+        "config.toml:9: publish: not supported by this version of syncd yet",
+        "config.toml:11: webhooks: not supported by this version of syncd yet",
+        f"API key: missing: {PLACES}",
+    ]
+
+
+def test_problem_is_shown_on_another_line(write: Write) -> None:
+    """Dotted, quoted and inline keys are found; what only looks like a key, inside a value, is not."""
+    path = write(
+        '''\
+sync.interval = "1s"  # sync.jitter = 1
+"sync" . 'jitter' = 1
+control = { mode = 1, group = 2 }
+database.url = """
+log = 1
+[log]
+level = 1"""
+extra = [  # ]
+  "[log]", """
+level = 2""",
+  { level = 3 },
+]
+  [ log ]
+format = """no
+level = 5
+such"""
+
+\t"level" = 4
+[log.level2]
+level = 6
+[heartbeat]\r
+url = 7\r
+'''
+    )
+    found = [problem.split(": ")[:2] for problem in problems(path)]
+    assert found == [
+        ["config.toml:1", "sync.interval"],
+        ["config.toml:2", "sync.jitter"],
+        ["config.toml:3", "control.mode"],
+        ["config.toml:3", "control.group"],
+        ["config.toml:4", "database.url"],
+        ["config.toml:8", "extra"],
+        ["config.toml:14", "log.format"],
+        ["config.toml:18", "log.level"],
+        ["config.toml:19", "log.level2"],
+        ["config.toml:22", "heartbeat.url"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("interval = '5m'", 'config.toml:1: interval: unknown; did you mean "sync.interval"?'),
+        ("[snyc]", 'config.toml:1: snyc: unknown; did you mean "sync"?'),
+        ("[log]\ninterval = 1", 'config.toml:2: log.interval: unknown; did you mean "sync.interval"?'),
+        ("sync = 5", "config.toml:1: sync: must be a table, written [sync], not 5"),
+        ("[[sync]]", "config.toml:1: sync: must be a table, written [sync], not a list"),
+        ('"a\\nb" = 1', "config.toml:1: a\\nb: unknown"),
+        ("sync.run_timeout = '2s'", 'config.toml:1: sync.run_timeout: must be at least 5s, not "2s"'),
+        (
+            "sync.keep_past = 5",
+            'config.toml:1: sync.keep_past: must be a duration in quotes, such as "15m", not 5',
+        ),
+        ("log.level = 0x" + "f" * 5000, "number that big"),
+        ("log.level = '" + "x" * 99 + "'", "a longer text"),
+        ("sync.attendees = 'full'", "this version of syncd does not mirror attendees yet"),
+        ("database.url = 'postgresql+psycopg://u:p@h/d'", "PostgreSQL comes in a later version"),
+    ],
+)
+def test_message_does_not_say_what_to_do(write: Write, text: str, expected: str) -> None:
+    """A single mistake gives a single line that says what is expected."""
+    [problem] = problems(write(text))
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a = 1\nb = = 2\n", "config.toml:2: cannot be read: Invalid value"),
+        (b"a = \xff\n", "config.toml: cannot be read: 'utf-8' codec"),
+        (b"a = " + b"[" * 20_000, "config.toml: cannot be read: "),
+        (b"a = " + b"1" * 5_000, "config.toml: cannot be read: "),
+        (None, "config.toml: cannot be read: No such file or directory"),
+    ],
+)
+def test_unreadable_file_is_a_traceback(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    """A file that is missing or not TOML is one problem, with the line where there is one."""
+    path = tmp_path / "config.toml"
+    if content is not None:
+        path.write_bytes(content)
+    [problem] = problems(path)
+    assert problem.startswith(expected)
+
+
+# Ranges
+
+RANGES: dict[str, tuple[list[object], list[object]]] = {
+    "billetweb.user": (["1", "12345"], ["", "12a", "١٢", "-1", 12345]),
+    "billetweb.requests_per_minute": ([1, 100], [0, 101, -1, True, "60", 60.0]),
+    "billetweb.concurrency": ([1, 16], [0, 17]),
+    "billetweb.timeout": (["1s", "5m"], ["0s", "5m1s", "fast", 30]),
+    "billetweb.base_url": (
+        ["https://a.example:8443/api", "http://localhost:1", "http://127.9.9.9/api", "http://[::1]:80/api"],
+        [
+            "",
+            "ftp://a.example",
+            "http://a.example",
+            "http://127.0.0.1.example",
+            "http://localhost.example",
+            "http://127.0.0.256",
+            "http://127.0.0.1@a.example",
+            "https://a.example?key=1",
+            "https://a.example#x",
+            "https://a.example:65536",
+            "https://a..example",
+            "https://a b",
+            "https://",
+        ],
+    ),
+    "sync.interval": (["10s", "7d"], ["9s", "0s", "7d1s"]),
+    "sync.jitter": (["0s", "7m30s"], ["7m31s", "-1s"]),
+    "sync.run_on_start": ([True, False], [1, "true"]),
+    "sync.run_timeout": (["5s", "24h"], ["4s", "24h1s"]),
+    "sync.keep_past": (["0s", "3653d"], ["3653d1s"]),
+    "sync.full_every": (["1m", "30d"], ["59s", "30d1s"]),
+    "sync.attendees": (["none"], ["minimal", "full", "some", False]),
+    "sync.count_carts": ([True, False], [0]),
+    "database.url": (
+        ["sqlite:////var/lib/syncd.db", "sqlite:///syncd.db"],
+        [
+            "sqlite://",
+            "sqlite:///",
+            "sqlite:///:memory:",
+            "sqlite:///a.db?mode=memory",
+            "mysql://h/d",
+            "a.db",
+        ],
+    ),
+    "control.socket": (
+        ["/run/s", "/" + "a" * 106, "/" + "é" * 53],
+        ["/" + "a" * 107, "/" + "é" * 53 + "a", "syncd.sock", "", "/a\nb"],
+    ),
+    "control.mode": (["0600", "660", "0770"], ["0662", "0460", "01660", "0o660", "rw", "", 660]),
+    "control.group": (["syncd"], ["", 5]),
+    "log.level": (["DEBUG", "INFO", "WARNING", "ERROR"], ["info", "TRACE", "", 1]),
+    "log.format": (["auto", "journal", "text", "json"], ["xml", []]),
+    "heartbeat.url": (
+        ["https://hc-ping.com/a-b", "http://127.0.0.1:8000/ping"],
+        ["http://hc-ping.com/a", "", "https://u:p@hc-ping.com/a", False],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, (accepted, _) in RANGES.items() for value in accepted]
+)
+def test_value_inside_the_range_is_refused(write: Write, key: str, value: object) -> None:
+    """The outermost accepted values are accepted."""
+    load(write(f"{key} = {toml(value)}"), CREDENTIALS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, (_, refused) in RANGES.items() for value in refused]
+)
+def test_value_outside_the_range_is_accepted(write: Write, key: str, value: object) -> None:
+    """The innermost refused values are refused, and nothing else with them."""
+    [problem] = problems(write(f"{key} = {toml(value)}"))
+    assert problem.startswith(f"config.toml:1: {key}: ")
+
+
+def test_key_without_a_range_test() -> None:
+    """Each key has its edges above, but for the one whose file is tested below."""
+    keys = record_keys(with_default=True) | record_keys(with_default=False)
+    assert keys - {"billetweb.key_file"} == set(RANGES)
+
+
+def test_values_arrive_changed(write: Write) -> None:
+    """Durations, modes and addresses arrive in the form that the code reckons with."""
+    path = write(
+        "sync.interval = '1h30m'\ncontrol.mode = '0600'\nbilletweb.base_url = 'https://a.example/api/'"
+    )
+    assert read(path, "sync.interval") == timedelta(hours=1, minutes=30)
+    assert read(path, "control.mode") == 0o600
+    assert read(path, "billetweb.base_url") == "https://a.example/api"
+    assert load(path, CREDENTIALS).path == path
+
+
+def test_demo_cannot_run_every_second(write: Write) -> None:
+    """A caller that allows shorter intervals gets them, with its own limit in the message."""
+    second = timedelta(seconds=1)
+    config = load(write("sync.interval = '1s'"), CREDENTIALS, minimum_interval=second)
+    assert config.sync.interval == second
+    with pytest.raises(ConfigError, match='must be at least 1s, not "0s"'):
+        load(write("sync.interval = '0s'"), CREDENTIALS, minimum_interval=second)
+
+
+# Credentials
+
+
+def test_credential_of_a_lesser_place_wins(write: Write, tmp_path: Path) -> None:
+    """The environment comes before the systemd credential, and that before the key file."""
+    path = write("billetweb.user = '1'\nbilletweb.key_file = 'key'\n")
+    key_file = tmp_path / "key"
+    key_file.write_text(" from-file\n")
+    key_file.chmod(0o640)
+    systemd = credential(tmp_path, "billetweb-key", "from-systemd\n")
+    assert load(path, systemd | {"BILLETWEB_KEY": " from-environment "}).key == Secret("from-environment")
+    assert load(path, systemd).key == Secret("from-systemd")
+    assert load(path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "none")}).key == Secret("from-file")
+    assert load(path, {}).key == Secret("from-file")
+    assert read(path, "billetweb.user", systemd) == "1"
+    assert read(path, "billetweb.user", {"BILLETWEB_USER": "2", "BILLETWEB_KEY": CANARY}) == "2"
+
+
+def test_systemd_credential_does_not_replace_the_url(write: Write, tmp_path: Path) -> None:
+    """The URL of the credential counts, and a bad one is refused without showing it."""
+    path = write("database.url = 'sqlite:///a.db'")
+    environ = CREDENTIALS | credential(tmp_path, "database-url", "sqlite:///b.db\n")
+    assert read(path, "database.url", environ) == "sqlite:///b.db"
+    for bad in (f"mysql://u:{CANARY}@h/d", f"postgresql+psycopg://u:{CANARY}@h/d"):
+        [problem] = problems(path, CREDENTIALS | credential(tmp_path, "database-url", bad))
+        assert problem.startswith('systemd credential "database-url": ')
+
+
+@pytest.mark.parametrize(
+    "key", ["", " \n", f"{CANARY} x", f"{CANARY}\tx", f"{CANARY}é", f"{CANARY}\0", "abc"]
+)
+def test_broken_key_is_used(write: Write, tmp_path: Path, key: str) -> None:
+    """A key that is empty, in two words or not ASCII is refused wherever it comes from."""
+    path = write("billetweb.user = '1'\nbilletweb.key_file = 'key'")
+    (tmp_path / "key").write_text(key)
+    (tmp_path / "key").chmod(0o600)
+    [problem] = problems(path, {})
+    assert problem.startswith("config.toml:2: billetweb.key_file: ")
+    [problem] = problems(path, credential(tmp_path, "billetweb-key", key))
+    assert problem.startswith('systemd credential "billetweb-key": ')
+    [problem] = problems(path, {"BILLETWEB_KEY": key})
+    assert problem.startswith("$BILLETWEB_KEY: ")
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o666])
+def test_key_that_everybody_can_read_is_used(write: Write, tmp_path: Path, mode: int) -> None:
+    """A key file open to all users of the machine is refused, with the way to mend it."""
+    path = write("billetweb.key_file = 'key'")
+    (tmp_path / "key").write_text(CANARY)
+    (tmp_path / "key").chmod(mode)
+    [problem] = problems(path, {"BILLETWEB_USER": "1"})
+    assert problem.endswith("every user of this machine can open that file: run chmod o-rw on it")
+
+
+def test_odd_key_file_hangs_the_start(write: Write, tmp_path: Path) -> None:
+    """A pipe, a device, a folder, a big file and no file at all are refused at once."""
+    import os
+
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    (tmp_path / "big").write_text("x" * 4097)
+    (tmp_path / "big").chmod(0o600)
+    (tmp_path / "bytes").write_bytes(CANARY.encode() + b"\xff")
+    (tmp_path / "bytes").chmod(0o600)
+    for name in ("pipe", "/dev/zero", ".", "big", "bytes", "absent", f"{CANARY}"):
+        [problem] = problems(write(f"billetweb.key_file = '{name}'"), {"BILLETWEB_USER": "1"})
+        assert problem.startswith("config.toml:1: billetweb.key_file: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"billetweb.key = '{CANARY}'",
+        f"billetweb.api_key = ['{CANARY}']",
+        f"billetweb.password.x = '{CANARY}'",
+        f"api_token = '{CANARY}'",
+        f"[database]\npassword = '{CANARY}'",
+        f"billetweb.user = '{CANARY}'",
+        f"billetweb.key_file = ['{CANARY}']",
+        f"billetweb.base_url = 'https://u:{CANARY}@a.example'",
+        f"billetweb.base_url = 'https://a.example?key={CANARY}'",
+        f"heartbeat.url = 'https://a.example?key={CANARY}'",
+        f"database.url = 'mysql://u:{CANARY}@h/d'",
+        f"database.url = 'postgresql://u:{CANARY}@h/d'",
+        f"[billetweb]\n{CANARY}",
+        f"[billetweb]\nkey = {CANARY}",
+    ],
+)
+def test_misplaced_secret_is_printed(write: Write, text: str) -> None:
+    """A secret in the file, wherever it was put, is refused without repeating it."""
+    assert len(problems(write(text))) == 1
+
+
+@pytest.mark.parametrize("name", ["key", "api_key", "password", "Token", "secret"])
+def test_key_in_the_file_is_refused_without_advice(write: Write, name: str) -> None:
+    """A key written in the file is answered with the places where it belongs."""
+    [problem] = problems(write(f"billetweb.{name} = '{CANARY}'"))
+    assert problem.endswith(PLACES)
+    [problem] = problems(write(f"database.{name} = '{CANARY}'"))
+    assert '"database-url"' in problem
+
+
+def test_bad_environment_is_printed(write: Write) -> None:
+    """Environment variables that got swapped are refused without repeating them."""
+    [problem] = problems(write(""), {"BILLETWEB_USER": CANARY, "BILLETWEB_KEY": "12345"})
+    assert problem == "$BILLETWEB_USER: must be the account number, digits only"
+
+
+def test_key_shows_itself(write: Write) -> None:
+    """Neither printing nor encoding the configuration, or its key, gives the key away."""
+    config = load(write(""), CREDENTIALS)
+    assert config.key.value == CANARY
+    for text in (repr(config), str(config), f"{config.key}", f"{config.key!r}", "%s" % config.key):  # noqa: UP031
+        assert "***" in text
+        assert CANARY not in text
+    with pytest.raises(TypeError):
+        msgspec.json.encode(config)
+    assert config.key == Secret(CANARY)
+    assert config.key != Secret("other")
+    assert config.key != CANARY
+
+
+# Anything at all
+
+
+def toml(value: object) -> str:
+    """Return a value as TOML, tables inline."""
+    if isinstance(value, str):
+        return (
+            '"' + "".join(f"\\U{ord(c):08x}" if c in '"\\' or not c.isprintable() else c for c in value) + '"'
+        )
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return str(value)
+
+
+names = st.sampled_from([*sorted({key for path in RANGES for key in path.split(".")}), "key_file", "key"])
+texts = st.text("ab1 .=#[]{}'\"\\\n\t\0\x7f\u2028é😀", max_size=20)
+scalars = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.datetimes(),
+    st.dates(),
+    texts,
+    st.lists(st.tuples(st.integers(0, 10**12), st.sampled_from("dhms"))).map(
+        lambda parts: "".join(f"{number}{unit}" for number, unit in parts)
+    ),
+    st.tuples(st.sampled_from(["https", "http", "sqlite"]), st.text("a1@:/?#[].", max_size=12)).map(
+        "://".join
+    ),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | texts, inner, max_size=3),
+    max_leaves=5,
+)
+documents = st.dictionaries(names | texts, values | st.dictionaries(names, values, max_size=4), max_size=4)
+
+
+@pytest.fixture(scope="module")
+def junk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("junk") / "config.toml"
+
+
+def refused(path: Path) -> list[str]:
+    """Return what `load` refuses, nothing if it accepts the file."""
+    try:
+        load(path, CREDENTIALS)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@given(document=documents)
+def test_odd_values_raise_something_else(junk: Path, document: dict[str, object]) -> None:
+    """Any TOML gives a configuration or a ConfigError, and each problem stands on the line of its key."""
+    rows = [f"{toml(name)} = {toml(value)}" for name, value in document.items()]
+    junk.write_text("\n".join(rows), encoding="utf-8")
+    for problem in refused(junk):
+        assert problem.isprintable()
+        line = problem.removeprefix(f"{junk}:").split(":")[0]
+        [name] = tomllib.loads(rows[int(line) - 1])
+        if name.isprintable():
+            assert problem.startswith(f"{junk}:{line}: {name}")
+
+
+@given(content=st.binary() | texts.map(str.encode) | st.text("[]{}=.,'\"#\n ab1").map(str.encode))
+def test_odd_files_raise_something_else(junk: Path, content: bytes) -> None:
+    """Any bytes give a configuration or a ConfigError."""
+    junk.write_bytes(content)
+    assert all(problem.isprintable() for problem in refused(junk))

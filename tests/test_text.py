@@ -1,0 +1,310 @@
+"""What people read and write: durations, times, tables and the control API's answers in words."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from syncd import text
+from syncd.model import Counts, Peer, Progress, Run, RunError
+
+NOW = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def paris(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Paris")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def json_of(run: Run) -> dict[str, Any]:
+    """Return a Run as the control API sends it."""
+    document: dict[str, Any] = msgspec.to_builtins(run)
+    return document
+
+
+def a_run(**changes: Any) -> Run:
+    """Return an ended run in which most things happened."""
+    return msgspec.structs.replace(
+        Run(
+            id=42,
+            trigger="manual",
+            requested_by=Peer(uid=1000, user="alice", pid=77),
+            full=True,
+            state="done",
+            outcome="partial",
+            started_at=datetime(2027, 5, 8, 9, 56, 57, tzinfo=UTC),
+            finished_at=datetime(2027, 5, 8, 9, 57, tzinfo=UTC),
+            duration_s=3.24,
+            requests=25,
+            synced=11,
+            failed=1,
+            counts=Counts(inserted=3, updated=4, unchanged=500),
+            errors=[RunError(subject="event 900001", kind="transport", message="no answer\nin 30 s")],
+            errors_total=3,
+        ),
+        **changes,
+    )
+
+
+def an_event(**changes: Any) -> dict[str, Any]:
+    """Return an Event as the control API sends it."""
+    return {
+        "id": "900001",
+        "name": "Fête du pain",
+        "starts_at": "2027-05-08T08:00:00Z",
+        "places_total": 50,
+        "places_left": 12,
+        "unlimited": False,
+        "is_full": False,
+        "age_s": 61.5,
+        "vanished_at": None,
+    } | changes
+
+
+def a_status(**changes: Any) -> dict[str, Any]:
+    """Return a Status as the control API sends it."""
+    return {
+        "version": "0.1.0",
+        "pid": 4321,
+        "uptime_s": 273_600.0,
+        "state": "idle",
+        "health": "degraded",
+        "health_reason": "the last run was partial",
+        "interval_s": 900,
+        "next_run_at": "2027-05-08T10:12:00Z",
+        "last_run": json_of(a_run()),
+        "last_success_at": "2027-05-08T09:42:00Z",
+        "last_error": "event 900001: no answer",
+        "current_run": None,
+        "queued_runs": 0,
+        "database": "sqlite:////var/lib/syncd/syncd.db",
+        "events_live": 12,
+        "events_full": 2,
+        "slots_skipped": {},
+        "slots_missed": 0,
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("15m", timedelta(minutes=15)),
+        ("1h30m", timedelta(hours=1, minutes=30)),
+        ("30d", timedelta(days=30)),
+        ("0s", timedelta(0)),
+        ("1d2h3m4s", timedelta(days=1, hours=2, minutes=3, seconds=4)),
+    ],
+)
+def test_a_duration_is_not_misread(written: str, meant: timedelta) -> None:
+    """Each accepted form gives the duration it says."""
+    assert text.parse_duration(written) == meant
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        " ",
+        "15",
+        "m",
+        "15M",
+        "1.5h",
+        "-5m",
+        "30m1h",
+        "1h 30m",
+        "5m5m",
+        "500ms",
+        "٣m",
+        "1w",
+        "9" * 99 + "d",
+    ],
+)
+def test_an_unclear_duration_is_not_guessed(written: str) -> None:
+    """What is not exactly of the accepted form is refused, and the message shows that form."""
+    with pytest.raises(ValueError, match=r'is not a duration: .* "1h30m"'):
+        text.parse_duration(written)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "read"),
+    [
+        (None, "-"),
+        (-3, "0 s"),
+        (0, "0 s"),
+        (0.42, "0.4 s"),
+        (5, "5 s"),
+        (9.97, "10 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min"),
+        (90, "1 min 30 s"),
+        (900, "15 min"),
+        (3_599.8, "1 h"),
+        (5_400, "1 h 30 min"),
+        (86_399, "1 d"),
+        (273_600, "3 d 4 h"),
+        (30 * 86_400, "30 d"),
+    ],
+)
+def test_a_duration_never_reads_as_60_seconds_or_24_hours(seconds: float | None, read: str) -> None:
+    """Durations are rounded to two units, and the rounding carries over."""
+    assert text.format_duration(seconds) == read
+
+
+def test_a_utc_instant_is_not_shown_as_if_it_were_local() -> None:
+    """Instants are shown in this machine's zone, with the offset of their own date."""
+    assert text.local_time("2027-05-08T08:00:00Z") == "2027-05-08 10:00"
+    assert text.local_time("2027-12-08T08:00:00+00:00") == "2027-12-08 09:00"
+    assert text.local_time(None) == "-"
+
+
+def test_past_and_future_are_not_confused() -> None:
+    """A moment says on which side of now it lies."""
+    assert text.moment("2027-05-08T09:57:00Z", NOW) == "3 min ago (2027-05-08 11:57)"
+    assert text.moment("2027-05-08T10:12:00Z", NOW) == "in 12 min (2027-05-08 12:12)"
+    assert text.moment(None, NOW) == "-"
+
+
+def test_a_name_cannot_drive_the_terminal() -> None:
+    """Escape sequences, line breaks, reversed writing and lone surrogates do not reach the terminal."""
+    assert text.plain("Fête\x1b[2J\r\n du\u202epain\u200b\ud800\t!") == "Fête[2J dupain !"
+
+
+def test_wide_characters_do_not_shift_the_columns() -> None:
+    """Columns line up by what the terminal shows: two places for 日, none for a combining accent."""
+    lines = text.table(("name", "n"), [("日本", 1), ("abcd", 22), ("e\u0301te\u0301", None)]).split("\n")
+    assert lines == ["name   n", "日本   1", "abcd  22", "e\u0301te\u0301"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [("abcdef", "abcdef"), ("abcdefg", "abcde…"), ("日本日本", "日本…"), ("ab cd efg", "ab cd…")],
+)
+def test_a_long_name_does_not_tear_the_table(name: str, cut: str) -> None:
+    """A cell is cut at the given terminal width, never in the middle of a wide character."""
+    assert text.table(("h",), [(name,)], widest=6) == f"h\n{cut}"
+
+
+def test_an_empty_table_still_has_its_headers() -> None:
+    """A table without rows is its headers."""
+    assert text.table(("a", "b"), []) == "a  b"
+
+
+def test_unknown_places_are_not_shown_as_none_left() -> None:
+    """Full, unlimited, unknown, vanished and a number each read differently."""
+    assert text.events_table(
+        [
+            an_event(),
+            an_event(id="2", places_left=0, is_full=True),
+            an_event(id="3", places_left=None, places_total=None, unlimited=True),
+            an_event(id="4", places_left=None, places_total=None, age_s=None, starts_at=None, name=None),
+            an_event(id="5", vanished_at="2027-05-07T08:00:00Z"),
+        ]
+    ).split("\n") == [
+        "id      starts            event              left  of  age",
+        "900001  2027-05-08 10:00  Fête du pain         12  50  1 min 2 s",
+        "2       2027-05-08 10:00  Fête du pain       full  50  1 min 2 s",
+        "3       2027-05-08 10:00  Fête du pain  unlimited      1 min 2 s",
+        "4       -                                       ?      -",
+        "5       2027-05-08 10:00  Fête du pain   vanished  50  1 min 2 s",
+    ]
+    assert text.events_table([]) == "No events."
+
+
+def test_the_history_names_who_asked_and_what_went_wrong() -> None:
+    """A run is one line, with its requester, its changes without the unchanged rows, and its first error."""
+    going = a_run(id=-1, trigger="interval", requested_by=None, state="running", outcome=None, errors=[])
+    going.duration_s = going.started_at = None
+    headers, *rows = text.runs_table(map(json_of, (a_run(), going))).split("\n")
+    assert headers.split("  ")[-4:] == ["failed", "changes", "requests", "first error"]
+    error = "event 900001: no answer in 30 s (transport)"
+    assert rows == [
+        f"42  2027-05-08 11:56  manual    alice  partial  3.2 s      11       1        7        25  {error}",
+        "-1  -                 interval         running  -          11       1        7        25",
+    ]
+    assert text.runs_table([]) == "No runs yet."
+
+
+def test_the_summary_of_a_run_hides_no_error() -> None:
+    """Outcome, reason, changes and each error have their place, and errors beyond those kept are counted."""
+    assert text.run_summary(json_of(a_run())).split("\n") == [
+        "Run 42 partial: 11 events synced, 1 failed, in 3.2 s",
+        "  manual by alice, full; 7 changes (3 inserted, 4 updated); 25 requests",
+        "  error: event 900001: no answer in 30 s (transport)",
+        "  and 2 more errors",
+    ]
+    quiet = a_run(
+        outcome="ok", failed=0, requested_by=None, full=False, counts=Counts(), errors=[], errors_total=0
+    )
+    assert text.run_summary(json_of(quiet)).split("\n") == [
+        "Run 42 ok: 11 events synced, 0 failed, in 3.2 s",
+        "  manual; 0 changes; 25 requests",
+    ]
+
+
+def test_a_queued_run_is_not_reported_as_ended() -> None:
+    """A run that has not ended yet is said to be queued or running."""
+    queued = text.run_summary(json_of(a_run(state="queued", outcome=None)))
+    assert queued == "Run 42 is queued; `syncctl history` will show how it ended."
+
+
+def test_the_panel_shows_what_is_wrong_and_since_when() -> None:
+    """The panel of an idle daemon whose last run was partial."""
+    assert text.status_panel(a_status(), NOW).split("\n") == [
+        "health        degraded: the last run was partial",
+        "state         idle",
+        "last run      42 partial, 3 min ago (2027-05-08 11:57), took 3.2 s: 11 events synced, 1 failed",
+        "last success  18 min ago (2027-05-08 11:42)",
+        "next run      in 12 min (2027-05-08 12:12)",
+        "interval      15 min",
+        "events        12 live, 2 full",
+        "last error    event 900001: no answer",
+        "database      sqlite:////var/lib/syncd/syncd.db",
+        "daemon        syncd 0.1.0, pid 4321, up 3 d 4 h",
+    ]
+
+
+def test_the_panel_shows_a_run_in_progress_and_missed_slots() -> None:
+    """A busy daemon's panel adds the current run, the queue and the slots."""
+    current = a_run(id=43, state="running", outcome=None, progress=Progress(phase="events", done=3, total=12))
+    panel = text.status_panel(
+        a_status(
+            current_run=json_of(current),
+            queued_runs=1,
+            next_run_at=None,
+            last_run=None,
+            last_success_at=None,
+            last_error=None,
+            slots_skipped={"busy": 2, "paused": 0},
+            slots_missed=1,
+        ),
+        NOW,
+    )
+    assert panel.split("\n") == [
+        "health        degraded: the last run was partial",
+        "state         idle",
+        "last success  -",
+        "next run      not scheduled",
+        "interval      15 min",
+        "current run   43 manual, began 3 min 3 s ago (2027-05-08 11:56), events 3/12",
+        "queued        1 run",
+        "events        12 live, 2 full",
+        "slots         2 skipped (busy), 1 missed",
+        "database      sqlite:////var/lib/syncd/syncd.db",
+        "daemon        syncd 0.1.0, pid 4321, up 3 d 4 h",
+    ]
+
+
+def test_the_state_after_a_command_fits_one_line() -> None:
+    """Pause, resume and reload answer with state, health and next run."""
+    line = text.state_line(a_status(), NOW)
+    assert line == "syncd is idle, health degraded, next run in 12 min (2027-05-08 12:12)"
+    paused = text.state_line(a_status(state="paused", next_run_at=None), NOW)
+    assert paused == "syncd is paused, health degraded, next run not scheduled"
