@@ -175,7 +175,7 @@ class Billetweb:
     def _refuse_where_pointless(self) -> None:
         if self._refused:
             raise AuthError(
-                "not sent: Billetweb refused the user or the key; mend them, then `syncctl reload` or run-now",
+                "not sent: Billetweb refused the user or the key; mend them, then `syncctl reload`",
                 status=self._refused.status,
             )
         if self._challenge and self._clock() < self._challenge_until:

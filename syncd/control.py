@@ -79,7 +79,7 @@ class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
     join: bool = False
 
 
-class Refusal(Exception):  # noqa: N818  # an answer, not a fault
+class Refusal(Exception):  # an answer, not a fault
     """An answer other than success: HTTP status, stable code, a sentence."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -105,7 +105,12 @@ def application(verbs: Verbs) -> Starlette:
             Route("/healthz", routes.healthz),
             Route("/metrics", routes.metrics),
         ],
-        exception_handlers={Refusal: _refuse, HTTPException: _refuse_http, SyncdError: _refuse_syncd},
+        exception_handlers={
+            Refusal: _refuse,
+            HTTPException: _refuse_http,
+            SyncdError: _refuse_syncd,
+            Exception: _apologise,
+        },
     )
 
 
@@ -187,7 +192,7 @@ class _Routes:
 
 
 class ControlServer:
-    """Serves an application on a Unix socket of its own making, until `stop`."""
+    """Serves an application on a Unix socket of its own making, until `stop`; `up` is set once it answers."""
 
     def __init__(self, path: Path, *, mode: int, group: str | None) -> None:
         """Bind the socket. Raises AlreadyRunning where a syncd answers, ConfigError where it cannot be."""
@@ -200,6 +205,7 @@ class ControlServer:
             self._lock.release()
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError([f"control.socket: cannot make {path}: {reason}"]) from error
+        self.up = asyncio.Event()
         self._server: uvicorn.Server | None = None
 
     async def serve(self, app: Starlette) -> None:
@@ -215,13 +221,8 @@ class ControlServer:
             headers=[("Syncd-Version", __version__)],
             timeout_graceful_shutdown=1,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, self.up)
         await self._server.serve(sockets=[self._socket])
-
-    @property
-    def answering(self) -> bool:
-        """Whether connections are being taken."""
-        return self._server is not None and self._server.started
 
     def stop(self) -> None:
         """Let no new request in and give those in progress a second; `serve` then returns."""
@@ -236,6 +237,15 @@ class ControlServer:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, up: asyncio.Event) -> None:
+        super().__init__(config)
+        self._up = up
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say when connections are taken."""
+        await super().startup(sockets)
+        self._up.set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone: they are the daemon's."""
@@ -330,6 +340,11 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "unknown_route", 405: "wrong_method"}.get(error.status_code, "bad_request")
     return _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+async def _apologise(_request: Request, _bug: Exception) -> Response:
+    """Answer in the usual shape; the server logs the exception."""
+    return _error(500, "internal", "syncd met an unexpected error, see its log; please report it")
 
 
 STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503}

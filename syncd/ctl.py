@@ -55,7 +55,7 @@ exit codes:
 Durations are written "90s", "15m", "1h30m". NO_COLOR switches colours off."""
 
 
-class Failure(Exception):  # noqa: N818 - as in errors.py
+class Failure(Exception):
     """A command that cannot be done: its exit code, a stable word, and what happened and what to do."""
 
     def __init__(self, exit_code: int, code: str, message: str) -> None:

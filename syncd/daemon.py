@@ -1,7 +1,7 @@
 """The daemon's life: start, serve, stop. Wires the mirror, the runner, the schedule and the control server.
 
-Everything happens on one event loop; decoding and the database work in threads beside it. A dead part ends the
-process, so that systemd starts it again; a failed run is only an event and a status.
+Everything happens on one event loop; decoding and the database work in threads beside it. A dead part ends
+the process, so that systemd starts it again; a failed run is only an event and a status.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Daemon:
     # --- life
 
     async def run(self) -> int:
-        """Start, serve until a signal or a dead part, stop. Raises AlreadyRunning, ConfigError at the start."""
+        """Start, serve until a signal or a dead part, stop. The start raises AlreadyRunning, ConfigError."""
         try:
             serving = await self._start()
         except BaseException:
@@ -96,8 +96,8 @@ class Daemon:
             logger.bind(event="error.database").error("{}; tried again with each run", error)
         self._runner.serve()
         serving = asyncio.create_task(self._control.serve(application(self)), name="control server")
-        while not self._control.answering and not serving.done():
-            await asyncio.sleep(0.005)
+        up = asyncio.create_task(self._control.up.wait())
+        await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         sync = self._config.sync
         self._schedule.start(sync.interval, sync.jitter, self._first_slot())
         if sync.run_on_start and not self._mirror.paused:

@@ -66,7 +66,7 @@ def reason(error: SQLAlchemyError) -> str:
 
 
 def check(url: str) -> str | None:
-    """Return what is wrong with the database, None where syncd can work with it. Creates and changes nothing."""
+    """Return what is wrong with the database, None where syncd can use it. Creates and changes nothing."""
     path = sqlite_path(url)
     if not path.parent.is_dir():
         return f"database.url: the folder {path.parent} does not exist"
@@ -116,9 +116,7 @@ def _known_revision(connection: Connection) -> str | None:
         return None
     revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
     if revision and revision > schema.REVISION:
-        raise StoreError(
-            f"the database was written by a later syncd (schema {revision}); install that version"
-        )
+        raise StoreError(f"a later syncd wrote the database (schema {revision}); install that version")
     return revision
 
 

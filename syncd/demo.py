@@ -67,7 +67,8 @@ def demo(
         config = configured(load_config)
         _say(
             f"A stand-in for Billetweb answers on {base_url}, with {events} events whose sales go on.\n"
-            f"The daemon mirrors it into {home}/syncd.db, every {interval.total_seconds():g} s. Ctrl-C stops it.\n"
+            f"The daemon mirrors it into {home}/syncd.db every {interval.total_seconds():g} s."
+            " Ctrl-C stops it.\n"
         )
 
         async def run() -> int:

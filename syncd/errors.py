@@ -38,7 +38,7 @@ class ConfigError(SyncdError):
 class BilletwebError(SyncdError):
     """A request to Billetweb that gave no usable answer.
 
-    `status` is the HTTP status, where there was one; `wait_s` how long the answer asked to wait, where it did.
+    `status` is the HTTP status, where there was one; `wait_s` is how long the answer asked to wait.
     """
 
     kind = "billetweb"

@@ -23,7 +23,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import UTC
-from typing import Literal, TextIO
+from typing import TextIO
 from uuid import UUID, uuid5
 
 import loguru
@@ -43,16 +43,16 @@ _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICA
 def configure(
     *,
     level: str,
-    format: Literal["auto", "journal", "text", "json"],  # noqa: A002 - the name of the setting
+    format: str,  # noqa: A002 - the name of the setting
     redact: Redactor,
     stream: TextIO | None = None,
     journal_path: str = JOURNAL_SOCKET,
 ) -> None:
     """Replace all logging of this process by one sink of this form; may be called again, as on a reload.
 
-    `level` is a loguru level name. `auto` is the journal when systemd connected `stream` (default: stderr)
-    to it, else text. The journal form goes to the socket `journal_path`, and to `stream` while that cannot
-    be reached. Raises ValueError, with nothing changed, for an unknown level.
+    `level` is a loguru level name, `format` one of auto, journal, text, json. `auto` is the journal when
+    systemd connected `stream` (default: stderr) to it, else text. The journal form goes to the socket
+    `journal_path`, and to `stream` while that cannot be reached. Raises ValueError, with nothing changed, for an unknown level.
     """
     stream = stream or sys.stderr
     threshold = logger.level(level).no

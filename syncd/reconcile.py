@@ -140,7 +140,10 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
 
 
 def judge(
-    present: AbstractSet[str], fetched: AbstractSet[str], suspects: Mapping[str, Suspicion], evidence: Evidence
+    present: AbstractSet[str],
+    fetched: AbstractSet[str],
+    suspects: Mapping[str, Suspicion],
+    evidence: Evidence,
 ) -> Verdict:
     """Return what a complete read of a scope says of the rows it lacks.
 
@@ -176,9 +179,15 @@ def plan_event(event: Event, known: EventRows, fetched: Fetched, evidence: Evide
     still counts, and a doubted read counts for nothing. So one odd answer never moves a figure by absence.
     """
     plan = EventPlan(event_id=event.id, read_at=fetched.read_at)
-    gauges = _standing(plan, schema.gauges.name, Gauge, known, fetched.gauges, evidence)
-    tickets = _standing(plan, schema.tickets.name, Ticket, known, fetched.tickets, evidence)
-    sessions = _standing(plan, schema.sessions.name, Session, known, fetched.sessions or {}, evidence)
+    gauges = _standing(
+        plan, schema.gauges.name, Gauge, known=known, fetched=fetched.gauges, evidence=evidence
+    )
+    tickets = _standing(
+        plan, schema.tickets.name, Ticket, known=known, fetched=fetched.tickets, evidence=evidence
+    )
+    sessions = _standing(
+        plan, schema.sessions.name, Session, known=known, fetched=fetched.sessions or {}, evidence=evidence
+    )
     event, new_tickets, new_sessions = with_figures(
         event, gauges.values(), [*tickets.values()], [*sessions.values()], now=fetched.read_at
     )
@@ -226,11 +235,12 @@ def _standing(
     plan: EventPlan,
     table: str,
     record_type: type[R],
+    *,
     known: EventRows,
     fetched: Mapping[str, R],
     evidence: Evidence,
 ) -> dict[str, R]:
-    """Return the rows that stand in the mirror after this read; put the vanished and suspected on the plan."""
+    """Return the rows that stand in the mirror after this read; plan what vanished and is suspected."""
     stored = known.rows.get(table, {})
     suspects = known.suspects.get(table, {})
     present = {row for row, old in stored.items() if not old.vanished_at}

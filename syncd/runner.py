@@ -1,4 +1,4 @@
-"""Owns "never two runs at once", and the promise of run-now: the run that is returned begins after the request.
+"""Owns "never two runs at once", and run-now's promise: the run that is returned begins after the request.
 
 One run is in progress at most, and one waits behind it at most. Whoever asks while one waits gets that one.
 Only `Runner` changes a run's `state` and `outcome`. Everything here happens on the event loop.

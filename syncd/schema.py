@@ -37,7 +37,7 @@ class Instant(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         """Refuse a naive instant: nobody could tell what it means."""
         if value is None:
             return None
@@ -45,7 +45,7 @@ class Instant(TypeDecorator[datetime]):
             raise ValueError(f"naive instant {value!r}")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         """Make it aware again: SQLite's type forgets the zone."""
         if value is None or value.tzinfo:
             return value
@@ -71,7 +71,7 @@ class Money(TypeDecorator[Decimal]):
         """Hand SQLite text; its affinity makes the number."""
         return str(value) if value is not None and dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+    def process_result_value(self, value: Any, _dialect: Dialect) -> Decimal | None:
         """Read a number of any kind by its shortest text."""
         return None if value is None else Decimal(str(value))
 

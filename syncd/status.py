@@ -95,7 +95,7 @@ class Record(Struct, kw_only=True):
         if run.full:
             self.last_full_at = run.finished_at
 
-    def health(self, interval: timedelta, *, refused: bool) -> tuple[Health, str]:
+    def health(self, interval: timedelta, *, refused: bool) -> tuple[Health, str]:  # noqa: PLR0911  # a ladder
         """Return the health and the reason for it, "" where it is ok."""
         if refused:
             return "failing", "Billetweb refused the user or the key"

@@ -6,14 +6,26 @@ StoreError, in the driver's words only: statements and their values could hold w
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, and_, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from syncd import schema
@@ -69,10 +81,10 @@ class Store:
         """Return the events that are not marked vanished, and when their availability was last read."""
         events = schema.events.c
         with self._transaction() as connection:
-            rows = connection.execute(
-                select(events.id, events.availability_at).where(events.vanished_at.is_(None))
+            rows = _all(
+                connection, select(events.id, events.availability_at).where(events.vanished_at.is_(None))
             )
-            return {row.id: row.availability_at for row in rows}
+            return {row["id"]: row["availability_at"] for row in rows}
 
     def events_with_sessions(self) -> set[str]:
         """Return the ids of the events that have a session not marked vanished."""
@@ -86,12 +98,8 @@ class Store:
         """Return the events that may be gone from the account."""
         table = schema.suspects.c
         with self._transaction() as connection:
-            rows = connection.execute(
-                select(table.row_id, table.doubted, table.by_hand).where(
-                    table.table_name == schema.events.name
-                )
-            )
-            return {row.row_id: Suspicion(doubted=row.doubted, by_hand=row.by_hand) for row in rows}
+            rows = _all(connection, select(schema.suspects).where(table.table_name == schema.events.name))
+            return {row["row_id"]: _suspicion(row) for row in rows}
 
     def doubted_events(self) -> int:
         """Return in how many events a full run's read was doubted."""
@@ -105,8 +113,8 @@ class Store:
     def stored_events(self, ids: Iterable[str]) -> dict[str, Stored]:
         """Return the event rows of these ids, as far as there are any."""
         with self._transaction() as connection:
-            rows = connection.execute(select(schema.events).where(schema.events.c.id.in_(list(ids))))
-            return {row["id"]: _stored(row) for row in rows.mappings()}
+            rows = _all(connection, select(schema.events).where(schema.events.c.id.in_(list(ids))))
+            return {row["id"]: _stored(row) for row in rows}
 
     def event_rows(self, event_id: str) -> EventRows:
         """Return all that the mirror holds of one event."""
@@ -114,15 +122,12 @@ class Store:
         with self._transaction() as connection:
             for name, table in schema.MIRRORED.items():
                 key = table.c.id if table is schema.events else table.c.event_id
-                rows = connection.execute(select(table).where(key == event_id)).mappings()
+                rows = _all(connection, select(table).where(key == event_id))
                 found.rows[name] = {_row_id(table, row): _stored(row) for row in rows}
                 found.suspects[name] = {}
-            for row in connection.execute(
-                select(schema.suspects).where(schema.suspects.c.event_id == event_id)
-            ):
-                found.suspects[row.table_name][row.row_id] = Suspicion(
-                    doubted=row.doubted, by_hand=row.by_hand
-                )
+            here = select(schema.suspects).where(schema.suspects.c.event_id == event_id)
+            for row in _all(connection, here):
+                found.suspects[row["table_name"]][row["row_id"]] = _suspicion(row)
         return found
 
     def apply(self, run_id: int, plan: EventPlan, at: datetime) -> None:
@@ -132,7 +137,7 @@ class Store:
             _write_changes(connection, run_id, plan.changes, at)
             _write_suspects(connection, plan)
             if plan.read_at:
-                _set_read_at(connection, [plan.event_id], plan.read_at)
+                _set_read_at(connection, {plan.event_id: plan.read_at})
 
     def forget_suspects(self, event_ids: Iterable[str], *, in_events: bool) -> None:
         """Drop suspicions after a failed read: two runs in a row they were not.
@@ -166,8 +171,7 @@ class Store:
         now = datetime.now(UTC)
         with self._transaction() as connection:
             return [
-                dict(row) | {"age_s": _age_s(row["availability_at"], now)}
-                for row in connection.execute(query).mappings()
+                dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)
             ]
 
     # --- runs
@@ -196,12 +200,8 @@ class Store:
 
     def finish_run(self, run: Run, read_at: Mapping[str, datetime]) -> None:
         """Put a run's end on record, and when the events in which nothing changed were read."""
-        instants: dict[datetime, list[str]] = defaultdict(list)
-        for event_id, at in read_at.items():
-            instants[at].append(event_id)
         with self._transaction(write=True) as connection:
-            for at, event_ids in instants.items():
-                _set_read_at(connection, event_ids, at)
+            _set_read_at(connection, read_at)
             connection.execute(schema.runs.delete().where(schema.runs.c.id == run.id))
             connection.execute(schema.runs.insert().values(_run_values(run)))
 
@@ -216,7 +216,7 @@ class Store:
         if before is not None:
             query = query.where(schema.runs.c.id < before)
         with self._transaction() as connection:
-            return [_run(row) for row in connection.execute(query).mappings()]
+            return [_run(row) for row in _all(connection, query)]
 
     # --- what must outlive a restart
 
@@ -238,14 +238,24 @@ class Store:
         sent_at = schema.requests.c.sent_at
         with self._transaction(write=True) as connection:
             connection.execute(schema.requests.delete().where(sent_at < now - window_s))
-            connection.execute(schema.requests.insert().prefix_with("OR IGNORE").values(sent_at=now))
+            connection.execute(insert(schema.requests).values(sent_at=now).on_conflict_do_nothing())
 
     def request_ages_s(self, window_s: float) -> list[float]:
         """Return how long ago the requests within the window were sent. The clock may have been set back."""
         now = time.time()
         sent_at = schema.requests.c.sent_at
         with self._transaction() as connection:
-            return [max(now - at, 0.0) for at in connection.scalars(select(sent_at)) if at > now - window_s]
+            noted = connection.scalars(select(sent_at).where(sent_at > now - window_s)).all()
+        return [max(now - at, 0.0) for at in noted]
+
+
+def _all(connection: Connection, query: Select[Any]) -> Sequence[RowMapping]:
+    """Return every row. Read to its end: a cursor left open keeps the connection's next user from writing."""
+    return connection.execute(query).mappings().all()
+
+
+def _suspicion(row: RowMapping) -> Suspicion:
+    return Suspicion(doubted=row["doubted"], by_hand=row["by_hand"])
 
 
 def _stored(row: RowMapping) -> Stored:
@@ -275,7 +285,15 @@ def _write_rows(connection: Connection, changes: list[Change], at: datetime) -> 
         here = and_(*(table.c[name] == value for name, value in _key(table, change.row_id).items()))
         connection.execute(table.update().where(here).values(values))
     for name, rows in inserted.items():
-        connection.execute(schema.MIRRORED[name].insert(), rows)
+        _insert(connection, schema.MIRRORED[name], rows)
+
+
+def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
+    """Insert rows; one that stands under another event already moves to this one."""
+    statement = insert(table)
+    kept = {"first_seen_at", *(column.name for column in table.primary_key)}
+    moved = {column.name: statement.excluded[column.name] for column in table.c if column.name not in kept}
+    connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key, set_=moved), rows)
 
 
 def _write_changes(connection: Connection, run_id: int, changes: list[Change], at: datetime) -> None:
@@ -312,9 +330,13 @@ def _write_suspects(connection: Connection, plan: EventPlan) -> None:
             )
 
 
-def _set_read_at(connection: Connection, event_ids: list[str], at: datetime) -> None:
-    events = schema.events
-    connection.execute(events.update().where(events.c.id.in_(event_ids)).values(availability_at=at))
+def _set_read_at(connection: Connection, read_at: Mapping[str, datetime]) -> None:
+    if read_at:
+        events = schema.events
+        statement = (
+            events.update().where(events.c.id == bindparam("event")).values(availability_at=bindparam("at"))
+        )
+        connection.execute(statement, [{"event": event_id, "at": at} for event_id, at in read_at.items()])
 
 
 def _live(since: datetime) -> ColumnElement[bool]:
@@ -338,14 +360,14 @@ def _run_values(run: Run) -> Row:
 
 
 def _run(row: RowMapping) -> Run:
-    values = dict(row)
+    values: Row = {str(name): value for name, value in row.items()}
     values["counts"] = {name: values.pop(name) for name in COUNTS}
     return msgspec.convert(values, Run)
 
 
 def _first_run(connection: Connection, query: Select[Any]) -> Run | None:
-    row = connection.execute(query.limit(1)).mappings().first()
-    return _run(row) if row else None
+    rows = _all(connection, query.limit(1))
+    return _run(rows[0]) if rows else None
 
 
 def _history(connection: Connection) -> History:

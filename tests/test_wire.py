@@ -59,8 +59,6 @@ DECODERS: list[Callable[[bytes], wire.Decoded[Any, Any]]] = [
 ]
 
 
-# -- whole answers
-
 NO_ARRAYS = [b"", BOM + b" ", b"null", b"{}", b'"1"', b"[1] [2]", b"<html>", b'[{"id": "1"}, {"id']
 NO_ARRAYS += [b'{"0": {"id": "1"}}', b'["\xff"]', b"[" * 200_000 + b"]" * 200_000]
 GOOD_ARRAYS = [ARRAY, BOM + ARRAY, b"[]", b'[{"error": "x"}]', body_of(PAGE.decode())]
@@ -89,7 +87,7 @@ ANSWERS: list[tuple[bytes, int, type]] = [
     *[(b"", status, errors.StatusError) for status in (103, 302, 404, 418, 600)],
     *[(b"<html>", status, errors.TransportError) for status in (408, 500, 599)],
     *[(body, 200, errors.DecodeError) for body in NO_ARRAYS],
-    (b"", 204, errors.DecodeError),
+    (b"", 299, errors.DecodeError),
     *[(body, 200, type(None)) for body in GOOD_ARRAYS],
 ]
 
@@ -99,10 +97,8 @@ def test_failure_mistaken_for_data(body: bytes, status: int, kind: type) -> None
     """Only 2xx with a complete array is a success; the token, then the marker, then the status decide."""
     error = wire.classify(body, status, None, now=NOW)
     assert type(error) is kind
-    if error is None:
-        assert wire.rows(body) == json.loads(body.decode("utf-8-sig"))
-    else:
-        assert error.status == status
+    assert error is None or (error.status == status and ("redirect" in str(error)) == (300 <= status < 400))
+    assert error is not None or wire.rows(body) == json.loads(body.decode("utf-8-sig"))
 
 
 @pytest.mark.parametrize("body", [*NO_ARRAYS, refusal("unauthorized")], ids=range(len(NO_ARRAYS) + 1))
@@ -142,9 +138,6 @@ def test_odd_answer_crashes(body: bytes, status: int, header: str) -> None:
     """No bytes and no header make the judgement itself fail, and what it calls a success can be read."""
     if wire.classify(body, status, header, now=NOW) is None:
         wire.rows(body)
-
-
-# -- the rows of the API page
 
 
 def test_example_event_distorted() -> None:
@@ -209,8 +202,6 @@ def test_example_session_distorted() -> None:
     assert decoded == {"88": msgspec.json.decode(record, type=Session)}
 
 
-# -- rows and their keys
-
 NO_ROWS: list[tuple[object, str]] = [
     (None, " is null"),
     ("7", " is not an object"),
@@ -263,7 +254,6 @@ KEYS: list[tuple[object, wire.GaugeKey]] = [
     ({"type": "event", "id": "", "name": ""}, ("9", "", "event", "")),
     ({"type": "category", "id": False, "name": "Samedi"}, ("9", "", "category", "Samedi")),
     ({"type": "category", "id": "501", "name": "Samedi"}, ("9", "", "category", "501")),
-    ({"type": "session", "id": 88}, ("9", "88", "session", "88")),
     ({"type": "session", "name": "soir"}, ("9", "", "session", "soir")),
 ]
 
@@ -273,8 +263,6 @@ def test_gauges_fall_on_one_key(row: object, key: wire.GaugeKey) -> None:
     """A gauge's key is made of its session, type and id, else its name, else nothing."""
     assert list(wire.decode_gauges(body_of(row), event_id="9").records) == [key]
 
-
-# -- fields
 
 INSTANTS = {
     "2027-03-28 01:59:59": "2027-03-28 00:59:59",
@@ -304,7 +292,9 @@ ODD_DATES = ["0001-01-01 00:00:00", "2027-02-30 10:00:00", "2027-05-08 25:00:00"
 ODD_DATES += ["2027-05-08 10:00+02", "08/05/2027", "tomorrow"]
 
 
-@pytest.mark.parametrize("value", [*ODD_DATES, "²", True, 1.5, {"date": "2027-05-08"}, -1, 10**30, "9" * 19])
+@pytest.mark.parametrize(
+    "value", [*ODD_DATES, "²", True, 1.5, {"date": "2027-05-08"}, -1, 10**30, 9 * 10**18]
+)
 def test_odd_date_crashes_or_is_lost(value: object) -> None:
     """A date that is none of the known forms leaves its column empty and stays in extra."""
     assert (event(start=value).starts_at, event(start=value).extra) == (None, {"start": value})

@@ -1,0 +1,218 @@
+"""Real processes for the tests: the daemon under signals, `syncd` and `syncctl` as a shell starts them."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from syncd.schema import MIRRORED
+from syncd.standin import StandIn
+
+Json = dict[str, Any]
+Tables = Mapping[str, Mapping[str, object]]
+SYNCD = [sys.executable, "-m", "syncd"]
+SYNCCTL = [str(Path(sys.executable).with_name("syncctl"))]
+PATIENCE_S = 15.0
+BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment without anything that the one of the tests could bring in."""
+    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "LANG") if name in os.environ}
+    return kept | {"PYTHONUTF8": "1"} | more
+
+
+def eventually(condition: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
+    """Return what `condition` gives as soon as that is true; fail when it is not in time."""
+    deadline = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+    return found
+
+
+def syncd(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Return a finished `syncd`."""
+    command = [*SYNCD, *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment(**environ), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """Give a folder whose path leaves room for a socket's name, which is limited to 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="sy-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_config(folder: Path, base_url: str, tables: Tables | None = None, *, key: str = "demo-key") -> Path:
+    """Write a key file and a configuration for the stand-in at `base_url`; `tables` overrides its values."""
+    key_file = folder / "key"
+    key_file.touch(mode=0o600)
+    key_file.write_text(key)
+    defaults: Tables = {
+        "billetweb": {"user": "12345", "key_file": "key", "base_url": base_url, "requests_per_minute": 100},
+        "database": {"url": f"sqlite:///{folder}/syncd.db"},
+        "control": {"socket": f"{folder}/syncd.sock"},
+        "log": {"level": "DEBUG", "format": "text"},
+    }
+    lines = []
+    for name in [*defaults, *(set(tables or ()) - set(defaults))]:
+        lines.append(f"[{name}]")
+        values = {**defaults.get(name, {}), **(tables or {}).get(name, {})}
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    path = folder / "config.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class DaemonProcess:
+    """`syncd run` as a real process with a service manager of its own; ready on entering, gone on leaving.
+
+    A second one on the same folder is the daemon's next start: the database and the log stay.
+    """
+
+    def __init__(
+        self, folder: Path, base_url: str, tables: Tables | None = None, *, key: str = "demo-key"
+    ) -> None:
+        self.folder = folder
+        self.base_url = base_url
+        self.socket = folder / "syncd.sock"
+        self.database = folder / "syncd.db"
+        self.config = write_config(folder, base_url, tables, key=key)
+        self.notified: list[str] = []
+        self._log = folder / "log"
+
+    def __enter__(self) -> Self:
+        address = self.folder / "notify"
+        address.unlink(missing_ok=True)
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind(str(address))
+        self._manager.settimeout(PATIENCE_S)
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*SYNCD, "run", "--config", str(self.config)],
+                env=environment(NOTIFY_SOCKET=str(address)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self.told("READY=1")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._manager.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """All that was logged, and printed, in this folder so far."""
+        return self._log.read_text()
+
+    def told(self, assignment: str) -> str:
+        """Return the next datagram with this in it; all until then are in `notified`."""
+        while True:
+            try:
+                self.notified.append(self._manager.recv(4096).decode())
+            except TimeoutError:
+                raise AssertionError(f"no {assignment}; log:\n{self.log}") from None
+            if assignment in self.notified[-1]:
+                return self.notified[-1]
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Return a finished `syncctl` on this daemon's socket."""
+        command = [*SYNCCTL, "--socket", str(self.socket), *arguments]
+        return subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+
+    def ask(self, method: str, target: str, body: object = None) -> tuple[int, bytes]:
+        """Return the HTTP status and the body of an answer, by a client that is not ours."""
+        connection = http.client.HTTPConnection("syncd")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(PATIENCE_S)
+        with contextlib.closing(connection):
+            connection.sock.connect(str(self.socket))
+            content = None if body is None else json.dumps(body)
+            connection.request(method, target, content, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def status(self) -> Json:
+        """Return the Status."""
+        status: Json = json.loads(self.ask("GET", "/v1/status")[1])
+        return status
+
+    def ran(self, count: int = 1) -> Json:
+        """Return the status once so many runs have ended and none is in progress."""
+
+        def idle() -> Json | None:
+            status = self.status()
+            return status if status["run_count"] >= count and not status["current_run"] else None
+
+        found: Json = eventually(idle)
+        return found
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; return the exit code, which must come within 5 s."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=5)
+
+
+def asked(standin: StandIn, count: int) -> None:
+    """Wait until the stand-in was asked so often."""
+    eventually(lambda: len(standin.requests) >= count)
+
+
+def rows_of(database: Path, query: str) -> list[tuple[Any, ...]]:
+    """Return what a query finds in the file, without changing anything in it."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def mirrored(database: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the mirrored rows without their instants of bookkeeping, and each table's changes to them."""
+    content = {}
+    for name, table in MIRRORED.items():
+        columns = ", ".join(f'"{column.name}"' for column in table.columns if column.name not in BOOKKEEPING)
+        content[name] = sorted(rows_of(database, f"SELECT {columns} FROM {name}"), key=repr)
+    changes = "SELECT table_name, row_id, event_id, kind, diff FROM syncd_changes"
+    content["changes"] = sorted(rows_of(database, changes), key=repr)
+    return content
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold the database's write lock, as another program's long transaction does."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
