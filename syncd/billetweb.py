@@ -23,7 +23,7 @@ from syncd.errors import AuthError, BilletwebError, ChallengeError, DecodeError,
 from syncd.limiter import RateLimiter
 from syncd.model import Event, Gauge, Session, Ticket
 from syncd.threads import in_thread
-from syncd.wire import RATE_LIMIT_WAIT_S, Decoded, GaugeKey
+from syncd.wire import Decoded, GaugeKey
 
 T = TypeVar("T")
 ATTEMPTS = 3
@@ -170,7 +170,7 @@ class Billetweb:
             self._challenge_until = self._clock() + self._challenge_wait_s
             self._challenge_wait_s = min(2 * self._challenge_wait_s, CHALLENGE_WAIT_MAX_S)
         elif isinstance(error, RateLimited):
-            self._limiter.pause(error.wait_s or RATE_LIMIT_WAIT_S)
+            self._limiter.pause(error.wait_s or 0.0)
 
     def _refuse_where_pointless(self) -> None:
         if self._refused:

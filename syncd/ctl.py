@@ -111,12 +111,9 @@ def perform(args: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; `function` of what it parses carries the command out and returns its exit code."""
+    options: Any = {"formatter_class": _help_formatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(
-        prog="syncctl",
-        description="Talk to the syncd daemon.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="syncctl", description="Talk to the syncd daemon.", epilog=EPILOG, **options
     )
     parser.add_argument("--version", action="version", version=f"syncctl {__version__}")
     socket_help = f"the daemon's socket, else $SYNCD_SOCKET, else {DEFAULT_SOCKET}"
@@ -125,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+        command = commands.add_parser(name, help=help_, description=help_, **options)
         # Without SUPPRESS the default would overwrite a --socket given before the command.
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
         if function is not metrics:
@@ -152,6 +149,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("reload", change_state, "Read the configuration again.")
     add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
     return parser
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    # Each option makes a formatter, and one without a width loads shutil to ask for the terminal's.
+    return argparse.RawDescriptionHelpFormatter(prog, width=80)
 
 
 def _timeout_s(value: str) -> float:
@@ -269,7 +271,7 @@ def follow(path: str, run_id: int, deadline: float, show: Show) -> Json | None:
     target = f"/v1/runs/{run_id}/progress"
     timeout_s = max(0.001, min(ANSWER_TIMEOUT_S, deadline - time.monotonic()))
     with (
-        contextlib.suppress(NoDaemon, json.JSONDecodeError),  # the second: a line that broke off
+        contextlib.suppress(NoDaemon, ValueError),  # ValueError: a line that broke off
         exchange(path, "GET", target, None, timeout_s) as (connection, _, lines),
     ):
         while (left_s := deadline - time.monotonic()) > 0:

@@ -52,7 +52,8 @@ def configure(
 
     `level` is a loguru level name, `format` one of auto, journal, text, json. `auto` is the journal when
     systemd connected `stream` (default: stderr) to it, else text. The journal form goes to the socket
-    `journal_path`, and to `stream` while that cannot be reached. Raises ValueError, with nothing changed, for an unknown level.
+    `journal_path`, and to `stream` while that cannot be reached.
+    Raises ValueError, with nothing changed, for an unknown level.
     """
     stream = stream or sys.stderr
     threshold = logger.level(level).no

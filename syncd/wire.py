@@ -43,8 +43,8 @@ _TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error mea
 _SECRET_LINK = re.compile(r"key(?:=|%3d)", re.IGNORECASE)
 _CREDENTIAL = re.compile(r"key(?:=|%3d)\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
 _DIGITS = re.compile(r"[0-9]+")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-_DECIMAL = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # sums of such still fit a database's 64 bits
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,4})?")  # numeric(12, 4)
 _WALL_CLOCK = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
 
 K = TypeVar("K")
@@ -85,11 +85,14 @@ def rows(body: bytes) -> list[object]:
 
 
 def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime) -> BilletwebError | None:
-    """Give the error that an answer stands for, or None for a success: 2xx and a complete JSON array.
+    """Give the error that an answer stands for, or None for a success: 2xx and the beginning of an array.
 
     Decided by the error's token first, then by the challenge page's marker, then by the status, whatever
-    the content type says: Billetweb answers errors with 200 too. `retry_after` is the header's text.
+    the content type says: Billetweb answers errors with 200 too. Whether the array is complete is found out
+    by decoding it. `retry_after` is the header's text.
     """
+    if 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # noqa: PLR2004
+        return None
     try:
         document, malformed = _document(body), ""
     except DecodeError as error:
@@ -99,16 +102,14 @@ def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime
     detail = ", ".join(filter(None, (f"HTTP {status}", token, description)))
     meant = _TOKEN_STATUS.get(token, status)
     failure: BilletwebError
-    if malformed and CHALLENGE_MARKER in body:
+    if malformed and (CHALLENGE_MARKER in body or status == 403):  # noqa: PLR2004  # Billetweb speaks JSON
         failure = ChallengeError(f"Billetweb's protection answered with a page for browsers ({detail})")
     elif token == "unauthorized" and "limited rights" in str(said.get("description")).lower():  # noqa: S105 a word
         failure = RestrictedError(f"the key has limited rights and may not read this ({detail})")
     elif said or meant not in range(200, 300):
-        failure = _refusal(meant, detail, retry_after_s(retry_after, now=now) or RATE_LIMIT_WAIT_S)
-    elif not isinstance(document, list):
-        failure = DecodeError(malformed or _not_an_array(document))
+        failure = _refusal(meant, detail, retry_after_s(retry_after, now=now))
     else:
-        return None
+        failure = DecodeError(malformed or _not_an_array(document))
     failure.status = status
     return failure
 
@@ -158,17 +159,18 @@ def _line(value: object) -> str:
     return text if len(text) <= SAID_MAX_CHARS else text[: SAID_MAX_CHARS - 1] + "…"
 
 
-def _refusal(status: int, detail: str, wait_s: float) -> BilletwebError:
+def _refusal(status: int, detail: str, wait_s: float | None) -> BilletwebError:
     match status // 100, status:
         case _, 401 | 403:
             return AuthError(
                 f"Billetweb refused user or key ({detail}); correct them, then reload or run now"
             )
         case _, 429:
+            wait_s = wait_s or RATE_LIMIT_WAIT_S
             message = f"Billetweb refused for too many requests ({detail}); it wants {wait_s:.0f} s of rest"
             return RateLimited(message, wait_s=wait_s)
         case (5, _) | (_, 408):
-            return TransportError(f"Billetweb cannot answer now ({detail})")
+            return TransportError(f"Billetweb cannot answer now ({detail})", wait_s=wait_s)
         case 3, _:
             advice = "a redirect is not followed; check billetweb.base_url"
             return StatusError(f"Billetweb sends the request elsewhere ({detail}): {advice}")
@@ -226,10 +228,7 @@ def _integer(value: object) -> int | None:
     text = _matching(value, _INTEGER)
     if text is None:
         return None
-    number = int(text)
-    if not -(2**63) <= number < 2**63:  # what a database's integer holds
-        raise _UnfitError
-    return number
+    return int(text)
 
 
 def _count(value: object) -> int | None:

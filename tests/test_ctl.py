@@ -1,151 +1,25 @@
 """`syncctl` against a real HTTP server on a real Unix socket: every command, every exit code."""
 
-import contextlib
 import grp
-import http.server
 import json
 import os
-import pty
 import shutil
-import signal
 import socket
-import socketserver
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from canned_daemon import ENDED, ERROR, EVENT, QUEUED, STATUS, Daemon, Json, serving, stream
 
 import syncd
 from syncd import ctl, text
-from syncd.model import Counts, Peer, Run, RunError
 
-Json = dict[str, Any]
 Capsys = pytest.CaptureFixture[str]
-
-SOURCES = str(Path(syncd.__file__).parent.parent)
-SYNCCTL = [sys.executable, "-c", "import sys; from syncd.ctl import main; sys.exit(main())"]
-BY_ALICE = Peer(uid=1000, user="alice", pid=77)
-QUEUED: Json = msgspec.to_builtins(Run(id=43, trigger="manual", requested_by=BY_ALICE))
-ENDED = QUEUED | {
-    "state": "done",
-    "outcome": "ok",
-    "started_at": "2027-05-08T10:00:00Z",
-    "finished_at": "2027-05-08T10:00:03Z",
-    "duration_s": 3.2,
-    "requests": 25,
-    "synced": 12,
-    "counts": msgspec.to_builtins(Counts(inserted=1)),
-}
-ERROR: Json = msgspec.to_builtins(RunError(subject="event 9", kind="transport", message="no answer"))
-STEPS: list[Json] = [{"phase": "events", "done": 3, "total": 12}, ENDED]
-STATUS: Json = {
-    "version": syncd.__version__,
-    "pid": 4321,
-    "started_at": "2027-05-01T10:00:00Z",
-    "uptime_s": 273_600.0,
-    "state": "idle",
-    "health": "ok",
-    "health_reason": None,
-    "is_running": True,
-    "interval_s": 900,
-    "next_run_at": "2027-05-08T10:15:00Z",
-    "run_count": 120,
-    "consecutive_failures": 0,
-    "last_run": ENDED,
-    "last_success_at": "2027-05-08T10:00:03Z",
-    "last_error": None,
-    "current_run": None,
-    "queued_runs": 0,
-    "database": "sqlite:////var/lib/syncd/syncd.db",
-    "events_live": 12,
-    "events_full": 2,
-    "slots_skipped": {},
-    "slots_missed": 0,
-}
-EVENT: Json = {
-    "id": "900001",
-    "name": "Fête du pain ☂",
-    "starts_at": "2027-05-08T08:00:00Z",
-    "ends_at": "2027-05-08T18:00:00Z",
-    "place": None,
-    "online": True,
-    "shop_url": None,
-    "places_total": 50,
-    "places_left": 12,
-    "unlimited": False,
-    "is_full": False,
-    "availability_at": "2027-05-08T07:00:00Z",
-    "age_s": 61.5,
-    "vanished_at": None,
-}
-
-
-class Daemon:
-    """A control server that gives canned answers and notes what it was asked.
-
-    `answers` maps "METHOD target" to a JSON document, bytes sent as they are, (status, document), or a
-    function that is handed the request's handler and writes the answer itself.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.asked: list[tuple[str, Any]] = []
-        self.answers: dict[str, Any] = {}
-        self.version: str | None = syncd.__version__
-        self.closing = threading.Event()
-        self.server = socketserver.ThreadingUnixStreamServer(path, self.handler_class())
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def close(self) -> None:
-        """Stop answering, and leave nothing behind."""
-        self.closing.set()
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-    def vanish(self) -> None:
-        """Stop listening, as a daemon does that is killed in the middle of an answer."""
-        Path(self.path).unlink()
-
-    def handler_class(daemon) -> type[http.server.BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                request = f"{self.command} {self.path}"
-                daemon.asked.append((request, json.loads(body) if body else None))
-                given = daemon.answers[request]
-                if callable(given):
-                    given(self)
-                    return
-                status, document = given if isinstance(given, tuple) else (200, given)
-                content = document if isinstance(document, bytes) else json.dumps(document).encode()
-                self.head(status, length=len(content))
-                self.wfile.write(content)
-
-            def head(self, status: int = 200, *, length: int | None = None) -> None:
-                self.send_response(status)
-                if daemon.version is not None:
-                    self.send_header("Syncd-Version", daemon.version)
-                if length is not None:
-                    self.send_header("Content-Length", str(length))
-                self.end_headers()
-
-            do_GET = do_POST = answer  # noqa: N815 - http.server's names
-
-            def log_message(self, *_: object) -> None:
-                """Keep quiet; the parent also expects an address with a host."""
-
-        return Handler
 
 
 @pytest.fixture
@@ -158,59 +32,11 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def daemon(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     """Give a control server that answers every command; $SYNCD_SOCKET names its socket."""
-    server = Daemon(str(directory / "s"))
-    monkeypatch.setenv("SYNCD_SOCKET", server.path)
-    server.answers = {
-        "GET /v1/status": STATUS,
-        "POST /v1/runs": (202, QUEUED),
-        "GET /v1/runs/43/progress": stream(*STEPS),
-        "GET /v1/runs?limit=20": {"runs": [ENDED]},
-        "GET /v1/events?all=0": {"events": [EVENT]},
-        "POST /v1/pause": STATUS | {"state": "paused", "next_run_at": None},
-        "POST /v1/resume": STATUS,
-        "POST /v1/reload": STATUS,
-        "GET /metrics": b"# TYPE syncd_paused gauge\nsyncd_paused 0.0\n",
-    }
-    yield server
-    server.close()
-
-
-def stream(*steps: Json, until: threading.Event | None = None) -> Callable[[Any], None]:
-    """Return an answer of one line per step, with keep-alive lines between; it stays open for `until`."""
-
-    def answer(handler: Any) -> None:
-        handler.head()
-        for step in steps:
-            handler.wfile.write(b"\n" + json.dumps(step).encode() + b"\n")
-        if until:
-            until.wait(10)
-
-    return answer
-
-
-def start(*argv: str, shell: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
-    """Start `syncctl` as a process of its own, through `shell` if given."""
-    settings = {"PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "", "TERM": "xterm"}  # buffered, as for users
-    environment = os.environ | settings | options.pop("env", {})
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*shell, *SYNCCTL, *argv], env=environment, **pipes)
-
-
-def on_a_terminal(name: str, *argv: str, env: dict[str, str]) -> str:
-    """Return what `syncctl` writes to the stream `name` where that is a terminal."""
-    ours, theirs = pty.openpty()
-    written = b""
-    streams: Any = {name: theirs}
-    with start(*argv, env=env, **streams) as process:
-        os.close(theirs)
-        with contextlib.suppress(OSError):  # how Linux tells the end of a terminal
-            while chunk := os.read(ours, 65_536):
-                written += chunk
-        process.communicate(timeout=10)
-    os.close(ours)
-    return written.decode()
+    with serving() as daemon:
+        monkeypatch.setenv("SYNCD_SOCKET", daemon.path)
+        yield daemon
 
 
 @pytest.mark.parametrize(
@@ -303,9 +129,7 @@ def test_a_run_that_went_wrong_is_not_success(daemon: Daemon, outcome: str, caps
     assert "error: event 9: no answer (transport)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "broken", [b"", b'{"phase": "events", "do', b'{"phase": "events", "done": 1, "total": 2}\n']
-)
+@pytest.mark.parametrize("broken", [b"", b'{"phase": "\xc3', b'{"phase": "events", "done": 1, "total": 2}\n'])
 def test_a_broken_streamsdoes_not_lose_the_run(daemon: Daemon, broken: bytes, capsys: Capsys) -> None:
     """Where the stream of progress ends early, the run is asked for until it has ended."""
     rounds = iter([QUEUED, ENDED | {"outcome": "cancelled"}])
@@ -348,26 +172,6 @@ def test_waiting_ends_when_its_time_is_up(
     assert ctl.main(["run-now", "--timeout", "1s"]) == 5
     assert 0.14 < time.monotonic() - begin < 2
     assert "Gave up waiting. Run 43 goes on: `syncctl status`" in capsys.readouterr().err
-
-
-def test_ctrl_c_leaves_the_run_alone(daemon: Daemon) -> None:
-    """Ctrl-C while waiting is exit code 130 with a sentence, and asks nothing of the daemon."""
-    waiting = threading.Event()
-
-    def answer(handler: Any) -> None:
-        waiting.set()
-        stream(STEPS[0], until=daemon.closing)(handler)
-
-    daemon.answers["GET /v1/runs/43/progress"] = answer
-    with start("run-now", "--json") as process:
-        assert waiting.wait(10)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert json.loads(out)["error"]["code"] == "interrupted"
-    assert "Run 43 goes on" in out
-    assert err == ""
-    assert [request for request, _ in daemon.asked] == ["POST /v1/runs", "GET /v1/runs/43/progress"]
 
 
 def no_socket(path: Path) -> None:
@@ -584,81 +388,3 @@ def test_without_a_name_the_packaged_socket_is_asked(
     assert ctl.parse(["status"]).socket == "/run/syncd/syncd.sock"
     monkeypatch.setenv("SYNCD_SOCKET", "")
     assert ctl.parse(["status"]).socket == "/run/syncd/syncd.sock"
-
-
-@pytest.mark.parametrize("argv", [["history"], ["--help"]])
-def test_a_reader_that_leaves_early_is_no_error(daemon: Daemon, argv: list[str]) -> None:
-    """`syncctl … | head` ends quietly."""
-    daemon.answers["GET /v1/runs?limit=20"] = {"runs": [ENDED] * 2000}
-    reader, writer = os.pipe()
-    os.close(reader)
-    with start(*argv, stdout=writer) as process:
-        os.close(writer)
-        assert process.communicate(timeout=10)[1] == ""
-    assert process.returncode == 0
-
-
-def test_a_closed_stdout_is_no_error(daemon: Daemon) -> None:
-    """With stdout closed the exit code still tells, and nothing is complained of."""
-    daemon.answers["GET /v1/status"] = STATUS | {"health": "failing"}
-    with start("status", "--check", shell=("sh", "-c", 'exec "$@" >&-', "sh")) as process:
-        assert process.communicate(timeout=10)[1] == ""
-    assert process.returncode == 1
-
-
-def test_a_full_disk_is_not_success(daemon: Daemon) -> None:
-    """An answer that could not be written is not exit code 0."""
-    with Path("/dev/full").open("w") as full, start("metrics", stdout=full) as process:
-        assert (
-            process.communicate(timeout=10)[1]
-            == "syncctl: cannot write the answer: No space left on device\n"
-        )
-    assert process.returncode == 1
-
-
-def test_a_name_outside_the_terminals_alphabet_is_no_traceback(daemon: Daemon) -> None:
-    """Where stdout is Latin-1 what it lacks is escaped, and JSON stays JSON."""
-    env = {"PYTHONIOENCODING": "latin-1"}
-    with (
-        start("events", env=env, encoding="latin-1") as words,
-        start("events", "--json", env=env, encoding="latin-1") as script,
-    ):
-        assert "Fête du pain \\u2602" in words.communicate(timeout=10)[0]
-        assert json.loads(script.communicate(timeout=10)[0]) == {"events": [EVENT]}
-
-
-def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon) -> None:
-    """On a terminal the progress is drawn on stderr, with --json too."""
-    go_on = threading.Event()
-
-    def answer(handler: Any) -> None:
-        stream(STEPS[0])(handler)
-        go_on.wait(0.3)  # the bar is drawn ten times a second
-        handler.wfile.write(json.dumps(ENDED).encode() + b"\n")
-
-    daemon.answers["GET /v1/runs/43/progress"] = answer
-    drawn = on_a_terminal("stderr", "run-now", "--json", env={})
-    assert "events" in drawn
-    assert "3/12" in drawn
-
-
-@pytest.mark.parametrize(
-    ("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
-)
-def test_colours_can_be_refused(daemon: Daemon, env: dict[str, str], *, coloured: bool) -> None:
-    """Health is coloured on a terminal, but not with NO_COLOR or on a dumb one."""
-    assert ("\x1b[32mok\x1b[0m" in on_a_terminal("stdout", "status", env=env)) is coloured
-
-
-def test_starting_stays_cheap(daemon: Daemon) -> None:
-    """No command but a watched run-now loads anything heavy."""
-    heavy = "{'asyncio', 'dataclasses', 'http', 'logging', 'msgspec', 'rich', 'typing', 'urllib'}"
-    code = f"import sys; from syncd.ctl import main; main(); sys.exit(sorted({heavy} & set(sys.modules)))"
-    for command in ("status", "run-now", "events"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, command],
-            env=os.environ | {"PYTHONPATH": SOURCES},
-            capture_output=True,
-            check=False,
-        )
-        assert (done.stderr, done.returncode) == (b"[]\n", 1)

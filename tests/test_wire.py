@@ -81,7 +81,7 @@ ANSWERS: list[tuple[bytes, int, type]] = [
     *[(PAGE, status, errors.ChallengeError) for status in (200, 403, 429, 503)],
     (b"oops " + PAGE, 503, errors.ChallengeError),
     (ARRAY, 404, errors.StatusError),
-    (b"<html>Forbidden</html>", 403, errors.AuthError),
+    (b"<html>Forbidden</html>", 403, errors.ChallengeError),
     (b"", 401, errors.AuthError),
     (b"", 429, errors.RateLimited),
     *[(b"", status, errors.StatusError) for status in (103, 302, 404, 418, 600)],
@@ -92,12 +92,25 @@ ANSWERS: list[tuple[bytes, int, type]] = [
 ]
 
 
+def outcome(body: bytes, status: int) -> errors.BilletwebError | None:
+    """Give what stands in the way of an answer's rows: its meaning, or its form."""
+    try:
+        error = wire.classify(body, status, None, now=NOW)
+        if error is None:
+            wire.rows(body)
+    except errors.DecodeError as malformed:
+        return malformed
+    return error
+
+
 @pytest.mark.parametrize(("body", "status", "kind"), ANSWERS, ids=[f"{a[1]} {a[0][:40]!r}" for a in ANSWERS])
 def test_failure_mistaken_for_data(body: bytes, status: int, kind: type) -> None:
     """Only 2xx with a complete array is a success; the token, then the marker, then the status decide."""
-    error = wire.classify(body, status, None, now=NOW)
+    error = outcome(body, status)
     assert type(error) is kind
-    assert error is None or (error.status == status and ("redirect" in str(error)) == (300 <= status < 400))
+    assert error is None or (
+        error.status in (status, None) and ("redirect" in str(error)) == (300 <= status < 400)
+    )
     assert error is not None or wire.rows(body) == json.loads(body.decode("utf-8-sig"))
 
 
@@ -331,7 +344,7 @@ FITS = [
     *known(ticket, "start_time", "sale_starts_at", [*NO_DATE, MAY_8, ("0", None), (0, None)]),
     *known(ticket, "start_time", "sale_starts_at", [("1804416000", MARCH_7), (1804416000, MARCH_7)]),
     *known(session, "disabled", "visibility", [(True, "1"), (False, "0"), ("3", "3")]),
-    *known(session, "quota", "places_total", [*LIMIT, (str(2**63 - 1), 2**63 - 1)]),
+    *known(session, "quota", "places_total", [*LIMIT, ("9" * 15, 10**15 - 1)]),
     *known(session, "total_sales", "places_sold", [("0", 0), (7, 7), ("-2", None), (False, None)]),
     *known(session, "tickets", "tickets", [([], {}), (None, {}), ({"1": {"x": [1]}}, {"1": {"x": [1]}})]),
     *known(session, "last_update", "last_update_at", [*NO_DATE, MAY_8]),
@@ -349,7 +362,7 @@ UNFIT = [
     *known(event, "name", "name", [(True, None), (False, None), (["a"], None)]),
     *known(ticket, "price", "price", [(value, None) for value in (*WORDS, 1e22, "12 €")]),
     *known(ticket, "quota", "places_total", [(value, None) for value in (*WORDS, 5.5)]),
-    *known(session, "total_sales", "places_sold", [(2**63, None), ("1" + "0" * 30, None)]),
+    *known(session, "total_sales", "places_sold", [(10**15, None), ("1" + "0" * 30, None)]),
     *known(session, "tickets", "tickets", [(["7001"], {}), ("7001", {})]),
     *known(gauge, "avail", "places_left", [(value, None) for value in (*WORDS, "beaucoup")]),
     *known(gauge, "avail", "unlimited", [(-(2**63) - 1, False), ("-", False)]),
