@@ -8,7 +8,8 @@ import asyncio
 import ipaddress
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -27,14 +28,16 @@ from syncd.wire import Decoded, GaugeKey
 
 T = TypeVar("T")
 ATTEMPTS = 3
-RETRY_WITHIN_S = 45.0
+RETRY_WITHIN_S = 180.0
+"""Long enough for three time-outs with a wait for the ceiling between them."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
 CHALLENGE_WAIT_S = 300.0
 CHALLENGE_WAIT_MAX_S = 3600.0
 
 
 class Billetweb:
-    """Reads one account. Requests that failed for a passing reason are asked again, ATTEMPTS times in all.
+    """Reads one account. Requests that failed for a passing reason are asked again, ATTEMPTS times in all
+    and no more once RETRY_WITHIN_S are over.
 
     After refused credentials nothing is sent until `reset`; after a challenge page, for some minutes (twice
     as long each time, up to an hour): every request then raises the same error at once.
@@ -114,28 +117,31 @@ class Billetweb:
         )
 
     async def _read(self, path: str, decode: Callable[[bytes], T], **params: str) -> T:
-        try:
-            async with self._slots:
-                body = await self._get(path, params)
+        async with self._slots:
+            body = await self._get(path, params)
+        with _named(path):
             return await in_thread(decode, body)
-        except BilletwebError as error:
-            error.args = (f"GET {path}: {error}",)
-            raise
 
     async def _get(self, path: str, params: dict[str, str]) -> bytes:
+        with _named(path):
+            await self._turn()  # outside the retries, whose time does not run while a request is held back
         async for attempt in stamina.retry_context(
             on=_backoff, attempts=ATTEMPTS, timeout=RETRY_WITHIN_S, wait_initial=0.5, wait_max=10.0
         ):
-            with attempt:
-                self._refuse_where_pointless()
-                await self._limiter.acquire()
-                self._refuse_where_pointless()  # another request may have found out meanwhile
+            with attempt, _named(path):
+                if attempt.num > 1:
+                    await self._turn()
                 try:
                     return await self._attempt(path, params)
                 except BilletwebError as error:
                     self._learn(error)
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _turn(self) -> None:
+        self._refuse_where_pointless()
+        await self._limiter.acquire()
+        self._refuse_where_pointless()  # another request may have found out meanwhile
 
     async def _attempt(self, path: str, params: dict[str, str]) -> bytes:
         self.requests += 1
@@ -151,7 +157,7 @@ class Billetweb:
             raise TransportError(f"no complete answer within {self._timeout_s:g} s") from error
         except httpx.DecodingError as error:
             raise DecodeError("the answer's compression is broken") from error
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:
             raise TransportError(f"{type(error).__name__}: {str(error) or 'no answer'}") from error
         finally:
             self.statuses[status] += 1
@@ -166,6 +172,8 @@ class Billetweb:
         if isinstance(error, AuthError):
             self._refused = error
         elif isinstance(error, ChallengeError):
+            if self._challenge and self._clock() < self._challenge_until:
+                return  # requests under way together meet the same challenge: it counts once
             self._challenge = error
             self._challenge_until = self._clock() + self._challenge_wait_s
             self._challenge_wait_s = min(2 * self._challenge_wait_s, CHALLENGE_WAIT_MAX_S)
@@ -190,9 +198,20 @@ def _backoff(error: Exception) -> bool | float:
     """Tell stamina whether to ask again, and after how many seconds where the error knows."""
     if isinstance(error, RateLimited):
         return 0.0  # the limiter is paused: it holds back every request, not only this one
-    if isinstance(error, BilletwebError) and error.retry:
-        return error.wait_s if error.wait_s is not None else True
-    return False
+    if not isinstance(error, BilletwebError) or not error.retry:
+        return False
+    if error.wait_s is None:
+        return True
+    return error.wait_s if error.wait_s <= RETRY_WITHIN_S else False  # a longer rest is for the next run
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BilletwebError as error:
+        error.args = (f"GET {path}: {error}",)
+        raise
 
 
 async def _body(answer: httpx.Response) -> bytes:
@@ -213,12 +232,17 @@ def _is_loopback(url: str) -> bool:
 
 
 def tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
-    """Say that a request is asked again; for stamina's hooks, in place of its own."""
-    logger.info(
-        "{} [{}]; asking again in {:.1f} s (attempt {} of {})",
-        details.caused_by,
-        getattr(details.caused_by, "kind", type(details.caused_by).__name__),
-        details.wait_for,
-        details.retry_num + 1,
-        ATTEMPTS,
-    )
+    """Say that a request is asked again; for stamina's hooks, in place of its own.
+
+    Only of Billetweb's: httpx's own errors, met by the heartbeat, hold the address in their text.
+    """
+    error = details.caused_by
+    if isinstance(error, BilletwebError):
+        logger.info(
+            "{} [{}]; asking again in {:.1f} s (attempt {} of {})",
+            error,
+            error.kind,
+            max(details.wait_for, error.wait_s or 0.0),  # the limiter's pause counts too
+            details.retry_num + 1,
+            ATTEMPTS,
+        )

@@ -137,7 +137,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
         runner.serve()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, runner.task.cancel)
-        await runner.wait(run, float("inf"))
+        await runner.wait(run)
     finally:
         await mirror.close()
     return run

@@ -8,18 +8,20 @@ import os
 import pwd
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from grp import getgrnam
 from pathlib import Path
 from typing import Protocol
 
+import h11
 import msgspec
 import uvicorn
 from msgspec import Struct, field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -33,6 +35,7 @@ from syncd.status import Status
 MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT_S = 60.0
 MAX_RUNS = 1000
+MAX_ID = 2**63 - 1
 KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
 
@@ -133,9 +136,7 @@ class _Routes:
 
     async def run(self, request: Request) -> Response:
         run = await self._find(request)
-        wait_s = _number(request, "wait", 0.0)
-        if not 0 <= wait_s <= MAX_WAIT_S:
-            raise Refusal(400, "bad_request", f"wait: from 0 to {MAX_WAIT_S:g} seconds")
+        wait_s = _seconds(request, "wait", MAX_WAIT_S)
         if wait_s:
             await self._verbs.wait(run, wait_s)
         return _json(run)
@@ -151,10 +152,10 @@ class _Routes:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def runs(self, request: Request) -> Response:
-        limit = int(_number(request, "limit", 20))
-        before = int(_number(request, "before", 0)) if "before" in request.query_params else None
-        if not 1 <= limit <= MAX_RUNS:
-            raise Refusal(400, "bad_request", f"limit: from 1 to {MAX_RUNS}")
+        limit = _integer(request, "limit", 20, 1, MAX_RUNS)
+        before = None
+        if "before" in request.query_params:
+            before = _integer(request, "before", 0, -MAX_ID, MAX_ID)
         return _json({"runs": await self._verbs.runs(limit, before)})
 
     async def events(self, request: Request) -> Response:
@@ -183,9 +184,10 @@ class _Routes:
 
     async def _find(self, request: Request) -> Run:
         try:
-            run = await self._verbs.find_run(int(request.path_params["id"]))
-        except (ValueError, OverflowError):
-            run = None
+            run_id = int(request.path_params["id"])
+        except ValueError:
+            run_id = MAX_ID + 1
+        run = await self._verbs.find_run(run_id) if abs(run_id) <= MAX_ID else None
         if run is None:
             raise Refusal(404, "unknown_run", f"there is no run {request.path_params['id']}")
         return run
@@ -201,9 +203,12 @@ class ControlServer:
         try:
             self._lock.acquire()
             self._socket = _bind(path, mode, group)
-        except (OSError, KeyError, ConfigError) as error:
+        except AlreadyRunning:
             self._lock.release()
-            reason = error.strerror if isinstance(error, OSError) else error
+            raise
+        except (OSError, ConfigError) as error:
+            self._lock.release()
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise ConfigError([f"control.socket: cannot make {path}: {reason}"]) from error
         self.up = asyncio.Event()
         self._server: uvicorn.Server | None = None
@@ -217,6 +222,7 @@ class ControlServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # who asks is the kernel's word alone
             server_header=False,
             headers=[("Syncd-Version", __version__)],
             timeout_graceful_shutdown=1,
@@ -257,8 +263,20 @@ class _PeerProtocol(H11Protocol):
         """Put the kernel's word on who connected where ASGI has the client's address."""
         super().connection_made(transport)
         peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, _ = (int.from_bytes(peer[at : at + 4], "little", signed=True) for at in (0, 4, 8))
+        pid, uid, _gid = struct.unpack("iII", peer)
         self.client = (str(uid), pid)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with an error of the same shape as all others."""
+        answer = _error(400, "bad_request", msg)
+        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 def _peer(request: Request) -> Peer:
@@ -275,6 +293,10 @@ def _peer(request: Request) -> Peer:
 def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
     if path.exists() or path.is_symlink():
         _remove_stale(path)
+    try:
+        gid = -1 if group is None else getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError([f"there is no group {group} (control.group)"]) from None
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)  # nobody else can connect until group and mode are set
     try:
@@ -284,9 +306,13 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
         raise
     finally:
         os.umask(before)
-    if group is not None:
-        os.chown(path, -1, getgrnam(group).gr_gid)
-    path.chmod(mode)
+    try:
+        os.chown(path, -1, gid)
+        path.chmod(mode)
+    except OSError:
+        server.close()
+        path.unlink(missing_ok=True)
+        raise
     return server
 
 
@@ -306,21 +332,37 @@ def _remove_stale(path: Path) -> None:
 
 async def _body(request: Request) -> RunRequest:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise Refusal(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise Refusal(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes")
+    except ClientDisconnect as error:  # nobody is there any more to read this
+        raise Refusal(400, "bad_request", "the body broke off") from error
     try:
         return msgspec.json.decode(body or b"{}", type=RunRequest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, "bad_request", f"the body does not fit: {error}") from error
 
 
-def _number(request: Request, name: str, default: float) -> float:
+def _seconds(request: Request, name: str, most: float) -> float:
     try:
-        return float(request.query_params.get(name, default))
-    except ValueError as error:
-        raise Refusal(400, "bad_request", f"{name}: a number is due") from error
+        seconds = float(request.query_params.get(name, 0.0))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= most:  # refuses nan too
+        raise Refusal(400, "bad_request", f"{name}: from 0 to {most:g} seconds")
+    return seconds
+
+
+def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:
+    try:
+        number = int(request.query_params.get(name, default))
+    except ValueError:
+        number = most + 1
+    if not least <= number <= most:
+        raise Refusal(400, "bad_request", f"{name}: a whole number from {least} to {most}")
+    return number
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -167,8 +167,8 @@ def _timeout_s(value: str) -> float:
 
 
 def _event_id(value: str) -> str:
-    if not value.isascii() or not value.replace("-", "").replace("_", "").isalnum():
-        raise argparse.ArgumentTypeError(f"{value!r} is not an event id; `syncctl events` lists them")
+    if not (value.isascii() and value.isdigit()):
+        raise argparse.ArgumentTypeError(f"{value!r} is not an event id (digits; see `syncctl events`)")
     return value
 
 

@@ -188,7 +188,7 @@ class Daemon:
             self._schedule.skip("busy")
         elif not self._stop_asked.is_set():
             run = self._runner.request("interval")
-            await self._runner.wait(run, self._config.sync.run_timeout.total_seconds() * 2)
+            await self._runner.wait(run)
 
     async def _work(self, run: Run) -> None:
         self._notifier.status(f"run {run.id} ({run.trigger}) in progress")

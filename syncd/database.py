@@ -27,7 +27,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         """Open `url`. Raises StoreError, and AlreadyRunning where another syncd has it."""
-        path = sqlite_path(url)
+        path = Path(os.path.realpath(sqlite_path(url)))  # one lock for one file, whichever link leads to it
         if not path.parent.is_dir():
             raise StoreError(f"the folder {path.parent} does not exist; create it, or change database.url")
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the database {path}")
@@ -75,7 +75,7 @@ def check(url: str) -> str | None:
         return None if writable else f"database.url: the folder {path.parent} is not writable"
     if not os.access(path, os.R_OK | os.W_OK):
         return f"database.url: {path} is not readable and writable for this user"
-    engine = _engine(url)
+    engine = _engine(url, read_only=True)
     try:
         with engine.connect() as connection:
             _known_revision(connection)
@@ -86,7 +86,7 @@ def check(url: str) -> str | None:
     return None
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, *, read_only: bool = False) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,
@@ -98,7 +98,10 @@ def _engine(url: str) -> Engine:
     def set_pragmas(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below; the driver's own way spares DDL
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+            return
+        connection.execute("PRAGMA journal_mode = WAL")  # which the file keeps
         connection.execute("PRAGMA synchronous = NORMAL")
 
     @event.listens_for(engine, "begin")

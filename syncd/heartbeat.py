@@ -1,5 +1,8 @@
 """A dead man's switch: tells a monitor of every run, so that silence is noticed (form of healthchecks.io)."""
 
+import asyncio
+from uuid import UUID
+
 import httpx
 import stamina
 from loguru import logger
@@ -11,22 +14,32 @@ ATTEMPTS = 2
 
 
 async def ping(url: str, run: Run) -> None:
-    """Ask for the URL after an ok run, for its `/fail` after any other; `rid` is the run's id. Never raises.
+    """Ask for the URL after an ok run, for its `/fail` after any other. Never raises.
 
+    `rid` is the run's id as a UUID, the only form that healthchecks.io takes
+    (https://healthchecks.io/docs/http_api/): run 42 is 00000000-0000-0000-0000-000000000042.
     The URL is a secret of its own (who knows it can silence the monitor), so that no message names it.
     """
     target = url if run.outcome == "ok" else f"{url.rstrip('/')}/fail"
     try:
         async for attempt in stamina.retry_context(
-            on=httpx.HTTPError, attempts=ATTEMPTS, timeout=TIMEOUT_S * 2
+            on=(httpx.HTTPError, TimeoutError), attempts=ATTEMPTS, timeout=TIMEOUT_S * 2
         ):
             with attempt:
-                async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
-                    (await client.get(target, params={"rid": str(run.id)})).raise_for_status()
-    except httpx.HTTPError as error:
+                await _ask(target, rid=str(UUID(f"{abs(run.id):032d}")))
+    except Exception as error:  # noqa: BLE001 - also what a proxy or certificate of the environment provokes
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         logger.bind(event="heartbeat.failed", run=run.id, status=status).warning(
             "the heartbeat was not received ({}); run {} is not affected",
             status or type(error).__name__,
             run.id,
         )
+
+
+async def _ask(target: str, *, rid: str) -> None:
+    async with (
+        asyncio.timeout(TIMEOUT_S),
+        httpx.AsyncClient(timeout=TIMEOUT_S) as client,
+        client.stream("GET", target, params={"rid": rid}) as answer,  # the body is of no interest
+    ):
+        answer.raise_for_status()

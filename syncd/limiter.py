@@ -10,8 +10,11 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
+from loguru import logger
+
 WINDOW_S = 61.0
 """A second more than the minute meant: requests travel for unequal times and may arrive closer together."""
+WORTH_TELLING_S = 5.0
 
 
 class RateLimiter:
@@ -49,9 +52,11 @@ class RateLimiter:
         """Return when a request may be sent, first come first served; it is counted as sent then."""
         async with self._turn:
             while (wait_s := self._wait_s()) > 0:
+                if wait_s >= WORTH_TELLING_S:
+                    logger.info("the next request waits {:.0f} s for the ceiling of requests", wait_s)
                 await self._sleep(wait_s)
-            self._sent.append(self._clock())
             await self._note()
+            self._sent.append(self._clock())  # last of all: a note may take its time in a busy database
 
     def _wait_s(self) -> float:
         now = self._clock()

@@ -20,12 +20,15 @@ class FileLock:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.truncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
         except BlockingIOError:
             holder = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise AlreadyRunning(f"another syncd (process {holder}) holds {self._what}") from None
-        os.truncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        except OSError:  # of a full disk, say: left open, the next attempt would meet its own lock
+            os.close(fd)
+            raise
         self._fd = fd
 
     def release(self) -> None:

@@ -47,7 +47,10 @@ def _gauges(status: Status) -> Iterator[Metric]:
     )
     last = status.last_run
     values = {
-        "paused": ("Whether scheduled runs are paused.", status.state == "paused"),
+        "paused": (
+            "Whether scheduled runs are paused.",
+            not status.is_running and status.state != "stopping",
+        ),
         "run_in_progress": ("Whether a run is in progress.", status.current_run is not None),
         "start_time_seconds": ("When the daemon started.", status.started_at.timestamp()),
         "interval_seconds": ("Time between scheduled runs.", status.interval_s),

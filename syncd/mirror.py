@@ -4,9 +4,10 @@ The daemon and `syncd once` carry out the same work from here. The database is o
 then runs fail and say so, and are put on record as soon as it answers.
 """
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from loguru import logger
@@ -18,7 +19,7 @@ from syncd.config import Config
 from syncd.database import Database
 from syncd.errors import BilletwebError, StoreError, SyncdError
 from syncd.limiter import RateLimiter
-from syncd.model import Run
+from syncd.model import Run, RunError
 from syncd.runlog import RunLog
 from syncd.status import Record
 from syncd.store import History, Store
@@ -35,33 +36,66 @@ class _Ended(Struct, frozen=True):
     read_at: Mapping[str, datetime]
 
 
-class Mirror:
-    """Carries runs out for one account. `store` is None until the database could be opened."""
+class _Opened(Struct, frozen=True):
+    """A database just opened, and what it says of the past."""
 
-    def __init__(self, config: Config, redact: Callable[[str], str]) -> None:
+    store: Store
+    history: History
+    paused: bool
+    counted: tuple[int, int]
+    ages_s: list[float]
+
+
+class Mirror:
+    """Carries runs out for one account. `store` is None until the database could be opened.
+
+    `clock` is monotonic seconds, for all waits towards Billetweb and in the log; `sleep` waits.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        redact: Callable[[str], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.config = config
         self.redact = redact
+        self._clock = clock
         self.store: Store | None = None
         self.record = Record(started_at=datetime.now(UTC))
         self.paused = False
-        self._limiter = RateLimiter(config.billetweb.requests_per_minute, note=self._note_request)
+        self._limiter = RateLimiter(
+            config.billetweb.requests_per_minute, note=self._note_request, clock=clock, sleep=sleep
+        )
         self.client = self._new_client(config)
-        self._log = RunLog()
+        self._log = RunLog(clock)
         self._last_id = 0
         self._unrecorded: deque[_Ended] = deque(maxlen=UNRECORDED_AT_MOST)
         self._at_work: Synchronisation | None = None
+        self._opening = asyncio.Lock()
 
     async def open(self) -> Store:
         """Return the store, opened now where it was not. Raises StoreError, and AlreadyRunning."""
-        if self.store is None:
-            store, history, ages_s = await in_thread(_open, self.config.database.url)
-            self.store = store
-            self.paused = await in_thread(store.paused)
-            self.record.take_over(history)
-            self._last_id = history.last_id
-            self._limiter.remember(ages_s)
-            await self._count_events(store)
+        async with self._opening:  # a run and a command may both come first
+            if self.store is None:
+                found: list[_Opened] = []
+                try:
+                    await in_thread(_open, self.config.database.url, self._live_since(), found)
+                finally:  # when cancelled too: what is open holds the lock
+                    if found:
+                        self._take_over(found[0])
+        assert self.store
         return self.store
+
+    def _take_over(self, opened: "_Opened") -> None:
+        self.store = opened.store
+        self.paused = opened.paused
+        self.record.take_over(opened.history)
+        self.record.events_live, self.record.events_full = opened.counted
+        self._last_id = opened.history.last_id
+        self._limiter.remember(opened.ages_s)
 
     async def close(self) -> None:
         """Close the connections and the database."""
@@ -74,8 +108,8 @@ class Mirror:
         self.config = config
         self._limiter.per_minute = config.billetweb.requests_per_minute
         before, self.client = self.client, self._new_client(config)
-        self.client.statuses.update(before.statuses)
-        if self._at_work is None:
+        self.client.statuses = before.statuses  # the same counter: the run in progress still counts there
+        if self._at_work is None or self._at_work.client is not before:
             await before.aclose()
 
     def next_id(self) -> int:
@@ -113,7 +147,8 @@ class Mirror:
         failures = list(synchronisation.failures) if synchronisation else []
         if error:
             status = error.status if isinstance(error, BilletwebError) else None
-            failures.append(Failure(run.errors[-1], status))
+            # Not the last of the run's errors, which are cut off above some number.
+            failures.append(Failure(RunError("run", error.kind, self.redact(str(error))), status))
         self._unrecorded.append(_Ended(run, synchronisation.read_at if synchronisation else {}))
         self.record.take(run)
         self._log.finished(run, failures)
@@ -132,12 +167,11 @@ class Mirror:
                 ended = self._unrecorded[0]
                 await in_thread(self.store.finish_run, ended.run, ended.read_at)
                 self._unrecorded.popleft()
-            await self._count_events(self.store)
+            counted = await in_thread(self.store.count_events, self._live_since())
+            self.record.events_live, self.record.events_full = counted
 
-    async def _count_events(self, store: Store) -> None:
-        live_since = datetime.now(UTC) - self.config.sync.keep_past
-        counted = await in_thread(store.count_events, live_since)
-        self.record.events_live, self.record.events_full = counted
+    def _live_since(self) -> datetime:
+        return datetime.now(UTC) - self.config.sync.keep_past
 
     def _full_is_due(self) -> bool:
         last = self.record.last_full_at
@@ -152,14 +186,28 @@ class Mirror:
                 logger.debug("a request could not be noted: {}", error)
 
     def _new_client(self, config: Config) -> Billetweb:
-        return Billetweb(config.billetweb, config.key, self._limiter, count_carts=config.sync.count_carts)
+        return Billetweb(
+            config.billetweb,
+            config.key,
+            self._limiter,
+            count_carts=config.sync.count_carts,
+            clock=self._clock,
+        )
 
 
-def _open(url: str) -> tuple[Store, History, list[float]]:
+def _open(url: str, live_since: datetime, found: list[_Opened]) -> None:
+    """Open the database and put it into `found`: all or nothing."""
     store = Store(Database(url))
     try:
-        history = store.open_history(datetime.now(UTC))
-        return store, history, store.request_ages_s(limiter.WINDOW_S)
+        found.append(
+            _Opened(
+                store,
+                store.open_history(datetime.now(UTC)),
+                store.paused(),
+                store.count_events(live_since),
+                store.request_ages_s(limiter.WINDOW_S),
+            )
+        )
     except BaseException:
         store.close()
         raise

@@ -5,6 +5,7 @@ gone only when two complete reads in two runs in a row lack it, and a read that 
 because an error upstream can look like an empty account (consumers of this API have lost data that way).
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -128,7 +129,9 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
     """Return the change that brings `stored` to `record`, None where they are equal."""
     fetched = structs.asdict(record)
     known = stored.values if stored else {}
-    diff = {name: [known.get(name), value] for name, value in fetched.items() if known.get(name) != value}
+    diff = {
+        name: [known.get(name), value] for name, value in fetched.items() if not _same(known.get(name), value)
+    }
     kind: ChangeKind = "inserted" if stored is None else "returned" if stored.vanished_at else "updated"
     if not diff and kind == "updated":
         return None
@@ -265,6 +268,13 @@ def _compare_all(plan: EventPlan, table: str, known: EventRows, records: Iterabl
             plan.changes.append(change)
         else:
             plan.unchanged += 1
+
+
+def _same(old: object, new: object) -> bool:
+    """Tell whether a column keeps its value; inside JSON 1 is neither true nor 1.0, as Python has it."""
+    if isinstance(new, dict | list):
+        return old == new and json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+    return old == new
 
 
 def _doubt(present: AbstractSet[str], missing: AbstractSet[str], evidence: Evidence) -> str:

@@ -117,9 +117,9 @@ class RunLog:
             status=failure.status,
         )
         log.warning(
-            "run {}: {}: {} [{}{}]; {}{}",
+            "run {}: {}{} [{}{}]; {}{}",
             run.id,
-            error.subject,
+            "" if error.subject == "run" else f"{error.subject}: ",
             error.message,
             error.kind,
             f", HTTP {failure.status}" if failure.status else "",

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from loguru import logger
-from msgspec import structs
 
 from syncd.errors import SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
@@ -86,8 +85,8 @@ class Runner:
         """Return a run that is queued, in progress or ended not long ago."""
         return self._recent.get(run_id)
 
-    async def wait(self, run: Run, seconds: float) -> None:
-        """Return when the run has ended, or when the time is over."""
+    async def wait(self, run: Run, seconds: float | None = None) -> None:
+        """Return when the run has ended, or when the time is over; None: however long it takes."""
         if run.id in self._ended:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended[run.id].wait(), seconds)
@@ -98,9 +97,9 @@ class Runner:
         watchers = self._watchers.setdefault(run.id, [])
         watchers.append(steps)
         try:
-            if run.progress and run.state != "done":
+            if run.progress:
                 yield run.progress
-            while run.state != "done":
+            while run.id in self._ended:
                 try:
                     step = await asyncio.wait_for(steps.get(), keep_alive_s)
                 except TimeoutError:
@@ -147,7 +146,8 @@ class Runner:
                     await self._carry_out(run)
         finally:
             if self.queued:
-                self._end(self.queued, "cancelled")
+                _close(self.queued, "cancelled")
+                self._tell_end(self.queued)
                 self.queued = None
 
     async def _carry_out(self, run: Run) -> None:
@@ -164,12 +164,12 @@ class Runner:
         finally:
             run.duration_s = round(time.monotonic() - began, 3)
             run.finished_at = datetime.now(UTC)
-            run.outcome = run.outcome or _outcome(run, error)
+            _close(run, run.outcome or _outcome(run, error))
+            self.current = None
             try:
                 await self._on_end(run, error)
             finally:
-                self.current = None
-                self._end(run, run.outcome)
+                self._tell_end(run)
 
     async def _bounded(self, run: Run) -> SyncdError | None:
         """Do the work within the time-out; return what made it fail, with that added to the run's errors."""
@@ -191,10 +191,7 @@ class Runner:
         run.add_error(RunError("run", error.kind, self._redact(str(error))))
         return error
 
-    def _end(self, run: Run, outcome: Outcome) -> None:
-        run.outcome = outcome
-        run.state = "done"
-        run.progress = None
+    def _tell_end(self, run: Run) -> None:
         self._ended.pop(run.id).set()
         for steps in self._watchers.pop(run.id, ()):
             steps.put_nowait(None)
@@ -209,6 +206,12 @@ class RunTimeout(SyncdError):
     """A run that took longer than it may."""
 
     kind = "timeout"
+
+
+def _close(run: Run, outcome: Outcome) -> None:
+    run.outcome = outcome
+    run.state = "done"
+    run.progress = None
 
 
 def _outcome(run: Run, error: SyncdError | None) -> Outcome:
@@ -226,8 +229,3 @@ def _widen(
     if trigger == "manual" and run.trigger != "manual":
         run.trigger = trigger
         run.requested_by = requested_by
-
-
-def snapshot(run: Run | None) -> Run | None:
-    """Return a copy that does not change any more."""
-    return structs.replace(run) if run else None

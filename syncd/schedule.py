@@ -6,6 +6,7 @@ plans the job anew when they drift apart, so that the next run is never further 
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections import Counter
@@ -49,16 +50,17 @@ class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publish
         self._step = interval
         self._anchor = anchor
         self._spread = jitter
+        self._counted = 0
         self.missed = 0
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """Return the first slot after now, and after the one fired last."""
+        """Return the first slot after now, and after the one fired last; it may be asked twice for each."""
         slot = self._slot(now)
         if previous_fire_time is not None:
             fired = self._slot(previous_fire_time)
-            self.missed += max(slot - fired, 0)
-            slot = max(slot, fired)
-        jitter_s = random.uniform(0, self._spread.total_seconds())  # noqa: S311  # spreads load, hides nothing
+            self.missed += max(slot - max(fired, self._counted), 0)
+            self._counted = slot = max(slot, fired)
+        jitter_s = random.uniform(-1, self._spread.total_seconds())  # noqa: S311  # spreads load, hides nothing
         return self._anchor + self._step * (slot + 1) + timedelta(seconds=jitter_s)
 
     def _slot(self, at: datetime) -> int:
@@ -85,6 +87,7 @@ class Schedule:
         self._trigger: SlotTrigger | None = None
         self._job: Job | None = None
         self._scheduler = AsyncIOScheduler(timezone=UTC)
+        logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)  # skips are told below, once
         self._scheduler.add_listener(self._on_skip, EVENT_JOB_MAX_INSTANCES | EVENT_JOB_MISSED)
         self._ticker: asyncio.Task[None] | None = None
 
@@ -105,13 +108,14 @@ class Schedule:
         """Fire no more."""
         if self._ticker:
             self._ticker.cancel()
+            self._job = None
             self._scheduler.remove_all_jobs()
             # Waiting here deadlocks or cancels, by the kind of scheduler; the run has its own deadline.
             self._scheduler.shutdown(wait=False)
 
     @property
     def next_at(self) -> datetime | None:
-        """When the next slot is; None before `start`."""
+        """When the next slot is; None before `start` and after `stop`."""
         return self._job.next_run_time if self._job else None
 
     @property
@@ -133,8 +137,8 @@ class Schedule:
             logger.bind(event="clock.stepped").warning("the clock was stepped by {:+.0f} s", stepped_s)
         if slept_s > JUMP_S:
             logger.bind(event="clock.slept").info("the machine slept for {:.0f} s", slept_s)
-        if self._fired_at_s is not None and self._fired_at_s >= seen.running_s:
-            left_s = self._interval.total_seconds() - (self._seen.running_s - self._fired_at_s)
+        if self._fired_at_s is not None and self._fired_at_s >= seen.boot_s:
+            left_s = self._interval.total_seconds() - (self._seen.boot_s - self._fired_at_s)
         else:
             left_s = self._left_s - passed_s
         interval_s = self._interval.total_seconds()
@@ -159,8 +163,16 @@ class Schedule:
         )
 
     async def _slot(self) -> None:
-        self._fired_at_s = self._clocks().running_s
-        await self._fire()
+        self._fired_at_s = self._clocks().boot_s
+        try:
+            await self._fire()
+        except asyncio.CancelledError:
+            logger.debug("the schedule was stopped while its run was in progress")
+        except Exception as error:  # noqa: BLE001  # one slot must not cost those after it
+            logger.bind(event="error.internal").opt(exception=error).error(
+                "a scheduled run could not be started: unexpected {}; the next slot tries again",
+                type(error).__name__,
+            )
 
     def _on_skip(self, event: JobSubmissionEvent) -> None:
         reason = "overrun" if event.code == EVENT_JOB_MAX_INSTANCES else "late"

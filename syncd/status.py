@@ -119,7 +119,7 @@ def last_error(run: Run | None) -> str | None:
         return None
     error = run.errors[0]
     more = f" (and {run.errors_total - 1} more)" if run.errors_total > 1 else ""
-    return f"{error.subject}: {error.message}{more}"
+    return " ".join(f"{error.subject}: {error.message}{more}".split())
 
 
 def _minutes(age: timedelta) -> str:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -236,8 +237,9 @@ class Store:
         """Note that a request is being sent now, and forget those older than the window."""
         now = time.time()
         sent_at = schema.requests.c.sent_at
+        stale = or_(sent_at < now - window_s, sent_at > now + window_s)  # the clock may have been set back
         with self._transaction(write=True) as connection:
-            connection.execute(schema.requests.delete().where(sent_at < now - window_s))
+            connection.execute(schema.requests.delete().where(stale))
             connection.execute(insert(schema.requests).values(sent_at=now).on_conflict_do_nothing())
 
     def request_ages_s(self, window_s: float) -> list[float]:
@@ -267,9 +269,13 @@ def _row_id(table: Table, row: RowMapping) -> str:
     return "/".join(row[column.name] for column in table.primary_key)
 
 
-def _key(table: Table, row_id: str) -> Row:
-    names = [column.name for column in table.primary_key]
-    return dict(zip(names, row_id.split("/", len(names) - 1), strict=True))
+def _is_row(table: Table, change: Change) -> ColumnElement[bool]:
+    """Match the row of a change. Its id is not taken apart: any part of a composite one may hold a `/`."""
+    first, *others = table.primary_key
+    if not others:
+        return first == change.row_id
+    joined = reduce(lambda left, right: left + "/" + right, others, first)
+    return and_(first == change.event_id, joined == change.row_id)
 
 
 def _write_rows(connection: Connection, changes: list[Change], at: datetime) -> None:
@@ -282,14 +288,13 @@ def _write_rows(connection: Connection, changes: list[Change], at: datetime) -> 
         values = change.values | {"changed_at": at}
         if change.kind != "updated":
             values["vanished_at"] = at if change.kind == "vanished" else None
-        here = and_(*(table.c[name] == value for name, value in _key(table, change.row_id).items()))
-        connection.execute(table.update().where(here).values(values))
+        connection.execute(table.update().where(_is_row(table, change)).values(values))
     for name, rows in inserted.items():
         _insert(connection, schema.MIRRORED[name], rows)
 
 
 def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
-    """Insert rows; one that stands under another event already moves to this one."""
+    """Insert rows of one event; one that stands under another event already moves to this one."""
     statement = insert(table)
     kept = {"first_seen_at", *(column.name for column in table.primary_key)}
     moved = {column.name: statement.excluded[column.name] for column in table.c if column.name not in kept}
@@ -318,16 +323,20 @@ def _write_suspects(connection: Connection, plan: EventPlan) -> None:
     for name, suspects in plan.suspects.items():
         here = and_(table.c.table_name == name, table.c.event_id == plan.event_id)
         connection.execute(table.delete().where(here))
-        for row_id, suspicion in suspects.items():
-            connection.execute(
-                table.insert().values(
-                    table_name=name,
-                    row_id=row_id,
-                    event_id=plan.event_id,
-                    doubted=suspicion.doubted,
-                    by_hand=suspicion.by_hand,
-                )
-            )
+        rows = [
+            {
+                "table_name": name,
+                "row_id": row_id,
+                "event_id": plan.event_id,
+                "doubted": suspicion.doubted,
+                "by_hand": suspicion.by_hand,
+            }
+            for row_id, suspicion in suspects.items()
+        ]
+        if rows:
+            _insert(
+                connection, table, rows
+            )  # one of a row that moved may still stand under the event it left
 
 
 def _set_read_at(connection: Connection, read_at: Mapping[str, datetime]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -11,12 +12,16 @@ T = TypeVar("T")
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return the function's result from a worker thread, so that the loop goes on answering meanwhile.
 
-    A cancellation waits for the function's end first: a transaction is finished or rolled back, never left
-    to run beside what follows.
+    A cancellation, and any further one, waits for the function's end first: a transaction is finished or
+    rolled back, never left to run beside what follows.
     """
     task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would report it as lost
         raise

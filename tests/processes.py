@@ -23,6 +23,11 @@ from syncd.standin import StandIn
 Json = dict[str, Any]
 Tables = Mapping[str, Mapping[str, object]]
 SYNCD = [sys.executable, "-m", "syncd"]
+WITH_INSTANT_RETRIES = """
+import sys, stamina, syncd.cli
+stamina.set_testing(True, attempts=3)
+sys.exit(syncd.cli.main())
+"""
 SYNCCTL = [str(Path(sys.executable).with_name("syncctl"))]
 PATIENCE_S = 15.0
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
@@ -85,12 +90,20 @@ def write_config(folder: Path, base_url: str, tables: Tables | None = None, *, k
 class DaemonProcess:
     """`syncd run` as a real process with a service manager of its own; ready on entering, gone on leaving.
 
-    A second one on the same folder is the daemon's next start: the database and the log stay.
+    A second one on the same folder is the daemon's next start: the database and the log stay. With
+    `instant_retries` nothing is waited for between attempts at a request.
     """
 
     def __init__(
-        self, folder: Path, base_url: str, tables: Tables | None = None, *, key: str = "demo-key"
+        self,
+        folder: Path,
+        base_url: str,
+        tables: Tables | None = None,
+        *,
+        key: str = "demo-key",
+        instant_retries: bool = False,
     ) -> None:
+        self._program = [sys.executable, "-c", WITH_INSTANT_RETRIES] if instant_retries else SYNCD
         self.folder = folder
         self.base_url = base_url
         self.socket = folder / "syncd.sock"
@@ -107,7 +120,7 @@ class DaemonProcess:
         self._manager.settimeout(PATIENCE_S)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*SYNCD, "run", "--config", str(self.config)],
+                [*self._program, "run", "--config", str(self.config)],
                 env=environment(NOTIFY_SOCKET=str(address)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -187,9 +200,9 @@ class DaemonProcess:
         return self.process.wait(timeout=5)
 
 
-def asked(standin: StandIn, count: int) -> None:
+def asked(standin: StandIn, count: int, within_s: float = PATIENCE_S) -> None:
     """Wait until the stand-in was asked so often."""
-    eventually(lambda: len(standin.requests) >= count)
+    eventually(lambda: len(standin.requests) >= count, within_s)
 
 
 def rows_of(database: Path, query: str) -> list[tuple[Any, ...]]:

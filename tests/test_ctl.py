@@ -348,7 +348,7 @@ def test_an_error_is_one_json_document_for_a_script(daemon: Daemon, capsys: Caps
         "history -n 1001",
         "history -n ten",
         "run-now --event",
-        "run-now --event ../7",
+        "run-now --event fete-du-pain",
         "run-now --event=",
         "run-now --timeout 0s",
         "run-now --timeout 5",

@@ -19,7 +19,7 @@ from processes import (
     write_config,
 )
 
-from syncd.standin import StandIn, hang, serving
+from syncd.standin import StandIn, hang
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 
@@ -33,12 +33,6 @@ def home() -> Iterator[Path]:
 @pytest.fixture
 def standin() -> StandIn:
     return StandIn(events=3, calls_per_minute=None)
-
-
-@pytest.fixture
-def base_url(standin: StandIn) -> Iterator[str]:
-    with serving(standin) as url:
-        yield url
 
 
 @pytest.fixture
@@ -101,33 +95,16 @@ def test_stop_waits_for_hanging_billetweb(daemon: DaemonProcess, standin: StandI
     ]
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_stop_waits_for_locked_database(daemon: DaemonProcess, standin: StandIn, busy: bool) -> None:
-    """Another program's lock holds no stop up for longer than 5 s, whatever a run is doing meanwhile."""
-    if busy:
-        in_mid_run(daemon, standin)
+def test_stop_waits_for_locked_database(daemon: DaemonProcess, standin: StandIn) -> None:
+    """Another program's lock holds no stop up for longer than 5 s, a run in progress or not."""
+    in_mid_run(daemon, standin)
     with locked(daemon.database):
-        if not busy:
-            assert daemon.ctl("run-now", "--no-wait").returncode == 0
         assert daemon.stop() == 0
     assert not daemon.socket.exists()
 
 
-def test_impatient_operator_is_ignored(daemon: DaemonProcess) -> None:
-    """A second signal ends the process at once, where the first would wait for the database."""
-    with locked(daemon.database):
-        assert daemon.ctl("run-now", "--no-wait").returncode == 0
-        daemon.process.send_signal(signal.SIGTERM)
-        daemon.told("STOPPING=1")
-        began = time.monotonic()
-        daemon.stop()
-        assert time.monotonic() - began < 1
-    assert not daemon.socket.exists()
-    assert "ending at once: a second signal" in daemon.log
-
-
-def test_stopping_daemon_takes_runs_on(daemon: DaemonProcess) -> None:
-    """Between the signal and the end, a run that is asked for is refused."""
+def test_operator_waits_or_gets_lost_run(daemon: DaemonProcess) -> None:
+    """While a stop waits for the database no run is taken on, and a second signal ends it at once."""
     with locked(daemon.database):
         assert daemon.ctl("run-now", "--no-wait").returncode == 0
         daemon.process.send_signal(signal.SIGTERM)
@@ -136,6 +113,11 @@ def test_stopping_daemon_takes_runs_on(daemon: DaemonProcess) -> None:
         status, body = daemon.ask("POST", "/v1/runs", {})
         assert (status, json.loads(body)["error"]["code"]) == (409, "stopping")
         assert daemon.ctl("run-now").returncode == 6
+        began = time.monotonic()
+        daemon.stop()
+        assert time.monotonic() - began < 1
+    assert not daemon.socket.exists()
+    assert "ending at once: a second signal" in daemon.log
 
 
 # --- reloading
@@ -271,7 +253,7 @@ def test_missing_database_ends_daemon(home: Path, base_url: str) -> None:
 
 def test_dead_billetweb_ends_daemon(home: Path) -> None:
     """Where nothing listens the run fails, with a line that says so, and the daemon stays up."""
-    with DaemonProcess(home, "http://127.0.0.1:1/api") as daemon:
+    with DaemonProcess(home, "http://127.0.0.1:1/api", instant_retries=True) as daemon:
         status = daemon.ran()
         assert (status["health"], status["last_run"]["outcome"]) == ("degraded", "failed")
         assert status["last_run"]["errors"][0]["kind"] == "transport"

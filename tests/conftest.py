@@ -1,0 +1,244 @@
+"""Shared by the tests: a Billetweb stand-in over real HTTP, and the real mirror and runner on top of it."""
+
+import io
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stamina
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from loguru import logger
+from msgspec import structs
+
+from syncd import config, log, wire
+from syncd.availability import with_figures
+from syncd.config import Config
+from syncd.mirror import Mirror
+from syncd.model import Run, Trigger
+from syncd.reconcile import row_id
+from syncd.redact import Redactor
+from syncd.runner import Runner
+from syncd.standin import StandIn, php_json, serving
+
+MakeConfig = Callable[..., Config]
+WAIT_S = 30.0
+"""Longer than anything here takes, shorter than a test may."""
+
+
+@pytest.fixture
+def standin() -> StandIn:
+    """Return six events, one of each kind, without a limit of calls a minute."""
+    return StandIn(calls_per_minute=None)
+
+
+@pytest.fixture
+def base_url(standin: StandIn) -> Iterator[str]:
+    """Serve the stand-in on loopback."""
+    with serving(standin) as url:
+        yield url
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, base_url: str, standin: StandIn) -> MakeConfig:
+    """Return a maker of configurations that lead to the stand-in; `sync__interval="1h"` sets a key."""
+
+    def make(**settings: str | int | bool) -> Config:
+        values: dict[str, str | int | bool] = {
+            "billetweb__user": standin.user,
+            "billetweb__base_url": base_url,
+            "billetweb__requests_per_minute": 100,
+            "database__url": f"sqlite:///{tmp_path}/syncd.db",
+            "control__socket": f"{tmp_path}/s",
+        }
+        tables: dict[str, list[str]] = {}
+        for name, value in (values | settings).items():
+            table, _, key = name.partition("__")
+            tables.setdefault(table, []).append(f"{key} = {json.dumps(value)}")
+        path = tmp_path / "config.toml"
+        path.write_text("".join(f"[{table}]\n{chr(10).join(rows)}\n" for table, rows in tables.items()))
+        return config.load(path, {"BILLETWEB_KEY": standin.key})
+
+    return make
+
+
+@pytest.fixture
+def instant_retries() -> Iterator[None]:
+    """Let requests be asked again three times in all, without a wait in between."""
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
+class LogLines:
+    """What was logged, as the JSON form of the log holds it."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+
+    @property
+    def text(self) -> str:
+        """Everything, as written."""
+        return self.stream.getvalue()
+
+    def of(self, event: str = "") -> list[dict[str, Any]]:
+        """Return the records whose event name begins so."""
+        records = [json.loads(line) for line in self.text.splitlines()]
+        return [record for record in records if record.get("event", "").startswith(event)]
+
+    def clear(self) -> None:
+        """Forget what was logged so far."""
+        self.stream.seek(0)
+        self.stream.truncate()
+
+
+@pytest.fixture
+def log_lines() -> Iterator[LogLines]:
+    """Collect what this process logs, from DEBUG on."""
+    lines, root = LogLines(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # else they would be closed
+    log.configure(level="DEBUG", format="json", redact=Redactor(), stream=lines.stream)
+    try:
+        yield lines
+    finally:
+        logger.remove()
+        logging.captureWarnings(capture=False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+class Clock:
+    """Monotonic seconds that pass only by being waited for."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000_000.0
+        self.slept_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.slept_s += seconds
+
+
+class Rig:
+    """The real mirror and runner, on an event loop in a thread of its own."""
+
+    def __init__(self, config: Config, portal: BlockingPortal, clock: Clock) -> None:
+        self.path = Path(config.database.url.removeprefix("sqlite:///"))
+        self.clock = clock
+        self.portal = portal
+        self.redact = Redactor([config.key.value])
+        self.mirror = Mirror(config, self.redact, clock=clock, sleep=clock.sleep)
+        self.runner = Runner(
+            self._work,
+            timeout=config.sync.run_timeout,
+            next_id=self.mirror.next_id,
+            on_end=self.mirror.conclude,
+            redact=self.redact,
+        )
+        self.steps: list[tuple[str, int, int]] = []
+
+    async def _work(self, run: Run) -> None:
+        await self.mirror.work(run, self._advance)
+
+    def _advance(self, run: Run) -> None:
+        assert run.progress
+        self.steps.append((run.progress.phase, run.progress.done, run.progress.total))
+        self.runner.advance(run)
+
+    def request(
+        self, trigger: Trigger = "interval", *, full: bool = False, events: tuple[str, ...] = ()
+    ) -> Run:
+        """Ask for a run."""
+
+        async def ask() -> Run:
+            return self.runner.request(trigger, full=full, events=events)
+
+        return self.portal.call(ask)
+
+    def wait(self, run: Run) -> Run:
+        """Return the run when it has ended."""
+        self.portal.call(self.runner.wait, run, WAIT_S)
+        assert run.state == "done"
+        return run
+
+    def run(self, trigger: Trigger = "interval", *, full: bool = False, events: tuple[str, ...] = ()) -> Run:
+        """Carry a run out and return it."""
+        return self.wait(self.request(trigger, full=full, events=events))
+
+    def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return what a statement finds in the database file, past all of syncd's own code."""
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            return connection.execute(statement, values).fetchall()
+
+    def dump(self, event_id: str | None = None) -> dict[str, list[tuple[Any, ...]]]:
+        """Return every stored byte of an event, or of all of them."""
+        tables = ("billetweb_events", "billetweb_gauges", "billetweb_tickets", "billetweb_sessions")
+        found = {}
+        for table in (*tables, "syncd_changes"):
+            column = "id" if table == "billetweb_events" else "event_id"
+            where = f"WHERE {column} = '{event_id}'" if event_id else ""
+            found[table] = self.sql(f"SELECT * FROM {table} {where} ORDER BY 1, 2, 3, 4")
+        return found
+
+
+@contextmanager
+def rig_on(config: Config) -> Iterator[Rig]:
+    """Give a rig on this configuration, and stop it afterwards."""
+    with start_blocking_portal() as portal:
+
+        async def make() -> Rig:
+            rig = Rig(config, portal, Clock())
+            rig.runner.serve()
+            return rig
+
+        rig = portal.call(make)
+        try:
+            yield rig
+        finally:
+            portal.call(rig.runner.stop, 5.0)
+            portal.call(rig.mirror.close)
+
+
+def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
+    """Fail unless the mirror holds what the stand-in serves, decoded and with its figures, and no more."""
+    store = rig.mirror.store
+    assert store
+    served = [event.row for event in standin.events.values()]
+    events = wire.decode_events(php_json(served), account=standin.user).records
+    assert store.present_events().keys() - set(but) == events.keys() - set(but)
+    for event_id in events.keys() - set(but):
+        held = {
+            table: {key: row.values for key, row in rows.items() if not row.vanished_at}
+            for table, rows in store.event_rows(event_id).rows.items()
+        }
+        source = standin.events[event_id]
+        source = standin.with_carts(source) if carts else source
+        gauges = wire.decode_gauges(php_json(source.gauges), event_id=event_id).records.values()
+        event, tickets, sessions = with_figures(
+            events[event_id],
+            gauges,
+            [*wire.decode_tickets(php_json(source.tickets), event_id=event_id).records.values()],
+            [*wire.decode_sessions(php_json(source.sessions), event_id=event_id).records.values()],
+            now=datetime.now(UTC),
+        )
+        assert held == {
+            "billetweb_events": {event_id: structs.asdict(event)},
+            "billetweb_gauges": {row_id(gauge): structs.asdict(gauge) for gauge in gauges},
+            "billetweb_tickets": {ticket.id: structs.asdict(ticket) for ticket in tickets},
+            "billetweb_sessions": {session.id: structs.asdict(session) for session in sessions},
+        }
+
+
+@pytest.fixture
+def rig(make_config: MakeConfig, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
+    """Give a rig that asks one request at a time, so that the order of what happens is certain."""
+    with rig_on(make_config(billetweb__concurrency=1)) as rig:
+        yield rig

@@ -1,0 +1,72 @@
+"""The README is held against the code: keys, commands, tables, queries."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from syncd import cli, config, ctl, schema
+from syncd.database import Database
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+QUERIES = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+
+
+def words(program: str) -> set[str]:
+    """Return what the README's table of commands names after `program`, alternatives included."""
+    found: set[str] = set()
+    for row in re.findall(rf"^\| `{program} ([^|]*)\|", README, re.MULTILINE):
+        found.update(re.findall(r"(?:^|/ `)([a-z-]+)", row))
+    return found
+
+
+def subcommands(help_text: str) -> set[str]:
+    """Return the commands that a program's own help lists."""
+    return set(re.findall(r"^    ([a-z][a-z-]+) ", help_text, re.MULTILINE))
+
+
+def test_key_that_nobody_can_find() -> None:
+    """Every key of the configuration stands in the README's table, with its default where it has one."""
+    for table in config.Config.__struct_fields__:
+        record = config.Config.__annotations__[table]
+        for key in getattr(record, "__struct_fields__", ()):
+            assert f"`{table}.{key}`" in README, f"{table}.{key}"
+
+
+def test_command_that_nobody_can_find() -> None:
+    """The README's table of commands names those that the programs have, and no others."""
+    assert words("syncd") == subcommands(cli.parser().format_help())
+    assert words("syncctl") == subcommands(ctl.build_parser().format_help())
+
+
+def test_table_that_nobody_can_find() -> None:
+    """Every public table stands in the README, and no other does."""
+    private = {schema.suspects.name, schema.requests.name, schema.state.name, schema.cursors.name}
+    assert set(re.findall(r"^\| `((?:billetweb|syncd)_\w+)`", README, re.MULTILINE)) == (
+        schema.metadata.tables.keys() - private
+    )
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=range(len(QUERIES)))
+def test_query_that_does_not_run(query: str, tmp_path: Path) -> None:
+    """The README's example queries run on the tables as the migrations make them."""
+    url = f"sqlite:///{tmp_path}/syncd.db"
+    Database(url).close()
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        connection.execute(text(query)).all()
+    engine.dispose()
+
+
+def test_there_are_queries() -> None:
+    """The pattern above still finds the README's queries."""
+    assert len(QUERIES) >= 3
+
+
+def test_module_that_nobody_explains() -> None:
+    """Every module stands in the README's table of modules."""
+    package = Path(__file__).parent.parent / "syncd"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    table = README[README.index("| modules |") : README.index("## Changes")]
+    assert modules == set(re.findall(r"`([a-z_]+)`", table))
