@@ -36,11 +36,12 @@ CHALLENGE_WAIT_MAX_S = 3600.0
 
 
 class Billetweb:
-    """Reads one account. Requests that failed for a passing reason are asked again, ATTEMPTS times in all
-    and no more once RETRY_WITHIN_S are over.
+    """Reads one account.
 
-    After refused credentials nothing is sent until `reset`; after a challenge page, for some minutes (twice
-    as long each time, up to an hour): every request then raises the same error at once.
+    A request that failed for a passing reason is asked again, ATTEMPTS times in all and not once
+    RETRY_WITHIN_S are over. After refused credentials nothing is sent until `reset`; after a challenge
+    page, for some minutes (twice as long each time, up to an hour): every request then raises the same
+    error at once.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
     """
 

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems if isinstance(error, ConfigError) else [error]:
             logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
+    except KeyboardInterrupt:  # before there was anything to stop
+        return 0
     except Exception as error:  # noqa: BLE001  # the last door: nothing may leave it unredacted
         logger.opt(exception=error).critical("unexpected {}; please report this", type(error).__name__)
         return 1
@@ -98,11 +100,11 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
     faulthandler.enable()
 
     def load_config() -> Config:
-        return load(arguments.config, os.environ)
+        return _configured(lambda: load(arguments.config, os.environ), redact)
 
     async def run() -> int:
         daemon = Daemon(
-            _configured(load_config, redact),
+            load_config(),
             load_config=load_config,
             redact=redact,
             notifier=Notifier.from_environ(os.environ),
@@ -170,9 +172,10 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 async def _ask_billetweb(config: Config) -> BilletwebError | None:
     async def note() -> None:
-        """One request needs no memory."""
+        """Forget it: a few requests need no memory."""
 
-    client = Billetweb(config.billetweb, config.key, RateLimiter(1, note=note))
+    limiter = RateLimiter(config.billetweb.requests_per_minute, note=note)
+    client = Billetweb(config.billetweb, config.key, limiter)
     try:
         await client.events()
     except BilletwebError as error:

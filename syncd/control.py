@@ -386,7 +386,9 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 async def _apologise(_request: Request, _bug: Exception) -> Response:
     """Answer in the usual shape; the server logs the exception."""
-    return _error(500, "internal", "syncd met an unexpected error, see its log; please report it")
+    answer = _error(500, "internal", "syncd met an unexpected error, see its log; please report it")
+    answer.headers["Connection"] = "close"  # uvicorn hangs up after this: the client had better know
+    return answer
 
 
 STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503}

@@ -190,7 +190,13 @@ def run_now(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + args.timeout
     wanted = {"full": args.full, "events": args.event, "join": args.join}
     timeout_s = min(args.timeout, ANSWER_TIMEOUT_S)
-    run = ask_json(args.socket, "POST", "/v1/runs", wanted, timeout_s=timeout_s)
+    try:
+        run = ask_json(args.socket, "POST", "/v1/runs", wanted, timeout_s=timeout_s)
+    except NoDaemon:
+        if time.monotonic() < deadline:
+            raise
+        message = "Gave up waiting. The daemon may have queued the run: `syncctl history` shows it."
+        raise Failure(EXIT_GAVE_UP, "gave_up", message) from None
     if not args.no_wait:
         run = wait_for(args.socket, run["id"], deadline)
     write_answer(args, run, lambda: text.run_summary(run))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from loguru import logger
 from msgspec import structs
 
-from syncd import log, metrics
+from syncd import metrics
 from syncd.config import Config
 from syncd.control import ControlServer, application
 from syncd.database import masked
@@ -38,7 +38,8 @@ STOP_WITHIN_S = 4.5
 class Daemon:
     """A long-running syncd. `run` returns the exit code; `on_run` is told of each ended run.
 
-    `load_config` reads the configuration again for a reload; it raises ConfigError.
+    `load_config` reads the configuration again for a reload, masks its secrets and puts its log settings in
+    force; it raises ConfigError, with nothing changed.
     """
 
     def __init__(
@@ -112,11 +113,11 @@ class Daemon:
 
     async def _until_stopped(self, serving: "asyncio.Task[None]") -> int:
         stopped = asyncio.create_task(self._stop_asked.wait())
-        runner = self._runner.task
-        await asyncio.wait({stopped, serving, runner}, return_when=asyncio.FIRST_COMPLETED)
+        parts = {serving, self._runner.task, self._schedule.task}
+        await asyncio.wait({stopped, *parts}, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             return 0
-        dead = serving if serving.done() else runner
+        dead = next(part for part in parts if part.done())
         reason = dead.exception() if not dead.cancelled() else None
         logger.bind(event="dead").critical("the {} died ({!r}): ending the process", dead.get_name(), reason)
         stopped.cancel()
@@ -303,8 +304,6 @@ class Daemon:
             )
             config = structs.replace(config, database=self._config.database, control=self._config.control)
         self._config = config
-        self._redact.add(config.key.value)
-        log.configure(level=config.log.level, format=config.log.format, redact=self._redact)
         await self._mirror.configure(config)
         self._runner.timeout = config.sync.run_timeout
         self._schedule.change(config.sync.interval, config.sync.jitter)

@@ -62,9 +62,9 @@ def demo(
         path = _write_config(home, standin, base_url, interval)
 
         def load_config() -> Config:
-            return load(path, {}, minimum_interval=MINIMUM_INTERVAL)
+            return configured(lambda: load(path, {}, minimum_interval=MINIMUM_INTERVAL))
 
-        config = configured(load_config)
+        config = load_config()
         _say(
             f"A stand-in for Billetweb answers on {base_url}, with {events} events whose sales go on.\n"
             f"The daemon mirrors it into {home}/syncd.db every {interval.total_seconds():g} s."

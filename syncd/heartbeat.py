@@ -38,8 +38,8 @@ async def ping(url: str, run: Run) -> None:
 
 async def _ask(target: str, *, rid: str) -> None:
     async with (
-        asyncio.timeout(TIMEOUT_S),
         httpx.AsyncClient(timeout=TIMEOUT_S) as client,
+        asyncio.timeout(TIMEOUT_S),
         client.stream("GET", target, params={"rid": rid}) as answer,  # the body is of no interest
     ):
         answer.raise_for_status()

@@ -122,13 +122,15 @@ class Mirror:
 
     async def work(self, run: Run, on_progress: Callable[[Run], None]) -> None:
         """Carry a run out. Raises the SyncdError that made it impossible."""
-        self._log.started(run)
         self._at_work = None
-        store = await self.open()
+        try:
+            store = await self.open()
+            if run.trigger != "manual" and not run.events:
+                run.full = run.full or self._full_is_due()
+        finally:
+            self._log.started(run)
         if run.trigger == "manual":
             self.client.reset()
-        elif not run.events:
-            run.full = run.full or self._full_is_due()
         await in_thread(store.start_run, run)
         self._at_work = Synchronisation(
             run,

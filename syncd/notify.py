@@ -30,8 +30,8 @@ class Notifier:
         self.send(READY="1", STATUS=status)
 
     def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows."""
-        self.send(STATUS=text)
+        """Set the line that `systemctl status` shows; one that cannot be sent at once is left out."""
+        self.send(0.0, STATUS=text)
 
     def reloading(self) -> None:
         """Report that a reload begins; `ready` must follow, also when the reload failed."""
@@ -42,11 +42,14 @@ class Notifier:
         """Report that the service is on its way out."""
         self.send(STOPPING="1")
 
-    def send(self, **fields: str) -> None:
-        """Send the assignments in one datagram; line breaks in values become spaces."""
+    def send(self, timeout_s: float = _SEND_TIMEOUT_S, /, **fields: str) -> None:
+        """Send the assignments in one datagram; line breaks in values become spaces.
+
+        Whoever calls is held up meanwhile: a manager busy with something else does not read for seconds.
+        """
         if self._address is None:
             return
         text = "\n".join(f"{name}={' '.join(value.splitlines())}" for name, value in fields.items())
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.settimeout(_SEND_TIMEOUT_S)
+            channel.settimeout(timeout_s)
             channel.sendto(text.encode(errors="replace"), self._address)

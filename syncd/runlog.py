@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from loguru import logger
 from msgspec import Struct
 
-from syncd.model import Counts, Run
+from syncd.model import MAX_ERRORS, Counts, Run
 from syncd.sync import Failure
 from syncd.text import format_duration
 
@@ -131,7 +131,11 @@ class RunLog:
         told = f"{kind}, HTTP {status}" if status else kind
         log = logger.bind(event=f"error.{kind}", run=run.id, kind=kind, status=status)
         log.warning(
-            "run {}: {} more errors alike [{}]; `syncctl history --json` holds them", run.id, count, told
+            "run {}: {} more errors alike [{}]; `syncctl history --json` holds the run's first {}",
+            run.id,
+            count,
+            told,
+            MAX_ERRORS,
         )
 
 

@@ -93,13 +93,15 @@ class Runner:
 
     async def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
         """Yield each step of a run until it has ended; None whenever nothing happened for `keep_alive_s`."""
+        if run.id not in self._ended:
+            return
         steps: asyncio.Queue[Progress | None] = asyncio.Queue()
         watchers = self._watchers.setdefault(run.id, [])
         watchers.append(steps)
         try:
             if run.progress:
                 yield run.progress
-            while run.id in self._ended:
+            while True:  # until the end is told: steps may still be waiting here when the run has ended
                 try:
                     step = await asyncio.wait_for(steps.get(), keep_alive_s)
                 except TimeoutError:
@@ -173,19 +175,18 @@ class Runner:
 
     async def _bounded(self, run: Run) -> SyncdError | None:
         """Do the work within the time-out; return what made it fail, with that added to the run's errors."""
+        deadline = asyncio.timeout(self.timeout.total_seconds())
         try:
-            async with asyncio.timeout(self.timeout.total_seconds()):
+            async with deadline:
                 await self._work(run)
-        except TimeoutError:
-            error: SyncdError = RunTimeout(
-                f"not done within sync.run_timeout ({self.timeout.total_seconds():g} s);"
-                " what was synced stays, the rest comes first in the next run"
-            )
         except SyncdError as failure:
             error = failure
         except Exception as failure:  # noqa: BLE001  # a bug in one run must not end the daemon
-            logger.opt(exception=failure).error("run {}: unexpected {}", run.id, type(failure).__name__)
-            error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
+            if isinstance(failure, TimeoutError) and deadline.expired():
+                error = _timeout(self.timeout)
+            else:
+                logger.opt(exception=failure).error("run {}: unexpected {}", run.id, type(failure).__name__)
+                error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
         else:
             return None
         run.add_error(RunError("run", error.kind, self._redact(str(error))))
@@ -206,6 +207,13 @@ class RunTimeout(SyncdError):
     """A run that took longer than it may."""
 
     kind = "timeout"
+
+
+def _timeout(limit: timedelta) -> RunTimeout:
+    return RunTimeout(
+        f"not done within sync.run_timeout ({limit.total_seconds():g} s);"
+        " what was synced stays, the rest comes first in the next run"
+    )
 
 
 def _close(run: Run, outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
-from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobSubmissionEvent
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_SUBMITTED, JobSubmissionEvent
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
@@ -60,7 +60,7 @@ class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publish
             fired = self._slot(previous_fire_time)
             self.missed += max(slot - max(fired, self._counted), 0)
             self._counted = slot = max(slot, fired)
-        jitter_s = random.uniform(-1, self._spread.total_seconds())  # noqa: S311  # spreads load, hides nothing
+        jitter_s = random.uniform(0, self._spread.total_seconds())  # noqa: S311  # spreads load, hides nothing
         return self._anchor + self._step * (slot + 1) + timedelta(seconds=jitter_s)
 
     def _slot(self, at: datetime) -> int:
@@ -82,13 +82,13 @@ class Schedule:
         self._fire = fire
         self._clocks = clocks
         self._missed_before = 0
-        self._fired_at_s: float | None = None
+        self._slot_at_s: float | None = None
         self._seen = clocks()
         self._trigger: SlotTrigger | None = None
         self._job: Job | None = None
         self._scheduler = AsyncIOScheduler(timezone=UTC)
         logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)  # skips are told below, once
-        self._scheduler.add_listener(self._on_skip, EVENT_JOB_MAX_INSTANCES | EVENT_JOB_MISSED)
+        self._scheduler.add_listener(self._on_slot, EVENT_JOB_SUBMITTED | EVENT_JOB_MAX_INSTANCES)
         self._ticker: asyncio.Task[None] | None = None
 
     def start(self, interval: timedelta, jitter: timedelta, first: datetime) -> None:
@@ -108,10 +108,16 @@ class Schedule:
         """Fire no more."""
         if self._ticker:
             self._ticker.cancel()
-            self._job = None
+            self._ticker = self._job = None
             self._scheduler.remove_all_jobs()
             # Waiting here deadlocks or cancels, by the kind of scheduler; the run has its own deadline.
             self._scheduler.shutdown(wait=False)
+
+    @property
+    def task(self) -> "asyncio.Task[None]":
+        """The ticker that `start` started; it ends only by `stop`, or by a bug."""
+        assert self._ticker is not None
+        return self._ticker
 
     @property
     def next_at(self) -> datetime | None:
@@ -137,8 +143,8 @@ class Schedule:
             logger.bind(event="clock.stepped").warning("the clock was stepped by {:+.0f} s", stepped_s)
         if slept_s > JUMP_S:
             logger.bind(event="clock.slept").info("the machine slept for {:.0f} s", slept_s)
-        if self._fired_at_s is not None and self._fired_at_s >= seen.boot_s:
-            left_s = self._interval.total_seconds() - (self._seen.boot_s - self._fired_at_s)
+        if self._slot_at_s is not None and self._slot_at_s >= seen.boot_s:
+            left_s = self._interval.total_seconds() - (self._seen.boot_s - self._slot_at_s)
         else:
             left_s = self._left_s - passed_s
         interval_s = self._interval.total_seconds()
@@ -163,7 +169,6 @@ class Schedule:
         )
 
     async def _slot(self) -> None:
-        self._fired_at_s = self._clocks().boot_s
         try:
             await self._fire()
         except asyncio.CancelledError:
@@ -174,9 +179,10 @@ class Schedule:
                 type(error).__name__,
             )
 
-    def _on_skip(self, event: JobSubmissionEvent) -> None:
-        reason = "overrun" if event.code == EVENT_JOB_MAX_INSTANCES else "late"
-        self.skip(reason)
+    def _on_slot(self, event: JobSubmissionEvent) -> None:
+        self._slot_at_s = self._clocks().boot_s  # at once: the ticker may look before the call begins
+        if event.code == EVENT_JOB_MAX_INSTANCES:
+            self.skip("overrun")
 
     def skip(self, reason: str) -> None:
         """Count a slot that was not used, and say so."""
@@ -191,7 +197,6 @@ class Schedule:
 
 REASONS = {
     "overrun": "the one before is still in progress",
-    "late": "the scheduler came too late",
     "busy": "a run asked for by hand is in progress",
     "paused": "runs are paused (`syncctl resume`)",
     "credentials": "Billetweb refused the user or the key (mend them, then `syncctl reload` or run-now)",

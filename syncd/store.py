@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import reduce
 from typing import Any
 
 import msgspec
@@ -274,7 +273,9 @@ def _is_row(table: Table, change: Change) -> ColumnElement[bool]:
     first, *others = table.primary_key
     if not others:
         return first == change.row_id
-    joined = reduce(lambda left, right: left + "/" + right, others, first)
+    joined: ColumnElement[str] = first
+    for column in others:
+        joined = joined + "/" + column
     return and_(first == change.event_id, joined == change.row_id)
 
 
@@ -395,11 +396,12 @@ def _history(connection: Connection) -> History:
     failures = select(func.count()).where(*whole, runs.outcome == "failed")
     if last_good_at:
         failures = failures.where(runs.finished_at > last_good_at)
-    last_whole = _first_run(connection, done.where(*whole).order_by(runs.finished_at.desc()))
+    latest_first = (runs.finished_at.desc(), runs.id.desc())
+    last_whole = _first_run(connection, done.where(*whole).order_by(*latest_first))
     return History(
         last_id=max(connection.scalar(select(func.max(runs.id))) or 0, 0),
         run_count=connection.scalar(select(func.count()).where(runs.state == "done")) or 0,
-        last_run=_first_run(connection, done.order_by(runs.finished_at.desc())),
+        last_run=_first_run(connection, done.order_by(*latest_first)),
         last_success_at=last_end(runs.outcome == "ok"),
         last_synced_at=last_good_at,
         last_full_at=last_end(good, runs.full),

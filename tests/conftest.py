@@ -4,8 +4,9 @@ import io
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from msgspec import structs
 from syncd import config, log, wire
 from syncd.availability import with_figures
 from syncd.config import Config
+from syncd.errors import StoreError
 from syncd.mirror import Mirror
 from syncd.model import Run, Trigger
 from syncd.reconcile import row_id
@@ -173,6 +175,21 @@ class Rig:
         """Carry a run out and return it."""
         return self.wait(self.request(trigger, full=full, events=events))
 
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Return as soon as something holds; fail where it never does."""
+        deadline = time.monotonic() + WAIT_S
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the database for writing, as another program might."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("ROLLBACK")
+
     def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Return what a statement finds in the database file, past all of syncd's own code."""
         with closing(sqlite3.connect(self.path)) as connection, connection:
@@ -196,6 +213,8 @@ def rig_on(config: Config) -> Iterator[Rig]:
 
         async def make() -> Rig:
             rig = Rig(config, portal, Clock())
+            with suppress(StoreError):  # as the daemon does: it is opened with the first run that can
+                await rig.mirror.open()
             rig.runner.serve()
             return rig
 
@@ -220,8 +239,8 @@ def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
             for table, rows in store.event_rows(event_id).rows.items()
         }
         source = standin.events[event_id]
-        source = standin.with_carts(source) if carts else source
-        gauges = wire.decode_gauges(php_json(source.gauges), event_id=event_id).records.values()
+        served_gauges = (standin.with_carts(source) if carts else source).gauges
+        gauges = wire.decode_gauges(php_json(served_gauges), event_id=event_id).records.values()
         event, tickets, sessions = with_figures(
             events[event_id],
             gauges,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,11 +23,12 @@ from syncd.standin import StandIn
 Json = dict[str, Any]
 Tables = Mapping[str, Mapping[str, object]]
 SYNCD = [sys.executable, "-m", "syncd"]
-WITH_INSTANT_RETRIES = """
+_INSTANT_RETRIES = """
 import sys, stamina, syncd.cli
 stamina.set_testing(True, attempts=3)
 sys.exit(syncd.cli.main())
 """
+WITH_INSTANT_RETRIES = [sys.executable, "-c", _INSTANT_RETRIES]
 SYNCCTL = [str(Path(sys.executable).with_name("syncctl"))]
 PATIENCE_S = 15.0
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
@@ -48,9 +49,11 @@ def eventually(condition: Callable[[], Any], within_s: float = PATIENCE_S) -> An
     return found
 
 
-def syncd(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+def syncd(
+    *arguments: str | Path, program: Sequence[str] = SYNCD, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Return a finished `syncd`."""
-    command = [*SYNCD, *map(str, arguments)]
+    command = [*program, *map(str, arguments)]
     return subprocess.run(
         command, env=environment(**environ), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
@@ -103,7 +106,7 @@ class DaemonProcess:
         key: str = "demo-key",
         instant_retries: bool = False,
     ) -> None:
-        self._program = [sys.executable, "-c", WITH_INSTANT_RETRIES] if instant_retries else SYNCD
+        self._program = WITH_INSTANT_RETRIES if instant_retries else SYNCD
         self.folder = folder
         self.base_url = base_url
         self.socket = folder / "syncd.sock"
@@ -117,7 +120,7 @@ class DaemonProcess:
         address.unlink(missing_ok=True)
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(str(address))
-        self._manager.settimeout(PATIENCE_S)
+        self._manager.settimeout(0.1)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._program, "run", "--config", str(self.config)],
@@ -152,13 +155,16 @@ class DaemonProcess:
 
     def told(self, assignment: str) -> str:
         """Return the next datagram with this in it; all until then are in `notified`."""
+        deadline = time.monotonic() + PATIENCE_S
         while True:
+            alive = self.process.poll() is None and time.monotonic() < deadline
             try:
                 self.notified.append(self._manager.recv(4096).decode())
             except TimeoutError:
-                raise AssertionError(f"no {assignment}; log:\n{self.log}") from None
-            if assignment in self.notified[-1]:
-                return self.notified[-1]
+                assert alive, f"no {assignment}; log:\n{self.log}"
+            else:
+                if assignment in self.notified[-1]:
+                    return self.notified[-1]
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Return a finished `syncctl` on this daemon's socket."""

@@ -135,6 +135,7 @@ ROWS: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
     "too many calls, as 200": (standin.error_object("rate_limiting", "…"), RateLimited, 200, 3),
     "challenge page": (standin.challenge, ChallengeError, 403, 1),
     "challenge page, as 503": (CHALLENGE_503, ChallengeError, 503, 1),
+    "block page without its marker": (standin.status(403), ChallengeError, 403, 1),
     "wrong key, as 200": (standin.unauthorized, AuthError, 200, 1),
     "wrong key, as 401": (standin.unauthorized_401, AuthError, 401, 1),
     "bare 401": (standin.status(401), AuthError, 401, 1),
@@ -151,11 +152,11 @@ ROWS: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
     "page for browsers": (standin.html_page, DecodeError, 200, 1),
     "nothing": (standin.empty, DecodeError, 200, 1),
     "null": (standin.null, DecodeError, 200, 1),
-    "half a list": (standin.truncated, DecodeError, 200, 1),
+    "half a list": (standin.truncated, DecodeError, None, 1),
     "object without error": (standin.raw(b'{"id": "1"}'), DecodeError, 200, 1),
     "text": (standin.raw(b'"[]"'), DecodeError, 200, 1),
     "broken compression": (broken_gzip, DecodeError, None, 1),
-    "truncated compression": (cut_gzip, DecodeError, 200, 1),
+    "truncated compression": (cut_gzip, DecodeError, None, 1),
     "oversized answer": (standin.oversized(65), DecodeError, None, 1),
 }
 

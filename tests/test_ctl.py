@@ -130,7 +130,7 @@ def test_a_run_that_went_wrong_is_not_success(daemon: Daemon, outcome: str, caps
 
 
 @pytest.mark.parametrize("broken", [b"", b'{"phase": "\xc3', b'{"phase": "events", "done": 1, "total": 2}\n'])
-def test_a_broken_streamsdoes_not_lose_the_run(daemon: Daemon, broken: bytes, capsys: Capsys) -> None:
+def test_a_broken_stream_does_not_lose_the_run(daemon: Daemon, broken: bytes, capsys: Capsys) -> None:
     """Where the stream of progress ends early, the run is asked for until it has ended."""
     rounds = iter([QUEUED, ENDED | {"outcome": "cancelled"}])
     daemon.answers["GET /v1/runs/43/progress"] = broken
@@ -144,7 +144,7 @@ def test_a_broken_streamsdoes_not_lose_the_run(daemon: Daemon, broken: bytes, ca
     assert "Run 43 cancelled" in capsys.readouterr().out
 
 
-def test_a_silent_streamsdoes_not_hold_the_command(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_stream_does_not_hold_the_command(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream without even keep-alive lines is given up for asking."""
     monkeypatch.setattr(ctl, "SILENCE_S", 0.05)
     daemon.answers["GET /v1/runs/43/progress"] = stream(until=daemon.closing)
@@ -172,6 +172,16 @@ def test_waiting_ends_when_its_time_is_up(
     assert ctl.main(["run-now", "--timeout", "1s"]) == 5
     assert 0.14 < time.monotonic() - begin < 2
     assert "Gave up waiting. Run 43 goes on: `syncctl status`" in capsys.readouterr().err
+
+
+def test_an_unanswered_request_is_not_a_missing_daemon(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    """--timeout bounds the request for a run too, and nobody claims to know whether it was queued."""
+    monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
+    daemon.answers["POST /v1/runs"] = stream(until=daemon.closing)
+    assert ctl.main(["run-now", "--timeout", "1s"]) == 5
+    assert "may have queued the run" in capsys.readouterr().err
 
 
 def no_socket(path: Path) -> None:

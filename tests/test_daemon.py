@@ -70,6 +70,16 @@ def test_service_manager_believes_too_early(home: Path, base_url: str) -> None:
     assert firsts == ["READY", "STATUS", "STATUS", "RELOADING", "READY", "STOPPING"]
 
 
+def test_busy_service_manager_holds_daemon_up(home: Path, base_url: str) -> None:
+    """A manager that does not read for a while loses lines of status; the daemon waits for none of them."""
+    with DaemonProcess(home, base_url) as daemon:
+        for run in range(2, 10):  # two datagrams each: more than the kernel queues
+            began = time.monotonic()
+            daemon.ask("POST", "/v1/runs", {})
+            daemon.ran(run)
+            assert time.monotonic() - began < 0.9
+
+
 # --- stopping
 
 

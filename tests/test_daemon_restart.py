@@ -1,6 +1,7 @@
-"""What survives the end of a daemon, however that came: the mirror, the record of runs, pause, the ceiling."""
+"""What survives the end of a daemon, however it came: the mirror, the runs on record, pause, the ceiling."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -48,24 +49,27 @@ def from_request(number: int) -> Fault:
 
 
 class Undisturbed(NamedTuple):
-    """What a twin that was never killed ends with, and how many requests its second run took."""
+    """What a twin that was never killed ends with, its second run's requests, its first run's database."""
 
     content: dict[str, list[tuple[object, ...]]]
     requests: int
+    begun: Path
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> Undisturbed:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    begun = tmp_path_factory.mktemp("begun") / "syncd.db"
     twin = StandIn(events=3, now=NOW, calls_per_minute=None)
     with serving(twin) as url, short_folder() as folder:
         config = write_config(folder, url)
         assert syncd("once", "--config", config).returncode == 0
+        shutil.copy(folder / "syncd.db", begun)
         live(twin)
         before = len(twin.requests)
         assert syncd("once", "--config", config).returncode == 0
         content = mirrored(folder / "syncd.db")
     assert any('"places_left"' in str(change) for change in content["changes"])
-    return Undisturbed(content, len(twin.requests) - before)
+    return Undisturbed(content, len(twin.requests) - before, begun)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.3, 0.6, 0.9, 1.0])
@@ -73,8 +77,7 @@ def test_killed_run_leaves_another_mirror(
     home: Path, standin: StandIn, base_url: str, undisturbed: Undisturbed, moment: float
 ) -> None:
     """Killed early, late, or while the last event is written, the next start ends in the same rows."""
-    config = write_config(home, base_url)
-    assert syncd("once", "--config", config).returncode == 0
+    shutil.copy(undisturbed.begun, home / "syncd.db")
     live(standin)
     before = len(standin.requests)
     number = max(1, int(undisturbed.requests * moment))

@@ -117,6 +117,8 @@ def test_migrations_and_queries_do_not_disagree_about_a_column(tmp_path: Path) -
     engine.dispose()
     assert shape(migrated) == shape(declared)
     assert set(shape(migrated)) == set(schema.metadata.tables)
+    counted = "SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'"
+    assert sql(migrated, counted) == sql(declared, counted) == [("syncd_changes",)]
 
 
 def test_a_readers_place_in_the_feed_is_never_given_out_twice(path: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_migration_that_fails_half_way_leaves_nothing_behind(path: Path) -> No
 
 
 def test_a_sites_own_tables_and_migrations_are_left_alone(path: Path) -> None:
-    """syncd lives beside a site's tables, and its revision is not written into the site's own record."""
+    """The mirror lives beside a site's tables, and its revision is not written into the site's own record."""
     sql(path, "CREATE TABLE alembic_version (version_num TEXT)")
     sql(path, "INSERT INTO alembic_version VALUES ('f00d')")
     sql(path, "CREATE TABLE Formation (billetwebId TEXT, placesLeft INTEGER)")
@@ -217,7 +219,7 @@ def test_a_missing_folder_is_not_a_riddle(tmp_path: Path) -> None:
 
 def test_a_folder_that_takes_no_file_is_not_a_riddle() -> None:
     """The message says that the lock could not be created, and where: `/proc` refuses root too."""
-    with pytest.raises(StoreError, match="cannot lock the database /proc/mirror.db"):
+    with pytest.raises(StoreError, match=r"cannot lock the database /proc/mirror\.db"):
         Database("sqlite:////proc/mirror.db")
 
 
@@ -266,11 +268,13 @@ def test_a_link_is_not_a_way_around_the_lock(path: Path) -> None:
 
 
 def test_a_refused_second_holder_does_not_free_the_lock(path: Path) -> None:
-    """An attempt that was refused leaves the first holder's lock and number as they were."""
+    """An attempt that was refused leaves the first holder's lock and number, and no open file of its own."""
     database = Database(url_of(path))
+    files = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(2):
         with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"):
             Database(url_of(path))
+    assert len([*Path("/proc/self/fd").iterdir()]) == files
     database.close()
     database.close()
     opened(path)

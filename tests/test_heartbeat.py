@@ -175,7 +175,7 @@ def test_trickling_monitor_would_hold_the_task_for_ever(
     monitor: Monitor, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tries end by the time-out, though the next byte always comes in time."""
-    monkeypatch.setattr(heartbeat, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(heartbeat, "TIMEOUT_S", 0.3)
     monitor.trickling = True
     begun = time.monotonic()
     ping(monitor.url)

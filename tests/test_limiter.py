@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 
 from syncd.limiter import WINDOW_S, RateLimiter
 
@@ -179,6 +180,41 @@ def test_request_would_be_sent_before_it_is_noted() -> None:
 
     asyncio.run(main())
     assert noted == [1000, 1000 + WINDOW_S, 1000 + 2 * WINDOW_S]
+
+
+def test_restart_would_hold_requests_longer_than_needed() -> None:
+    """Requests of an earlier process count until their own minute is over, in whatever order they come."""
+    time = VirtualTime()
+
+    async def main() -> None:
+        limiter = limiter_by(time, 2)
+        limiter.remember([10, 50, 300])
+        await limiter.acquire()
+        assert time.now == 1000 + WINDOW_S - 50
+        await limiter.acquire()
+        assert time.now == 1000 + WINDOW_S - 10
+
+    asyncio.run(main())
+
+
+def test_silent_wait_would_look_like_a_hang() -> None:
+    """A wait worth telling is a line with its length, once; a short one is not worth it."""
+    time = VirtualTime()
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="INFO", format="{message}")
+
+    async def main() -> None:
+        limiter = limiter_by(time, 5)
+        for pause_s in (4, 30):
+            limiter.pause(pause_s)
+            await limiter.acquire()
+
+    try:
+        asyncio.run(main())
+    finally:
+        logger.remove(sink)
+    assert "".join(lines).count("waits") == 1
+    assert "waits 30 s" in lines[-1]
 
 
 def test_lowered_ceiling_would_wait_for_the_old_requests_to_be_forgotten() -> None:

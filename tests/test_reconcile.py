@@ -291,7 +291,7 @@ def test_a_gauge_that_is_merely_suspected_does_not_move_the_figure() -> None:
 
 
 def test_a_doubted_availability_does_not_pass_for_a_fresh_one() -> None:
-    """Figures stay, even those of rows that the doubted read does show, and the instant is not that of the read."""
+    """Figures stay, also those of rows that the doubted read shows, and so does the instant of the read."""
     gauges = [gauge("ticket", str(n), n) for n in range(1, 5)]
     known = stored(event(places_left=10), *gauges)
     plan = plan_event(event(), known, fetched([gauge("ticket", "1", 0)]), Evidence())

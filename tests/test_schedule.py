@@ -291,7 +291,7 @@ def test_a_bug_in_one_run_does_not_end_the_schedule(told: list["loguru.Record"])
     assert record["exception"] is not None
 
 
-def test_a_stop_in_the_middle_of_a_run_looks_like_no_error(told: list["loguru.Record"]) -> None:
+def test_a_stop_in_the_middle_of_a_run_looks_like_no_error(caplog: pytest.LogCaptureFixture) -> None:
     """Stopping leaves no job, no task and no next slot, and tells of no error, while a run is under way."""
     with world() as there:
 
@@ -301,8 +301,20 @@ def test_a_stop_in_the_middle_of_a_run_looks_like_no_error(told: list["loguru.Re
 
         schedule = live(there, INTERVAL_S + 100, fire)
         assert at_s(there.fired) == [900]
-        assert schedule.next_at is None
-        assert told == []
+    assert schedule.next_at is None
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+def test_a_stop_at_the_instant_of_a_slot_starts_no_run() -> None:
+    """A slot that falls due in the same turn of the loop as the stop is not used; two stops are one."""
+    with world() as there:
+
+        def plan(schedule: Schedule) -> None:
+            asyncio.get_running_loop().call_at(902, schedule.stop)
+            there.at(895, lambda: there.run_on(10))
+
+        live(there, 2000, meanwhile=plan)
+    assert there.fired == []
 
 
 def test_a_schedule_that_never_began_can_be_stopped() -> None:
@@ -325,6 +337,19 @@ def test_a_new_interval_holds_at_once_and_the_same_one_moves_nothing() -> None:
         schedule = live(there, 6000, meanwhile=plan)
     assert at_s(there.fired) == [900, 1800, 2060, 2120, 5730]
     assert (schedule.missed, schedule.clock_jumps) == (0, 0)
+
+
+def test_missed_slots_stay_counted_when_the_schedule_is_planned_anew() -> None:
+    """Slots missed while the process was held up are still counted after a reload with a new interval."""
+    with world() as there:
+
+        def plan(schedule: Schedule) -> None:
+            there.at(890, lambda: there.run_on(3 * INTERVAL_S))
+            there.at(4000, lambda: schedule.change(timedelta(minutes=20), NONE))
+
+        schedule = live(there, 5300, meanwhile=plan)
+    assert at_s(there.fired) == [3590, 3600, 5200]
+    assert schedule.missed == 2
 
 
 # --- clocks that are stepped, machines that sleep
@@ -382,6 +407,18 @@ def test_a_machine_that_wakes_up_soon_has_fresh_data(slept_s: float, at: float) 
     if slept_s >= INTERVAL_S:
         assert first_after.running_s <= at + TICK_S
     assert max(gaps_s) <= max(INTERVAL_S + 10, slept_s + INTERVAL_S)
+
+
+def test_a_step_soon_after_a_reload_takes_nothing_off_the_wait() -> None:
+    """What is left until the next run counts from the reload, not from the look at the clocks before it."""
+    with world() as there:
+
+        def plan(schedule: Schedule) -> None:
+            there.at(103, lambda: schedule.change(timedelta(minutes=5), NONE))
+            there.at(104, lambda: there.step(3600))
+
+        live(there, 500, meanwhile=plan)
+    assert at_s(there.fired) == [403]
 
 
 def test_a_suspend_is_told_and_is_no_step_of_the_clock(told: list["loguru.Record"]) -> None:

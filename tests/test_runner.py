@@ -1,0 +1,419 @@
+"""The runner's promises: never two runs at once, and a run asked for begins after the asking."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from conftest import LogLines
+
+from syncd.errors import StoreError, SyncdError
+from syncd.model import Peer, Progress, Run, RunError
+from syncd.redact import Redactor
+from syncd.runner import RECENT, Runner, Stopping
+
+LONG_S = 10.0
+KEY = "canary-0123456789"
+
+
+class Bench:
+    """A runner whose work waits until `let` allows it, and which notes what overlaps."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        self.runner = Runner(
+            self.work,
+            timeout=timeout,
+            next_id=self.next_id,
+            on_end=self.on_end,
+            redact=Redactor([KEY]),
+        )
+        self.ids = 0
+        self.at_work = 0
+        self.most_at_work = 0
+        self.began: list[int] = []
+        self.ended: list[tuple[int, str | None, SyncdError | None]] = []
+        self.steps = 0
+        self.trouble: Exception | None = None
+        self.let = asyncio.Event()
+        self.let.set()
+        self.conclude: Callable[[], Awaitable[None]] | None = None
+
+    def next_id(self) -> int:
+        self.ids += 1
+        return self.ids
+
+    async def work(self, run: Run) -> None:
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        self.began.append(run.id)
+        try:
+            for done in range(self.steps):
+                run.progress = Progress("events", done + 1, self.steps)
+                self.runner.advance(run)
+            await self.let.wait()
+            if self.trouble:
+                raise self.trouble
+        finally:
+            self.at_work -= 1
+
+    async def on_end(self, run: Run, error: SyncdError | None) -> None:
+        # Whoever puts the end on record is still busy with this run.
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        if self.conclude:
+            await self.conclude()
+        await asyncio.sleep(0)
+        self.at_work -= 1
+        self.ended.append((run.id, run.outcome, error))
+
+    async def begun(self, run: Run) -> Run:
+        while run.state == "queued":  # noqa: ASYNC110  # as an outsider would see it
+            await asyncio.sleep(0)
+        return run
+
+    async def done(self, run: Run) -> Run:
+        await self.runner.wait(run, LONG_S)
+        assert run.state == "done"
+        return run
+
+    async def busy(self) -> Run:
+        """Return a run that stays in progress until `let` is set."""
+        self.let.clear()
+        return await self.begun(self.runner.request("interval"))
+
+
+@asynccontextmanager
+async def bench(at_most: timedelta = timedelta(seconds=LONG_S)) -> AsyncIterator[Bench]:
+    bench = Bench(at_most)
+    bench.runner.serve()
+    try:
+        yield bench
+        assert bench.most_at_work <= 1, "two runs at once"
+    finally:
+        bench.let.set()
+        await bench.runner.stop(LONG_S)
+
+
+def test_a_run_in_progress_is_passed_off_as_fresh() -> None:
+    """A request while a run is in progress gets another one, which begins when that has ended."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            old = await it.busy()
+            asked_at = datetime.now(UTC)
+            new = it.runner.request("manual")
+            assert new is not old
+            assert (new.state, new.id) == ("queued", old.id + 1)
+            it.let.set()
+            await it.done(new)
+            assert old.finished_at
+            assert new.started_at
+            assert asked_at <= old.finished_at <= new.started_at
+
+    asyncio.run(scene())
+
+
+def test_ten_requests_at_once_give_ten_runs() -> None:
+    """However many ask while one is in progress, one more run serves them all; the next asks anew."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            await it.busy()
+            runs = [it.runner.request("manual") for _ in range(10)]
+            assert len({run.id for run in runs}) == 1
+            it.let.set()
+            await it.done(runs[0])
+            assert it.began == [1, 2]
+            assert it.runner.request("manual").id == 3
+
+    asyncio.run(scene())
+
+
+def test_ten_requests_of_an_idle_daemon_give_eleven_runs() -> None:
+    """Ten at once on an idle runner share the one that has not begun yet."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            runs = [it.runner.request("manual") for _ in range(10)]
+            await it.done(runs[0])
+            assert it.began == [1]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("requests", "full", "events"),
+    [
+        ([(False, ["1", "2"]), (False, ["2", "3"])], False, ["1", "2", "3"]),
+        ([(False, ["1"]), (False, [])], False, []),
+        ([(False, []), (False, ["1"])], False, []),
+        ([(False, ["1"]), (True, []), (False, ["2"])], True, []),
+        ([(True, []), (False, [])], True, []),
+        ([(True, ["1"]), (False, ["2"])], True, ["1", "2"]),
+        ([(False, ["2", "1", "2"])], False, ["2", "1"]),
+    ],
+)
+def test_a_shared_run_does_less_than_somebody_asked_for(
+    requests: list[tuple[bool, list[str]]], full: bool, events: list[str]
+) -> None:
+    """It is full if any request was, and covers the union of the events, all if any named none."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            await it.busy()
+            for wants_full, wanted in requests:
+                run = it.runner.request("manual", full=wants_full, events=wanted)
+            assert (run.full, run.events) == (full, events)
+
+    asyncio.run(scene())
+
+
+def test_a_run_by_hand_is_skipped_as_a_scheduled_one() -> None:
+    """A request by hand makes a queued scheduled run its own, with its name; not the other way round."""
+
+    async def scene() -> None:
+        peer = Peer(uid=0, user="root", pid=1)
+        async with bench() as it:
+            await it.busy()
+            run = it.runner.request("interval")
+            assert it.runner.request("manual", requested_by=peer) is run
+            assert (run.trigger, run.requested_by) == ("manual", peer)
+            assert it.runner.request("interval") is run
+            assert (run.trigger, run.requested_by) == ("manual", peer)
+
+    asyncio.run(scene())
+
+
+def test_joining_waits_for_a_run_too_many() -> None:
+    """With join the run in progress is returned; on an idle runner a new one."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            old = await it.busy()
+            assert it.runner.request("manual", join=True) is old
+            assert it.runner.queued is None
+            it.let.set()
+            await it.done(old)
+            assert it.runner.request("manual", join=True).id == 2
+
+    asyncio.run(scene())
+
+
+def test_a_slow_end_lets_two_runs_overlap() -> None:
+    """The next run does not begin before the last one's end is on record."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            hold = asyncio.Event()
+
+            async def conclude() -> None:
+                await hold.wait()
+
+            it.conclude = conclude
+            first = it.runner.request("interval")
+            await it.begun(first)
+            second = it.runner.request("manual")
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert it.began == [1]
+            hold.set()
+            await it.done(second)
+            assert it.began == [1, 2]
+
+    asyncio.run(scene())
+
+
+def test_a_run_that_hangs_hangs_the_daemon() -> None:
+    """After the time-out it is failed, says so, and the next run is carried out."""
+
+    async def scene() -> None:
+        async with bench(timedelta(milliseconds=20)) as it:
+            it.let.clear()
+            run = await it.done(it.runner.request("interval"))
+            assert run.outcome == "failed"
+            assert [(error.subject, error.kind) for error in run.errors] == [("run", "timeout")]
+            assert "0.02 s" in run.errors[0].message
+            it.let.set()
+            it.runner.timeout = timedelta(seconds=LONG_S)
+            assert (await it.done(it.runner.request("interval"))).outcome == "ok"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        (StoreError(f"no disk {KEY}"), "database"),
+        (ZeroDivisionError(f"a bug near {KEY}"), "internal"),
+    ],
+)
+def test_a_failure_or_a_bug_ends_the_runner_or_shows_the_key(
+    log_lines: LogLines, trouble: Exception, kind: str
+) -> None:
+    """Both make that run failed and nothing more; the key is in no message."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            it.trouble = trouble
+            run = await it.done(it.runner.request("interval"))
+            assert run.outcome == "failed"
+            assert [(error.subject, error.kind) for error in run.errors] == [("run", kind)]
+            assert KEY not in run.errors[0].message
+            assert "***" in run.errors[0].message
+            assert it.ended[0][2] is not None
+            it.trouble = None
+            assert (await it.done(it.runner.request("interval"))).outcome == "ok"
+            assert not it.runner.task.done()
+
+    asyncio.run(scene())
+    assert ("unexpected ZeroDivisionError" in log_lines.text) == (kind == "internal")
+
+
+@pytest.mark.parametrize(
+    ("synced", "errors", "outcome"), [(0, 0, "ok"), (2, 0, "ok"), (2, 1, "partial"), (0, 1, "failed")]
+)
+def test_an_outcome_is_better_or_worse_than_it_was(synced: int, errors: int, outcome: str) -> None:
+    """Partial: some failed; failed: nothing was synced and something failed; an empty account is ok."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            run = await it.busy()
+            run.synced = synced
+            for _ in range(errors):
+                run.add_error(RunError("event 1", "malformed", "half an answer"))
+            it.let.set()
+            assert (await it.done(run)).outcome == outcome
+
+    asyncio.run(scene())
+
+
+def test_a_stop_waits_for_the_work_or_leaves_runs_open() -> None:
+    """The run in progress and the queued one are cancelled, told as ended, and nothing more is taken on."""
+
+    async def scene() -> None:
+        it = Bench(timedelta(seconds=LONG_S))
+        it.runner.serve()
+        running = await it.busy()
+        queued = it.runner.request("manual")
+        waiting = [asyncio.create_task(it.done(run)) for run in (running, queued)]
+        await asyncio.sleep(0)
+        assert await it.runner.stop(LONG_S)
+        for run in await asyncio.gather(*waiting):
+            assert (run.state, run.outcome) == ("done", "cancelled")
+        assert [error.kind for error in running.errors] == ["cancelled"]
+        assert it.ended == [(running.id, "cancelled", None)]
+        assert it.began == [running.id]
+        assert it.runner.queued is None
+        with pytest.raises(Stopping):
+            it.runner.request("manual")
+        with pytest.raises(Stopping):
+            it.runner.request("manual", join=True)
+
+    asyncio.run(scene())
+
+
+def test_a_stop_waits_for_ever() -> None:
+    """Work that cannot be cancelled within the grace is reported, not waited for."""
+
+    async def scene() -> None:
+        hold = asyncio.Event()
+
+        async def conclude() -> None:
+            await hold.wait()
+
+        it = Bench(timedelta(seconds=LONG_S))
+        it.conclude = conclude
+        it.runner.serve()
+        await it.busy()
+        assert not await it.runner.stop(0.01)
+        hold.set()
+        await asyncio.wait([it.runner.task])
+
+    asyncio.run(scene())
+
+
+async def watched(it: Bench, run: Run) -> list[Progress | None]:
+    return [step async for step in it.runner.watch(run, LONG_S)]
+
+
+def test_a_watcher_misses_steps_or_never_ends() -> None:
+    """Whoever watches sees each step in order, also the last ones of a quick run, and then the end."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            await it.busy()
+            it.steps = 5
+            run = it.runner.request("manual")
+            watching = [asyncio.create_task(watched(it, run)) for _ in range(2)]
+            await asyncio.sleep(0)
+            it.let.set()
+            for steps in await asyncio.gather(*watching):
+                assert steps == [Progress("events", done, 5) for done in range(1, 6)]
+
+    asyncio.run(scene())
+
+
+def test_a_late_watcher_sees_nothing_or_waits_for_ever() -> None:
+    """In mid-run it begins with the step in progress; after the end there is nothing to wait for."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            it.steps = 3
+            run = await it.busy()
+            watching = asyncio.create_task(watched(it, run))
+            await asyncio.sleep(0)
+            it.let.set()
+            assert await watching == [Progress("events", 3, 3)]
+            await it.done(run)
+            assert await watched(it, run) == []
+            assert not it.runner._watchers
+
+    asyncio.run(scene())
+
+
+def test_a_silent_connection_cannot_be_told_from_a_dead_one() -> None:
+    """While nothing happens the watcher gets a sign of life, and a step is not lost by it."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            run = await it.busy()
+            steps = it.runner.watch(run, 0.001)
+            assert [await anext(steps), await anext(steps)] == [None, None]
+            run.progress = Progress("events", 1, 1)
+            it.runner.advance(run)
+            it.let.set()
+            assert Progress("events", 1, 1) in [step async for step in steps]
+
+    asyncio.run(scene())
+
+
+def test_waiting_ends_the_run_or_outlasts_the_time() -> None:
+    """When the time is over the waiting ends and the run goes on; an ended run is not waited for."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            run = await it.busy()
+            await it.runner.wait(run, 0.001)
+            assert run.state == "running"
+            it.let.set()
+            await it.done(run)
+            await it.runner.wait(run, LONG_S)
+
+    asyncio.run(scene())
+
+
+def test_the_runs_of_a_year_stay_in_memory() -> None:
+    """The latest runs can be found, the older ones are forgotten, and so is who waited for them."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            for _ in range(RECENT + 3):
+                await it.done(it.runner.request("interval"))
+            assert it.runner.find(3) is None
+            found = it.runner.find(4)
+            assert found
+            assert found.id == 4
+            assert not it.runner._ended
+
+    asyncio.run(scene())

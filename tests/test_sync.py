@@ -1,0 +1,317 @@
+"""One run after another on an account that lives: what is read, written, believed and left alone."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+
+from syncd import standin as fault
+from syncd.model import Run
+from syncd.standin import StandIn, with_rows
+from syncd.standin_world import PARIS, WALL, StandInEvent, number
+
+FESTIVAL, WEEKEND, WORKSHOP, OPEN_DAY, OUTING, CONCERT = (str(900001 + turn) for turn in range(6))
+MIRRORED = ("billetweb_events", "billetweb_gauges", "billetweb_tickets", "billetweb_sessions")
+
+
+def kinds(run: Run) -> list[tuple[str, str]]:
+    return [(error.subject, error.kind) for error in run.errors]
+
+
+def vanished(rig: Rig) -> set[str]:
+    return {row[0] for row in rig.sql("SELECT id FROM billetweb_events WHERE vanished_at IS NOT NULL")}
+
+
+def end(event: StandInEvent, *, hours_ago: int) -> None:
+    """Let an event be over since so long."""
+    now = datetime.now(PARIS)
+    event.row["start"] = (now - timedelta(hours=hours_ago + 2)).strftime(WALL)
+    event.row["end"] = (now - timedelta(hours=hours_ago)).strftime(WALL)
+
+
+def asked(standin: StandIn, what: str) -> list[str]:
+    """Return the events of which this was asked, in order."""
+    paths = [request.path.split("/") for request in standin.requests]
+    return [path[2] for path in paths if path[1] == "event" and path[3] == what]
+
+
+def test_a_run_in_which_nothing_changed_writes(rig: Rig, standin: StandIn) -> None:
+    """No row of the mirror and no change is written; only the age of the figures moves on."""
+    rig.run()
+    before = rig.sql("SELECT availability_at FROM billetweb_events ORDER BY id")
+    columns = [name for _, name, *_ in rig.sql("PRAGMA table_info(billetweb_events)")]
+    watched = ", ".join(f'"{name}"' for name in columns if name != "availability_at")
+    for table in (*MIRRORED, "syncd_changes", "syncd_suspects"):
+        updates = f"UPDATE OF {watched}" if table == "billetweb_events" else "UPDATE"
+        for number_, what in enumerate(("INSERT", updates, "DELETE")):
+            trigger = f"CREATE TRIGGER t_{table}_{number_} BEFORE {what} ON {table}"
+            rig.sql(f"{trigger} BEGIN SELECT RAISE(ABORT, 'written'); END")
+    run = rig.run()
+    assert (run.outcome, run.errors) == ("ok", [])
+    assert (run.counts.inserted, run.counts.updated) == (0, 0)
+    assert run.counts.unchanged == sum(
+        1 + len(event.gauges) + len(event.tickets) + len(event.sessions) for event in standin.events.values()
+    )
+    after = rig.sql("SELECT availability_at FROM billetweb_events ORDER BY id")
+    assert all(new > old for (old,), (new,) in zip(before, after, strict=True))
+    standin.sell(FESTIVAL)
+    assert rig.run().outcome == "failed"  # the triggers do bite
+
+
+def test_the_counts_of_a_run_are_not_those_of_the_feed(rig: Rig, standin: StandIn) -> None:
+    """A sale changes the event, its gauge and its tickets: as many rows as the feed of changes has."""
+    first = rig.run()
+    standin.sell(CONCERT)
+    run = rig.run()
+    assert run.counts.updated == 4
+    for some in (first, run):
+        ((changes,),) = rig.sql("SELECT count(*) FROM syncd_changes WHERE run_id = ?", some.id)
+        assert some.counts.inserted + some.counts.updated == changes
+    ((diff,),) = rig.sql(
+        "SELECT diff FROM syncd_changes WHERE run_id = ? AND table_name = 'billetweb_events'", run.id
+    )
+    assert diff == '{"places_left": [3, 2]}'
+
+
+def test_a_run_of_named_events_reads_all_or_judges_the_others(rig: Rig, standin: StandIn) -> None:
+    """Only what was named is read and written; that others are missing means nothing."""
+    rig.run()
+    standin.sell(FESTIVAL)
+    standin.sell(CONCERT)
+    del standin.events[OPEN_DAY]
+    standin.requests.clear()
+    for _ in range(3):
+        run = rig.run("manual", events=(CONCERT,))
+        assert (run.outcome, run.synced, run.failed) == ("ok", 1, 0)
+    assert [request.path for request in standin.requests] == [
+        "/events",
+        f"/event/{CONCERT}/avail",
+        f"/event/{CONCERT}/tickets",
+    ] * 3
+    assert not vanished(rig)
+    mirrors(rig, standin, FESTIVAL, OPEN_DAY)
+    with pytest.raises(AssertionError):
+        mirrors(rig, standin, OPEN_DAY)  # the sale at the festival is not known yet
+
+
+@pytest.mark.parametrize(("also", "outcome"), [((), "failed"), ((CONCERT,), "partial")])
+def test_an_unknown_id_is_ignored(rig: Rig, also: tuple[str, ...], outcome: str) -> None:
+    """An id that Billetweb does not know is an error of its own, and the others named are synced."""
+    run = rig.run("manual", events=("404404", *also))
+    assert (run.outcome, run.synced, run.failed) == (outcome, len(also), 1)
+    assert kinds(run) == [("event 404404", "unknown_event")]
+
+
+def test_a_past_event_loses_its_figures(make_config: MakeConfig, standin: StandIn) -> None:
+    """Of an event that ended long ago only the list is read: its figures and their age stay."""
+    with rig_on(make_config(sync__keep_past="30d")) as rig:
+        rig.run()
+        end(standin.events[CONCERT], hours_ago=31 * 24)
+        standin.sell(CONCERT)
+        before = rig.dump(CONCERT)
+        standin.requests.clear()
+        run = rig.run()
+        assert (run.outcome, run.synced) == ("ok", 5)
+        assert CONCERT not in asked(standin, "avail")
+        query = (
+            "SELECT places_left, places_total, is_full, availability_at FROM billetweb_events WHERE id = ?"
+        )
+        left, total, full, at = rig.sql(query, CONCERT)[0]
+        assert (left, total, full) == (3, 180, 0)
+        assert at in before["billetweb_events"][0]
+        assert rig.dump(CONCERT)["billetweb_gauges"] == before["billetweb_gauges"]
+        assert not vanished(rig)
+        assert rig.run("manual", events=(CONCERT,)).synced == 1  # by name it is read all the same
+        assert rig.sql(query, CONCERT)[0][0] == 2
+
+
+def test_an_event_that_ended_between_two_runs_is_taken_for_deleted(rig: Rig, standin: StandIn) -> None:
+    """It leaves Billetweb's default list, not ours: it stays live for a while, and is never marked."""
+    rig.run()
+    end(standin.events[CONCERT], hours_ago=1)
+    for full in (False, True, True):
+        assert rig.run(full=full).outcome == "ok"
+    assert not vanished(rig)
+    mirrors(rig, standin)
+
+
+def test_sessions_are_asked_for_where_there_are_none(rig: Rig, standin: StandIn) -> None:
+    """/dates is read for events in session mode only."""
+    rig.run()
+    rig.run(full=True)
+    assert asked(standin, "dates") == [OUTING, OUTING]
+
+
+def test_an_event_that_switches_to_sessions_keeps_showing_none(rig: Rig, standin: StandIn) -> None:
+    """From the next run on its sessions are read, and its figure is theirs."""
+    rig.run()
+    event = standin.events[WORKSHOP]
+    event.row["multiple"] = "1"
+    event.sessions = [row | {"id": str(row["id"]) + "1"} for row in standin.events[OUTING].sessions]
+    run = rig.run()
+    assert (run.outcome, run.errors) == ("ok", [])
+    mirrors(rig, standin)
+    ((left,),) = rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", WORKSHOP)
+    coming = [row for row in event.sessions if not standin.is_over(row)]
+    assert left == sum((number(row["quota"]) or 0) - (number(row["total_sales"]) or 0) for row in coming)
+
+
+def test_the_oldest_figures_wait_longest(rig: Rig, standin: StandIn) -> None:
+    """What a failed or named run left behind comes first in the next one."""
+    rig.run()
+    for event_id in (CONCERT, FESTIVAL):
+        rig.run("manual", events=(event_id,))
+    standin.requests.clear()
+    rig.run()
+    assert asked(standin, "avail") == [WEEKEND, WORKSHOP, OPEN_DAY, OUTING, CONCERT, FESTIVAL]
+
+
+def test_a_database_that_fails_costs_half_an_event(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """The run is given up as failed, that event's transaction is undone whole, and the next run heals."""
+    rig.run()
+    standin.sell(WORKSHOP)
+    before = rig.dump()
+    rig.sql("CREATE TRIGGER full BEFORE UPDATE ON billetweb_tickets BEGIN SELECT RAISE(ABORT, 'disk'); END")
+    log_lines.clear()
+    run = rig.run()
+    assert (run.outcome, kinds(run)) == ("failed", [("run", "database")])
+    after = rig.dump()
+    assert {table: after[table] for table in (*MIRRORED[1:], "syncd_changes")} == {
+        table: before[table] for table in (*MIRRORED[1:], "syncd_changes")
+    }
+    (told,) = log_lines.of("error.")
+    assert (told["kind"], told["subject"]) == ("database", "run")
+    assert "the run was given up, the next run tries again" in told["message"]
+    rig.sql("DROP TRIGGER full")
+    assert rig.run().outcome == "ok"
+    mirrors(rig, standin)
+
+
+def test_a_run_shows_no_progress(rig: Rig) -> None:
+    """It tells of the list, then of each event done, up to all of them."""
+    rig.run()
+    assert rig.steps == [("listing", 0, 0), *(("events", done, 6) for done in range(7))]
+
+
+@pytest.mark.parametrize("carts", [False, True])
+def test_baskets_count_against_the_setting(make_config: MakeConfig, standin: StandIn, carts: bool) -> None:
+    """With count_carts the places in baskets are taken (temp=1), without it they are left."""
+    with rig_on(make_config(sync__count_carts=carts)) as rig:
+        rig.run()
+        mirrors(rig, standin, carts=carts)
+        temps = {request.query["temp"] for request in standin.requests if "avail" in request.path}
+        assert temps == {str(int(carts))}
+
+
+def test_a_large_account_is_held_in_memory_at_once(make_config: MakeConfig, standin: StandIn) -> None:
+    """No more events are in work than requests may be: the others are not begun."""
+    with rig_on(make_config(billetweb__concurrency=2)) as rig:
+        standin.fail("/event/*/tickets", fault.hang, times=None)
+        run = rig.request()
+        rig.until(lambda: len(asked(standin, "tickets")) == 2)
+        assert len(asked(standin, "avail")) == 2
+        standin.heal()
+        assert rig.wait(run).outcome == "ok"
+        mirrors(rig, standin)
+
+
+def test_the_loop_waits_for_a_slow_database(rig: Rig, standin: StandIn) -> None:
+    """While another program holds the database for writing the event loop still answers."""
+    rig.run()
+    standin.sell(FESTIVAL)
+    with rig.locked():
+        run = rig.request()
+        rig.until(lambda: run.state == "running")
+        assert rig.portal.call(threading.get_ident)
+        assert run.state == "running"
+    assert rig.wait(run).outcome == "ok"
+
+
+# --- rows that vanish
+
+
+def only(event_id: str) -> fault.Fault:
+    return with_rows(lambda rows: [row for row in rows if str(row["id"]) == event_id])
+
+
+def test_a_key_suddenly_restricted_empties_the_account(
+    rig: Rig, standin: StandIn, log_lines: LogLines
+) -> None:
+    """When all events but one are gone from the list, it takes two full runs by hand to believe it."""
+    rig.run()
+    others = rig.dump(FESTIVAL)
+    standin.fail("/events", only(CONCERT), times=None)
+    for full in (False, True, True, False):
+        run = rig.run(full=full)
+        assert (run.outcome, run.synced, run.failed) == ("partial", 1, 5)
+        assert kinds(run) == [("events", "doubted")]
+        assert rig.dump(FESTIVAL) == others
+    (told,) = log_lines.of("error.doubted")
+    assert "`syncctl run-now --full` twice" in told["message"]
+    assert (rig.run("manual", full=True).outcome, vanished(rig)) == ("partial", set())
+    assert (rig.run("manual", full=True).outcome, vanished(rig)) == (
+        "ok",
+        {FESTIVAL, WEEKEND, WORKSHOP, OPEN_DAY, OUTING},
+    )
+    standin.heal()
+    run = rig.run()
+    assert (run.outcome, run.counts.returned) == ("ok", 5)
+    mirrors(rig, standin)
+
+
+def test_a_key_restricted_for_a_moment_leaves_a_trace(rig: Rig, standin: StandIn) -> None:
+    """A good list in between makes the next odd one the first again, also for full runs by hand."""
+    rig.run()
+    for _ in range(3):
+        standin.fail("/events", only(CONCERT))
+        assert rig.run("manual", full=True).outcome == "partial"
+        assert rig.run("manual", full=True).outcome == "ok"
+    assert not vanished(rig)
+    mirrors(rig, standin)
+
+
+def test_a_deleted_event_stays_or_never_comes_back(rig: Rig, standin: StandIn) -> None:
+    """It is marked when two runs in a row lack it, kept with all its rows, and returns when it is back."""
+    rig.run()
+    rows = rig.dump(WORKSHOP)
+    gone = standin.events.pop(WORKSHOP)
+    assert (rig.run().outcome, vanished(rig)) == ("ok", set())
+    run = rig.run()
+    assert (run.outcome, run.counts.vanished, vanished(rig)) == ("ok", 1, {WORKSHOP})
+    assert {table: rig.dump(WORKSHOP)[table] for table in MIRRORED[1:]} == {
+        table: rows[table] for table in MIRRORED[1:]
+    }
+    assert rig.run().counts.vanished == 0
+    standin.events[WORKSHOP] = gone
+    run = rig.run()
+    assert (run.outcome, run.counts.returned, vanished(rig)) == ("ok", 1, set())
+    mirrors(rig, standin)
+    feed = rig.sql("SELECT kind FROM syncd_changes WHERE row_id = ? ORDER BY seq", WORKSHOP)
+    assert feed == [("inserted",), ("vanished",), ("returned",)]
+
+
+@pytest.mark.parametrize("what", ["event", "ticket"])
+def test_a_failed_read_counts_as_one_that_lacks_a_row(rig: Rig, standin: StandIn, what: str) -> None:
+    """Two reads in a row have to lack it: a failed one in between begins anew."""
+    rig.run()
+    if what == "event":
+        path, _ = "/events", standin.events.pop(WORKSHOP)
+    else:
+        path, _ = f"/event/{CONCERT}/avail", standin.events[CONCERT].tickets.pop()
+    for _ in range(2):
+        assert rig.run().counts.vanished == 0
+        standin.fail(path, fault.null)
+        assert rig.run().counts.vanished == 0
+    assert rig.run().counts.vanished == 0
+    assert rig.run().counts.vanished == 1
+
+
+def test_a_run_keeps_its_instants_in_a_zone_of_its_own(rig: Rig) -> None:
+    """What a run notes is UTC, and its figures were read within it."""
+    run = rig.run()
+    assert run.started_at
+    assert run.finished_at
+    ((oldest, newest),) = rig.sql("SELECT min(availability_at), max(availability_at) FROM billetweb_events")
+    read = [datetime.fromisoformat(at).replace(tzinfo=UTC) for at in (oldest, newest)]
+    assert run.started_at <= read[0] <= read[1] <= run.finished_at
