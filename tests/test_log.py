@@ -121,7 +121,7 @@ def speak_of_everything(secret: str, token: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     with httpx.Client(transport=transport) as client:
         client.get("https://host/api/events", params={"key": secret})
-    logging.getLogger("uvicorn").warning("arguments that do not fit", secret[::-1])  # noqa: PLE1205 - on purpose
+    logging.getLogger("uvicorn").warning("arguments that do not fit", secret[::-1])
     logging.getLogger("apscheduler").error("token %s, %r", token, {"args": [secret]})
     warnings.simplefilter("always")
     warnings.warn(f"warning {quote_plus(secret)}", stacklevel=1)
