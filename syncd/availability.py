@@ -116,8 +116,13 @@ def _of_session(session: Session, levels: _Levels) -> _Figure:
 
 
 def _tightest(figures: list[_Figure]) -> _Figure | None:
-    """Give the first with the fewest places left; where none is limited, unknown before unlimited."""
-    return min(figures, key=lambda figure: (figure.left is None, figure.left, figure.unlimited), default=None)
+    """Give the one with the fewest places left; where none is limited, unknown before unlimited."""
+
+    def tightness(figure: _Figure) -> tuple[bool, int, bool, bool, int]:
+        unknown, untotalled = figure.left is None, figure.total is None
+        return unknown, figure.left or 0, figure.unlimited, untotalled, figure.total or 0
+
+    return min(figures, key=tightness, default=None)
 
 
 def _any_limited(figures: list[_Figure]) -> bool:

@@ -27,6 +27,7 @@ from syncd.threads import in_thread
 from syncd.wire import Decoded, GaugeKey
 
 T = TypeVar("T")
+HTTP_OK = 200
 ATTEMPTS = 3
 RETRY_WITHIN_S = 180.0
 """Long enough for three time-outs with a wait for the ceiling between them."""
@@ -121,7 +122,11 @@ class Billetweb:
         async with self._slots:
             body = await self._get(path, params)
         with _named(path):
-            return await in_thread(decode, body)
+            try:
+                return await in_thread(decode, body)
+            except DecodeError as error:
+                error.status = HTTP_OK  # or `wire.classify` would have refused it
+                raise
 
     async def _get(self, path: str, params: dict[str, str]) -> bytes:
         with _named(path):
@@ -146,22 +151,22 @@ class Billetweb:
 
     async def _attempt(self, path: str, params: dict[str, str]) -> bytes:
         self.requests += 1
-        status = "none"
+        status: int | None = None
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
                 self._http.stream("GET", path, params=params) as answer,
             ):
-                status = str(answer.status_code)
+                status = answer.status_code
                 body = await _body(answer)
         except TimeoutError as error:
             raise TransportError(f"no complete answer within {self._timeout_s:g} s") from error
         except httpx.DecodingError as error:
-            raise DecodeError("the answer's compression is broken") from error
+            raise DecodeError("the answer's compression is broken", status=status) from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:
             raise TransportError(f"{type(error).__name__}: {str(error) or 'no answer'}") from error
         finally:
-            self.statuses[status] += 1
+            self.statuses[str(status or "none")] += 1
         retry_after = answer.headers.get("Retry-After")
         refusal = wire.classify(body, answer.status_code, retry_after, now=datetime.now(UTC))
         if refusal:
@@ -220,7 +225,9 @@ async def _body(answer: httpx.Response) -> bytes:
     async for chunk in answer.aiter_bytes():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise DecodeError(f"the answer is larger than {MAX_BODY_BYTES // 1024**2} MiB")
+            raise DecodeError(
+                f"the answer is larger than {MAX_BODY_BYTES // 1024**2} MiB", status=answer.status_code
+            )
     return bytes(body)
 
 

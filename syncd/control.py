@@ -6,6 +6,7 @@ It is handed the daemon's verbs and knows nothing of how they are done.
 import asyncio
 import os
 import pwd
+import re
 import socket
 import stat
 import struct
@@ -36,6 +37,7 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT_S = 60.0
 MAX_RUNS = 1000
 MAX_ID = 2**63 - 1
+EVENT_ID = re.compile(r"[0-9]{1,20}")
 KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
 
@@ -97,8 +99,7 @@ def application(verbs: Verbs) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/status", routes.status),
-            Route("/v1/runs", routes.start_run, methods=["POST"]),
-            Route("/v1/runs", routes.runs),
+            Route("/v1/runs", routes.runs, methods=["GET", "POST"]),
             Route("/v1/runs/{id}", routes.run),
             Route("/v1/runs/{id}/progress", routes.progress),
             Route("/v1/events", routes.events),
@@ -126,7 +127,7 @@ class _Routes:
 
     async def start_run(self, request: Request) -> Response:
         asked = await _body(request)
-        bad = [event_id for event_id in asked.events if not (event_id.isascii() and event_id.isdigit())]
+        bad = [event_id for event_id in asked.events if not EVENT_ID.fullmatch(event_id)]
         if bad:
             raise Refusal(400, "bad_request", f"events: {bad[0]!r} is not an event id (digits)")
         run = self._verbs.request_run(
@@ -152,6 +153,8 @@ class _Routes:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def runs(self, request: Request) -> Response:
+        if request.method == "POST":
+            return await self.start_run(request)
         limit = _integer(request, "limit", 20, 1, MAX_RUNS)
         before = None
         if "before" in request.query_params:
@@ -381,7 +384,9 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "unknown_route", 405: "wrong_method"}.get(error.status_code, "bad_request")
-    return _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    answer = _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _apologise(_request: Request, _bug: Exception) -> Response:

@@ -137,8 +137,12 @@ def upgrade(connection: Connection, revision: str) -> None:
     # Alembic is heavy and needed once in the life of a version.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "syncd:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        raise StoreError(f"the schema cannot be brought to revision {revision}: {error}") from error

@@ -8,6 +8,7 @@ import stamina
 from loguru import logger
 
 from syncd.model import Run
+from syncd.threads import in_thread
 
 TIMEOUT_S = 5.0
 ATTEMPTS = 2
@@ -37,8 +38,9 @@ async def ping(url: str, run: Run) -> None:
 
 
 async def _ask(target: str, *, rid: str) -> None:
+    context = await in_thread(httpx.create_ssl_context)  # reading the certificates takes its time
     async with (
-        httpx.AsyncClient(timeout=TIMEOUT_S) as client,
+        httpx.AsyncClient(timeout=TIMEOUT_S, verify=context) as client,
         asyncio.timeout(TIMEOUT_S),
         client.stream("GET", target, params={"rid": rid}) as answer,  # the body is of no interest
     ):

@@ -256,7 +256,7 @@ def _standing(
     if verdict.doubt:
         plan.doubts[table] = verdict.doubt
     kept = present - verdict.vanished - (set() if verdict.doubt else fetched.keys())
-    standing = {row: record_type(**stored[row].values) for row in kept}
+    standing = {row: record_type(**stored[row].values) for row in sorted(kept)}
     return standing if verdict.doubt else {**standing, **fetched}
 
 

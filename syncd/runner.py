@@ -7,13 +7,14 @@ Only `Runner` changes a run's `state` and `outcome`. Everything here happens on 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 
 from loguru import logger
 
 from syncd.errors import SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
+from syncd.threads import to_the_end
 
 Work = Callable[[Run], Awaitable[None]]
 RECENT = 50
@@ -39,7 +40,7 @@ class Runner:
         *,
         timeout: timedelta,
         next_id: Callable[[], int],
-        on_end: Callable[[Run, SyncdError | None], Awaitable[None]],
+        on_end: Callable[[Run, SyncdError | None], Coroutine[None, None, None]],
         redact: Callable[[str], str],
     ) -> None:
         self.timeout = timeout
@@ -169,7 +170,7 @@ class Runner:
             _close(run, run.outcome or _outcome(run, error))
             self.current = None
             try:
-                await self._on_end(run, error)
+                await to_the_end(self._on_end(run, error))
             finally:
                 self._tell_end(run)
 

@@ -86,8 +86,9 @@ class Schedule:
         self._seen = clocks()
         self._trigger: SlotTrigger | None = None
         self._job: Job | None = None
-        self._scheduler = AsyncIOScheduler(timezone=UTC)
-        logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)  # skips are told below, once
+        quiet = logging.getLogger("apscheduler.slots")
+        quiet.setLevel(logging.ERROR)  # what it warns of is told below, once
+        self._scheduler = AsyncIOScheduler(timezone=UTC, logger=quiet)
         self._scheduler.add_listener(self._on_slot, EVENT_JOB_SUBMITTED | EVENT_JOB_MAX_INSTANCES)
         self._ticker: asyncio.Task[None] | None = None
 

@@ -74,6 +74,8 @@ class Store:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the database did not do as asked: {reason(error)}") from error
+        except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
+            raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
 
     # --- the mirror
 
@@ -101,11 +103,13 @@ class Store:
             rows = _all(connection, select(schema.suspects).where(table.table_name == schema.events.name))
             return {row["row_id"]: _suspicion(row) for row in rows}
 
-    def doubted_events(self) -> int:
-        """Return in how many events a full run's read was doubted."""
+    def doubted_events(self, live_since: datetime) -> int:
+        """Return in how many live events a full run's read was doubted."""
         table = schema.suspects.c
-        query = select(func.count(table.event_id.distinct())).where(
-            table.doubted, table.table_name != schema.events.name
+        query = (
+            select(func.count(table.event_id.distinct()))
+            .join(schema.events, schema.events.c.id == table.event_id)
+            .where(table.doubted, table.table_name != schema.events.name, _live(live_since))
         )
         with self._transaction() as connection:
             return connection.scalar(query) or 0

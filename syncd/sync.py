@@ -88,7 +88,7 @@ class Synchronisation:
         self._with_sessions = await in_thread(self._store.events_with_sessions)
         live_since = self._now() - self._keep_past
         live = [event for event in listed.records.values() if _is_live(event, live_since)]
-        self._evidence = await self._weigh(live)
+        self._evidence = await self._weigh(len(live), live_since)
         if self._run.events:
             live = self._named(listed)
         else:
@@ -110,10 +110,10 @@ class Synchronisation:
             self._fail("events", "malformed", bad)
         return listed
 
-    async def _weigh(self, live: list[Event]) -> Evidence:
-        doubted = await in_thread(self._store.doubted_events)
+    async def _weigh(self, live: int, live_since: datetime) -> Evidence:
+        doubted = await in_thread(self._store.doubted_events, live_since)
         by_hand = self._run.full and self._run.trigger == "manual"
-        many = len(live) > FEW_EVENTS and 2 * doubted > len(live)
+        many = live > FEW_EVENTS and 2 * doubted > live
         return Evidence(full=self._run.full, by_hand=by_hand, needs_hand=many)
 
     def _named(self, listed: Decoded[str, Event]) -> list[Event]:

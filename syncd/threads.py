@@ -1,7 +1,7 @@
-"""Blocking work off the event loop, finished even when its caller is cancelled. Imports nothing of syncd."""
+"""Work that is finished even when its caller is cancelled. Imports nothing of syncd."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
@@ -15,7 +15,12 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     A cancellation, and any further one, waits for the function's end first: a transaction is finished or
     rolled back, never left to run beside what follows.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    return await to_the_end(asyncio.to_thread(function, *args, **kwargs))
+
+
+async def to_the_end(work: Coroutine[None, None, T]) -> T:
+    """Return the coroutine's result; a cancellation, and any further one, waits for its end first."""
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

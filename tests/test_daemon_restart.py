@@ -105,6 +105,7 @@ def test_clean_restart_forgets_runs(home: Path, base_url: str) -> None:
         daemon.stop()
     with DaemonProcess(home, base_url) as daemon:
         after = daemon.ran(2)
+        daemon.stop()
     assert after["last_run"]["id"] == 2
     assert after["last_run"]["counts"]["inserted"] == 0
     recorded = rows_of(daemon.database, "SELECT id, state, outcome FROM syncd_runs ORDER BY id")

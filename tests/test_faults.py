@@ -81,13 +81,13 @@ RETRIED = 3
 EVERYWHERE = {
     "empty body": Case(fault.empty, "malformed"),
     "null": Case(fault.null, "malformed"),
-    "truncated": Case(fault.truncated, "malformed", None),
+    "truncated": Case(fault.truncated, "malformed"),
     "page for people": Case(fault.html_page, "malformed"),
     "rows in an object": Case(as_object, "malformed"),
     "one bare row": Case(one_object, "malformed"),
     "a single value": Case(fault.raw(b"false"), "malformed"),
-    "broken gzip": Case(broken_gzip, "malformed", None),
-    "over 64 MiB": Case(fault.oversized(), "malformed", None),
+    "broken gzip": Case(broken_gzip, "malformed"),
+    "over 64 MiB": Case(fault.oversized(), "malformed"),
     "challenge page": Case(fault.challenge, "challenge", 403, spreads=True),
     "challenge page with 200": Case(CHALLENGE_200, "challenge", 200, spreads=True),
     "challenge page with 503": Case(
@@ -116,9 +116,9 @@ EVERYWHERE = {
     "no answer": Case(fault.hang, "transport", None, RETRIED),
 }
 OF_ONE_EVENT = {
-    "third row null": Case(third(None), "malformed", None),
-    "a row without id": Case(with_rows(without_id), "malformed", None),
-    "a row that is a list": Case(third([]), "malformed", None),
+    "third row null": Case(third(None), "malformed"),
+    "a row without id": Case(with_rows(without_id), "malformed"),
+    "a row that is a list": Case(third([]), "malformed"),
     "no rows where rows were": Case(with_rows(lambda _: []), "doubted", None),
 }
 READS = ("avail", "tickets", "dates")

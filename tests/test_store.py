@@ -270,7 +270,7 @@ def test_events_of_the_list_are_stored_suspected_and_marked(store: Store) -> Non
         store.apply(1, plan_listed(event(event_id), None), NOW)
     store.apply(1, plan_absent("123", Verdict(suspects={"3": Suspicion()}), {})[0], NOW)
     assert store.event_suspects() == {"3": Suspicion()}
-    assert store.doubted_events() == 0
+    assert store.doubted_events(NOW) == 0
     [plan] = plan_absent("123", Verdict(frozenset("3")), store.event_suspects())
     store.apply(2, plan, LATER)
     assert store.event_suspects() == {}
@@ -288,14 +288,14 @@ def test_a_failed_read_between_two_is_not_overlooked(store: Store) -> None:
     for shown in (["71", "72", "73"], ["71", "72"]):
         take(store, event("7"), *(ticket(row, "7") for row in shown))
     assert store.event_rows("7").suspects[TICKETS] == {"73": Suspicion()}
-    assert store.doubted_events() == 2
+    assert store.doubted_events(NOW) == 2
     store.forget_suspects(["8"], in_events=False)
-    assert store.doubted_events() == 1
+    assert store.doubted_events(NOW) == 1
     assert (store.event_rows("8").suspects[TICKETS], len(store.event_rows("9").suspects[TICKETS])) == ({}, 4)
     assert store.event_suspects() == {"8": Suspicion()}
     store.forget_suspects([], in_events=True)
     assert store.event_suspects() == {}
-    assert store.doubted_events() == 1
+    assert store.doubted_events(NOW) == 1
 
 
 # --- all or nothing
