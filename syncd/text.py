@@ -167,7 +167,7 @@ def status_panel(status: Json, now: datetime) -> str:
         "interval": format_duration(status["interval_s"]),
         "current run": _current_run(status["current_run"], now),
         "queued": count(queued, "run") if queued else "",
-        "events": f"{status['events_live']} live, {status['events_full']} full",
+        "events": _live_events(status),
         "last error": plain(status["last_error"] or ""),
         "slots": _slots(status),
         "database": plain(status["database"]),
@@ -196,6 +196,12 @@ def _places_left(event: Json) -> int | str:
         return "unlimited"
     left: int | None = event["places_left"]
     return "?" if left is None else left
+
+
+def _live_events(status: Json) -> str:
+    """Return how many events are live and full, "" while no database has told."""
+    live, full = status["events_live"], status["events_full"]
+    return "" if live is None else f"{live} live, {full} full"
 
 
 def _next_run(status: Json, now: datetime) -> str:

@@ -1,5 +1,6 @@
 """What people read and write: durations, times, tables and the control API's answers in words."""
 
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -314,3 +315,9 @@ def test_the_state_after_a_command_fits_one_line() -> None:
     assert line == "syncd is idle, health degraded, next run in 12 min (2027-05-08 12:12)"
     paused = text.state_line(a_status(state="paused", next_run_at=None), NOW)
     assert paused == "syncd is paused, health degraded, next run not scheduled"
+
+
+def test_the_panel_claims_no_figures_that_no_database_gave() -> None:
+    """While the database was never open the panel says nothing of events."""
+    panel = text.status_panel(a_status(events_live=None, events_full=None), NOW)
+    assert not re.search("None|^events", panel, re.MULTILINE)
