@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import stamina
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import settings
 from loguru import logger
 from msgspec import structs
 
@@ -27,6 +29,10 @@ from syncd.reconcile import row_id
 from syncd.redact import Redactor
 from syncd.runner import Runner
 from syncd.standin import StandIn, php_json, serving
+
+# No property fails for a slow machine; in CI each is tried on the same examples every time.
+settings.register_profile("syncd", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("syncd")
 
 MakeConfig = Callable[..., Config]
 WAIT_S = 30.0
