@@ -47,9 +47,9 @@ def with_figures(
 ) -> tuple[Event, list[Ticket], list[Session]]:
     """Give event, tickets and sessions with their `places_total`, `places_left`, `unlimited`, `is_full`.
 
-    Tickets and sessions are to come as `wire.py` decodes them, with their quota for `places_total`: the
-    result of an earlier call will not do. A session is coming if it starts after `now` (aware), or if
-    nobody knows when.
+    Tickets and sessions come as `wire.py` decodes them, with their quota for `places_total`; of one that a
+    read lacked, the total that an earlier call gave stands in for it. A session is coming if it starts after
+    `now` (aware), or if nobody knows when.
     """
     levels = _levels(gauges, tickets)
     coming = [

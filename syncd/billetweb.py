@@ -164,7 +164,8 @@ class Billetweb:
         except httpx.DecodingError as error:
             raise DecodeError("the answer's compression is broken", status=status) from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:
-            raise TransportError(f"{type(error).__name__}: {str(error) or 'no answer'}") from error
+            said = str(error) or "no answer"
+            raise TransportError(f"{self._http.base_url.host}: {type(error).__name__}: {said}") from error
         finally:
             self.statuses[str(status or "none")] += 1
         retry_after = answer.headers.get("Retry-After")
@@ -187,9 +188,12 @@ class Billetweb:
             self._limiter.pause(error.wait_s or 0.0)
 
     def _refuse_where_pointless(self) -> None:
+        if self._limiter.paused_s > RETRY_WITHIN_S:
+            minutes = self._limiter.paused_s / 60
+            raise RateLimited(f"not sent: Billetweb asked for {minutes:.0f} min of rest", status=429)
         if self._refused:
             raise AuthError(
-                "not sent: Billetweb refused the user or the key; mend them, then `syncctl reload`",
+                "not sent: Billetweb refused the user or the key before",
                 status=self._refused.status,
             )
         if self._challenge and self._clock() < self._challenge_until:
@@ -203,7 +207,8 @@ class Billetweb:
 def _backoff(error: Exception) -> bool | float:
     """Tell stamina whether to ask again, and after how many seconds where the error knows."""
     if isinstance(error, RateLimited):
-        return 0.0  # the limiter is paused: it holds back every request, not only this one
+        # The limiter is paused and holds back every request. A long rest is for a later run.
+        return 0.0 if (error.wait_s or 0.0) <= RETRY_WITHIN_S else False
     if not isinstance(error, BilletwebError) or not error.retry:
         return False
     if error.wait_s is None:

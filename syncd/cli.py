@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--config",
             type=Path,
-            default=Path(os.environ.get("SYNCD_CONFIG", DEFAULT_CONFIG)),
+            default=Path(os.environ.get("SYNCD_CONFIG") or DEFAULT_CONFIG),
             metavar="FILE",
             help=f"default: $SYNCD_CONFIG, else {DEFAULT_CONFIG}",
         )
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
-    # Imported where it is used: `check` and `--help` need neither the server nor the scheduler.
+    # Imported where they are used: `--help` and wrong usage need neither the server nor the scheduler.
     from syncd.daemon import Daemon  # noqa: PLC0415
     from syncd.notify import Notifier  # noqa: PLC0415
 
@@ -122,6 +122,7 @@ def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
+    from syncd.heartbeat import ping  # noqa: PLC0415
     from syncd.mirror import Mirror  # noqa: PLC0415
     from syncd.runner import Runner  # noqa: PLC0415
 
@@ -140,12 +141,15 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, runner.task.cancel)
         await runner.wait(run)
+        await ping(config.heartbeat.url, run)
     finally:
         await mirror.close()
     return run
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
+    from syncd.control import socket_obstacle  # noqa: PLC0415
+
     code, problems = 0, []
     try:
         config = _configured(lambda: load(arguments.config, os.environ), redact)
@@ -155,9 +159,10 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
         trouble = database.check(config.database.url)
         if trouble:
             code, problems = EXIT_OF[StoreError], [trouble]
-        if not config.control.socket.parent.is_dir():
+        obstacle = socket_obstacle(config.control.socket, config.control.group)
+        if obstacle:
             code = EXIT_OF[ConfigError]
-            problems.append(f"control.socket: the folder {config.control.socket.parent} does not exist")
+            problems.append(obstacle)
         if arguments.online:
             refusal = asyncio.run(_ask_billetweb(config))
             if refusal:
@@ -224,7 +229,6 @@ def _duration(value: str) -> timedelta:
 
 
 def _count(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
+    if not value.isdecimal() or not int(value):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1")
+    return int(value)

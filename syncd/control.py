@@ -293,6 +293,21 @@ def _peer(request: Request) -> Peer:
     return Peer(uid, user, client.port)
 
 
+def socket_obstacle(path: Path, group: str | None) -> str | None:
+    """Return what keeps syncd from making its socket, None where nothing does. Changes nothing."""
+    if not path.parent.is_dir():
+        return f"control.socket: the folder {path.parent} does not exist"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return f"control.socket: the folder {path.parent} is not writable for this user"
+    if path.exists() and not path.is_socket():
+        return f"control.socket: {path} is there and no socket; remove it, or choose another"
+    try:
+        getgrnam(group or "root")
+    except KeyError:
+        return f"control.group: there is no group {group}"
+    return None
+
+
 def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
     if path.exists() or path.is_symlink():
         _remove_stale(path)

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from loguru import logger
@@ -180,7 +181,9 @@ class Daemon:
 
     async def _fire(self) -> None:
         """Do what a scheduled slot asks for, and return when that has ended."""
-        waiting = [run for run in (self._runner.current, self._runner.queued) if run and not run.events]
+        with suppress(SyncdError):  # whether runs are paused is known once the database is open
+            await self._mirror.open()
+        waiting = [run for run in (self._runner.current, self._runner.queued) if run and run.whole]
         if self._mirror.paused:
             self._schedule.skip("paused")
         elif self._mirror.client.refused:
@@ -200,10 +203,9 @@ class Daemon:
         self._notifier.status(
             self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
         )
-        if self._config.heartbeat.url and run.outcome != "cancelled":
-            task = asyncio.create_task(ping(self._config.heartbeat.url, run))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(ping(self._config.heartbeat.url, run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         self._on_run(run)
 
     # --- the verbs of the control server

@@ -2,7 +2,8 @@
 
 import json
 import os
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Database:
     def __init__(self, url: str) -> None:
         """Open `url`. Raises StoreError, and AlreadyRunning where another syncd has it."""
         path = Path(os.path.realpath(sqlite_path(url)))  # one lock for one file, whichever link leads to it
+        self._path = path
         if not path.parent.is_dir():
             raise StoreError(f"the folder {path.parent} does not exist; create it, or change database.url")
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the database {path}")
@@ -45,8 +47,14 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close every connection and let the lock go."""
+        """Close every connection and let the lock go.
+
+        The file is left without a write-ahead log: who may only read it could not open it otherwise.
+        """
         self.engine.dispose()
+        file = f"{self._path.as_uri()}?mode=rw"
+        with suppress(sqlite3.Error), closing(sqlite3.connect(file, uri=True, timeout=0)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")  # fails where somebody reads just now
         self._lock.release()
 
 

@@ -4,6 +4,9 @@ Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
 """
 
 import asyncio
+import json
+import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +18,7 @@ import msgspec
 
 from syncd.config import Config, load
 from syncd.daemon import Daemon
+from syncd.errors import ConfigError
 from syncd.model import Run
 from syncd.notify import Notifier
 from syncd.redact import Redactor
@@ -24,22 +28,24 @@ from syncd.text import events_table
 MINIMUM_INTERVAL = timedelta(seconds=1)
 STEP_S = 0.7
 FAULT_EVERY = 40
+LONGEST_FOLDER_BYTES = 96  # the socket's whole path may have 107
 CONFIG = """\
 # The demo's configuration. Change it and run: syncctl reload
 [billetweb]
-user = "{user}"
-key_file = "{folder}/billetweb.key"
-base_url = "{base_url}"
+user = {user}
+key_file = {key_file}
+base_url = {base_url}
 requests_per_minute = 100
 
 [sync]
-interval = "{interval}s"
+interval = {interval}
+keep_past = "0s"  # what the stand-in still sells fits the ceiling of requests, however long this runs
 
 [database]
-url = "sqlite:///{folder}/syncd.db"
+url = {url}
 
 [control]
-socket = "{folder}/syncd.sock"
+socket = {socket}
 mode = "0600"
 """
 
@@ -93,20 +99,23 @@ class _FirstScreen:
         self._task: asyncio.Task[None] | None = None
 
     def show(self, daemon: Daemon, run: Run) -> None:
-        if self._task is None and run.synced:
+        if self._task is None and run.outcome in ("ok", "partial"):
             self._task = asyncio.create_task(self._show(daemon))
 
     async def _show(self, daemon: Daemon) -> None:
         events = await daemon.events(ended_too=False)
         _say(f"\n{events_table(msgspec.to_builtins(events))}\n\nIn another terminal:")
+        syncctl = Path(sys.argv[0]).with_name("syncctl")
         for command in ("status", "run-now", "events", "history"):
-            _say(f"  syncctl --socket {self._socket} {command}")
+            _say(f"  {syncctl if syncctl.exists() else 'syncctl'} --socket {self._socket} {command}")
         _say("")
 
 
 @contextmanager
 def _home(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
+        if len(os.fsencode(folder.resolve())) > LONGEST_FOLDER_BYTES:
+            raise ConfigError(["--dir: too long a path for a socket; choose a shorter one"])
         folder.mkdir(parents=True, exist_ok=True)
         yield folder.resolve()
         return
@@ -141,8 +150,16 @@ def _write_config(home: Path, standin: StandIn, base_url: str, interval: timedel
     key.touch(mode=0o600)
     key.write_text(standin.key + "\n")
     path = home / "config.toml"
-    values = {"user": standin.user, "folder": home, "base_url": base_url}
-    path.write_text(CONFIG.format(**values, interval=int(interval.total_seconds())))
+    values = {
+        "user": standin.user,
+        "key_file": f"{key}",
+        "base_url": base_url,
+        "interval": f"{interval.total_seconds():.0f}s",
+        "url": f"sqlite:///{home}/syncd.db",
+        "socket": f"{home}/syncd.sock",
+    }
+    # A string of JSON is a string of TOML, whatever is in it.
+    path.write_text(CONFIG.format_map({name: json.dumps(text) for name, text in values.items()}))
     return path
 
 

@@ -11,6 +11,7 @@
     │   ├─ StatusError       any other refusal
     │   └─ DecodeError       an answer that is not what was asked for
     ├─ StoreError            the database cannot be read or written now
+    ├─ RunCancelled          a run that is not to be after all
     └─ AlreadyRunning        another syncd holds this database or this socket
 
 `kind` is the stable word for logs, `syncd_runs.errors` and status; `retry` says whether asking again
@@ -97,6 +98,12 @@ class StoreError(SyncdError):
     """The database cannot be opened, read or written now."""
 
     kind = "database"
+
+
+class RunCancelled(SyncdError):
+    """A run that is not to be after all."""
+
+    kind = "cancelled"
 
 
 class AlreadyRunning(SyncdError):

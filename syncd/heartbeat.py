@@ -14,13 +14,16 @@ TIMEOUT_S = 5.0
 ATTEMPTS = 2
 
 
-async def ping(url: str, run: Run) -> None:
+async def ping(url: str | None, run: Run) -> None:
     """Ask for the URL after an ok run, for its `/fail` after any other. Never raises.
 
+    Without a URL, or after a cancelled run, which says nothing of the mirror, nothing is asked.
     `rid` is the run's id as a UUID, the only form that healthchecks.io takes
     (https://healthchecks.io/docs/http_api/): run 42 is 00000000-0000-0000-0000-000000000042.
     The URL is a secret of its own (who knows it can silence the monitor), so that no message names it.
     """
+    if url is None or run.outcome == "cancelled":
+        return
     target = url if run.outcome == "ok" else f"{url.rstrip('/')}/fail"
     try:
         async for attempt in stamina.retry_context(

@@ -48,12 +48,19 @@ class RateLimiter:
         """Let nothing through for so long; a longer pause that is under way stays."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
+    @property
+    def paused_s(self) -> float:
+        """How long a pause still lasts; 0 without one."""
+        return max(self._paused_until - self._clock(), 0.0)
+
     async def acquire(self) -> None:
         """Return when a request may be sent, first come first served; it is counted as sent then."""
         async with self._turn:
             while (wait_s := self._wait_s()) > 0:
                 if wait_s >= WORTH_TELLING_S:
-                    logger.info("the next request waits {:.0f} s for the ceiling of requests", wait_s)
+                    rests = wait_s <= self.paused_s
+                    why = "Billetweb asked for it" if rests else "the ceiling of requests is reached"
+                    logger.info("the next request waits {:.0f} s: {}", wait_s, why)
                 await self._sleep(wait_s)
             await self._note()
             self._sent.append(self._clock())  # last of all: a note may take its time in a busy database
@@ -62,7 +69,7 @@ class RateLimiter:
         now = self._clock()
         while self._sent and self._sent[0] <= now - WINDOW_S:
             self._sent.popleft()
-        wait_s = self._paused_until - now
+        wait_s = self.paused_s
         if len(self._sent) >= self.per_minute:
             wait_s = max(wait_s, self._sent[-self.per_minute] + WINDOW_S - now)
         return wait_s

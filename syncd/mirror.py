@@ -17,7 +17,7 @@ from syncd import limiter
 from syncd.billetweb import Billetweb
 from syncd.config import Config
 from syncd.database import Database
-from syncd.errors import BilletwebError, StoreError, SyncdError
+from syncd.errors import BilletwebError, RunCancelled, StoreError, SyncdError
 from syncd.limiter import RateLimiter
 from syncd.model import Run, RunError
 from syncd.runlog import RunLog
@@ -125,10 +125,12 @@ class Mirror:
         self._at_work = None
         try:
             store = await self.open()
-            if run.trigger != "manual" and not run.events:
+            if run.trigger != "manual" and run.whole:
                 run.full = run.full or self._full_is_due()
         finally:
             self._log.started(run)
+        if self.paused and run.trigger in ("startup", "interval"):  # only known since the database is open
+            raise RunCancelled("scheduled runs are paused; resume them with `syncctl resume`")
         if run.trigger == "manual":
             self.client.reset()
         await in_thread(store.start_run, run)

@@ -152,8 +152,9 @@ class Progress(Struct, frozen=True):
 class Run(Struct, kw_only=True):
     """One synchronisation, from queued to done; the JSON of the control API and a row of `syncd_runs`.
 
-    `id` is negative for a run that no database could take note of. `events` holds the ids asked for,
-    empty for the whole account. `errors` holds at most MAX_ERRORS, `errors_total` all of them.
+    `id` is negative for a run that no database could take note of. `whole`: all live events are read, and
+    those that `events` names; else those that it names alone. `errors` holds at most MAX_ERRORS of all the
+    `errors_total`.
     """
 
     id: int
@@ -161,6 +162,7 @@ class Run(Struct, kw_only=True):
     requested_by: Peer | None = None
     full: bool = False
     events: list[str] = field(default_factory=list)
+    whole: bool = True
     state: RunState = "queued"
     outcome: Outcome | None = None
     started_at: datetime | None = None

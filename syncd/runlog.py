@@ -23,13 +23,17 @@ NEXT = {
     "transport": "old figures stay, the next run asks again",
     "rate_limited": "old figures stay, the next run asks again",
     "challenge": "no request is sent for some minutes, old figures stay",
-    "credentials": "nothing is asked until `syncctl reload` or `syncctl run-now`",
+    "credentials": (
+        "nothing is asked until somebody mends them: then `systemctl restart syncd` (a systemd credential is"
+        " read at start), or `syncctl reload` for a key in a file"
+    ),
     "restricted": "old figures stay; give the key the right to all events, in Billetweb",
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used, old figures stay, the next run asks again",
     "doubted": "old rows stay until two full runs in a row agree",
     "unknown_event": "nothing was changed",
     "database": "the run was given up, the next run tries again",
+    "cancelled": "nothing was changed",
     "timeout": "the next run begins with what is oldest",
     "internal": "the next run tries again; please report this",
 }
@@ -50,7 +54,7 @@ class RunLog:
 
     def started(self, run: Run) -> None:
         """Tell that a run begins."""
-        what = f" of {', '.join(run.events)}" if run.events else " in full" if run.full else ""
+        what = (" in full" if run.full else "") + ("" if run.whole else f" of {', '.join(run.events)}")
         who = f" for {run.requested_by.user}" if run.requested_by else ""
         log = logger.bind(event="run.started", run=run.id, trigger=run.trigger)
         log.info("run {}{} started ({}{})", run.id, what, run.trigger, who)
@@ -101,7 +105,7 @@ class RunLog:
         for (kind, status), count in alike.items():
             if count > ALIKE_AT_MOST:
                 self._tell_more(run, kind, status, count - ALIKE_AT_MOST)
-        if not run.events:
+        if run.whole:
             self._seen = {key: seen for key, seen in self._seen.items() if key in still}
         return known
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from loguru import logger
 
-from syncd.errors import SyncdError
+from syncd.errors import RunCancelled, SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
 from syncd.threads import to_the_end
 
@@ -72,8 +72,8 @@ class Runner:
         if join and self.current:
             return self.current
         if self.queued is None:
-            run = Run(id=self._next_id(), trigger=trigger, full=full, events=list(dict.fromkeys(events)))
-            run.requested_by = requested_by
+            run = Run(id=self._next_id(), trigger=trigger, full=full, requested_by=requested_by)
+            run.events, run.whole = list(dict.fromkeys(events)), not events
             self.queued = run
             self._ended[run.id] = asyncio.Event()
             self._remember(run)
@@ -224,6 +224,8 @@ def _close(run: Run, outcome: Outcome) -> None:
 
 
 def _outcome(run: Run, error: SyncdError | None) -> Outcome:
+    if isinstance(error, RunCancelled):
+        return "cancelled"
     if error or (run.errors_total and not run.synced):
         return "failed"
     return "partial" if run.errors_total else "ok"
@@ -234,7 +236,8 @@ def _widen(
 ) -> None:
     """Make a queued run serve one more request: full if any was, all events if any named none."""
     run.full = run.full or full
-    run.events = list(dict.fromkeys([*run.events, *events])) if run.events and events else []
+    run.events = list(dict.fromkeys([*run.events, *events]))
+    run.whole = run.whole or not events
     if trigger == "manual" and run.trigger != "manual":
         run.trigger = trigger
         run.requested_by = requested_by

@@ -198,7 +198,7 @@ class Schedule:
 
 REASONS = {
     "overrun": "the one before is still in progress",
-    "busy": "a run asked for by hand is in progress",
+    "busy": "another run is in progress or queued",
     "paused": "runs are paused (`syncctl resume`)",
-    "credentials": "Billetweb refused the user or the key (mend them, then `syncctl reload` or run-now)",
+    "credentials": "Billetweb refused the user or the key; see its last error",
 }

@@ -216,6 +216,7 @@ runs = Table(
     Column("requested_by", JSON),
     Column("full", Boolean, nullable=False),
     Column("events", JSON, nullable=False),
+    Column("whole", Boolean, nullable=False),
     Column("state", Text, nullable=False),
     Column("outcome", Text),
     Column("started_at", Instant),

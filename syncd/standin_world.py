@@ -36,7 +36,6 @@ PLACES = (
     "Clairière du Grand Chêne, Val-des-Saules",
 )
 EDITIONS = ("en famille", "version longue", "sous abri", "avec goûter", "édition spéciale")
-MORE_EVENTS = 6  # a demo left alone for days grows by at most so many live events
 
 
 class Tariff(Struct, frozen=True):
@@ -159,7 +158,7 @@ class World:
         self._ids = {kind: itertools.count(first) for kind, first in FIRST_IDS.items()}
         for index in range(events):
             self._publish(index, online=bool((index + 1) % 7))
-        self._most_live = len(self.live()) + MORE_EVENTS
+        self._most_live = len(self.live())
 
     @property
     def now_wall(self) -> str:

@@ -82,7 +82,7 @@ class Record(Struct, kw_only=True):
         self.totals[run.trigger, run.outcome or ""] += 1
         for kind in run.counts.__struct_fields__:
             self.rows[kind] += getattr(run.counts, kind)
-        if run.events or run.outcome == "cancelled":
+        if not run.whole or run.outcome == "cancelled":
             return
         self.whole_outcome = run.outcome
         if run.outcome == "failed":

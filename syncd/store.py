@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    true,
 )
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
@@ -148,15 +149,20 @@ class Store:
 
         `in_events`: those that events are gone from the account; else those inside the events named.
         """
-        table = schema.suspects
-        scope = table.c.table_name == schema.events.name
-        ids = list(event_ids)
-        doomed = scope if in_events else and_(~scope, table.c.event_id.in_(ids))
+        table = schema.suspects.c
+        scope = table.table_name == schema.events.name
+        self._forget(scope if in_events else and_(~scope, table.event_id.in_(list(event_ids))))
+
+    def forget_all_suspects(self) -> None:
+        """Drop every suspicion: a run read nothing at all."""
+        self._forget(true())
+
+    def _forget(self, doomed: ColumnElement[bool]) -> None:
         with self._transaction() as connection:
-            found = connection.scalar(select(func.count()).select_from(table).where(doomed))
-        if found:
+            found = connection.scalar(select(func.count()).select_from(schema.suspects).where(doomed))
+        if found:  # mostly there are none, and nothing is written
             with self._transaction(write=True) as connection:
-                connection.execute(table.delete().where(doomed))
+                connection.execute(schema.suspects.delete().where(doomed))
 
     def count_events(self, live_since: datetime) -> tuple[int, int]:
         """Return how many events are live, and how many of those are full."""
@@ -215,10 +221,14 @@ class Store:
             return _first_run(connection, select(schema.runs).where(schema.runs.c.id == run_id))
 
     def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs, newest first; those with a smaller id than `before`."""
-        query = select(schema.runs).order_by(schema.runs.c.id.desc()).limit(limit)
+        """Return the latest runs, newest first; those that started before the run `before`."""
+        runs = schema.runs.c
+        query = select(schema.runs).order_by(runs.started_at.desc(), runs.id.desc()).limit(limit)
         if before is not None:
-            query = query.where(schema.runs.c.id < before)
+            start = select(runs.started_at).where(runs.id == before).scalar_subquery()
+            query = query.where(
+                or_(runs.started_at < start, and_(runs.started_at == start, runs.id < before))
+            )
         with self._transaction() as connection:
             return [_run(row) for row in _all(connection, query)]
 
@@ -347,9 +357,10 @@ def _write_suspects(connection: Connection, plan: EventPlan) -> None:
 def _set_read_at(connection: Connection, read_at: Mapping[str, datetime]) -> None:
     if read_at:
         events = schema.events
-        statement = (
-            events.update().where(events.c.id == bindparam("event")).values(availability_at=bindparam("at"))
-        )
+        at = bindparam("at", type_=schema.Instant)
+        # A run whose end comes to record late must not set back what a later one read.
+        older = or_(events.c.availability_at.is_(None), events.c.availability_at < at)
+        statement = events.update().where(events.c.id == bindparam("event"), older).values(availability_at=at)
         connection.execute(statement, [{"event": event_id, "at": at} for event_id, at in read_at.items()])
 
 
@@ -387,7 +398,7 @@ def _first_run(connection: Connection, query: Select[Any]) -> Run | None:
 def _history(connection: Connection) -> History:
     runs = schema.runs.c
     done = select(schema.runs).where(runs.state == "done")
-    whole = (runs.events == [], runs.outcome != "cancelled")
+    whole = (runs.whole, runs.outcome != "cancelled")
     good = runs.outcome.in_(("ok", "partial"))
 
     def last_end(*conditions: ColumnElement[bool]) -> datetime | None:

@@ -87,23 +87,21 @@ class Synchronisation:
         known = await in_thread(self._store.present_events)
         self._with_sessions = await in_thread(self._store.events_with_sessions)
         live_since = self._now() - self._keep_past
-        live = [event for event in listed.records.values() if _is_live(event, live_since)]
+        live = {event.id: event for event in listed.records.values() if _is_live(event, live_since)}
         self._evidence = await self._weigh(len(live), live_since)
-        if self._run.events:
-            live = self._named(listed)
-        else:
+        wanted = self._named(listed) | (live if self._run.whole else {})
+        if self._run.whole:
             await self._judge_absent(listed, known.keys())
-            await self._write_past(
-                [event for event in listed.records.values() if not _is_live(event, live_since)]
-            )
+            await self._write_past([event for key, event in listed.records.items() if key not in wanted])
         never = datetime.min.replace(tzinfo=UTC)
-        await self._sync_live(sorted(live, key=lambda event: (known.get(event.id) or never, event.id)))
+        by_age = sorted(wanted.values(), key=lambda event: (known.get(event.id) or never, event.id))
+        await self._sync_all(by_age)
 
     async def _list(self) -> Decoded[str, Event]:
         try:
             listed = await self.client.events()
         except BilletwebError:
-            await in_thread(self._store.forget_suspects, [], in_events=True)
+            await in_thread(self._store.forget_all_suspects)
             raise
         for bad in listed.bad:
             self._run.failed += 1
@@ -116,13 +114,13 @@ class Synchronisation:
         many = live > FEW_EVENTS and 2 * doubted > live
         return Evidence(full=self._run.full, by_hand=by_hand, needs_hand=many)
 
-    def _named(self, listed: Decoded[str, Event]) -> list[Event]:
+    def _named(self, listed: Decoded[str, Event]) -> dict[str, Event]:
         for event_id in self._run.events:
             if event_id not in listed.records:
                 self._run.failed += 1
                 message = "Billetweb's list of events does not hold this id; look it up there"
                 self._fail(f"event {event_id}", "unknown_event", message)
-        return [listed.records[event_id] for event_id in self._run.events if event_id in listed.records]
+        return {key: listed.records[key] for key in self._run.events if key in listed.records}
 
     async def _judge_absent(self, listed: Decoded[str, Event], known: Iterable[str]) -> None:
         """Believe, suspect or doubt that events are gone from the account."""
@@ -146,13 +144,15 @@ class Synchronisation:
             for event in some:
                 await self._apply(plan_listed(event, stored.get(event.id)))
 
-    async def _sync_live(self, events: list[Event]) -> None:
+    async def _sync_all(self, events: list[Event]) -> None:
         self._advance("events", 0, len(events))
         waiting = iter(events)
+        unread = {event.id for event in events}
 
         async def work() -> None:
             for event in waiting:
                 await self._sync_event(event)
+                unread.discard(event.id)
                 self._advance("events", self._done + 1, len(events))
 
         try:
@@ -161,6 +161,9 @@ class Synchronisation:
                     group.create_task(work())
         except* StoreError as errors:
             raise errors.exceptions[0] from None
+        finally:
+            if unread:  # stopped half-way: for these the next run's read is not the second in a row
+                await in_thread(self._store.forget_suspects, unread, in_events=False)
 
     async def _sync_event(self, event: Event) -> None:
         subject = f"event {event.id}"

@@ -162,9 +162,7 @@ def _line(value: object) -> str:
 def _refusal(status: int, detail: str, wait_s: float | None) -> BilletwebError:
     match status // 100, status:
         case _, 401 | 403:
-            return AuthError(
-                f"Billetweb refused user or key ({detail}); correct them, then reload or run now"
-            )
+            return AuthError(f"Billetweb refused the user or the key ({detail})")
         case _, 429:
             wait_s = wait_s or RATE_LIMIT_WAIT_S
             message = f"Billetweb refused for too many requests ({detail}); it wants {wait_s:.0f} s of rest"

@@ -129,7 +129,7 @@ def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_ur
 
         async def main() -> None:
             limiter = RateLimiter(100, note=nothing, clock=time.monotonic, sleep=sleep)
-            limiter.pause(RETRY_WITHIN_S + 1)
+            limiter.pause(RETRY_WITHIN_S)
             async with client_of(base_url, limiter=limiter) as client:
                 await client.events()
 

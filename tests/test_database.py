@@ -194,8 +194,16 @@ def test_an_older_syncd_does_not_write_into_a_later_schema(path: Path) -> None:
 
 def test_a_readers_query_does_not_make_the_mirror_wait(path: Path) -> None:
     """The file is in WAL mode: a reader in the middle of a query keeps no writer out."""
-    opened(path)
+    database = Database(url_of(path))
     assert sql(path, "PRAGMA journal_mode") == [("wal",)]
+    database.close()
+
+
+def test_a_site_cannot_read_while_the_daemon_is_down(path: Path) -> None:
+    """A closed database has no write-ahead log, which somebody who may only read could not open."""
+    opened(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+    assert path.read_bytes()[18:20] == b"\x01\x01"  # the file's own word for: no write-ahead log
 
 
 def test_a_file_that_is_no_database_is_not_overwritten(path: Path) -> None:

@@ -21,7 +21,7 @@ WHAT_NEXT = {
     "transport": "old figures stay, the next run asks again",
     "rate_limited": "old figures stay, the next run asks again",
     "challenge": "no request is sent for some minutes",
-    "credentials": "nothing is asked until `syncctl reload` or `syncctl run-now`",
+    "credentials": "nothing is asked until somebody mends them",
     "restricted": "give the key the right to all events",
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used",

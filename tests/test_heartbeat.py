@@ -102,9 +102,7 @@ def ping(url: str, outcome: Outcome = "ok", run_id: int = 42) -> None:
     asyncio.run(heartbeat.ping(url, Run(id=run_id, trigger="interval", state="done", outcome=outcome)))
 
 
-@pytest.mark.parametrize(
-    ("outcome", "path"), [("ok", ""), ("partial", "/fail"), ("failed", "/fail"), ("cancelled", "/fail")]
-)
+@pytest.mark.parametrize(("outcome", "path"), [("ok", ""), ("partial", "/fail"), ("failed", "/fail")])
 def test_monitor_would_take_a_failed_run_for_a_good_one(
     monitor: Monitor, lines: list[str], outcome: Outcome, path: str
 ) -> None:
@@ -112,6 +110,13 @@ def test_monitor_would_take_a_failed_run_for_a_good_one(
     ping(monitor.url, outcome)
     assert monitor.received == [f"/{SECRET}{path}?rid=00000000-0000-0000-0000-000000000042"]
     assert lines == []
+
+
+def test_monitor_would_be_alarmed_by_a_stop(monitor: Monitor, lines: list[str]) -> None:
+    """A cancelled run says nothing of the mirror, and without an address nobody is told."""
+    ping(monitor.url, "cancelled")
+    asyncio.run(heartbeat.ping(None, Run(id=42, trigger="interval", state="done", outcome="ok")))
+    assert (monitor.received, lines) == ([], [])
 
 
 @pytest.mark.parametrize("run_id", [1, 987_654_321_012_345, -1_800_000_000])

@@ -43,7 +43,7 @@ def test_a_start_is_not_told(run_log: RunLog, log_lines: LogLines) -> None:
     run_log.started(Run(id=7, trigger="interval"))
     run_log.started(Run(id=8, trigger="interval", full=True))
     peer = Peer(uid=0, user="root", pid=1)
-    run_log.started(Run(id=9, trigger="manual", events=["900001", "900002"], requested_by=peer))
+    run_log.started(Run(id=9, trigger="manual", events=["900001", "900002"], whole=False, requested_by=peer))
     assert [line["message"] for line in log_lines.of("run.started")] == [
         "run 7 started (interval)",
         "run 8 in full started (interval)",
@@ -152,7 +152,7 @@ def test_an_error_that_comes_back_is_kept_quiet(run_log: RunLog, log_lines: LogL
 def test_a_run_of_one_event_passes_for_a_healing(run_log: RunLog, log_lines: LogLines) -> None:
     """A good run of named events says nothing of the others: their errors stay told."""
     finish(run_log, 1, failure())
-    finish(run_log, 2, events=["8"])
+    finish(run_log, 2, events=["8"], whole=False)
     finish(run_log, 3, failure())
     assert [line["run"] for line in log_lines.of("error.")] == [1]
 

@@ -143,19 +143,19 @@ def test_ten_requests_of_an_idle_daemon_give_eleven_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "full", "events"),
+    ("requests", "full", "whole", "events"),
     [
-        ([(False, ["1", "2"]), (False, ["2", "3"])], False, ["1", "2", "3"]),
-        ([(False, ["1"]), (False, [])], False, []),
-        ([(False, []), (False, ["1"])], False, []),
-        ([(False, ["1"]), (True, []), (False, ["2"])], True, []),
-        ([(True, []), (False, [])], True, []),
-        ([(True, ["1"]), (False, ["2"])], True, ["1", "2"]),
-        ([(False, ["2", "1", "2"])], False, ["2", "1"]),
+        ([(False, ["1", "2"]), (False, ["2", "3"])], False, False, ["1", "2", "3"]),
+        ([(False, ["1"]), (False, [])], False, True, ["1"]),
+        ([(False, []), (False, ["1"])], False, True, ["1"]),
+        ([(False, ["1"]), (True, []), (False, ["2"])], True, True, ["1", "2"]),
+        ([(True, []), (False, [])], True, True, []),
+        ([(True, ["1"]), (False, ["2"])], True, False, ["1", "2"]),
+        ([(False, ["2", "1", "2"])], False, False, ["2", "1"]),
     ],
 )
 def test_a_shared_run_does_less_than_somebody_asked_for(
-    requests: list[tuple[bool, list[str]]], full: bool, events: list[str]
+    requests: list[tuple[bool, list[str]]], full: bool, whole: bool, events: list[str]
 ) -> None:
     """It is full if any request was, and covers the union of the events, all if any named none."""
 
@@ -164,7 +164,7 @@ def test_a_shared_run_does_less_than_somebody_asked_for(
             await it.busy()
             for wants_full, wanted in requests:
                 run = it.runner.request("manual", full=wants_full, events=wanted)
-            assert (run.full, run.events) == (full, events)
+            assert (run.full, run.whole, run.events) == (full, whole, events)
 
     asyncio.run(scene())
 

@@ -126,11 +126,11 @@ def test_refused_credentials_fail_at_once(outcomes: list[Outcome]) -> None:
 @pytest.mark.parametrize(
     "aside",
     [
-        ended("ok", events=["900001"], full=True),
-        ended("partial", events=["900001", "900002"]),
-        ended("failed", events=["900001"]),
+        ended("ok", whole=False, full=True),
+        ended("partial", whole=False),
+        ended("failed", whole=False),
         ended("cancelled", full=True),
-        ended("cancelled", events=["900001"]),
+        ended("cancelled", whole=False),
     ],
     ids=["events ok", "events partial", "events failed", "cancelled", "events cancelled"],
 )
@@ -161,7 +161,7 @@ def test_what_runs_did_is_added_up() -> None:
     record = fresh(Clock())
     record.take(ended("ok", counts=Counts(inserted=3, unchanged=1), full=True))
     record.take(ended("ok", START + INTERVAL, counts=Counts(updated=2, unchanged=4)))
-    record.take(ended("failed", trigger="manual", events=["1"]))
+    record.take(ended("failed", trigger="manual", whole=False))
     assert record.totals == {("interval", "ok"): 2, ("manual", "failed"): 1}
     assert record.rows == {"inserted": 3, "updated": 2, "unchanged": 5, "vanished": 0, "returned": 0}
     assert record.last_full_at == START

@@ -156,7 +156,7 @@ def test_a_run_without_a_database_does_not_spoil_the_numbers(store: Store) -> No
 
 def test_a_run_of_named_events_does_not_pass_for_the_whole_account(store: Store) -> None:
     """It is the last run, and in nothing else: no success, no freshness, no failure."""
-    named = [run(2, events=["1"], full=True), run(3, "failed", events=["1"])]
+    named = [run(2, whole=False, full=True), run(3, "failed", whole=False)]
     history = history_of(store, run(1, "partial"), *named)
     assert history.last_run == named[-1]
     assert history == History(

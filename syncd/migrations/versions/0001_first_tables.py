@@ -183,6 +183,7 @@ def upgrade() -> None:
         sa.Column("requested_by", sa.JSON()),
         sa.Column("full", sa.Boolean(), nullable=False),
         sa.Column("events", sa.JSON(), nullable=False),
+        sa.Column("whole", sa.Boolean(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("outcome", sa.Text()),
         sa.Column("started_at", instant()),
