@@ -84,6 +84,19 @@ def test_unusable_database_passes_check(home: Path, base_url: str, capsys: Capsy
     assert (home / "syncd.db").read_bytes().startswith(b"This is a letter")
 
 
+def test_socket_that_cannot_be_made_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
+    """What would keep the daemon from making its socket is told by `check` already."""
+    (home / "plain").touch()
+    for control, said in (
+        ({"socket": f"{home}/plain"}, "control.socket: {}/plain is there and no socket"),
+        ({"socket": f"{home}/none/s"}, "control.socket: the folder {}/none does not exist"),
+        ({"group": "no-such-group"}, "control.group: there is no group no-such-group"),
+    ):
+        code, problems = check(write_config(home, base_url, {"control": control}), capsys)
+        assert (code, len(problems)) == (78, 1)
+        assert problems[0].startswith(said.format(home))
+
+
 def test_later_version_wrote_the_database(home: Path, base_url: str, capsys: Capsys) -> None:
     """A database of a later syncd is refused with that advice, by `check` and by `once`."""
     path = write_config(home, base_url)
@@ -126,6 +139,14 @@ def test_once_does_not_sync(home: Path, standin: StandIn, base_url: str, capsys:
     assert not (home / "syncd.sock").exists()
     assert rows_of(home / "syncd.db", "SELECT count(*) FROM billetweb_events") == [(2,)]
     assert rows_of(home / "syncd.db", 'SELECT "trigger", "full" FROM syncd_runs') == [("once", 1)]
+
+
+def test_monitor_hears_nothing_of_once(home: Path, standin: StandIn, base_url: str) -> None:
+    """A run of cron's is told to the monitor like any other; the stand-in plays the monitor here."""
+    path = write_config(home, base_url, {"heartbeat": {"url": f"{base_url}/monitor"}})
+    assert main(["once", "--config", str(path)]) == 0
+    assert standin.requests[-1].path == "/monitor"
+    assert standin.requests[-1].query["rid"].endswith("-000000000001")
 
 
 def test_full_is_forgotten(home: Path, base_url: str) -> None:

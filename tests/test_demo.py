@@ -11,6 +11,18 @@ from pathlib import Path
 
 from processes import SYNCCTL, SYNCD, environment, eventually, short_folder
 
+from syncd.standin import StandIn
+from syncd.standin_world import number
+
+
+def test_demo_left_alone_outgrows_its_ceiling() -> None:
+    """However long the sales go on, six runs a minute stay below the ceiling of requests."""
+    standin = StandIn(events=6, seed=1)
+    for _ in range(5000):
+        standin.tick()
+        live = [event for event in standin.events.values() if not standin.is_over(event.row)]
+        assert 6 * (1 + sum(3 if number(event.row["multiple"]) else 2 for event in live)) <= 100
+
 
 class Screen:
     """A running demo and what it has printed so far."""

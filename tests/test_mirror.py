@@ -9,11 +9,13 @@ from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from msgspec import structs
 
 from syncd import standin as fault
+from syncd.database import Database
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.mirror import Mirror
 from syncd.model import MAX_ERRORS
 from syncd.redact import Redactor
-from syncd.standin import StandIn
+from syncd.standin import StandIn, rate_limiting
+from syncd.store import Store
 
 
 def test_a_database_that_comes_late_is_never_opened(
@@ -198,6 +200,35 @@ def test_a_pause_ends_with_the_process(make_config: MakeConfig) -> None:
         assert (record.last_run.id, record.run_count, record.events_live) == (last.id, 1, 6)
         assert record.last_success_at == last.finished_at
         assert rig.run().id == last.id + 1
+
+
+def test_a_pause_is_overlooked_by_the_run_that_opens_the_database(
+    make_config: MakeConfig, standin: StandIn
+) -> None:
+    """A scheduled run that finds out by opening the database that runs are paused ends before it begins."""
+    config = make_config()
+    with rig_on(config) as before:
+        before.run()
+        before.portal.call(before.mirror.close)
+        sqlite = Store(Database(config.database.url))
+        sqlite.set_paused(True)
+        sqlite.close()
+    standin.requests.clear()
+    with rig_on(config) as rig:
+        assert rig.run("startup").outcome == "cancelled"
+        assert not standin.requests
+        assert rig.run("manual").outcome == "ok"
+
+
+def test_a_long_rest_holds_a_run_until_its_time_is_over(rig: Rig, standin: StandIn) -> None:
+    """A rest longer than a run may wait ends it at once, and the next run asks nothing."""
+    standin.fail("/events", rate_limiting("3600"))
+    for requests in (1, 0):
+        run = rig.run()
+        assert (run.outcome, run.requests) == ("failed", requests)
+        assert [error.kind for error in run.errors] == ["rate_limited"]
+    rig.clock.now_s += 3601
+    assert rig.run().outcome == "ok"
 
 
 def test_a_restart_empties_the_minute(make_config: MakeConfig, standin: StandIn) -> None:

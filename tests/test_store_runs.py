@@ -215,6 +215,14 @@ def test_events_in_which_nothing_changed_are_not_taken_for_stale(store: Store) -
 # --- the pause and the requests
 
 
+def test_an_end_on_record_late_sets_figures_back(store: Store) -> None:
+    """A run whose end comes to record after a later run's leaves the later instant."""
+    store.apply(1, plan_listed(Event(id="9", account="1"), None), NOW)
+    for at in (NOW + 2 * MINUTE, NOW + MINUTE):
+        store.finish_run(run(1), {"9": at})
+    assert store.present_events() == {"9": NOW + 2 * MINUTE}
+
+
 def test_a_pause_survives_a_restart(tmp_path: Path) -> None:
     """The flag is in the file, set and unset any number of times."""
     for wanted in (True, True, False, False, True):

@@ -103,6 +103,16 @@ def test_an_unknown_id_is_ignored(rig: Rig, also: tuple[str, ...], outcome: str)
     assert kinds(run) == [("event 404404", "unknown_event")]
 
 
+def test_a_shared_run_forgets_the_events_named(rig: Rig, standin: StandIn) -> None:
+    """A run of the whole account that somebody's named events were added to reads those too, ended or not."""
+    rig.run()
+    end(standin.events[CONCERT], hours_ago=31 * 24)
+    standin.sell(CONCERT)
+    run = rig.run("manual", events=(CONCERT, "404404"), also_whole=True)
+    assert (run.outcome, run.synced, kinds(run)) == ("partial", 6, [("event 404404", "unknown_event")])
+    mirrors(rig, standin)
+
+
 def test_a_past_event_loses_its_figures(make_config: MakeConfig, standin: StandIn) -> None:
     """Of an event that ended long ago only the list is read: its figures and their age stay."""
     with rig_on(make_config(sync__keep_past="30d")) as rig:
@@ -289,6 +299,27 @@ def test_a_deleted_event_stays_or_never_comes_back(rig: Rig, standin: StandIn) -
     mirrors(rig, standin)
     feed = rig.sql("SELECT kind FROM syncd_changes WHERE row_id = ? ORDER BY seq", WORKSHOP)
     assert feed == [("inserted",), ("vanished",), ("returned",)]
+
+
+@pytest.mark.parametrize("failing", ["list", "time-out"])
+def test_a_run_that_read_nothing_counts_as_one_that_lacks_a_row(
+    make_config: MakeConfig, instant_retries: None, standin: StandIn, failing: str
+) -> None:
+    """A run that never came to an event breaks the row of two in which it has to lack something."""
+    with rig_on(make_config()) as rig:
+        rig.run()
+        standin.events[CONCERT].tickets.pop()
+        assert rig.run().counts.vanished == 0
+        if failing == "list":
+            standin.fail("/events", fault.null)
+        else:
+            rig.runner.timeout = timedelta(milliseconds=300)
+            standin.fail("/event/*/avail", fault.hang, times=None)
+        assert rig.run().outcome == "failed"
+        standin.heal()
+        rig.runner.timeout = timedelta(minutes=10)
+        assert rig.run().counts.vanished == 0
+        assert rig.run().counts.vanished == 1
 
 
 @pytest.mark.parametrize("what", ["event", "ticket"])
