@@ -126,6 +126,7 @@ class _Routes:
         return _json(self._verbs.status())
 
     async def start_run(self, request: Request) -> Response:
+        """Answer with the run that serves the request, queued or in progress."""
         asked = await _body(request)
         bad = [event_id for event_id in asked.events if not EVENT_ID.fullmatch(event_id)]
         if bad:
@@ -143,6 +144,7 @@ class _Routes:
         return _json(run)
 
     async def progress(self, request: Request) -> Response:
+        """Answer with a line per step, empty ones as signs of life, and the ended run last."""
         run = await self._find(request)
 
         async def lines() -> AsyncIterator[bytes]:
@@ -153,6 +155,7 @@ class _Routes:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def runs(self, request: Request) -> Response:
+        """Answer with the latest runs; a POST asks for one."""
         if request.method == "POST":
             return await self.start_run(request)
         limit = _integer(request, "limit", 20, 1, MAX_RUNS)
