@@ -315,7 +315,7 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
     if path.exists() or path.is_symlink():
         _remove_stale(path)
     try:
-        gid = -1 if group is None else getgrnam(group).gr_gid
+        gid = None if group is None else getgrnam(group).gr_gid
     except KeyError:
         raise ConfigError([f"there is no group {group} (control.group)"]) from None
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -328,12 +328,15 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
     finally:
         os.umask(before)
     try:
-        os.chown(path, -1, gid)
+        if gid is not None:
+            os.chown(path, -1, gid)
         path.chmod(mode)
-    except OSError:
+    except OSError as error:
         server.close()
         path.unlink(missing_ok=True)
-        raise
+        raise ConfigError(
+            [f"{error.strerror}: is the user in the group {group}, and may the unit chown? See syncd.service"]
+        ) from error
     return server
 
 

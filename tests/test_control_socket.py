@@ -348,7 +348,10 @@ def test_a_socket_that_cannot_be_made_says_why(path: Path, name: str, group: str
 def test_a_group_that_cannot_be_given_leaves_nothing_behind(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the group cannot be set, the socket is taken back and the next start is not hindered."""
+    """Where the group cannot be set the socket is taken back; without one the call is not made at all.
+
+    The supplied unit forbids it, as it does to every service that is no administrator's.
+    """
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -357,5 +360,5 @@ def test_a_group_that_cannot_be_given_leaves_nothing_behind(
         patch.setattr(os, "chown", refuse)
         with pytest.raises(ConfigError, match="Operation not permitted"):
             ControlServer(path, mode=0o660, group=grp.getgrgid(os.getegid()).gr_name)
-    assert not path.exists()
-    ControlServer(path, mode=0o660, group=None).remove()
+        assert not path.exists()
+        ControlServer(path, mode=0o660, group=None).remove()
