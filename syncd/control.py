@@ -304,10 +304,11 @@ def socket_obstacle(path: Path, group: str | None) -> str | None:
         return f"control.socket: the folder {path.parent} is not writable for this user"
     if path.exists() and not path.is_socket():
         return f"control.socket: {path} is there and no socket; remove it, or choose another"
-    try:
-        getgrnam(group or "root")
-    except KeyError:
-        return f"control.group: there is no group {group}"
+    if group is not None:
+        try:
+            getgrnam(group)
+        except KeyError:
+            return f"control.group: there is no group {group}"
     return None
 
 

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -165,8 +165,11 @@ class Daemon:
             except ConfigError:
                 logger.debug("the reload was refused, see above")
 
-        task = asyncio.create_task(reload())
-        self._tasks.add(task)
+        self._in_background(reload())
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
 
     def _first_slot(self) -> datetime:
@@ -203,9 +206,7 @@ class Daemon:
         self._notifier.status(
             self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
         )
-        task = asyncio.create_task(ping(self._config.heartbeat.url, run))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._in_background(ping(self._config.heartbeat.url, run))
         self._on_run(run)
 
     # --- the verbs of the control server

@@ -24,7 +24,7 @@ from syncd.runlog import RunLog
 from syncd.status import Record
 from syncd.store import History, Store
 from syncd.sync import Failure, Synchronisation
-from syncd.threads import in_thread
+from syncd.threads import in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
 
@@ -80,16 +80,12 @@ class Mirror:
         """Return the store, opened now where it was not. Raises StoreError, and AlreadyRunning."""
         async with self._opening:  # a run and a command may both come first
             if self.store is None:
-                found: list[_Opened] = []
-                try:
-                    await in_thread(_open, self.config.database.url, self._live_since(), found)
-                finally:  # when cancelled too: what is open holds the lock
-                    if found:
-                        self._take_over(found[0])
+                await to_the_end(self._open())  # when cancelled too: what is open holds the lock
         assert self.store
         return self.store
 
-    def _take_over(self, opened: "_Opened") -> None:
+    async def _open(self) -> None:
+        opened = await in_thread(_open, self.config.database.url, self._live_since())
         self.store = opened.store
         self.paused = opened.paused
         self.record.take_over(opened.history)
@@ -199,18 +195,16 @@ class Mirror:
         )
 
 
-def _open(url: str, live_since: datetime, found: list[_Opened]) -> None:
-    """Open the database and put it into `found`: all or nothing."""
+def _open(url: str, live_since: datetime) -> _Opened:
+    """Return the database opened and asked for the past: all or nothing."""
     store = Store(Database(url))
     try:
-        found.append(
-            _Opened(
-                store,
-                store.open_history(datetime.now(UTC)),
-                store.paused(),
-                store.count_events(live_since),
-                store.request_ages_s(limiter.WINDOW_S),
-            )
+        return _Opened(
+            store,
+            store.open_history(datetime.now(UTC)),
+            store.paused(),
+            store.count_events(live_since),
+            store.request_ages_s(limiter.WINDOW_S),
         )
     except BaseException:
         store.close()

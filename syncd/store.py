@@ -348,10 +348,8 @@ def _write_suspects(connection: Connection, plan: EventPlan) -> None:
             }
             for row_id, suspicion in suspects.items()
         ]
-        if rows:
-            _insert(
-                connection, table, rows
-            )  # one of a row that moved may still stand under the event it left
+        if rows:  # one of a row that moved may still stand under the event it left
+            _insert(connection, table, rows)
 
 
 def _set_read_at(connection: Connection, read_at: Mapping[str, datetime]) -> None:

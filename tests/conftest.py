@@ -18,6 +18,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
 from loguru import logger
 from msgspec import structs
+from processes import short_folder
 
 from syncd import config, log, wire
 from syncd.availability import with_figures
@@ -43,6 +44,13 @@ WAIT_S = 30.0
 def standin() -> StandIn:
     """Return six events, one of each kind, without a limit of calls a minute."""
     return StandIn(calls_per_minute=None)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Give a folder with a path short enough for a socket."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

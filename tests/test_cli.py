@@ -1,12 +1,11 @@
 """The `syncd` commands that are no daemon: `check`, `once`, usage."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, rows_of, short_folder, syncd, write_config
+from processes import DaemonProcess, rows_of, syncd, write_config
 
 from syncd import __version__
 from syncd.cli import main
@@ -21,13 +20,11 @@ def standin() -> StandIn:
     return StandIn(events=2, calls_per_minute=None)
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a folder for configuration, database and socket, and an environment without credentials."""
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take from the environment what would stand in for a setting."""
     for name in ("BILLETWEB_KEY", "BILLETWEB_USER", "CREDENTIALS_DIRECTORY", "SYNCD_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    with short_folder() as folder:
-        yield folder
 
 
 def check(path: Path, capsys: Capsys, *options: str) -> tuple[int, list[str]]:

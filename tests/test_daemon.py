@@ -14,7 +14,6 @@ from processes import (
     eventually,
     locked,
     rows_of,
-    short_folder,
     syncd,
     write_config,
 )
@@ -22,12 +21,6 @@ from processes import (
 from syncd.standin import StandIn, hang
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with short_folder() as folder:
-        yield folder
 
 
 @pytest.fixture

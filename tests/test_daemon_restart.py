@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +21,6 @@ REQUESTS = 7
 @pytest.fixture
 def standin() -> StandIn:
     return StandIn(events=3, now=NOW, calls_per_minute=None)
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with short_folder() as folder:
-        yield folder
 
 
 def live(standin: StandIn) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,7 +11,6 @@ from processes import (
     DaemonProcess,
     Tables,
     eventually,
-    short_folder,
     syncd,
     write_config,
 )
@@ -41,12 +39,6 @@ CANARIES = (KEY, TOKEN, quote(KEY), quote(KEY, safe=""), json.dumps(KEY)[1:-1], 
 @pytest.fixture
 def standin() -> StandIn:
     return StandIn(events=2, key=KEY, calls_per_minute=None)
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with short_folder() as folder:
-        yield folder
 
 
 def leaks(content: bytes) -> list[str]:
