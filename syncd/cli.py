@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before there was anything to stop
         return 0
     except Exception as error:  # noqa: BLE001  # the last door: nothing may leave it unredacted
-        logger.opt(exception=error).critical("unexpected {}; please report this", type(error).__name__)
+        record = logger.bind(event="error.internal").opt(exception=error)
+        record.critical("unexpected {}; please report this", type(error).__name__)
         return 1
     return code
 
@@ -79,21 +80,26 @@ def parser() -> argparse.ArgumentParser:
             type=Path,
             default=Path(os.environ.get("SYNCD_CONFIG") or DEFAULT_CONFIG),
             metavar="FILE",
-            help=f"default: $SYNCD_CONFIG, else {DEFAULT_CONFIG}",
+            help=f"the configuration (default: $SYNCD_CONFIG, else {DEFAULT_CONFIG})",
         )
     demo = commands.add_parser(
         "demo", help="try it: the real daemon against a built-in Billetweb stand-in; needs no key"
     )
     demo.add_argument("--dir", type=Path, help="where to keep its files (default: a folder that is removed)")
-    demo.add_argument("--interval", type=_duration, default="10s", help="time between runs (default: 10s)")
+    help_ = "time between runs (default: 10s)"
+    demo.add_argument("--interval", type=_duration, default="10s", metavar="DUR", help=help_)
     demo.add_argument("--events", type=_count, default=6, metavar="N", help="how many events (default: 6)")
-    demo.add_argument("--seed", type=int, default=1, metavar="N", help="another seed, other sales")
+    demo.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="another seed, other sales (default: 1)"
+    )
     demo.set_defaults(command=_demo)
     return top
 
 
 def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
     # Imported where they are used: `--help` and wrong usage need neither the server nor the scheduler.
+    from syncd import watchdog  # noqa: PLC0415
+    from syncd.activation import inherited_socket  # noqa: PLC0415
     from syncd.daemon import Daemon  # noqa: PLC0415
     from syncd.notify import Notifier  # noqa: PLC0415
 
@@ -108,6 +114,8 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
             load_config=load_config,
             redact=redact,
             notifier=Notifier.from_environ(os.environ),
+            listening=inherited_socket(os.environ),
+            feed_every_s=watchdog.interval_s(os.environ, os.getpid()),
         )
         return await daemon.run()
 

@@ -299,9 +299,15 @@ def _find_key(values: dict[str, Any], folder: Path, environ: Mapping[str, str], 
 
 
 def _credential(name: str, environ: Mapping[str, str]) -> Path | None:
-    """Return a systemd credential's file, if there is one. Source: systemd.exec(5), LoadCredential."""
+    """Return a systemd credential's file, if there is one. Source: systemd.exec(5), LoadCredential.
+
+    One that holds a line break alone stands for none: the unit sets it where there is nothing to load.
+    """
     path = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull, name)
-    return path if os.path.exists(path) else None  # noqa: PTH110 - Path.exists raises on a closed folder
+    try:
+        return path if path.stat().st_size > 1 else None
+    except OSError:  # none, or a closed folder
+        return None
 
 
 def _short_text(path: Path, *, private: bool = False) -> str:

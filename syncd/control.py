@@ -202,10 +202,21 @@ class _Routes:
 class ControlServer:
     """Serves an application on a Unix socket of its own making, until `stop`; `up` is set once it answers."""
 
-    def __init__(self, path: Path, *, mode: int, group: str | None) -> None:
-        """Bind the socket. Raises AlreadyRunning where a syncd answers, ConfigError where it cannot be."""
-        self._path = path
+    def __init__(
+        self, path: Path, *, mode: int, group: str | None, inherited: socket.socket | None = None
+    ) -> None:
+        """Bind the socket. Raises AlreadyRunning where a syncd answers, ConfigError where it cannot be.
+
+        One that is `inherited` from systemd is served as it is, and left in place at the end.
+        """
+        self.up = asyncio.Event()
+        self._server: uvicorn.Server | None = None
+        self._is_ours = inherited is None
+        self.path = Path(inherited.getsockname()) if inherited else path
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the socket {path}")
+        if inherited:
+            self._socket = inherited
+            return
         try:
             self._lock.acquire()
             self._socket = _bind(path, mode, group)
@@ -216,8 +227,6 @@ class ControlServer:
             self._lock.release()
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise ConfigError([f"control.socket: cannot make {path}: {reason}"]) from error
-        self.up = asyncio.Event()
-        self._server: uvicorn.Server | None = None
 
     async def serve(self, app: Starlette) -> None:
         """Answer until `stop`."""
@@ -242,8 +251,9 @@ class ControlServer:
             self._server.should_exit = True
 
     def remove(self) -> None:
-        """Remove the socket, so that nobody finds it who would get no answer."""
-        self._path.unlink(missing_ok=True)
+        """Remove the socket, so that nobody finds it who would get no answer; leave systemd's own."""
+        if self._is_ours:
+            self.path.unlink(missing_ok=True)
         self._socket.close()
         self._lock.release()
 

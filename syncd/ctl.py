@@ -138,10 +138,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--event", metavar="ID", type=_event_id, action="append", default=[], help=help_)
     command.add_argument("--join", action="store_true", help="accept a run in progress instead of a new one")
     command.add_argument("--no-wait", action="store_true", help="return as soon as the run is queued")
-    help_ = "longest wait, such as 5m"
+    help_ = "wait no longer than this, such as 5m; the run goes on"
     command.add_argument("--timeout", metavar="DUR", type=_timeout_s, default=float("inf"), help=help_)
     command = add("history", history, "The latest runs, newest first.")
-    command.add_argument("-n", metavar="N", dest="limit", type=_limit, default=20, help="how many (20)")
+    command.add_argument(
+        "-n", metavar="N", dest="limit", type=_limit, default=20, help="how many runs, 1 to 1000 (20)"
+    )
     command = add("events", events, "Live events and the places left.")
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
     add("pause", change_state, "Start no more scheduled runs, also after a restart.")

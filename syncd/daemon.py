@@ -7,10 +7,12 @@ the process, so that systemd starts it again; a failed run is only an event and 
 import asyncio
 import os
 import signal
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from loguru import logger
 from msgspec import structs
@@ -29,18 +31,23 @@ from syncd.runner import Runner
 from syncd.schedule import Schedule
 from syncd.status import State, Status, last_error
 from syncd.threads import in_thread
+from syncd.watchdog import Watchdog
 
 RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
 STOP_WITHIN_S = 4.5
 """After so long a stop gives up waiting for anything at all."""
+EXTEND_EVERY_S = 1.0
+EXTEND_S = 10.0
+"""How much more time a start or a stop asks systemd for, every second of a transaction that takes longer."""
 
 
 class Daemon:
     """A long-running syncd. `run` returns the exit code; `on_run` is told of each ended run.
 
     `load_config` reads the configuration again for a reload, masks its secrets and puts its log settings in
-    force; it raises ConfigError, with nothing changed.
+    force; it raises ConfigError, with nothing changed. `listening` is a socket to serve instead of making
+    one; `feed_every_s` is how often systemd's watchdog is to be fed.
     """
 
     def __init__(
@@ -50,12 +57,16 @@ class Daemon:
         load_config: Callable[[], Config],
         redact: Redactor,
         notifier: Notifier,
+        listening: socket.socket | None = None,
+        feed_every_s: float | None = None,
         on_run: Callable[[Run], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._load_config = load_config
         self._redact = redact
         self._notifier = notifier
+        self._listening = listening
+        self._feed_every_s = feed_every_s
         self._on_run = on_run
         self._mirror = Mirror(config, redact)
         self._schedule = Schedule(self._fire)
@@ -67,6 +78,7 @@ class Daemon:
             redact=redact,
         )
         self._control: ControlServer | None = None
+        self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -86,19 +98,22 @@ class Daemon:
         return code
 
     async def _start(self) -> "asyncio.Task[None]":
-        control = self._config.control
-        self._control = ControlServer(control.socket, mode=control.mode, group=control.group)
+        settings = self._config.control
+        self._control = control = ControlServer(
+            settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        try:
-            await self._mirror.open()
-        except StoreError as error:
-            logger.bind(event="error.database").error("{}; tried again with each run", error)
+        with self._extending():
+            try:
+                await self._mirror.open()
+            except StoreError as error:
+                logger.bind(event="error.database").error("{}; tried again with each run", error)
         self._runner.serve()
-        serving = asyncio.create_task(self._control.serve(application(self)), name="control server")
-        up = asyncio.create_task(self._control.up.wait())
+        serving = asyncio.create_task(control.serve(application(self)), name="control server")
+        up = asyncio.create_task(control.up.wait())
         await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         sync = self._config.sync
         self._schedule.start(sync.interval, sync.jitter, self._first_slot())
@@ -107,10 +122,39 @@ class Daemon:
         every = f"every {sync.interval.total_seconds():g} s"
         logger.bind(event="started").info(
             "syncd {} is up: runs {}, answers on {}, writes to {}",
-            *(self.status().version, every, control.socket, masked(self._config.database.url)),
+            *(self.status().version, every, control.path, masked(self._config.database.url)),
         )
-        self._notifier.ready(f"up, runs {every}")
+        if control.up.is_set():
+            self._notifier.ready(STATUS=f"up, runs {every}")
+            self._feed_watchdog(control.path)
         return serving
+
+    def _feed_watchdog(self, path: Path) -> None:
+        if self._feed_every_s:
+            self._watchdog = Watchdog(
+                self._notifier,
+                self._feed_every_s,
+                path=path,
+                slot_overdue_s=self._schedule.overdue_s,
+                run_overdue_s=self._runner.overdue_s,
+            )
+            self._watchdog.start()
+
+    @contextmanager
+    def _extending(self) -> Iterator[None]:
+        """Keep systemd from ending a start or a stop while, and only while, a transaction is under way."""
+
+        async def extend() -> None:
+            while True:
+                await asyncio.sleep(EXTEND_EVERY_S)
+                if self._mirror.is_writing:
+                    self._notifier.extend(EXTEND_S)
+
+        task = asyncio.create_task(extend())
+        try:
+            yield
+        finally:
+            task.cancel()
 
     async def _until_stopped(self, serving: "asyncio.Task[None]") -> int:
         stopped = asyncio.create_task(self._stop_asked.wait())
@@ -131,8 +175,11 @@ class Daemon:
         guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", 0])
         guard.daemon = True
         guard.start()
+        if self._watchdog:
+            self._watchdog.stop()
         self._schedule.stop()
-        ended = await self._runner.stop(RUN_GRACE_S)
+        with self._extending():
+            ended = await self._runner.stop(RUN_GRACE_S)
         assert self._control
         self._control.stop()
         await asyncio.wait({serving})
@@ -297,7 +344,7 @@ class Daemon:
         else:
             await self._take_over(config)
         finally:
-            self._notifier.ready("up")
+            self._notifier.ready()
         return self.status()
 
     async def _take_over(self, config: Config) -> None:

@@ -93,6 +93,11 @@ class Mirror:
         self._last_id = opened.history.last_id
         self._limiter.remember(opened.ages_s)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether the database is being migrated, or a transaction that writes is under way."""
+        return self._opening.locked() or (self.store is not None and self.store.is_writing)
+
     async def close(self) -> None:
         """Close the connections and the database."""
         await self.client.aclose()

@@ -25,9 +25,9 @@ class Notifier:
         """Give back the notifier that NOTIFY_SOCKET asks for."""
         return cls(environ.get("NOTIFY_SOCKET"))
 
-    def ready(self, status: str) -> None:
-        """Report that starting, or reloading, is over, with the status line to show."""
-        self.send(READY="1", STATUS=status)
+    def ready(self, **more: str) -> None:
+        """Report that starting, or reloading, is over."""
+        self.send(READY="1", **more)
 
     def status(self, text: str) -> None:
         """Set the line that `systemctl status` shows; one that cannot be sent at once is left out."""
@@ -37,6 +37,10 @@ class Notifier:
         """Report that a reload begins; `ready` must follow, also when the reload failed."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self.send(RELOADING="1", MONOTONIC_USEC=str(now_us))
+
+    def extend(self, seconds: float) -> None:
+        """Ask for so many seconds from now on before the start or the stop in progress counts as failed."""
+        self.send(0.0, EXTEND_TIMEOUT_USEC=str(round(seconds * 1e6)))
 
     def stopping(self) -> None:
         """Report that the service is on its way out."""

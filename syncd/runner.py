@@ -51,6 +51,7 @@ class Runner:
         self._on_end = on_end
         self._redact = redact
         self._asked = asyncio.Event()
+        self._deadline_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._recent: dict[int, Run] = {}
@@ -129,6 +130,11 @@ class Runner:
         assert self._task is not None
         return self._task
 
+    def overdue_s(self) -> float:
+        """Return how long ago the run in progress should have ended, at most 0 in time. Thread-safe."""
+        deadline_s = self._deadline_s
+        return 0.0 if deadline_s is None else time.monotonic() - deadline_s
+
     async def stop(self, grace_s: float) -> bool:
         """Cancel the run in progress and the queued one; return whether both ended within `grace_s`."""
         self._stopping = True
@@ -157,6 +163,7 @@ class Runner:
         run.state = "running"
         run.started_at = datetime.now(UTC)
         began = time.monotonic()
+        self._deadline_s = began + self.timeout.total_seconds()
         error: SyncdError | None = None
         try:
             error = await self._bounded(run)
@@ -172,6 +179,7 @@ class Runner:
             try:
                 await to_the_end(self._on_end(run, error))
             finally:
+                self._deadline_s = None
                 self._tell_end(run)
 
     async def _bounded(self, run: Run) -> SyncdError | None:
@@ -186,7 +194,8 @@ class Runner:
             if isinstance(failure, TimeoutError) and deadline.expired():
                 error = _timeout(self.timeout)
             else:
-                logger.opt(exception=failure).error("run {}: unexpected {}", run.id, type(failure).__name__)
+                bug = logger.bind(event="error.internal", run=run.id).opt(exception=failure)
+                bug.error("run {}: unexpected {}", run.id, type(failure).__name__)
                 error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
         else:
             return None

@@ -23,6 +23,8 @@ from msgspec import Struct
 TICK_S = 5.0
 JUMP_S = 10.0
 """Clocks that drift apart by more than this between two ticks were stepped, or the machine slept."""
+DRIFT_S = 1.0
+"""Less than a jump, and more than a clock that is being set right slowly."""
 
 
 class Clocks(Struct, frozen=True):
@@ -84,6 +86,7 @@ class Schedule:
         self._missed_before = 0
         self._slot_at_s: float | None = None
         self._seen = clocks()
+        self._left_s = 0.0
         self._trigger: SlotTrigger | None = None
         self._job: Job | None = None
         quiet = logging.getLogger("apscheduler.slots")
@@ -125,6 +128,16 @@ class Schedule:
         """When the next slot is; None before `start` and after `stop`."""
         return self._job.next_run_time if self._job else None
 
+    def overdue_s(self) -> float:
+        """Return for how long the next slot has been due, at most 0 while it is ahead. Thread-safe.
+
+        By the clock that stands still in a suspend: neither a step nor a sleep makes a live schedule late.
+        """
+        left_s, seen = self._left_s, self._seen  # in this order: a tick meanwhile can only make it less
+        if self._job is None or (self._slot_at_s is not None and self._slot_at_s >= seen.boot_s):
+            return 0.0
+        return self._clocks().running_s - seen.running_s - left_s
+
     @property
     def missed(self) -> int:
         """How many slots went by with nobody there to see them."""
@@ -138,6 +151,8 @@ class Schedule:
         slept_s = passed_s - (self._seen.running_s - seen.running_s)
         if abs(stepped_s) <= JUMP_S and slept_s <= JUMP_S:
             self._left_s = (self.next_at - self._seen.wall).total_seconds() if self.next_at else 0.0
+            if max(abs(stepped_s), slept_s) > DRIFT_S:
+                self._scheduler.wakeup()  # it waits anew; many such drifts would add up
             return
         if abs(stepped_s) > JUMP_S:
             self.clock_jumps += 1

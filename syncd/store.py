@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from threading import get_ident
 from typing import Any
 
 import msgspec
@@ -62,6 +63,12 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._writers: set[int] = set()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction that writes is under way, until it is committed or rolled back."""
+        return bool(self._writers)
 
     def close(self) -> None:
         """Close the database."""
@@ -72,11 +79,15 @@ class Store:
         try:
             engine = self._database.engine.execution_options(write=write)
             with engine.begin() as connection:
+                if write:
+                    self._writers.add(get_ident())
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the database did not do as asked: {reason(error)}") from error
         except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
             raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
+        finally:
+            self._writers.discard(get_ident())
 
     # --- the mirror
 

@@ -29,6 +29,9 @@ stamina.set_testing(True, attempts=3)
 sys.exit(syncd.cli.main())
 """
 WITH_INSTANT_RETRIES = [sys.executable, "-c", _INSTANT_RETRIES]
+# What is open as standard input becomes the socket that systemd passes on: fd 3, for this process id alone.
+_ACTIVATE = 'export LISTEN_PID=${LISTEN_PID-$$} LISTEN_FDS=${LISTEN_FDS-1}; exec "$@" 3<&0 0</dev/null'
+SOCKET_ACTIVATED = ["sh", "-c", _ACTIVATE, "sh"]
 SYNCCTL = [str(Path(sys.executable).with_name("syncctl"))]
 PATIENCE_S = 15.0
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
@@ -94,7 +97,8 @@ class DaemonProcess:
     """`syncd run` as a real process with a service manager of its own; ready on entering, gone on leaving.
 
     A second one on the same folder is the daemon's next start: the database and the log stay. With
-    `instant_retries` nothing is waited for between attempts at a request.
+    `instant_retries` nothing is waited for between attempts at a request. `listening` is passed on as
+    systemd passes the socket of a socket unit; `awaits` is what must have been told on entering.
     """
 
     def __init__(
@@ -105,8 +109,16 @@ class DaemonProcess:
         *,
         key: str = "demo-key",
         instant_retries: bool = False,
+        environ: Mapping[str, str] | None = None,
+        listening: socket.socket | None = None,
+        awaits: str = "READY=1",
     ) -> None:
         self._program = WITH_INSTANT_RETRIES if instant_retries else SYNCD
+        if listening:
+            self._program = [*SOCKET_ACTIVATED, *self._program]
+        self._environ = environ or {}
+        self._listening = listening
+        self._awaits = awaits
         self.folder = folder
         self.base_url = base_url
         self.socket = folder / "syncd.sock"
@@ -124,13 +136,13 @@ class DaemonProcess:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._program, "run", "--config", str(self.config)],
-                env=environment(NOTIFY_SOCKET=str(address)),
-                stdin=subprocess.DEVNULL,
+                env=environment(NOTIFY_SOCKET=str(address), **self._environ),
+                stdin=self._listening.fileno() if self._listening else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         try:
-            self.told("READY=1")
+            self.told(self._awaits)
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -16,7 +16,7 @@ ORDER = (
     # what imports nothing of syncd
     "__init__", "errors", "model", "redact", "text", "threads", "limiter", "schema", "notify", "schedule",
     # small parts
-    "availability", "config", "heartbeat", "lock", "log", "runner", "wire",
+    "activation", "availability", "config", "heartbeat", "lock", "log", "runner", "watchdog", "wire",
     # Billetweb and the database
     "billetweb", "database", "reconcile", "store", "sync",
     # what is known of runs, and who may ask

@@ -366,10 +366,24 @@ def test_broken_key_is_used(write: Write, tmp_path: Path, key: str) -> None:
     (tmp_path / "key").chmod(0o600)
     [problem] = problems(path, {})
     assert problem.startswith("config.toml:2: billetweb.key_file: ")
-    [problem] = problems(path, credential(tmp_path, "billetweb-key", key))
-    assert problem.startswith('systemd credential "billetweb-key": ')
+    if key:  # an empty credential stands for none, see below
+        [problem] = problems(path, credential(tmp_path, "billetweb-key", key))
+        assert problem.startswith('systemd credential "billetweb-key": ')
     [problem] = problems(path, {"BILLETWEB_KEY": key})
     assert problem.startswith("$BILLETWEB_KEY: ")
+
+
+@pytest.mark.parametrize("blank", ["", "\n"])
+def test_blank_credential_hides_what_is_missing(write: Write, tmp_path: Path, blank: str) -> None:
+    """A credential of a line break alone, the unit's own where there is no file, is as good as none."""
+    environ = {"BILLETWEB_USER": "1"} | credential(tmp_path, "billetweb-key", blank)
+    credential(tmp_path, "database-url", blank)
+    assert problems(write("database.url = 'sqlite:///a.db'"), environ) == [f"API key: missing: {PLACES}"]
+    path = write("billetweb.key_file = 'key'\ndatabase.url = 'sqlite:///a.db'")
+    (tmp_path / "key").write_text(CANARY)
+    (tmp_path / "key").chmod(0o600)
+    assert load(path, environ).key == Secret(CANARY)
+    assert read(path, "database.url", environ) == "sqlite:///a.db"
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o666])

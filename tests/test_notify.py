@@ -27,11 +27,15 @@ def manager(address: str) -> Iterator[socket.socket]:
 def test_manager_waits_for_readiness(manager: socket.socket, address: str) -> None:
     """Each message is one datagram of the assignments that sd_notify(3) names."""
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": address})
-    notifier.ready("idle, next run at 12:15")
+    notifier.ready(STATUS="idle, next run at 12:15")
     notifier.status("run 17: 3/8 événements")
+    notifier.ready()
+    notifier.extend(2.5)
     notifier.stopping()
     assert manager.recv(4096) == b"READY=1\nSTATUS=idle, next run at 12:15"
     assert manager.recv(4096).decode() == "STATUS=run 17: 3/8 événements"
+    assert manager.recv(4096) == b"READY=1"
+    assert manager.recv(4096) == b"EXTEND_TIMEOUT_USEC=2500000"
     assert manager.recv(4096) == b"STOPPING=1"
 
 
@@ -56,7 +60,7 @@ def test_status_forges_assignments(manager: socket.socket, address: str) -> None
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
 def test_no_manager_ends_daemon(environ: dict[str, str]) -> None:
     """Started by hand, or with an address of another family, nothing is sent and nothing raised."""
-    Notifier.from_environ(environ).ready("idle")
+    Notifier.from_environ(environ).ready(STATUS="idle")
 
 
 @pytest.mark.parametrize("name", ["missing", "x" * 200])

@@ -1,0 +1,30 @@
+"""Takes over the socket that systemd listens on for the daemon, by sd_listen_fds(3)."""
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+from syncd.errors import ConfigError
+
+FIRST_FD = 3
+
+
+def inherited_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
+    """Return the listening socket that systemd passed to this process, None where it passed none.
+
+    The variables that tell of it are taken out of `environ`. Raises ConfigError for anything else than one
+    listening Unix stream socket.
+    """
+    pid, count, _ = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or count in ("", "0"):
+        return None
+    if count != "1":
+        raise ConfigError([f"systemd passed {count} sockets: syncd.socket must have one ListenStream="])
+    os.set_inheritable(FIRST_FD, False)
+    passed = socket.socket(fileno=FIRST_FD)
+    is_stream = passed.family == socket.AF_UNIX and passed.type == socket.SOCK_STREAM
+    has_path = str(passed.getsockname()).startswith("/")  # an abstract name is bytes
+    if not (is_stream and has_path and passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+        passed.detach()
+        raise ConfigError(["systemd passed no Unix socket that listens: see ListenStream= in syncd.socket"])
+    return passed
