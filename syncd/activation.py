@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import MutableMapping
+from contextlib import suppress
 
 from syncd.errors import ConfigError
 
@@ -28,3 +29,11 @@ def inherited_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
         passed.detach()
         raise ConfigError(["systemd passed no Unix socket that listens: see ListenStream= in syncd.socket"])
     return passed
+
+
+def turn_away(listening: socket.socket) -> None:
+    """Hang up on everybody who waits: for them systemd would start syncd again and again, all in vain."""
+    listening.setblocking(False)
+    with suppress(OSError):  # nobody is left
+        while True:
+            listening.accept()[0].close()

@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
     # Imported where they are used: `--help` and wrong usage need neither the server nor the scheduler.
     from syncd import watchdog  # noqa: PLC0415
-    from syncd.activation import inherited_socket  # noqa: PLC0415
+    from syncd.activation import inherited_socket, turn_away  # noqa: PLC0415
     from syncd.daemon import Daemon  # noqa: PLC0415
     from syncd.notify import Notifier  # noqa: PLC0415
 
@@ -109,15 +109,21 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
         return _configured(lambda: load(arguments.config, os.environ), redact)
 
     async def run() -> int:
-        daemon = Daemon(
-            load_config(),
-            load_config=load_config,
-            redact=redact,
-            notifier=Notifier.from_environ(os.environ),
-            listening=inherited_socket(os.environ),
-            feed_every_s=watchdog.interval_s(os.environ, os.getpid()),
-        )
-        return await daemon.run()
+        listening = inherited_socket(os.environ)
+        try:
+            daemon = Daemon(
+                load_config(),
+                load_config=load_config,
+                redact=redact,
+                notifier=Notifier.from_environ(os.environ),
+                listening=listening,
+                feed_every_s=watchdog.interval_s(os.environ, os.getpid()),
+            )
+            return await daemon.run()
+        except ConfigError:
+            if listening:
+                turn_away(listening)
+            raise
 
     return asyncio.run(run())
 

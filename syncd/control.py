@@ -41,6 +41,9 @@ EVENT_ID = re.compile(r"[0-9]{1,20}")
 KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
 
+LAST_WORDS_S = 0.1
+"""How long a stop waits for the request of somebody who has just connected."""
+
 
 class Verbs(Protocol):
     """What the daemon can do for whoever is let into the socket."""
@@ -267,6 +270,13 @@ class _Server(uvicorn.Server):
         """Say when connections are taken."""
         await super().startup(sockets)
         self._up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer those too who were let in at the last moment, then close what is left open."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_WORDS_S)
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

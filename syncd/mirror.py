@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from loguru import logger
 from msgspec import Struct
@@ -179,8 +179,8 @@ class Mirror:
         return datetime.now(UTC) - self.config.sync.keep_past
 
     def _full_is_due(self) -> bool:
-        last = self.record.last_full_at
-        return last is None or datetime.now(UTC) - last >= self.config.sync.full_every
+        last = self.record.last_full_at  # which a clock that was ahead may have put into the future
+        return last is None or not timedelta(0) <= datetime.now(UTC) - last < self.config.sync.full_every
 
     async def _note_request(self) -> None:
         if self.store:

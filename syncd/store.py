@@ -198,7 +198,7 @@ class Store:
     # --- runs
 
     def open_history(self, at: datetime) -> History:
-        """Close what an earlier process left running as failed, and return what the record says."""
+        """Close what an earlier process left running as failed; return what the record says up to `at`."""
         interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
         with self._transaction(write=True) as connection:
             connection.execute(
@@ -212,7 +212,7 @@ class Store:
                     errors_total=1,
                 )
             )
-            return _history(connection)
+            return _history(connection, at)
 
     def start_run(self, run: Run) -> None:
         """Put a run on record as running."""
@@ -367,8 +367,10 @@ def _set_read_at(connection: Connection, read_at: Mapping[str, datetime]) -> Non
     if read_at:
         events = schema.events
         at = bindparam("at", type_=schema.Instant)
-        # A run whose end comes to record late must not set back what a later one read.
-        older = or_(events.c.availability_at.is_(None), events.c.availability_at < at)
+        stored = events.c.availability_at
+        # A run whose end comes to record late must not set back what a later one read; an instant that is
+        # yet to come was read off a clock that was wrong.
+        older = or_(stored.is_(None), stored < at, stored > datetime.now(UTC))
         statement = events.update().where(events.c.id == bindparam("event"), older).values(availability_at=at)
         connection.execute(statement, [{"event": event_id, "at": at} for event_id, at in read_at.items()])
 
@@ -404,10 +406,11 @@ def _first_run(connection: Connection, query: Select[Any]) -> Run | None:
     return _run(rows[0]) if rows else None
 
 
-def _history(connection: Connection) -> History:
+def _history(connection: Connection, at: datetime) -> History:
     runs = schema.runs.c
-    done = select(schema.runs).where(runs.state == "done")
-    whole = (runs.whole, runs.outcome != "cancelled")
+    past = runs.finished_at <= at  # or a clock that was ahead would be the latest for years
+    done = select(schema.runs).where(runs.state == "done", past)
+    whole = (runs.whole, runs.outcome != "cancelled", past)
     good = runs.outcome.in_(("ok", "partial"))
 
     def last_end(*conditions: ColumnElement[bool]) -> datetime | None:

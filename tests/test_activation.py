@@ -203,6 +203,21 @@ def test_socket_of_a_wrong_kind_is_served(
     assert not (home / "syncd.db").exists()
 
 
+def test_bad_configuration_is_started_again_for_each_who_waits(
+    home: Path, base_url: str, listening: socket.socket
+) -> None:
+    """Whoever waits on the socket is hung up on: systemd would start it for them again and again."""
+    config = write_config(home, base_url, {"sync": {"interval": "5s"}})
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    for client in waiting:
+        client.settimeout(PATIENCE_S)
+        client.connect(f"{home}/syncd.sock")
+    assert activated(listening, "run", "--config", str(config)).returncode == 78
+    assert [client.recv(1) for client in waiting] == [b""] * 3
+    for client in waiting:
+        client.close()
+
+
 # --- what is passed on
 
 

@@ -129,6 +129,28 @@ def test_a_stop_does_not_wait_for_those_who_watch(path: Path) -> None:
     assert asyncio.run(main()) < 2
 
 
+def test_a_question_of_the_last_instant_is_dropped(path: Path) -> None:
+    """Who was let in before a stop, and asks once nobody else is let in any more, still gets an answer."""
+
+    async def ask_late(writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                (await asyncio.open_unix_connection(path))[1].close()
+                await asyncio.sleep(0.005)
+        writer.write(b"GET /v1/status HTTP/1.0\r\n\r\n")
+
+    async def main() -> bytes:
+        async with serving(path, Stub()):
+            reader, writer = await asyncio.open_unix_connection(path)
+            asking = asyncio.create_task(ask_late(writer))
+        await asking
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 200 ")
+
+
 # --- clients that misbehave
 
 

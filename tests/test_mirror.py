@@ -155,7 +155,13 @@ def test_a_run_in_progress_loses_its_connections(rig: Rig, standin: StandIn) -> 
 
 
 @pytest.mark.parametrize(
-    ("ago", "full"), [(None, True), (timedelta(hours=1, minutes=59), False), (timedelta(hours=2), True)]
+    ("ago", "full"),
+    [
+        (None, True),
+        (timedelta(hours=1, minutes=59), False),
+        (timedelta(hours=2), True),
+        pytest.param(timedelta(minutes=-1), True, id="read-off-a-clock-that-was-ahead"),
+    ],
 )
 def test_full_runs_come_too_often_or_never(
     make_config: MakeConfig, ago: timedelta | None, full: bool

@@ -218,9 +218,31 @@ def test_events_in_which_nothing_changed_are_not_taken_for_stale(store: Store) -
 def test_an_end_on_record_late_sets_figures_back(store: Store) -> None:
     """A run whose end comes to record after a later run's leaves the later instant."""
     store.apply(1, plan_listed(Event(id="9", account="1"), None), NOW)
-    for at in (NOW + 2 * MINUTE, NOW + MINUTE):
-        store.finish_run(run(1), {"9": at})
+    with freeze_time(NOW + 3 * MINUTE):
+        for at in (NOW + 2 * MINUTE, NOW + MINUTE):
+            store.finish_run(run(1), {"9": at})
     assert store.present_events() == {"9": NOW + 2 * MINUTE}
+
+
+def test_a_clock_that_was_ahead_keeps_figures_fresh_for_years(store: Store) -> None:
+    """An instant of a read that is yet to come gives way to that of any read."""
+    store.apply(1, plan_listed(Event(id="9", account="1"), None), NOW)
+    for at in (NOW + timedelta(days=3650), NOW + MINUTE):
+        with freeze_time(at):
+            store.finish_run(run(1), {"9": at})
+    assert store.present_events() == {"9": NOW + MINUTE}
+
+
+def test_a_clock_that_was_ahead_hides_what_came_after(store: Store) -> None:
+    """Runs that ended in the future are on record, and neither the latest nor a success until then."""
+    far = NOW + timedelta(days=3650)
+    ahead = run(1, full=True, started_at=far, finished_at=far)
+    history = history_of(store, ahead, run(2, "partial"), run(3, "failed"))
+    assert (history.last_id, history.run_count) == (3, 3)
+    assert history.last_run
+    assert (history.last_run.id, history.whole_outcome, history.consecutive_failures) == (3, "failed", 1)
+    assert (history.last_success_at, history.last_full_at) == (None, None)
+    assert history.last_synced_at == NOW + 2 * MINUTE
 
 
 def test_a_pause_survives_a_restart(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""The daemon itself, with ways to break for good what its watchdog looks after: a signal for each."""
+
+import asyncio
+import signal
+import sys
+import threading
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+from syncd import cli, wire
+from syncd.schedule import Schedule
+
+start_schedule = Schedule.start
+
+
+def block_the_loop() -> None:
+    """Hold the event loop up, and so all that happens on it."""
+    threading.Event().wait()
+
+
+def never_return(*_body: object, **_about: object) -> NoReturn:
+    """Be what a run does in a thread: neither its time-out nor a cancellation can end it."""
+    while True:
+        threading.Event().wait()
+
+
+def hang_runs() -> None:
+    """Let the next run hang at the first answer that it decodes."""
+    wire.decode_events = never_return
+
+
+def start(self: Schedule, interval: timedelta, jitter: timedelta, first: datetime) -> None:
+    """Start the schedule, and listen to signals that the daemon does not use."""
+    start_schedule(self, interval, jitter, first)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, block_the_loop)
+    loop.add_signal_handler(signal.SIGUSR2, self._scheduler._stop_timer)
+    loop.add_signal_handler(signal.SIGWINCH, hang_runs)
+
+
+if __name__ == "__main__":
+    Schedule.start = start  # type: ignore[method-assign]
+    sys.exit(cli.main())

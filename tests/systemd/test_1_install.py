@@ -1,0 +1,105 @@
+"""First boot: what README says under "A real account in three steps", word for word, ends in a service."""
+
+import re
+import subprocess
+import textwrap
+
+from inside import (
+    BASE_URL,
+    BILLETWEB,
+    BILLETWEB_UNIT,
+    CONFIG,
+    DATABASE,
+    KEY,
+    KEY_FILE,
+    PROJECT,
+    SOCKET,
+    USER,
+    configured,
+    idle,
+    make_user,
+    query,
+    run,
+    run_as,
+    shown,
+    systemctl,
+)
+
+STEPS = (PROJECT / "README.md").read_text("utf-8").partition("## A real account")[2].partition("\n## ")[0]
+INSTALL, START = (
+    [line for line in textwrap.dedent(block).replace("\\\n", "").splitlines() if line]
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```", STEPS, re.DOTALL | re.MULTILINE)
+)
+
+
+def quoted(part: str) -> str:
+    """Return the command that README quotes in a sentence of this section."""
+    commands: list[str] = re.findall(r"`([^`\n]+)`", STEPS)
+    return next(command for command in commands if part in command)
+
+
+def bash(line: str, stdin: str = "") -> None:
+    run("bash", "-e", "-c", line, stdin=stdin, within_s=240)
+
+
+def followed(line: str, until: str) -> None:
+    """Run a line that never ends by itself until it has printed this."""
+    with subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            assert any(until in printed for printed in process.stdout)
+        finally:
+            process.kill()
+
+
+def test_install_step_fails() -> None:
+    """Each line of the installation does what it says, and the key is read where README pastes it."""
+    BILLETWEB_UNIT.write_text(BILLETWEB)
+    systemctl("enable", "--now", "billetweb")
+    for line in INSTALL:
+        bash(line, stdin=f"{KEY}\n" if "/dev/stdin" in line else "")
+    assert KEY_FILE.read_text().strip() == KEY
+
+
+def test_start_step_fails() -> None:
+    """With the user number in its file, each line of the start works; the last shows syncd come up."""
+    values = {"user": USER, "base_url": BASE_URL, "interval": "10s"}
+    text = CONFIG.read_text()
+    CONFIG.write_text(configured(text, **{key: f'"{value}"' for key, value in values.items()}))
+    *lines, last = START
+    for line in lines:
+        bash(line)
+    followed(last, until=" is up: runs every 10 s")
+
+
+def test_installed_service_does_not_work() -> None:
+    """It is active and enabled, runs at once and by itself, and the mirror holds the account."""
+    assert (shown("ActiveState"), shown("UnitFileState")) == ("active", "enabled")
+    assert idle(run_count=2)["health"] == "ok"
+    assert query("SELECT trigger, outcome FROM syncd_runs ORDER BY id LIMIT 2") == [
+        ("startup", "ok"),
+        ("interval", "ok"),
+    ]
+    assert query("SELECT count(*) FROM billetweb_events") == [(3,)]
+
+
+def test_advice_that_does_not_help() -> None:
+    """Who joins the group as README says may use syncctl, and the check by hand finds nothing wrong."""
+    make_user("anna")
+    assert run_as("anna", "syncctl", "status").returncode == 4
+    bash(quoted("usermod").replace("NAME", "anna"))
+    assert run_as("anna", "syncctl", "status").returncode == 0
+    bash(quoted("check --online"))
+
+
+def test_installed_files_open_to_others() -> None:
+    """The key is root's alone; mirror and socket are for the group, and for nobody else."""
+    modes = {KEY_FILE: "root:root 600", KEY_FILE.parent: "root:root 700"}
+    modes |= {DATABASE: "syncd:syncd 640", DATABASE.parent: "syncd:syncd 750", SOCKET: "syncd:syncd 660"}
+    found = {path: run("stat", "--format=%U:%G %a", str(path)).stdout.strip() for path in modes}
+    assert found == modes
+
+
+def test_service_noisy_in_everyday() -> None:
+    """Nothing since the installation was worth a warning."""
+    assert run("journalctl", "-u", "syncd", "-p", "warning", "--quiet").stdout == ""

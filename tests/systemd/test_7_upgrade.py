@@ -1,0 +1,103 @@
+"""An upgrade from the version before, with a full database; then the removal. Both by README's own lines.
+
+The version before lies in /wheels/previous: its wheel, and its unit file.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inside import (
+    CONFIG,
+    DATABASE,
+    GOOD,
+    PROJECT,
+    cursor,
+    graver,
+    idle,
+    journal,
+    query,
+    run,
+    shown,
+    status,
+    systemctl,
+)
+
+import syncd
+
+PREVIOUS = Path("/wheels/previous")
+SECTION = (PROJECT / "README.md").read_text("utf-8").partition("### Upgrade, remove")[2].partition("\n##")[0]
+UPGRADE, REMOVAL = re.findall(r"^```sh\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+UNIT = Path("/etc/systemd/system/syncd.service")
+KEYS = {
+    "billetweb_events": "id",
+    "billetweb_gauges": "event_id, session_id, type, gauge_id",
+    "billetweb_tickets": "id",
+    "billetweb_sessions": "id",
+}
+MANY = 100_000
+FILL = f"""
+INSERT INTO syncd_changes (run_id, seen_at, table_name, row_id, event_id, kind, diff)
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MANY})
+SELECT run_id, seen_at, table_name, row_id, event_id, kind, diff
+FROM n, (SELECT * FROM syncd_changes ORDER BY seq LIMIT 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, list[Any]]:
+    """Return the rows that the version before left: those of a real mirror; its change log is long."""
+    if not PREVIOUS.is_dir():
+        pytest.skip("NOT TESTED: no earlier version in this clone's history")
+    run("systemctl", "disable", "--now", "syncd", "syncd.socket", "syncd-once.timer", check=False)
+    shutil.rmtree(DATABASE.parent, ignore_errors=True)
+    shutil.copy(PREVIOUS / "syncd.service", UNIT)
+    (wheel,) = PREVIOUS.glob("syncd-*.whl")
+    run("/opt/syncd/bin/pip", "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
+    CONFIG.write_text(GOOD)
+    systemctl("daemon-reload")
+    systemctl("restart", "billetweb")
+    systemctl("enable", "--now", "syncd")
+    assert status()["version"] != syncd.__version__
+    assert idle()["last_run"]["outcome"] == "ok"
+    run("sqlite3", "-cmd", ".timeout 5000", str(DATABASE), FILL)
+    return {table: query(kept(table)) for table in KEYS}
+
+
+def kept(table: str) -> str:
+    """Return the query for what no later run changes in a mirrored table."""
+    return f"SELECT {KEYS[table]}, first_seen_at, vanished_at FROM {table} ORDER BY {KEYS[table]}"
+
+
+def bash(block: str) -> None:
+    run("bash", "-e", "-c", block, within_s=240)
+
+
+def test_upgrade_loses_or_repeats_something(before: dict[str, list[Any]]) -> None:
+    """By README's lines the new version runs on with all that the old one knew, and without a complaint."""
+    runs, end = status()["run_count"], cursor()
+    bash(UPGRADE)
+    found = status()
+    assert (found["version"], shown("ActiveState"), shown("NRestarts")) == (syncd.__version__, "active", "0")
+    assert idle(run_count=runs + 1)["health"] == "ok"
+    assert query(f"SELECT count(*) > {MANY} FROM syncd_changes") == [(1,)]
+    assert query("PRAGMA integrity_check") == [("ok",)]
+    ids = [number for (number,) in query("SELECT id FROM syncd_runs ORDER BY id")]
+    assert ids == list(range(1, len(ids) + 1))
+    assert {table: query(kept(table)) for table in KEYS} == before
+    assert graver([entry for entry in journal(end) if "SYNCD_EVENT" in entry]) == []
+
+
+@pytest.mark.usefixtures("before")
+def test_removal_leaves_something() -> None:
+    """By README's lines nothing of it is left: no process, no file, no user."""
+    bash(REMOVAL)
+    assert shown("LoadState") == "not-found"
+    assert run("pgrep", "--full", "bin/syncd run", check=False).stdout == ""
+    assert run("id", "syncd", check=False).returncode != 0
+    places = ("/etc", "/opt", "/run", "/usr", "/var")
+    found = run("find", *places, "-name", "sync[dc]*", "-o", "-name", "_sync[dc]*").stdout.split()
+    assert [path for path in found if not path.startswith(("/opt/tests/", "/opt/boots/"))] == []
+    assert "syncd" not in run("journalctl", "--list-catalog").stdout

@@ -1,0 +1,195 @@
+"""The Debian package: what installing, upgrading, removing and purging it leave, in this order.
+
+What the first boot installed by hand is taken away before. The package lies at /wheels.
+"""
+
+import json
+import pwd
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from inside import (
+    BASE_URL,
+    CONFIG,
+    DATABASE,
+    KEY,
+    KEY_FILE,
+    SOCKET,
+    USER,
+    configured,
+    query,
+    run,
+    shown,
+    status,
+    systemctl,
+)
+
+import syncd
+
+CATALOG = (Path(__file__).parents[2] / "systemd/syncd.catalog").read_text("utf-8")
+LIBRARIES = Path("/usr/lib/syncd")
+UNITS = ["syncd.service", "syncd.socket", "syncd-once.service", "syncd-once.timer"]
+SERVICES = ["syncd.service", "syncd@second.service"]
+SECOND = CONFIG.with_name("second.toml")
+NEXT = f"{syncd.__version__}+next1"
+
+
+def states(unit: str) -> tuple[str, str]:
+    """Return whether a unit starts with the machine, and whether it runs."""
+    return shown("UnitFileState", unit), shown("ActiveState", unit)
+
+
+def run_ids() -> list[int]:
+    """Return the ids of the runs on record, the newest first."""
+    return [number for (number,) in query("SELECT id FROM syncd_runs ORDER BY id DESC")]
+
+
+@pytest.fixture(scope="module")
+def package() -> str:
+    """Return the package that the project built."""
+    (found,) = Path("/wheels").glob("syncd_*.deb")
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def next_package(package: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the same package under a higher version, of which its program knows."""
+    folder = tmp_path_factory.mktemp("next")
+    tree, built = folder / "tree", folder / "syncd-next.deb"
+    run("dpkg-deb", "--raw-extract", package, str(tree))
+    for path in (tree / "DEBIAN/control", tree / LIBRARIES.relative_to("/") / "syncd/__init__.py"):
+        text = path.read_text("utf-8")
+        assert text.count(syncd.__version__) == 1
+        path.write_text(text.replace(syncd.__version__, NEXT), "utf-8")
+    run("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(built))
+    return str(built)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_hand_made_installation() -> None:
+    """Take away what was installed by README's commands: the package must stand alone."""
+    run("systemctl", "disable", "--now", *UNITS, check=False)
+    for folder in (CONFIG.parent, DATABASE.parent, SOCKET.parent, Path("/opt/syncd")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for place in ("/etc/systemd/system", "/usr/local/bin", "/etc/sysusers.d", "/etc/tmpfiles.d"):
+        for path in Path(place).glob("sync*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    systemctl("daemon-reload")
+
+
+def test_installation_starts_it_too_early_or_never(package: str) -> None:
+    """The service comes with the next boot, and not before user and key are there; the rest is a choice."""
+    run("dpkg", "--install", package)
+    assert {unit: states(unit) for unit in UNITS} == {
+        "syncd.service": ("enabled", "inactive"),
+        "syncd.socket": ("disabled", "inactive"),
+        "syncd-once.service": ("static", "inactive"),
+        "syncd-once.timer": ("disabled", "inactive"),
+    }
+
+
+def test_every_start_compiles_anew() -> None:
+    """The modules are compiled, also one that nothing has loaded yet, for the service cannot write there."""
+    assert len(list(LIBRARIES.glob("rich/__pycache__/markdown.*.pyc"))) == 1
+
+
+def test_unit_names_what_the_package_lacks() -> None:
+    """Every program and man page that a unit names is there."""
+    checked = run("systemd-analyze", "verify", "--recursive-errors=no", *UNITS, "syncd@name.service")
+    assert checked.stderr == ""
+    assert "/opt/" not in run("systemctl", "cat", *UNITS, "syncd@.service").stdout
+
+
+def test_file_is_missing_or_in_the_wrong_place() -> None:
+    """Man, the shells and the journal find what is theirs."""
+    for page in ("syncd.8", "syncctl.1", "syncd.toml.5"):
+        name, _, section = page.rpartition(".")
+        assert run("man", "--where", section, name).stdout.endswith(f"/{page}.gz\n")
+    for program in ("syncd", "syncctl"):
+        assert Path(f"/usr/share/bash-completion/completions/{program}").is_file()
+        assert Path(f"/usr/share/zsh/vendor-completions/_{program}").is_file()
+        assert Path(f"/usr/share/fish/vendor_completions.d/{program}.fish").is_file()
+    messages = re.findall(r"^-- ([0-9a-f]{32})$", CATALOG, re.MULTILINE)
+    assert messages
+    assert set(messages) <= set(run("journalctl", "--list-catalog").stdout.split())
+
+
+def test_libraries_mix_with_the_systems() -> None:
+    """The programs run with the package's own libraries, which no other program sees."""
+    for program in ("syncd", "syncctl"):
+        assert run(program, "--version").stdout == f"{program} {syncd.__version__}\n"
+    other = run("/usr/bin/python3", "-P", "-c", "import syncd", check=False)
+    assert "ModuleNotFoundError" in other.stderr
+
+
+def test_key_lies_open() -> None:
+    """The folder for keys is root's alone, the state the service's."""
+    modes = {KEY_FILE.parent: "root:root 700", DATABASE.parent: "syncd:syncd 750"}
+    assert {path: run("stat", "--format=%U:%G %a", str(path)).stdout.strip() for path in modes} == modes
+
+
+def test_configured_service_does_not_run() -> None:
+    """With user and key filled in it starts, and mirrors; so does an instance beside it."""
+    values = {"user": f'"{USER}"', "base_url": f'"{BASE_URL}"', "requests_per_minute": "100"}
+    settings = configured(CONFIG.read_text("utf-8"), **values)
+    CONFIG.write_text(settings, "utf-8")
+    for folder in (DATABASE.parent, SOCKET.parent):
+        settings = settings.replace(f"{folder}/", f"{folder}/second/")
+    SECOND.write_text(settings, "utf-8")
+    for key_file in (KEY_FILE, KEY_FILE.parent / "second" / KEY_FILE.name):
+        key_file.parent.mkdir(mode=0o700, exist_ok=True)
+        key_file.touch(0o600)
+        key_file.write_text(KEY)
+    systemctl("start", *SERVICES)
+    run("syncctl", "run-now")
+    run("syncctl", "status", "--check")
+
+
+def test_upgrade_loses_something(next_package: str) -> None:
+    """An upgrade restarts what runs on the new code, with the admin's settings and all that was stored."""
+    ids, settings = run_ids(), CONFIG.read_text("utf-8")
+    pids = {service: shown("MainPID", service) for service in SERVICES}
+    run("dpkg", "--install", next_package)
+    assert CONFIG.read_text("utf-8") == settings
+    for service in SERVICES:
+        assert (shown("ActiveState", service), shown("Result", service)) == ("active", "success")
+        assert shown("MainPID", service) != pids[service]
+    assert status()["version"] == NEXT
+    run_now = json.loads(run("syncctl", "run-now", "--json").stdout)
+    assert run_now["id"] > ids[0]
+    assert run_ids()[-len(ids) :] == ids
+
+
+def test_upgrade_starts_what_was_stopped(package: str) -> None:
+    """A service that the admin stopped and disabled stays so, whatever version comes."""
+    systemctl("disable", "--now", "syncd")
+    run("dpkg", "--install", package)
+    assert states("syncd.service") == ("disabled", "inactive")
+    systemctl("enable", "--now", "syncd")
+
+
+def test_removal_takes_data_or_leaves_programs() -> None:
+    """Removing stops what runs and leaves settings, keys and database, and no program."""
+    settings, ids = CONFIG.read_text("utf-8"), run_ids()
+    processes = [Path("/proc", shown("MainPID", service)) for service in SERVICES]
+    assert all(process.name != "0" and process.exists() for process in processes)
+    run("dpkg", "--remove", "syncd")
+    assert not any(process.exists() for process in processes)
+    assert CONFIG.read_text("utf-8") == settings
+    assert KEY_FILE.read_text() == KEY
+    assert run_ids()[-len(ids) :] == ids
+    assert not LIBRARIES.exists()
+    assert shutil.which("syncd") is None
+    assert shown("LoadState") == "not-found"
+
+
+def test_purge_leaves_traces() -> None:
+    """Purging takes settings, keys and databases too, but neither the user nor what the admin wrote anew."""
+    run("dpkg", "--purge", "syncd")
+    assert not DATABASE.parent.exists()
+    assert not SOCKET.parent.exists()
+    assert list(CONFIG.parent.iterdir()) == [SECOND]
+    assert [*Path("/etc/systemd").rglob("*syncd*"), *Path("/var/lib/systemd").rglob("*syncd*")] == []
+    assert pwd.getpwnam("syncd").pw_dir == str(DATABASE.parent)
