@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -80,6 +80,8 @@ class Daemon:
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
+        self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", 0])
+        self._guard.daemon = True
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -117,6 +119,8 @@ class Daemon:
         await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         sync = self._config.sync
         self._schedule.start(sync.interval, sync.jitter, self._first_slot())
+        if self._stop_asked.is_set():
+            return serving
         if sync.run_on_start and not self._mirror.paused:
             self._runner.request("startup")
         every = f"every {sync.interval.total_seconds():g} s"
@@ -125,7 +129,8 @@ class Daemon:
             *(self.status().version, every, control.path, masked(self._config.database.url)),
         )
         if control.up.is_set():
-            self._notifier.ready(STATUS=f"up, runs {every}")
+            without = "" if self._mirror.store else "; the database cannot be opened, each run tries again"
+            self._notifier.ready(STATUS=f"up, runs {every}{without}")
             self._feed_watchdog(control.path)
         return serving
 
@@ -170,11 +175,8 @@ class Daemon:
 
     async def _stop(self, serving: "asyncio.Task[None]") -> None:
         """Stop in order: no new run, the run in progress, the socket, the connections."""
-        self._stop_asked.set()
-        self._notifier.stopping()
-        guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", 0])
-        guard.daemon = True
-        guard.start()
+        if not self._stop_asked.is_set():
+            self._begin_stop()
         if self._watchdog:
             self._watchdog.stop()
         self._schedule.stop()
@@ -189,14 +191,20 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await self._mirror.close()
-        guard.cancel()
+        self._guard.cancel()
         logger.bind(event="stopped").info("stopped")
 
     def _on_stop_signal(self, number: int) -> None:
         if self._stop_asked.is_set():
             self._give_up("a second signal", 1)
         logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
+        self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
+        self._notifier.stopping()
+        self._guard.start()
 
     def _give_up(self, why: str, code: int) -> None:
         """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
@@ -231,8 +239,6 @@ class Daemon:
 
     async def _fire(self) -> None:
         """Do what a scheduled slot asks for, and return when that has ended."""
-        with suppress(SyncdError):  # whether runs are paused is known once the database is open
-            await self._mirror.open()
         waiting = [run for run in (self._runner.current, self._runner.queued) if run and run.whole]
         if self._mirror.paused:
             self._schedule.skip("paused")

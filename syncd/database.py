@@ -3,8 +3,10 @@
 import json
 import os
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import msgspec
@@ -26,8 +28,12 @@ BUSY_TIMEOUT_MS = 3000
 class Database:
     """An open database. Hold it for the process's life; `close` gives the lock back."""
 
-    def __init__(self, url: str) -> None:
-        """Open `url`. Raises StoreError, and AlreadyRunning where another syncd has it."""
+    def __init__(self, url: str, writers: set[int] | None = None) -> None:
+        """Open `url`. Raises StoreError, and AlreadyRunning where another syncd has it.
+
+        `writers` holds the threads whose writing transaction is under way, a migration's too.
+        """
+        self.writers: set[int] = set() if writers is None else writers
         path = Path(os.path.realpath(sqlite_path(url)))  # one lock for one file, whichever link leads to it
         self._path = path
         if not path.parent.is_dir():
@@ -39,12 +45,31 @@ class Database:
             raise StoreError(f"cannot lock the database {path}: {error.strerror}") from error
         self.engine = _engine(url)
         try:
-            _migrate(self.engine)
+            self._migrate()
         except BaseException as error:
             self.close()
             if isinstance(error, SQLAlchemyError):
                 raise StoreError(f"cannot open the database {path}: {reason(error)}") from error
             raise
+
+    @contextmanager
+    def begin(self, *, write: bool = False) -> Iterator[Connection]:
+        """Give a connection in a transaction, committed at the end, rolled back where something is raised."""
+        try:
+            with self.engine.execution_options(write=write).begin() as connection:
+                if write:
+                    self.writers.add(get_ident())
+                yield connection
+        finally:
+            self.writers.discard(get_ident())
+
+    def _migrate(self) -> None:
+        with self.begin(write=True) as connection:
+            if _known_revision(connection) == schema.REVISION:
+                return
+            upgrade(connection, schema.REVISION)
+        with suppress(SQLAlchemyError), self.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA optimize")
 
     def close(self) -> None:
         """Close every connection and let the lock go.
@@ -129,15 +154,6 @@ def _known_revision(connection: Connection) -> str | None:
     if revision and revision > schema.REVISION:
         raise StoreError(f"a later syncd wrote the database (schema {revision}); install that version")
     return revision
-
-
-def _migrate(engine: Engine) -> None:
-    with engine.execution_options(write=True).begin() as connection:
-        if _known_revision(connection) == schema.REVISION:
-            return
-        upgrade(connection, schema.REVISION)
-    with suppress(SQLAlchemyError), engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA optimize")
 
 
 def upgrade(connection: Connection, revision: str) -> None:

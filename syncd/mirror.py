@@ -75,6 +75,7 @@ class Mirror:
         self._unrecorded: deque[_Ended] = deque(maxlen=UNRECORDED_AT_MOST)
         self._at_work: Synchronisation | None = None
         self._opening = asyncio.Lock()
+        self._writers: set[int] = set()
 
     async def open(self) -> Store:
         """Return the store, opened now where it was not. Raises StoreError, and AlreadyRunning."""
@@ -85,7 +86,7 @@ class Mirror:
         return self.store
 
     async def _open(self) -> None:
-        opened = await in_thread(_open, self.config.database.url, self._live_since())
+        opened = await in_thread(_open, self.config.database.url, self._live_since(), self._writers)
         self.store = opened.store
         self.paused = opened.paused
         self.record.take_over(opened.history)
@@ -95,8 +96,8 @@ class Mirror:
 
     @property
     def is_writing(self) -> bool:
-        """Whether the database is being migrated, or a transaction that writes is under way."""
-        return self._opening.locked() or (self.store is not None and self.store.is_writing)
+        """Whether a transaction that writes is under way, that of a migration too."""
+        return bool(self._writers)
 
     async def close(self) -> None:
         """Close the connections and the database."""
@@ -200,9 +201,9 @@ class Mirror:
         )
 
 
-def _open(url: str, live_since: datetime) -> _Opened:
+def _open(url: str, live_since: datetime, writers: set[int]) -> _Opened:
     """Return the database opened and asked for the past: all or nothing."""
-    store = Store(Database(url))
+    store = Store(Database(url, writers))
     try:
         return _Opened(
             store,

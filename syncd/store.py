@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from threading import get_ident
 from typing import Any
 
 import msgspec
@@ -63,12 +62,6 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._writers: set[int] = set()
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a transaction that writes is under way, until it is committed or rolled back."""
-        return bool(self._writers)
 
     def close(self) -> None:
         """Close the database."""
@@ -77,17 +70,12 @@ class Store:
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
         try:
-            engine = self._database.engine.execution_options(write=write)
-            with engine.begin() as connection:
-                if write:
-                    self._writers.add(get_ident())
+            with self._database.begin(write=write) as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the database did not do as asked: {reason(error)}") from error
         except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
             raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
-        finally:
-            self._writers.discard(get_ident())
 
     # --- the mirror
 

@@ -25,7 +25,7 @@ class Watchdog(threading.Thread):
 
     `slot_overdue_s` and `run_overdue_s` say how late the schedule and the run in progress are; both are
     called from this thread. A trouble must last for half of `every_s`, so that a moment's load, or a clock
-    just stepped, restarts nothing; by then 1.75 × `every_s` have passed at most since the last ping.
+    just stepped, restarts nothing. By then less than twice `every_s` has passed since the last ping.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Watchdog(threading.Thread):
         patience_s = self._every_s / 2
         until = time.monotonic() + patience_s
         while True:
-            trouble = self._trouble(patience_s / 2)
+            trouble = self._trouble(patience_s / 4)
             if trouble is None or time.monotonic() >= until or self._quit.wait(patience_s / 10):
                 return trouble
 

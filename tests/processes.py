@@ -98,7 +98,8 @@ class DaemonProcess:
 
     A second one on the same folder is the daemon's next start: the database and the log stay. With
     `instant_retries` nothing is waited for between attempts at a request. `listening` is passed on as
-    systemd passes the socket of a socket unit; `awaits` is what must have been told on entering.
+    systemd passes the socket of a socket unit; `awaits` is what must have been told on entering, if
+    anything.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class DaemonProcess:
                 stderr=log,
             )
         try:
-            self.told(self._awaits)
+            if self._awaits:
+                self.told(self._awaits)
         except BaseException:
             self.__exit__(None, None, None)
             raise

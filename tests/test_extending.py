@@ -12,6 +12,7 @@ from sqlalchemy import Connection, event, text
 
 from syncd.database import Database
 from syncd.errors import StoreError
+from syncd.standin import StandIn
 from syncd.store import Store
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
@@ -24,6 +25,13 @@ CREATE TRIGGER slow AFTER DELETE ON syncd_runs BEGIN
 END;
 """
 """Makes the transaction that puts a run's end on record take minutes."""
+
+
+SLOW_MIGRATION = SLOW_RECORD.replace("DELETE ON syncd_runs", "INSERT ON syncd_schema").replace(
+    "CREATE TRIGGER",
+    "CREATE TABLE syncd_schema (version_num VARCHAR(32) NOT NULL PRIMARY KEY); CREATE TRIGGER",
+)
+"""Does the same to the one that makes the tables."""
 
 
 @pytest.fixture
@@ -39,25 +47,25 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_commit_is_cut_short(store: Store) -> None:
     """A transaction that writes counts from its first statement until its commit is done."""
     seen: list[bool] = []
-    event.listen(store._database.engine, "commit", lambda _: seen.append(store.is_writing))
-    assert not store.is_writing
+    event.listen(store._database.engine, "commit", lambda _: seen.append(bool(store._database.writers)))
+    assert not store._database.writers
     with store._transaction(write=True) as connection:
-        assert store.is_writing
+        assert store._database.writers
         connection.execute(text("CREATE TABLE t (i)"))
-        assert store.is_writing
+        assert store._database.writers
         assert seen == []
     assert seen == [True]
-    assert not store.is_writing
+    assert not store._database.writers
     store.set_paused(True)
     assert seen == [True, True]
-    assert not store.is_writing
+    assert not store._database.writers
 
 
 @pytest.mark.parametrize("trouble", ["statement", "value", "bug"])
 def test_failed_transaction_is_never_over(store: Store, trouble: str) -> None:
     """A rollback ends a transaction too, whatever it was for; it counts as long as that takes."""
     seen: list[bool] = []
-    event.listen(store._database.engine, "rollback", lambda _: seen.append(store.is_writing))
+    event.listen(store._database.engine, "rollback", lambda _: seen.append(bool(store._database.writers)))
 
     def fail(connection: Connection) -> None:
         if trouble == "bug":
@@ -74,7 +82,7 @@ def test_failed_transaction_is_never_over(store: Store, trouble: str) -> None:
     with pytest.raises(ZeroDivisionError if trouble == "bug" else StoreError):
         write()
     assert seen == [True]
-    assert not store.is_writing
+    assert not store._database.writers
 
 
 def test_reader_looks_like_writer(store: Store) -> None:
@@ -84,14 +92,14 @@ def test_reader_looks_like_writer(store: Store) -> None:
     def read() -> None:
         with store._transaction() as connection:
             connection.execute(text("SELECT 1"))
-            seen.append(store.is_writing)
+            seen.append(bool(store._database.writers))
 
     read()
     with store._transaction(write=True):
         reader = threading.Thread(target=read)
         reader.start()
         reader.join()
-        assert store.is_writing
+        assert store._database.writers
     read()
     assert seen == [False, True, False]
 
@@ -100,28 +108,43 @@ def test_reader_looks_like_writer(store: Store) -> None:
 
 
 def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
-    """A start that waits for the database asks for more time, each second, until it is ready."""
+    """A migration asks for more time each second; a stop rolls it back in time, and begins nothing."""
     with closing(sqlite3.connect(home / "syncd.db")) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-    with locked(home / "syncd.db"):
-        daemon = DaemonProcess(home, base_url, NO_RUN, awaits="EXTEND")
-        daemon.__enter__()
-    try:
-        assert daemon.notified == [EXTEND]
-        daemon.told("READY=1")
-        assert set(daemon.notified[:-1]) == {EXTEND}
-        count = len(daemon.notified)
-        assert "ERROR" not in daemon.log
+        connection.executescript(SLOW_MIGRATION)
+    with DaemonProcess(home, base_url, awaits="EXTEND") as daemon:
+        daemon.told("EXTEND")
+        assert set(daemon.notified) == {EXTEND}
         daemon.process.terminate()
         daemon.told("STOPPING=1")
         assert daemon.process.wait(5) == 0
-        assert len(daemon.notified) == count + 1, "nothing is asked for once it is up"
-    finally:
-        daemon.__exit__(None, None, None)
+    assert set(daemon.notified) == {EXTEND, "STOPPING=1"}
+    assert " is up" not in daemon.log
+    with closing(sqlite3.connect(home / "syncd.db")) as connection:
+        tables = {
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+        assert tables == {"many", "syncd_schema"}
+        connection.execute("DROP TRIGGER slow")
+    with DaemonProcess(home, base_url) as daemon:
+        assert daemon.ran()["last_run"]["outcome"] == "ok"
+
+
+def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin: StandIn) -> None:
+    """Stopped while it waits for another's lock, it asks for no time, comes not up and begins no run."""
+    Database(f"sqlite:///{home}/syncd.db").close()
+    with locked(home / "syncd.db"), DaemonProcess(home, base_url, awaits="") as daemon:
+        eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
+        daemon.process.terminate()
+        assert daemon.process.wait(5) == 0
+        daemon.told("STOPPING=1")
+    assert daemon.notified == ["STOPPING=1"]
+    assert " is up" not in daemon.log
+    assert standin.requests == []
 
 
 def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
     """Neither a start without a migration to wait for nor the stop of an idle daemon asks for more time."""
+    Database(f"sqlite:///{home}/syncd.db").close()
     with DaemonProcess(home, base_url) as daemon:
         daemon.ran()
         assert daemon.stop() == 0

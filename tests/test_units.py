@@ -140,7 +140,7 @@ def test_single_run_drifts(unit: configparser.ConfigParser) -> None:
     assert differ == {
         ("Type", "oneshot"),
         ("ExecStart", "/opt/syncd/bin/syncd once"),
-        ("TimeoutStartSec", "infinity"),
+        ("TimeoutStartSec", "25h"),
     }
     assert {"User", "Group", "LoadCredential", "SetCredential", "StateDirectory"} <= set(once["Service"])
 

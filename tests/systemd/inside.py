@@ -6,6 +6,7 @@ import re
 import socket
 import sqlite3
 import subprocess
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -75,6 +76,23 @@ def eventually(condition: Callable[[], Any], within_s: float = 30) -> Any:
 
 
 # --- the service
+
+
+def install_steps(project: Path) -> tuple[list[str], list[str]]:
+    """Return the lines by which a version's README installs it, and those by which it starts it."""
+    readme = (project / "README.md").read_text("utf-8")
+    steps = readme.partition("## A real account")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", steps, re.DOTALL | re.MULTILINE)
+    install, start = (
+        [line for line in textwrap.dedent(block).replace("\\\n", "").splitlines() if line] for block in blocks
+    )
+    return install, start
+
+
+def follow(line: str, project: Path = PROJECT) -> None:
+    """Run a line of README's where it belongs; where it asks for the key, paste that."""
+    stdin = f"{KEY}\n" if "/dev/stdin" in line else ""
+    run("bash", "-e", "-c", f"cd {project}\n{line}", stdin=stdin, within_s=240)
 
 
 def systemctl(*arguments: str) -> None:

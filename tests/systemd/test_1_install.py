@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import textwrap
 
 from inside import (
     BASE_URL,
@@ -16,7 +15,9 @@ from inside import (
     SOCKET,
     USER,
     configured,
+    follow,
     idle,
+    install_steps,
     make_user,
     query,
     run,
@@ -26,20 +27,13 @@ from inside import (
 )
 
 STEPS = (PROJECT / "README.md").read_text("utf-8").partition("## A real account")[2].partition("\n## ")[0]
-INSTALL, START = (
-    [line for line in textwrap.dedent(block).replace("\\\n", "").splitlines() if line]
-    for block in re.findall(r"^ *```sh\n(.*?)^ *```", STEPS, re.DOTALL | re.MULTILINE)
-)
+INSTALL, START = install_steps(PROJECT)
 
 
 def quoted(part: str) -> str:
     """Return the command that README quotes in a sentence of this section."""
     commands: list[str] = re.findall(r"`([^`\n]+)`", STEPS)
     return next(command for command in commands if part in command)
-
-
-def bash(line: str, stdin: str = "") -> None:
-    run("bash", "-e", "-c", line, stdin=stdin, within_s=240)
 
 
 def followed(line: str, until: str) -> None:
@@ -57,7 +51,7 @@ def test_install_step_fails() -> None:
     BILLETWEB_UNIT.write_text(BILLETWEB)
     systemctl("enable", "--now", "billetweb")
     for line in INSTALL:
-        bash(line, stdin=f"{KEY}\n" if "/dev/stdin" in line else "")
+        follow(line)
     assert KEY_FILE.read_text().strip() == KEY
 
 
@@ -68,7 +62,7 @@ def test_start_step_fails() -> None:
     CONFIG.write_text(configured(text, **{key: f'"{value}"' for key, value in values.items()}))
     *lines, last = START
     for line in lines:
-        bash(line)
+        follow(line)
     followed(last, until=" is up: runs every 10 s")
 
 
@@ -87,14 +81,15 @@ def test_advice_that_does_not_help() -> None:
     """Who joins the group as README says may use syncctl, and the check by hand finds nothing wrong."""
     make_user("anna")
     assert run_as("anna", "syncctl", "status").returncode == 4
-    bash(quoted("usermod").replace("NAME", "anna"))
+    follow(quoted("usermod").replace("NAME", "anna"))
     assert run_as("anna", "syncctl", "status").returncode == 0
-    bash(quoted("check --online"))
+    follow(quoted("check --online"))
 
 
 def test_installed_files_open_to_others() -> None:
     """The key is root's alone; mirror and socket are for the group, and for nobody else."""
     modes = {KEY_FILE: "root:root 600", KEY_FILE.parent: "root:root 700"}
+    modes |= {CONFIG: "root:syncd 640"}
     modes |= {DATABASE: "syncd:syncd 640", DATABASE.parent: "syncd:syncd 750", SOCKET: "syncd:syncd 660"}
     found = {path: run("stat", "--format=%U:%G %a", str(path)).stdout.strip() for path in modes}
     assert found == modes

@@ -1,22 +1,25 @@
-"""An upgrade from the version before, with a full database; then the removal. Both by README's own lines.
+"""Removal of what the first boot installed; then an upgrade from the version before, with a full database.
 
-The version before lies in /wheels/previous: its wheel, and its unit file.
+All by README's own lines, those of the version before included: its files lie in /wheels/previous.
 """
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from inside import (
+    BASE_URL,
     CONFIG,
     DATABASE,
-    GOOD,
     PROJECT,
+    USER,
+    configured,
     cursor,
+    follow,
     graver,
     idle,
+    install_steps,
     journal,
     query,
     run,
@@ -30,7 +33,6 @@ import syncd
 PREVIOUS = Path("/wheels/previous")
 SECTION = (PROJECT / "README.md").read_text("utf-8").partition("### Upgrade, remove")[2].partition("\n##")[0]
 UPGRADE, REMOVAL = re.findall(r"^```sh\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
-UNIT = Path("/etc/systemd/system/syncd.service")
 KEYS = {
     "billetweb_events": "id",
     "billetweb_gauges": "event_id, session_id, type, gauge_id",
@@ -46,24 +48,16 @@ FROM n, (SELECT * FROM syncd_changes ORDER BY seq LIMIT 1)
 """
 
 
-@pytest.fixture(scope="module")
-def before() -> dict[str, list[Any]]:
-    """Return the rows that the version before left: those of a real mirror; its change log is long."""
-    if not PREVIOUS.is_dir():
-        pytest.skip("NOT TESTED: no earlier version in this clone's history")
-    run("systemctl", "disable", "--now", "syncd", "syncd.socket", "syncd-once.timer", check=False)
-    shutil.rmtree(DATABASE.parent, ignore_errors=True)
-    shutil.copy(PREVIOUS / "syncd.service", UNIT)
-    (wheel,) = PREVIOUS.glob("syncd-*.whl")
-    run("/opt/syncd/bin/pip", "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
-    CONFIG.write_text(GOOD)
-    systemctl("daemon-reload")
-    systemctl("restart", "billetweb")
-    systemctl("enable", "--now", "syncd")
-    assert status()["version"] != syncd.__version__
-    assert idle()["last_run"]["outcome"] == "ok"
-    run("sqlite3", "-cmd", ".timeout 5000", str(DATABASE), FILL)
-    return {table: query(kept(table)) for table in KEYS}
+def assert_nothing_is_left() -> None:
+    """Fail where there is a process, a file, a user or an entry of the catalog yet."""
+    assert shown("LoadState") == "not-found"
+    assert run("pgrep", "--full", "bin/syncd run", check=False).stdout == ""
+    assert run("id", "syncd", check=False).returncode != 0
+    places = ("/etc", "/opt", "/run", "/usr", "/var")
+    found = run("find", *places, "-name", "sync[dc]*", "-o", "-name", "_sync[dc]*").stdout.split()
+    ours = ("/opt/tests/", "/opt/boots/", "/var/lib/syncd-")  # the last: of the daemons beside the service
+    assert [path for path in found if not path.startswith(ours)] == []
+    assert "syncd" not in run("journalctl", "--list-catalog").stdout
 
 
 def kept(table: str) -> str:
@@ -71,14 +65,35 @@ def kept(table: str) -> str:
     return f"SELECT {KEYS[table]}, first_seen_at, vanished_at FROM {table} ORDER BY {KEYS[table]}"
 
 
-def bash(block: str) -> None:
-    run("bash", "-e", "-c", block, within_s=240)
+@pytest.fixture(scope="module")
+def before() -> dict[str, list[Any]]:
+    """Return the rows that the version before left: those of a real mirror; its change log is long."""
+    if not PREVIOUS.is_dir():
+        pytest.skip("NOT TESTED: no earlier version in this clone's history")
+    install, (enable, *_) = install_steps(PREVIOUS)
+    for line in install:
+        follow(line, PREVIOUS)
+    text = (PREVIOUS / "config.toml").read_text("utf-8")
+    values = {"user": USER, "base_url": BASE_URL, "interval": "1h"}
+    CONFIG.write_text(configured(text, **{key: f'"{value}"' for key, value in values.items()}))
+    follow(enable, PREVIOUS)
+    assert status()["version"] != syncd.__version__
+    assert idle()["last_run"]["outcome"] == "ok"
+    run("sqlite3", "-cmd", ".timeout 5000", str(DATABASE), FILL)
+    return {table: query(kept(table)) for table in KEYS}
+
+
+def test_removal_leaves_something() -> None:
+    """What this version's installation brought is gone, with the daemon that ran."""
+    systemctl("start", "syncd")
+    follow(REMOVAL)
+    assert_nothing_is_left()
 
 
 def test_upgrade_loses_or_repeats_something(before: dict[str, list[Any]]) -> None:
-    """By README's lines the new version runs on with all that the old one knew, and without a complaint."""
+    """The new version runs on with all that the old one knew, and without a complaint."""
     runs, end = status()["run_count"], cursor()
-    bash(UPGRADE)
+    follow(UPGRADE)
     found = status()
     assert (found["version"], shown("ActiveState"), shown("NRestarts")) == (syncd.__version__, "active", "0")
     assert idle(run_count=runs + 1)["health"] == "ok"
@@ -91,13 +106,7 @@ def test_upgrade_loses_or_repeats_something(before: dict[str, list[Any]]) -> Non
 
 
 @pytest.mark.usefixtures("before")
-def test_removal_leaves_something() -> None:
-    """By README's lines nothing of it is left: no process, no file, no user."""
-    bash(REMOVAL)
-    assert shown("LoadState") == "not-found"
-    assert run("pgrep", "--full", "bin/syncd run", check=False).stdout == ""
-    assert run("id", "syncd", check=False).returncode != 0
-    places = ("/etc", "/opt", "/run", "/usr", "/var")
-    found = run("find", *places, "-name", "sync[dc]*", "-o", "-name", "_sync[dc]*").stdout.split()
-    assert [path for path in found if not path.startswith(("/opt/tests/", "/opt/boots/"))] == []
-    assert "syncd" not in run("journalctl", "--list-catalog").stdout
+def test_removal_after_an_upgrade_leaves_something() -> None:
+    """Nothing is left of either version."""
+    follow(REMOVAL)
+    assert_nothing_is_left()
