@@ -74,6 +74,7 @@ class SyncConfig(Struct, frozen=True, kw_only=True):
     run_timeout: Annotated[timedelta, _duration, "5s", "24h"] = timedelta(minutes=10)
     keep_past: Annotated[timedelta, _duration, "0s", "3653d"] = timedelta(days=30)  # at most ten years
     full_every: Annotated[timedelta, _duration, "1m", "30d"] = timedelta(hours=24)
+    keep_changes: Annotated[timedelta, _duration, "1d", "3653d"] = timedelta(days=400)  # a year and some
     attendees: Annotated[str, _attendees] = "none"
     count_carts: Annotated[bool, _flag] = False
 

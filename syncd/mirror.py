@@ -24,9 +24,12 @@ from syncd.runlog import RunLog
 from syncd.status import Record
 from syncd.store import History, Store
 from syncd.sync import Failure, Synchronisation
+from syncd.text import format_duration
 from syncd.threads import in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
+PRUNE_S = 1.0
+"""So long may old changes be removed after a run; less than a stop may take. The next full run goes on."""
 
 
 class _Ended(Struct, frozen=True):
@@ -156,6 +159,7 @@ class Mirror:
             # Not the last of the run's errors, which are cut off above some number.
             failures.append(Failure(RunError("run", error.kind, self.redact(str(error))), status))
         self._unrecorded.append(_Ended(run, synchronisation.read_at if synchronisation else {}))
+        full_before = self.record.last_full_at
         self.record.take(run)
         self._log.finished(run, failures)
         try:
@@ -164,6 +168,9 @@ class Mirror:
             logger.bind(event="error.database").error(
                 "run {} is not on record yet: {}; tried again with the next run", run.id, trouble
             )
+        else:
+            if full_before and self.record.last_full_at != full_before:
+                await self._prune(full_before)
         if synchronisation and synchronisation.client is not self.client:
             await synchronisation.client.aclose()
 
@@ -175,6 +182,22 @@ class Mirror:
                 self._unrecorded.popleft()
             counted = await in_thread(self.store.count_events, self._live_since())
             self.record.events_live, self.record.events_full = counted
+
+    async def _prune(self, full_before: datetime) -> None:
+        """Remove changes that are too old, after a good full run with another one before it."""
+        assert self.store
+        keep, now = self.config.sync.keep_changes, datetime.now(UTC)
+        try:
+            removed = await in_thread(self.store.prune_changes, keep, now, full_before, PRUNE_S)
+        except StoreError as error:
+            logger.bind(event="error.database").warning(
+                "old changes could not be removed: {}; tried again with the next full run", error
+            )
+            return
+        if removed:
+            old = format_duration(keep.total_seconds())
+            log = logger.bind(event="changes.pruned", removed=removed)
+            log.info("{} changes older than {} removed from the log of changes", removed, old)
 
     def _live_since(self) -> datetime:
         return datetime.now(UTC) - self.config.sync.keep_past

@@ -1,6 +1,7 @@
 """The tables, as SQLAlchemy Core. Imports nothing of syncd. The migrations in `migrations/` create them.
 
-The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_cursors` are public: other programs read them.
+The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_cursors` are public: other programs read them,
+and the views, which stand in the migrations alone.
 `syncd_suspects`, `syncd_requests` and `syncd_state` are private.
 """
 
@@ -27,7 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that this version of syncd works with."""
 
 

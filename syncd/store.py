@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -37,6 +37,8 @@ from syncd.reconcile import Change, EventPlan, EventRows, Row, Stored, Suspicion
 
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
 COUNTS = Counts.__struct_fields__
+PRUNED_AT_ONCE = 10_000
+"""So many changes are removed in one transaction, so that it is short."""
 SHOWN = (
     *("id", "name", "starts_at", "ends_at", "place", "online", "shop_url"),
     *("places_total", "places_left", "unlimited", "is_full", "availability_at", "vanished_at"),
@@ -182,6 +184,38 @@ class Store:
             return [
                 dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)
             ]
+
+    # --- the change log
+
+    def prune_changes(self, keep: timedelta, now: datetime, full_at: datetime, within_s: float) -> int:
+        """Remove changes that are older than `keep`, as many as can be in a while; return how many.
+
+        A wrong clock must not empty the log. So their age counts from the earliest of three instants: now,
+        the full run before the present one (`full_at`), and the latest change; and what stands behind a
+        change that is young enough stays, for it came later, whatever instant it bears.
+        """
+        deadline_s = time.monotonic() + within_s
+        old = self._old_changes(keep, now, full_at)
+        batch = select(schema.changes.c.seq).where(old).order_by(schema.changes.c.seq).limit(PRUNED_AT_ONCE)
+        statement = schema.changes.delete().where(schema.changes.c.seq.in_(batch))
+        removed = 0
+        while True:
+            with self._transaction(write=True) as connection:
+                count = connection.execute(statement).rowcount
+            removed += count
+            if count < PRUNED_AT_ONCE or time.monotonic() >= deadline_s:
+                return removed
+
+    def _old_changes(self, keep: timedelta, now: datetime, full_at: datetime) -> ColumnElement[bool]:
+        """Return what holds for those to be removed. Found once and without a lock: it may take long."""
+        changes = schema.changes.c
+        with self._transaction() as connection:
+            latest = connection.scalar(select(changes.seen_at).order_by(changes.seq.desc()).limit(1))
+            since = min(now, full_at, latest or now) - keep
+            young = select(changes.seq).where(changes.seen_at.between(since, now))
+            first_young = connection.scalar(young.order_by(changes.seq).limit(1))
+        old = changes.seen_at < since
+        return old if first_young is None else and_(old, changes.seq < first_young)
 
     # --- runs
 

@@ -257,6 +257,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
     "sync.run_timeout": (["5s", "24h"], ["4s", "24h1s"]),
     "sync.keep_past": (["0s", "3653d"], ["3653d1s"]),
     "sync.full_every": (["1m", "30d"], ["59s", "30d1s"]),
+    "sync.keep_changes": (["1d", "3653d"], ["23h59m59s", "3653d1s"]),
     "sync.attendees": (["none"], ["minimal", "full", "some", False]),
     "sync.count_carts": ([True, False], [0]),
     "database.url": (

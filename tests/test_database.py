@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from typing import Any
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import JSON, BigInteger, Boolean, Float, Integer, Text, create_engine, inspect
 
 from syncd import schema
-from syncd.database import VERSION_TABLE, Database, check, masked
+from syncd.database import VERSION_TABLE, Database, check, masked, upgrade
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.lock import FileLock
 
@@ -157,6 +159,62 @@ def test_a_migration_that_fails_half_way_leaves_nothing_behind(path: Path) -> No
     sql(path, "DROP TABLE syncd_suspects")
     opened(path)
     assert VERSION_TABLE in tables(path)
+
+
+def first_version(path: Path) -> list[str]:
+    """Make a database as the first version left it, with a row in each table; return its content."""
+    engine = create_engine(url_of(path))
+    with engine.begin() as connection:
+        upgrade(connection, "0001")
+        for table in schema.metadata.sorted_tables:
+            row = {column.name: SAMPLES[type(column.type)] for column in table.columns}
+            connection.execute(table.insert().values(row))
+    engine.dispose()
+    return content(path)
+
+
+SAMPLES = {
+    schema.Instant: datetime(2027, 3, 1, 12, tzinfo=UTC),
+    schema.Money: Decimal("12.50"),
+    JSON: {"été": [1]},
+    BigInteger: 10**15,
+    Boolean: True,
+    Float: 1.5,
+    Integer: 7,
+    Text: "été",
+}
+
+
+def content(path: Path) -> list[str]:
+    """Return every table with its rows, but for the number of the schema."""
+    with closing(sqlite3.connect(path)) as connection:
+        lines = [*connection.iterdump()]
+    return [line for line in lines if not line.startswith((f'INSERT INTO "{VERSION_TABLE}"', "CREATE VIEW"))]
+
+
+def test_an_upgrade_loses_nothing(path: Path) -> None:
+    """A database of the first version gets the views, and every row of every table stays as it was."""
+    before = first_version(path)
+    assert sum(line.startswith("INSERT INTO") for line in before) >= len(schema.metadata.tables)
+    opened(path)
+    assert content(path) == before
+    assert sql(path, f"SELECT version_num FROM {VERSION_TABLE}") == [(schema.REVISION,)]
+    assert sql(path, "SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY name") == [
+        ("syncd_availability",),
+        ("syncd_orders",),
+    ]
+
+
+def test_an_upgrade_that_fails_half_way_leaves_the_old_version(path: Path) -> None:
+    """Where a view's name is taken the database stays as it was, for the version that it came from."""
+    first_version(path)
+    sql(path, "CREATE TABLE syncd_orders (theirs TEXT)")
+    before = content(path)
+    with pytest.raises(StoreError, match="table syncd_orders already exists"):
+        Database(url_of(path))
+    assert content(path) == before
+    assert sql(path, f"SELECT version_num FROM {VERSION_TABLE}") == [("0001",)]
+    assert sql(path, "SELECT name FROM sqlite_master WHERE type = 'view'") == []
 
 
 def test_a_sites_own_tables_and_migrations_are_left_alone(path: Path) -> None:

@@ -1,10 +1,11 @@
 """The README is held against the code: keys, commands, tables, queries."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from syncd import cli, config, ctl, schema
 from syncd.database import Database
@@ -40,23 +41,42 @@ def test_command_that_nobody_can_find() -> None:
     assert words("syncctl") == subcommands(ctl.build_parser().format_help())
 
 
-def test_table_that_nobody_can_find() -> None:
-    """Every public table stands in the README, and no other does."""
-    private = {schema.suspects.name, schema.requests.name, schema.state.name, schema.cursors.name}
-    assert set(re.findall(r"^\| `((?:billetweb|syncd)_\w+)`", README, re.MULTILINE)) == (
-        schema.metadata.tables.keys() - private
-    )
-
-
-@pytest.mark.parametrize("query", QUERIES, ids=range(len(QUERIES)))
-def test_query_that_does_not_run(query: str, tmp_path: Path) -> None:
-    """The README's example queries run on the tables as the migrations make them."""
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[Connection]:
+    """Connect to a database as the migrations make it."""
     url = f"sqlite:///{tmp_path}/syncd.db"
     Database(url).close()
     engine = create_engine(url)
     with engine.connect() as connection:
-        connection.execute(text(query)).all()
+        yield connection
     engine.dispose()
+
+
+def rows_of(kind: str) -> dict[str, str]:
+    """Return the rows of the README's table with this head: name and description."""
+    table = README.partition(f"\n| {kind} | a row is |\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+
+
+def test_table_that_nobody_can_find() -> None:
+    """Every public table stands in the README, and no other does."""
+    private = {schema.suspects.name, schema.requests.name, schema.state.name, schema.cursors.name}
+    assert rows_of("table").keys() == schema.metadata.tables.keys() - private
+
+
+def test_view_that_is_not_as_described(connection: Connection) -> None:
+    """Every view stands in the README with all its columns in their order, and no other does."""
+    views = inspect(connection)
+    described = {name: re.findall("`(.*?)`", text) for name, text in rows_of("view").items()}
+    assert described == {
+        name: [column["name"] for column in views.get_columns(name)] for name in views.get_view_names()
+    }
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=range(len(QUERIES)))
+def test_query_that_does_not_run(query: str, connection: Connection) -> None:
+    """The README's example queries run on the tables and views as the migrations make them."""
+    connection.execute(text(query)).all()
 
 
 def test_there_are_queries() -> None:

@@ -1,0 +1,246 @@
+"""The log of changes does not grow for ever, and loses nothing to a clock that is wrong."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from conftest import LogLines, Rig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from syncd import standin as fault
+from syncd.database import Database
+from syncd.model import Event
+from syncd.reconcile import plan_listed
+from syncd.standin import StandIn
+from syncd.store import Store
+
+NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
+KEEP = 10 * DAY
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("changes") / "mirror.db"
+
+
+@pytest.fixture(scope="module")
+def opened(path: Path) -> Iterator[Store]:
+    store = Store(Database(f"sqlite:///{path}"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def store(opened: Store, path: Path) -> Store:
+    """Give the store with empty tables."""
+    clear(path)
+    return opened
+
+
+def clear(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM syncd_changes")
+        connection.execute("DELETE FROM billetweb_events")
+
+
+def change(store: Store, name: object, seen_at: datetime) -> None:
+    """Have a run see an event for the first time."""
+    store.apply(1, plan_listed(Event(id=str(name), account="1"), None), seen_at)
+
+
+def left(path: Path) -> list[str]:
+    """Return which changes are on record, in order."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [name for (name,) in connection.execute("SELECT row_id FROM syncd_changes ORDER BY seq")]
+
+
+# --- what is removed
+
+
+days = st.integers(-30, 5)
+
+
+@given(st.lists(days, max_size=12).map(sorted), days, days)
+@settings(max_examples=60)
+def test_change_goes_too_early_or_never(
+    opened: Store, path: Path, seen: list[int], now: int, full: int
+) -> None:
+    """Those stay that are younger than `keep` before now, the full run before and the latest change."""
+    clear(path)
+    for number, day in enumerate(seen):
+        change(opened, number, NOW + day * DAY)
+    removed = opened.prune_changes(KEEP, NOW + now * DAY, NOW + full * DAY, within_s=1)
+    since = min([now, full, *seen[-1:]]) - KEEP.days
+    kept = [str(number) for number, day in enumerate(seen) if day >= since]
+    assert left(path) == kept
+    assert removed == len(seen) - len(kept)
+
+
+@given(
+    gaps=st.lists(st.integers(1, KEEP.days - 1), min_size=4, max_size=14),
+    wrong=st.integers(1, 12),
+    by=st.integers(-9000, 9000),
+)
+@settings(max_examples=40)
+def test_clock_that_is_wrong_for_one_run_empties_the_log(
+    opened: Store, path: Path, gaps: list[int], wrong: int, by: int
+) -> None:
+    """What is young by the right clock stays, whichever full run but the first has a wrong one.
+
+    Nobody can tell the age of a change seen with a clock that was behind: it goes with the one before it.
+    """
+    clear(path)
+    at, full_before = NOW, None
+    begun: dict[int, datetime] = {}
+    for number, gap in enumerate(gaps):
+        at += gap * DAY
+        clock = at + (by * DAY if number == wrong else timedelta(0))
+        begun[number] = at
+        change(opened, number, clock)
+        if full_before:
+            opened.prune_changes(KEEP, clock, full_before, within_s=1)
+        full_before = clock
+        kept = {int(name) for name in left(path)}
+        young = {name for name, instant in begun.items() if instant >= at - KEEP}
+        unsure = {wrong} if by < 0 and wrong - 1 not in kept else set()
+        assert young - unsure <= kept
+
+
+def test_change_that_bears_an_instant_of_long_ago_goes_while_it_is_young(store: Store, path: Path) -> None:
+    """A change seen with a clock that was behind is as young as the one before it, and goes after that."""
+    change(store, "young", NOW)
+    change(store, "behind", NOW - 9000 * DAY)
+    change(store, "right", NOW + 5 * DAY)
+    for age, names in ((10, ["young", "behind", "right"]), (11, ["right"])):
+        at = NOW + age * DAY
+        change(store, age, at)
+        store.prune_changes(KEEP, at, at, within_s=1)
+        assert [name for name in left(path) if not name.isdigit()] == names
+
+
+def test_change_of_a_clock_that_was_ahead_stops_all_pruning(store: Store, path: Path) -> None:
+    """A change that bears an instant yet to come stays until then; what is old behind it goes."""
+    for name, age in (("old", 13), ("ahead", -9000), ("old too", 12), ("young", 1)):
+        change(store, name, NOW - age * DAY)
+    assert store.prune_changes(KEEP, NOW, NOW, within_s=1) == 2
+    assert left(path) == ["ahead", "young"]
+
+
+def test_nothing_on_record_is_an_error(store: Store) -> None:
+    """An empty log is pruned of nothing."""
+    assert store.prune_changes(KEEP, NOW, NOW, within_s=1) == 0
+
+
+def test_many_old_changes_hold_up_a_stop(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction removes so many and no more, the oldest first; when time is up the rest waits."""
+    monkeypatch.setattr("syncd.store.PRUNED_AT_ONCE", 3)
+    for number in range(10):
+        change(store, number, NOW - (30 - number) * DAY)
+    change(store, "young", NOW)
+    assert store.prune_changes(KEEP, NOW, NOW, within_s=0) == 3
+    assert left(path) == ["3", "4", "5", "6", "7", "8", "9", "young"]
+    assert store.prune_changes(KEEP, NOW, NOW, within_s=60) == 7
+    assert left(path) == ["young"]
+
+
+# --- when
+
+
+def age_all(rig: Rig, by: timedelta) -> int:
+    """Make every change so much older; return how many there are."""
+    seen_at = (datetime.now(UTC) - by).strftime("%Y-%m-%d %H:%M:%S.%f")
+    rig.sql("UPDATE syncd_changes SET seen_at = ?", seen_at)
+    return count(rig)
+
+
+def count(rig: Rig) -> int:
+    ((found,),) = rig.sql("SELECT count(*) FROM syncd_changes")
+    assert isinstance(found, int)
+    return found
+
+
+def test_log_of_changes_grows_for_ever(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """After a full run what is too old is gone, with one line that says so, and numbers go on."""
+    rig.run()
+    ((last,),) = rig.sql("SELECT max(seq) FROM syncd_changes")
+    old = age_all(rig, timedelta(days=401))
+    standin.sell("900001")
+    run = rig.run("manual", full=True)
+    assert run.outcome == "ok"
+    ((first, rows),) = rig.sql("SELECT min(seq), count(*) FROM syncd_changes")
+    assert (first, rows) == (last + 1, run.counts.updated)
+    (line,) = log_lines.of("changes.pruned")
+    assert line["message"] == f"{old} changes older than 400 d removed from the log of changes"
+    assert (line["level"], line["removed"]) == ("INFO", old)
+    rig.run("manual", full=True)
+    assert len(log_lines.of("changes.pruned")) == 1
+
+
+def test_run_that_proves_nothing_removes_changes(rig: Rig, standin: StandIn) -> None:
+    """Runs not full, of named events or failed leave the log alone, and so does the first full one."""
+    rig.run("manual")
+    standin.sell("900001")
+    old = age_all(rig, timedelta(days=401))
+    first = rig.run("manual", full=True)
+    assert (rig.mirror.record.last_full_at, count(rig)) == (first.finished_at, old + first.counts.updated)
+    standin.sell("900001")
+    kept = count(rig) + rig.run("manual").counts.updated
+    rig.run("manual", full=True, events=("900001",))
+    standin.fail("/events", fault.null)
+    assert rig.run("manual", full=True).outcome == "failed"
+    assert count(rig) == kept
+    rig.run("manual", full=True)
+    assert count(rig) == kept - old
+
+
+def test_clock_of_one_full_run_decides_alone(rig: Rig, standin: StandIn) -> None:
+    """What is too old by this full run's clock alone stays until the next one says so too."""
+    config = rig.mirror.config
+    shorter = structs.replace(config.sync, keep_changes=timedelta(days=2))
+    rig.portal.call(rig.mirror.configure, structs.replace(config, sync=shorter))
+    rig.run()
+    old = age_all(rig, timedelta(days=3))
+    rig.mirror.record.last_full_at = datetime.now(UTC) - timedelta(days=2)
+    standin.sell("900001")
+    kept = rig.run("manual", full=True).counts.updated
+    assert count(rig) == old + kept
+    rig.run("manual", full=True)
+    assert count(rig) == kept
+
+
+def test_new_length_of_the_log_waits_for_a_restart(rig: Rig, standin: StandIn) -> None:
+    """After a reload the next full run keeps as much as is said now."""
+    rig.run()
+    old = age_all(rig, timedelta(days=3))
+    standin.sell("900001")
+    rig.run("manual", full=True)
+    kept = count(rig)
+    assert kept > old
+    config = rig.mirror.config
+    shorter = structs.replace(config.sync, keep_changes=timedelta(days=2))
+    rig.portal.call(rig.mirror.configure, structs.replace(config, sync=shorter))
+    rig.run("manual", full=True)
+    assert count(rig) == kept - old
+
+
+def test_trouble_with_old_changes_spoils_a_good_run(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """Where they cannot be removed the run ends as it would, a line says so, and the next one does it."""
+    rig.run()
+    old = age_all(rig, timedelta(days=401))
+    rig.sql("CREATE TRIGGER t BEFORE DELETE ON syncd_changes BEGIN SELECT RAISE(ABORT, 'disk'); END")
+    standin.sell("900001")
+    run = rig.run("manual", full=True)
+    assert rig.sql("SELECT outcome FROM syncd_runs WHERE id = ?", run.id) == [("ok",)]
+    (line,) = log_lines.of("error.database")
+    assert "old changes could not be removed" in line["message"]
+    assert "disk" in line["message"]
+    assert count(rig) == old + run.counts.updated
+    rig.sql("DROP TRIGGER t")
+    rig.run("manual", full=True)
+    assert count(rig) == run.counts.updated
