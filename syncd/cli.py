@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 import stamina.instrumentation
@@ -138,23 +139,25 @@ def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
 async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
     from syncd.heartbeat import ping  # noqa: PLC0415
     from syncd.mirror import Mirror  # noqa: PLC0415
+    from syncd.progress import shown  # noqa: PLC0415
     from syncd.runner import Runner  # noqa: PLC0415
 
     mirror = Mirror(config, redact)
     try:
         await mirror.open()
-        runner = Runner(
-            lambda run: mirror.work(run, lambda _: None),
-            timeout=config.sync.run_timeout,
-            next_id=mirror.next_id,
-            on_end=mirror.conclude,
-            redact=redact,
-        )
-        run = runner.request("once", full=full)
-        runner.serve()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, runner.task.cancel)
-        await runner.wait(run)
+        with shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to)) as show:
+            runner = Runner(
+                lambda run: mirror.work(run, show),
+                timeout=config.sync.run_timeout,
+                next_id=mirror.next_id,
+                on_end=mirror.conclude,
+                redact=redact,
+            )
+            run = runner.request("once", full=full)
+            runner.serve()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, runner.task.cancel)
+            await runner.wait(run)
         await ping(config.heartbeat.url, run)
     finally:
         await mirror.close()
@@ -222,8 +225,12 @@ def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
     config = load_config()
     for secret in secrets(config):
         redact.add(secret)
-    log.configure(level=config.log.level, format=config.log.format, redact=redact)
+    _log(config, redact)
     return config
+
+
+def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
+    log.configure(level=config.log.level, format=config.log.format, redact=redact, stream=to)
 
 
 def secrets(config: Config) -> list[str]:

@@ -61,7 +61,7 @@ once and shows how the daemon fares.""",
             "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_FDS, LISTEN_PID, JOURNAL_STREAM": (
                 "Set by systemd: see sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5)."
             ),
-            "NO_COLOR": "If set, the log has no colours on a terminal either.",
+            "NO_COLOR": "If set, neither the log nor the progress of `once` has colours on a terminal.",
         },
         "FILES": {
             cli.DEFAULT_CONFIG: "The configuration, see syncd.toml(5).",

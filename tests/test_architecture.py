@@ -20,7 +20,7 @@ ORDER = (
     # Billetweb and the database
     "billetweb", "database", "reconcile", "store", "sync",
     # what is known of runs, and who may ask
-    "runlog", "status", "metrics", "mirror", "control",
+    "runlog", "progress", "status", "metrics", "mirror", "control",
     # the programs
     "daemon", "standin_world", "standin", "demo", "cli", "__main__", "ctl",
 )  # fmt: skip
