@@ -80,8 +80,7 @@ class Daemon:
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
-        self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", 0])
-        self._guard.daemon = True
+        self._guard: threading.Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -96,7 +95,7 @@ class Daemon:
                 self._control.remove()
             raise
         code = await self._until_stopped(serving)
-        await self._stop(serving)
+        await self._stop(serving, code)
         return code
 
     async def _start(self) -> "asyncio.Task[None]":
@@ -173,10 +172,10 @@ class Daemon:
         stopped.cancel()
         return 1
 
-    async def _stop(self, serving: "asyncio.Task[None]") -> None:
+    async def _stop(self, serving: "asyncio.Task[None]", code: int) -> None:
         """Stop in order: no new run, the run in progress, the socket, the connections."""
         if not self._stop_asked.is_set():
-            self._begin_stop()
+            self._begin_stop(code)
         if self._watchdog:
             self._watchdog.stop()
         self._schedule.stop()
@@ -187,23 +186,26 @@ class Daemon:
         await asyncio.wait({serving})
         self._control.remove()
         if not ended:
-            self._give_up("the database did not answer, its transaction is rolled back", 0)
+            self._give_up("the database did not answer, its transaction is rolled back", code)
         for task in self._tasks:
             task.cancel()
         await self._mirror.close()
-        self._guard.cancel()
+        if self._guard:
+            self._guard.cancel()
         logger.bind(event="stopped").info("stopped")
 
     def _on_stop_signal(self, number: int) -> None:
         if self._stop_asked.is_set():
             self._give_up("a second signal", 1)
         logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
-        self._begin_stop()
+        self._begin_stop(0)
 
-    def _begin_stop(self) -> None:
+    def _begin_stop(self, code: int) -> None:
         """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
         self._notifier.stopping()
+        self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", code])
+        self._guard.daemon = True
         self._guard.start()
 
     def _give_up(self, why: str, code: int) -> None:

@@ -1,6 +1,8 @@
 """More time for a start or a stop, from systemd: asked for during a transaction that writes, then only."""
 
+import signal
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -32,6 +34,21 @@ SLOW_MIGRATION = SLOW_RECORD.replace("DELETE ON syncd_runs", "INSERT ON syncd_sc
     "CREATE TABLE syncd_schema (version_num VARCHAR(32) NOT NULL PRIMARY KEY); CREATE TRIGGER",
 )
 """Does the same to the one that makes the tables."""
+
+
+_MORTAL = """
+import asyncio, signal, sys, syncd.cli, syncd.schedule
+start = syncd.schedule.Schedule.start
+
+def mortal(self, *of):
+    start(self, *of)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.task.cancel)
+
+syncd.schedule.Schedule.start = mortal
+sys.exit(syncd.cli.main())
+"""
+MORTAL = [sys.executable, "-c", _MORTAL]
+"""The daemon, whose ticker a signal kills."""
 
 
 @pytest.fixture
@@ -152,16 +169,33 @@ def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
             daemon.told("EXTEND")
 
 
+def in_a_long_transaction(daemon: DaemonProcess) -> None:
+    """Bring a daemon to where it puts a run's end on record, which takes minutes."""
+    with closing(sqlite3.connect(daemon.database)) as connection:
+        connection.executescript(SLOW_RECORD)
+    daemon.ask("POST", "/v1/runs", {})
+    eventually(lambda: b'"state":"done"' in daemon.ask("GET", "/v1/runs/1")[1])
+
+
 def test_commit_of_a_stop_is_cut_short(home: Path, base_url: str) -> None:
     """A stop while a transaction is under way asks for more time, as long as it waits for its end."""
     with DaemonProcess(home, base_url, NO_RUN) as daemon:
-        with closing(sqlite3.connect(daemon.database)) as connection:
-            connection.executescript(SLOW_RECORD)
-        daemon.ask("POST", "/v1/runs", {})
-        eventually(lambda: b'"state":"done"' in daemon.ask("GET", "/v1/runs/1")[1])
+        in_a_long_transaction(daemon)
         daemon.process.terminate()
         daemon.told("STOPPING=1")
         for _ in range(2):
             assert daemon.told("EXTEND") == EXTEND
         assert daemon.process.wait(5) == 0
     assert "ending at once: the database did not answer, its transaction is rolled back" in daemon.log
+
+
+def test_death_of_a_part_looks_like_a_clean_stop(home: Path, base_url: str) -> None:
+    """Where nothing can be waited for any longer it still ends with 1, so that systemd starts it again."""
+    daemon = DaemonProcess(home, base_url, NO_RUN)
+    daemon._program = MORTAL
+    with daemon:
+        in_a_long_transaction(daemon)
+        daemon.process.send_signal(signal.SIGUSR1)
+        assert daemon.process.wait(10) == 1
+    assert "the ticker died" in daemon.log
+    assert "ending at once: the database did not answer" in daemon.log
