@@ -155,7 +155,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
             )
             run = runner.request("once", full=full)
             runner.serve()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, runner.task.cancel)
             await runner.wait(run)
         await ping(config.heartbeat.url, run)

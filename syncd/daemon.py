@@ -81,6 +81,8 @@ class Daemon:
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
         self._guard: threading.Timer | None = None
+        self._is_up = False
+        self._reload_waits = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -131,6 +133,9 @@ class Daemon:
             without = "" if self._mirror.store else "; the database cannot be opened, each run tries again"
             self._notifier.ready(STATUS=f"up, runs {every}{without}")
             self._feed_watchdog(control.path)
+        self._is_up = True
+        if self._reload_waits:
+            self._on_hangup()
         return serving
 
     def _feed_watchdog(self, path: Path) -> None:
@@ -197,25 +202,31 @@ class Daemon:
     def _on_stop_signal(self, number: int) -> None:
         if self._stop_asked.is_set():
             self._give_up("a second signal", 1)
-        logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
         self._begin_stop(0)
+        logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
 
     def _begin_stop(self, code: int) -> None:
         """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
-        self._notifier.stopping()
         self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", code])
         self._guard.daemon = True
         self._guard.start()
+        self._notifier.stopping()
 
     def _give_up(self, why: str, code: int) -> None:
         """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
-        logger.bind(event="cut").warning("ending at once: {}", why)
-        if self._control:
-            self._control.remove()
-        os._exit(code)
+        try:
+            logger.bind(event="cut").warning("ending at once: {}", why)
+            if self._control:
+                self._control.remove()
+        finally:
+            os._exit(code)
 
     def _on_hangup(self) -> None:
+        if not self._is_up:  # a reload ends with READY, which would be too early
+            self._reload_waits = True
+            return
+
         async def reload() -> None:
             try:
                 await self.reload()

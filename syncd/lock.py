@@ -34,5 +34,5 @@ class FileLock:
     def release(self) -> None:
         """Let it go; does nothing where it is not held."""
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None  # a thread that gives up on a stop may come here too
+            os.close(fd)

@@ -184,7 +184,7 @@ class Mirror:
             self.record.events_live, self.record.events_full = counted
 
     async def _prune(self, full_before: datetime) -> None:
-        """Remove changes that are too old, after a good full run with another one before it."""
+        """Remove changes that are too old, after a full run that did not fail and had one before it."""
         assert self.store
         keep, now = self.config.sync.keep_changes, datetime.now(UTC)
         try:

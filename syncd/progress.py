@@ -51,7 +51,7 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
     )
     log_to(_AboveTheBar(console))
     try:
-        with suppress(OSError):  # the terminal went away: the run goes on
+        with suppress(OSError):  # the terminal went away: that is no fault of the run
             live.start()
         yield bar.show
     finally:

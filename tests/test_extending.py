@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, Tables, eventually, locked
+from processes import PATIENCE_S, DaemonProcess, Tables, eventually, locked
 from sqlalchemy import Connection, event, text
 
 from syncd.database import Database
@@ -133,7 +133,8 @@ def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
         assert set(daemon.notified) == {EXTEND}
         daemon.process.terminate()
         daemon.told("STOPPING=1")
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(PATIENCE_S) == 0
+    assert "stopping took too long" in daemon.log
     assert set(daemon.notified) == {EXTEND, "STOPPING=1"}
     assert " is up" not in daemon.log
     with closing(sqlite3.connect(home / "syncd.db")) as connection:
@@ -152,11 +153,27 @@ def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin
     with locked(home / "syncd.db"), DaemonProcess(home, base_url, awaits="") as daemon:
         eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
         daemon.process.terminate()
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(PATIENCE_S) == 0
         daemon.told("STOPPING=1")
     assert daemon.notified == ["STOPPING=1"]
     assert " is up" not in daemon.log
     assert standin.requests == []
+
+
+def test_reload_during_the_opening_is_ready_too_early(home: Path, base_url: str) -> None:
+    """A SIGHUP that comes before it is up waits until then; systemd hears READY when that is true."""
+    Database(f"sqlite:///{home}/syncd.db").close()
+    with locked(home / "syncd.db"), DaemonProcess(home, base_url, NO_RUN, awaits="") as daemon:
+        eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert daemon.told("READY=1").startswith(
+            "READY=1\nSTATUS=up, runs every 900 s; the database cannot be"
+        )
+        assert daemon.notified == daemon.notified[-1:]
+        daemon.told("RELOADING=1")
+        assert daemon.told("READY=1") == "READY=1"
+    assert "the configuration was read again" in daemon.log
+    assert "xception" not in daemon.log
 
 
 def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:

@@ -161,9 +161,9 @@ def test_warning_above_the_bar_holds_a_secret(standin: StandIn, held: Path) -> N
     assert "demo-key" not in once.drawn
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_bar_outlives_a_signal(held: Path, number: signal.Signals) -> None:
-    """Ctrl-C cancels the run, which is told and summed up as ever; the bar goes and the cursor comes back."""
+    """Ctrl-C or a closed session cancels the run, which is told and summed up; bar gone, cursor back."""
     with Once(held) as once:
         once.shows("events 1/2")
         once.process.send_signal(number)
@@ -184,8 +184,8 @@ def test_colours_cannot_be_refused(standin: StandIn, held: Path) -> None:
     assert not re.search(r"\x1b\[[0-9;]*m", once.drawn)
 
 
-def test_run_dies_with_its_terminal(standin: StandIn, held: Path) -> None:
-    """A terminal that goes away takes the bar along, not the run."""
+def test_run_fails_with_its_terminal(standin: StandIn, held: Path) -> None:
+    """A terminal that goes away without a signal takes the bar along, not the run."""
     with Once(held) as once:
         once.shows("events 1/2")
         once.hang_up()

@@ -52,7 +52,8 @@ def assert_nothing_is_left() -> None:
     """Fail where there is a process, a file, a user or an entry of the catalog yet."""
     assert shown("LoadState") == "not-found"
     assert run("pgrep", "--full", "bin/syncd run", check=False).stdout == ""
-    assert run("id", "syncd", check=False).returncode != 0
+    for database in ("passwd", "group"):
+        assert run("getent", database, "syncd", check=False).returncode == 2
     places = ("/etc", "/opt", "/run", "/usr", "/var")
     found = run("find", *places, "-name", "sync[dc]*", "-o", "-name", "_sync[dc]*").stdout.split()
     ours = ("/opt/tests/", "/opt/boots/", "/var/lib/syncd-")  # the last: of the daemons beside the service

@@ -124,10 +124,15 @@ def test_libraries_mix_with_the_systems() -> None:
     assert "ModuleNotFoundError" in other.stderr
 
 
+def mode(path: Path) -> str:
+    """Return a path's owner, group and mode."""
+    return run("stat", "--format=%U:%G %a", str(path)).stdout.strip()
+
+
 def test_key_lies_open() -> None:
-    """The folder for keys is root's alone, the state the service's."""
-    modes = {KEY_FILE.parent: "root:root 700", DATABASE.parent: "syncd:syncd 750"}
-    assert {path: run("stat", "--format=%U:%G %a", str(path)).stdout.strip() for path in modes} == modes
+    """The folder for keys is root's alone, the state the service's, the settings for both."""
+    modes = {KEY_FILE.parent: "root:root 700", DATABASE.parent: "syncd:syncd 750", CONFIG: "root:syncd 640"}
+    assert {path: mode(path) for path in modes} == modes
 
 
 def test_configured_service_does_not_run() -> None:
@@ -142,7 +147,7 @@ def test_configured_service_does_not_run() -> None:
         key_file.parent.mkdir(mode=0o700, exist_ok=True)
         key_file.touch(0o600)
         key_file.write_text(KEY)
-    systemctl("start", *SERVICES)
+    systemctl("enable", "--now", *SERVICES)
     run("syncctl", "run-now")
     run("syncctl", "status", "--check")
 
@@ -150,9 +155,10 @@ def test_configured_service_does_not_run() -> None:
 def test_upgrade_loses_something(next_package: str) -> None:
     """An upgrade restarts what runs on the new code, with the admin's settings and all that was stored."""
     ids, settings = run_ids(), CONFIG.read_text("utf-8")
+    CONFIG.chmod(0o644)
     pids = {service: shown("MainPID", service) for service in SERVICES}
     run("dpkg", "--install", next_package)
-    assert CONFIG.read_text("utf-8") == settings
+    assert (CONFIG.read_text("utf-8"), mode(CONFIG)) == (settings, "root:syncd 644")
     for service in SERVICES:
         assert (shown("ActiveState", service), shown("Result", service)) == ("active", "success")
         assert shown("MainPID", service) != pids[service]
