@@ -37,12 +37,12 @@ class Hang(NamedTuple):
     frame: str  # in the stacks: what hangs, or what goes on without what is dead
 
 
-LOOP_WAITS = r'selectors\.py", line \d+ in select'
+LOOP_LIVES = r'base_events\.py", line \d+ in run_forever'  # whatever it is at in that instant
 HANGS = {
-    "stopped": Hang("SIGSTOP", 0, "", LOOP_WAITS),
+    "stopped": Hang("SIGSTOP", 0, "", LOOP_LIVES),
     "loop": Hang("SIGUSR1", 0, "the control server does not answer: timed out", "in block_the_loop"),
     "scheduler": Hang(
-        "SIGUSR2", INTERVAL_S + LATE_S, "the scheduler is dead: a slot has been due", LOOP_WAITS
+        "SIGUSR2", INTERVAL_S + LATE_S, "the scheduler is dead: a slot has been due", LOOP_LIVES
     ),
     "run": Hang("SIGWINCH", RUN_TIMEOUT_S + OVERRUN_S, "the run in progress hangs", "in never_return"),
 }
