@@ -60,8 +60,13 @@ def asked(path: Path) -> socket.socket:
 
 def activated(given: socket.socket, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Return a finished `syncd` that was passed a socket."""
+    return passed_to(given, *SYNCD, *arguments, **environ)
+
+
+def passed_to(given: socket.socket, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Return a finished program that was passed a socket as systemd does it."""
     return subprocess.run(
-        [*SOCKET_ACTIVATED, *SYNCD, *arguments],
+        [*SOCKET_ACTIVATED, *command],
         env=environment(**environ),
         stdin=given.fileno(),
         capture_output=True,
@@ -225,15 +230,8 @@ def test_bad_configuration_is_started_again_for_each_who_waits(
 def test_child_takes_the_socket_for_its_own(home: Path, listening: socket.socket, pid: str | None) -> None:
     """Neither the variables, whomever they are for, nor the socket reach a program that syncd starts."""
     more = {"LISTEN_FDNAMES": "syncd.socket"} | ({"LISTEN_PID": pid} if pid else {})
-    done = subprocess.run(
-        [*SOCKET_ACTIVATED, sys.executable, "-c", _CHILD],
-        env=environment(**more),
-        stdin=listening.fileno(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    )
+    done = passed_to(listening, sys.executable, "-c", _CHILD, **more)
+    assert done.returncode == 0, done.stderr
     assert "PATH=" in done.stdout
     assert "LISTEN_" not in done.stdout
     if not pid:
