@@ -1,6 +1,7 @@
 """The daemon itself, with ways to break for good what its watchdog looks after: a signal for each."""
 
 import asyncio
+import ctypes
 import signal
 import sys
 import threading
@@ -18,6 +19,11 @@ def block_the_loop() -> None:
     threading.Event().wait()
 
 
+def hold_the_interpreter() -> None:
+    """Let no other thread run any Python, as a library does whose call comes to no end."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
 def never_return(*_body: object, **_about: object) -> NoReturn:
     """Be what a run does in a thread: neither its time-out nor a cancellation can end it."""
     while True:
@@ -33,6 +39,7 @@ def start(self: Schedule, interval: timedelta, jitter: timedelta, first: datetim
     """Start the schedule, and listen to signals that the daemon does not use."""
     start_schedule(self, interval, jitter, first)
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGURG, hold_the_interpreter)
     loop.add_signal_handler(signal.SIGUSR1, block_the_loop)
     loop.add_signal_handler(signal.SIGUSR2, self._scheduler._stop_timer)
     loop.add_signal_handler(signal.SIGWINCH, hang_runs)

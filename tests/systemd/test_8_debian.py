@@ -76,6 +76,10 @@ def without_hand_made_installation() -> None:
     for place in ("/etc/systemd/system", "/usr/local/bin", "/etc/sysusers.d", "/etc/tmpfiles.d"):
         for path in Path(place).glob("sync*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for place in ("/usr/local/share", "/usr/local/lib/systemd/catalog"):
+        for path in [*Path(place).rglob("*sync[dc]*")]:
+            path.unlink()
+    run("journalctl", "--update-catalog")
     systemctl("daemon-reload")
 
 
