@@ -1,26 +1,41 @@
 """The client of Billetweb's API (https://www.billetweb.fr/bo/api.php): bytes over HTTP, records out.
 
+An answer with attendees may be large: it is laid down in a temporary file and read from there in slices.
+
 The key travels in the Authorization header, never in a URL: URLs end up in logs and error texts. httpx's
 exceptions leave as `errors.BilletwebError`. What the answers mean is `wire.py`'s knowledge.
 """
 
 import asyncio
 import ipaddress
+import math
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TypeVar
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import IO, Self, TypeVar
 
 import httpx
 import stamina
 import stamina.instrumentation
 from loguru import logger
 
-from syncd import __version__, wire
+from syncd import __version__, slices, wire
 from syncd.config import BilletwebConfig, Secret
-from syncd.errors import AuthError, BilletwebError, ChallengeError, DecodeError, RateLimited, TransportError
+from syncd.errors import (
+    AuthError,
+    BilletwebError,
+    ChallengeError,
+    DecodeError,
+    RateLimited,
+    RestrictedError,
+    TooLargeError,
+    TransportError,
+)
 from syncd.limiter import RateLimiter
 from syncd.model import Event, Gauge, Session, Ticket
 from syncd.threads import in_thread
@@ -28,12 +43,63 @@ from syncd.wire import Decoded, GaugeKey
 
 T = TypeVar("T")
 HTTP_OK = 200
+ACCOUNT_ATTENDEES = "/attendees"
 ATTEMPTS = 3
 RETRY_WITHIN_S = 180.0
 """Long enough for three time-outs with a wait for the ceiling between them."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
+IN_MEMORY_BYTES = 1024 * 1024
+"""An answer to be read in slices goes to a file from here on; a refusal has no more than this to say."""
+PIECE_BYTES = 256 * 1024
 CHALLENGE_WAIT_S = 300.0
 CHALLENGE_WAIT_MAX_S = 3600.0
+
+
+class Spooled:
+    """An answer that is an array, or begins as one, laid down to be read in slices; close it after use.
+
+    The methods block, on a disk and on parsing: they are for a worker thread.
+    """
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file = file
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget the answer."""
+        self._file.close()
+
+    @property
+    def size(self) -> int:
+        """How many bytes the answer has."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def slices(self) -> Iterator[bytes]:
+        """Give the rows as small arrays, from the start; as `decoded` without a decoder."""
+        return self.decoded(bytes)
+
+    def decoded(self, decode: Callable[[bytes], T]) -> Iterator[T]:
+        """Give what `decode` makes of each slice, from the start.
+
+        Raises DecodeError, which names the request, where the answer turns out to be no whole array, or
+        where `decode` does: what came before is then not to be believed either.
+        """
+        self._file.seek(0)
+        chunks = iter(partial(self._file.read, PIECE_BYTES), b"")
+        found = slices.slices(chunks)
+        while True:
+            with _named(self._path), _ok():
+                piece = next(found, None)
+                if piece is None:
+                    return
+                made = decode(piece)
+            yield made
 
 
 class Billetweb:
@@ -43,6 +109,7 @@ class Billetweb:
     RETRY_WITHIN_S are over. After refused credentials nothing is sent until `reset`; after a challenge
     page, for some minutes (twice as long each time, up to an hour): every request then raises the same
     error at once.
+    `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
     """
 
@@ -65,15 +132,13 @@ class Billetweb:
         self._challenge: ChallengeError | None = None
         self._challenge_until = 0.0
         self._challenge_wait_s = CHALLENGE_WAIT_S
+        self.ahead = timedelta(0)
         self.requests = 0
         self.statuses: Counter[str] = Counter()
         self._http = httpx.AsyncClient(
             base_url=config.base_url.rstrip("/"),
             auth=httpx.BasicAuth(config.user, key.value),
             headers={"User-Agent": f"syncd/{__version__}", "Accept": "application/json"},
-            timeout=httpx.Timeout(
-                connect=min(10.0, self._timeout_s), read=self._timeout_s, write=10.0, pool=self._timeout_s
-            ),
             follow_redirects=False,  # the credentials are for this host alone
             trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
         )
@@ -118,17 +183,31 @@ class Billetweb:
             f"/event/{event_id}/dates", lambda body: wire.decode_sessions(body, event_id=event_id), past="1"
         )
 
+    async def attendees(
+        self, *, since: datetime | None, until: datetime | None = None, event_id: str | None = None
+    ) -> Spooled:
+        """Return the attendees of an event or of the account, refunded ones too; all or the lately changed.
+
+        The rows are for `wire.decode_attendees`. Raises RestrictedError where the key may not read them for
+        the account, and TooLargeError where a shorter time, or an event, should be asked for.
+        """
+        params = {"disabled": "1"}
+        if since is not None:
+            params["last_update"] = str(math.floor(since.timestamp()))
+        if until is not None:
+            params["to"] = str(math.ceil(until.timestamp()))
+        path = ACCOUNT_ATTENDEES if event_id is None else f"/event/{event_id}/attendees"
+        async with self._slots:
+            return Spooled(await self._get(path, params, large=True), path)
+
     async def _read(self, path: str, decode: Callable[[bytes], T], **params: str) -> T:
         async with self._slots:
-            body = await self._get(path, params)
-        with _named(path):
-            try:
-                return await in_thread(decode, body)
-            except DecodeError as error:
-                error.status = HTTP_OK  # or `wire.classify` would have refused it
-                raise
+            with await self._get(path, params) as file:
+                body = file.read()
+        with _named(path), _ok():
+            return await in_thread(decode, body)
 
-    async def _get(self, path: str, params: dict[str, str]) -> bytes:
+    async def _get(self, path: str, params: dict[str, str], *, large: bool = False) -> IO[bytes]:
         with _named(path):
             await self._turn()  # outside the retries, whose time does not run while a request is held back
         async for attempt in stamina.retry_context(
@@ -137,11 +216,16 @@ class Billetweb:
             with attempt, _named(path):
                 if attempt.num > 1:
                     await self._turn()
+                # A size of 0 keeps it in memory, whatever it is.
+                file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES if large else 0)  # noqa: SIM115
                 try:
-                    return await self._attempt(path, params)
-                except BilletwebError as error:
-                    self._learn(error)
+                    await self._attempt(path, params, file, self._timeout_s * (2 if large else 1))
+                except BaseException as error:
+                    file.close()
+                    if isinstance(error, BilletwebError):
+                        self._learn(error)
                     raise
+                return file
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _turn(self) -> None:
@@ -149,18 +233,18 @@ class Billetweb:
         await self._limiter.acquire()
         self._refuse_where_pointless()  # another request may have found out meanwhile
 
-    async def _attempt(self, path: str, params: dict[str, str]) -> bytes:
+    async def _attempt(self, path: str, params: dict[str, str], file: IO[bytes], timeout_s: float) -> None:
         self.requests += 1
         status: int | None = None
         try:
             async with (
-                asyncio.timeout(self._timeout_s),
-                self._http.stream("GET", path, params=params) as answer,
+                asyncio.timeout(timeout_s),
+                self._http.stream("GET", path, params=params, timeout=_timeouts(timeout_s)) as answer,
             ):
                 status = answer.status_code
-                body = await _body(answer)
+                await _lay_down(answer, file)
         except TimeoutError as error:
-            raise TransportError(f"no complete answer within {self._timeout_s:g} s") from error
+            raise TransportError(f"no complete answer within {timeout_s:g} s") from error
         except httpx.DecodingError as error:
             raise DecodeError("the answer's compression is broken", status=status) from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:
@@ -168,12 +252,18 @@ class Billetweb:
             raise TransportError(f"{self._http.base_url.host}: {type(error).__name__}: {said}") from error
         finally:
             self.statuses[str(status or "none")] += 1
-        retry_after = answer.headers.get("Retry-After")
-        refusal = wire.classify(body, answer.status_code, retry_after, now=datetime.now(UTC))
+        retry_after, now = answer.headers.get("Retry-After"), datetime.now(UTC)
+        self.ahead = wire.ahead(answer.headers.get("Date"), now=now)
+        body = file.read(IN_MEMORY_BYTES)
+        file.seek(0)
+        refusal = wire.classify(body, answer.status_code, retry_after, now=now)
+        if (
+            isinstance(refusal, AuthError) and path == ACCOUNT_ATTENDEES
+        ):  # the list of events was just answered
+            raise RestrictedError(str(refusal), status=answer.status_code)
         if refusal:
             raise refusal
         self._challenge_wait_s = CHALLENGE_WAIT_S
-        return body
 
     def _learn(self, error: BilletwebError) -> None:
         if isinstance(error, AuthError):
@@ -225,15 +315,43 @@ def _named(path: str) -> Iterator[None]:
         raise
 
 
-async def _body(answer: httpx.Response) -> bytes:
-    body = bytearray()
+@contextmanager
+def _ok() -> Iterator[None]:
+    try:
+        yield
+    except DecodeError as error:
+        error.status = HTTP_OK  # or `wire.classify` would have refused it
+        raise
+
+
+async def _lay_down(answer: httpx.Response, file: IO[bytes]) -> None:
+    """Write the body to the file, in pieces and from a worker thread: a disk may be slow."""
+    size, piece = 0, bytearray()
     async for chunk in answer.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise DecodeError(
-                f"the answer is larger than {MAX_BODY_BYTES // 1024**2} MiB", status=answer.status_code
-            )
-    return bytes(body)
+        piece += chunk
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            limit = f"{MAX_BODY_BYTES // 1024**2} MiB"
+            raise TooLargeError(f"the answer is larger than {limit}", status=answer.status_code)
+        if len(piece) >= PIECE_BYTES:
+            await in_thread(_write, file, piece)
+            piece = bytearray()
+    if len(piece) == size:  # in memory
+        _write(file, piece)
+    else:
+        await in_thread(_write, file, piece)
+    file.seek(0)
+
+
+def _write(file: IO[bytes], piece: bytearray) -> None:
+    try:
+        file.write(piece)
+    except OSError as error:
+        raise TransportError(f"no room for the answer in the temporary folder: {error.strerror}") from error
+
+
+def _timeouts(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(connect=min(10.0, seconds), read=seconds, write=10.0, pool=seconds)
 
 
 def _is_loopback(url: str) -> bool:

@@ -234,9 +234,9 @@ def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
 
 
 def secrets(config: Config) -> list[str]:
-    """Return what must never be shown: the key, the header made of it, the address of the heartbeat."""
+    """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
-    return [config.key.value, token, *([config.heartbeat.url] if config.heartbeat.url else [])]
+    return [config.key.value, token, database.password(config.database.url), config.heartbeat.url or ""]
 
 
 def _duration(value: str) -> timedelta:

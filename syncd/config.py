@@ -26,6 +26,7 @@ from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
 from syncd.errors import ConfigError
+from syncd.model import AttendeeMode
 from syncd.text import parse_duration
 
 
@@ -75,12 +76,12 @@ class SyncConfig(Struct, frozen=True, kw_only=True):
     keep_past: Annotated[timedelta, _duration, "0s", "3653d"] = timedelta(days=30)  # at most ten years
     full_every: Annotated[timedelta, _duration, "1m", "30d"] = timedelta(hours=24)
     keep_changes: Annotated[timedelta, _duration, "1d", "3653d"] = timedelta(days=400)  # a year and some
-    attendees: Annotated[str, _attendees] = "none"
+    attendees: Annotated[AttendeeMode, _choice, "none", "minimal", "full"] = "none"
     count_carts: Annotated[bool, _flag] = False
 
 
 class DatabaseConfig(Struct, frozen=True, kw_only=True):
-    """The database, as a SQLAlchemy URL."""
+    """The database, as a SQLAlchemy URL of a SQLite file or a PostgreSQL server."""
 
     url: Annotated[str, _database] = "sqlite:////var/lib/syncd/syncd.db"
 
@@ -363,12 +364,6 @@ def _choice(value: object, *allowed: str) -> str:
     return value
 
 
-def _attendees(value: object) -> str:
-    if _choice(value, "none", "minimal", "full") != "none":
-        raise ValueError('must be "none": this version of syncd does not mirror attendees yet')
-    return "none"
-
-
 def _duration(value: object, least: str, most: str) -> timedelta:
     if not isinstance(value, str):
         raise _must('be a duration in quotes, such as "15m"', value)
@@ -423,13 +418,38 @@ def _web_address(value: object) -> str:
     return parts[0].rstrip("/")
 
 
+_POSTGRESQL = re.compile(
+    r"postgresql(?:\+psycopg)?://"
+    r"(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?",
+    re.IGNORECASE,
+)
+
+
 def _database(value: object) -> str:
-    """Return the URL of a SQLite file. Not shown when refused: other databases have a password in theirs."""
+    """Return the URL of a SQLite file or a PostgreSQL database. Not shown when refused: for its password."""
     url = _text(value)
-    if url.startswith("postgres"):  # the one place that keeps PostgreSQL out
-        raise ValueError("PostgreSQL comes in a later version of syncd; until then, name a SQLite file")
+    if url.startswith("postgres"):
+        return _postgresql(url)
     if not re.fullmatch("sqlite:///(?!:memory:$)[^?]+", url):
-        raise ValueError('must name a SQLite file, not memory, as "sqlite:////var/lib/syncd/syncd.db" does')
+        raise ValueError(
+            'must name a SQLite file, not memory, as "sqlite:////var/lib/syncd/syncd.db" does, or a database '
+            'of PostgreSQL, as "postgresql://user@host/database" does'
+        )
+    return url
+
+
+def _postgresql(url: str) -> str:
+    parts = _POSTGRESQL.fullmatch(url)
+    if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
+        raise ValueError(
+            'must be as "postgresql://user:password@host:5432/database": an / @ : ? or # in one of these is '
+            "written %2F %40 %3A %3F %23"
+        )
+    if re.search("password", parts["parameters"] or "", re.IGNORECASE):  # only there it is known to be one
+        raise ValueError(
+            'a password stands before the host, as in "postgresql://user:password@host/database"'
+        )
     return url
 
 

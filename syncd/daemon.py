@@ -29,7 +29,8 @@ from syncd.notify import Notifier
 from syncd.redact import Redactor
 from syncd.runner import Runner
 from syncd.schedule import Schedule
-from syncd.status import State, Status, last_error
+from syncd.status import State, Status, budget_status, last_error
+from syncd.text import format_duration
 from syncd.threads import in_thread
 from syncd.watchdog import Watchdog
 
@@ -124,7 +125,7 @@ class Daemon:
             return serving
         if sync.run_on_start and not self._mirror.paused:
             self._runner.request("startup")
-        every = f"every {sync.interval.total_seconds():g} s"
+        every = f"every {format_duration(sync.interval.total_seconds())}"
         logger.bind(event="started").info(
             "syncd {} is up: runs {}, answers on {}, writes to {}",
             *(self.status().version, every, control.path, masked(self._config.database.url)),
@@ -302,6 +303,10 @@ class Daemon:
             database=masked(self._config.database.url),
             events_live=record.events_live,
             events_full=record.events_full,
+            oldest_figure_at=record.oldest_figure_at,
+            oldest_figure_age_s=record.oldest_figure_age_s(),
+            events_unread=record.events_unread,
+            budget=budget_status(self._mirror.memory.pace, interval),
             slots_skipped=dict(self._schedule.skipped),
             slots_missed=self._schedule.missed,
         )

@@ -1,62 +1,68 @@
-"""Opens the database: one holder, the right pragmas, migrations. Its tables' queries are in `store.py`."""
+"""Opens the database: one holder, migrations, transactions. Its tables' queries are in `store.py`."""
 
-import json
-import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from threading import get_ident
-from typing import Any
 
-import msgspec
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
-from syncd import schema
-from syncd.errors import StoreError
-from syncd.lock import FileLock
+from syncd import postgresql, schema, sqlite
+from syncd.errors import AlreadyRunning, ConfigError, StoreError
+from syncd.postgresql import Postgresql
+from syncd.sqlite import Sqlite
 
 VERSION_TABLE = "syncd_schema"
 """Not Alembic's usual name: the database may be a site's own, with migrations of its own."""
-
-BUSY_TIMEOUT_MS = 3000
-"""How long a statement waits for another program's lock on the SQLite file: less than a stop may take."""
 
 
 class Database:
     """An open database. Hold it for the process's life; `close` gives the lock back."""
 
     def __init__(self, url: str, writers: set[int] | None = None) -> None:
-        """Open `url`. Raises StoreError, and AlreadyRunning where another syncd has it.
+        """Open `url`. Raises StoreError, AlreadyRunning where another syncd has it, ConfigError.
 
         `writers` holds the threads whose writing transaction is under way, a migration's too.
         """
         self.writers: set[int] = set() if writers is None else writers
-        path = Path(os.path.realpath(sqlite_path(url)))  # one lock for one file, whichever link leads to it
-        self._path = path
-        if not path.parent.is_dir():
-            raise StoreError(f"the folder {path.parent} does not exist; create it, or change database.url")
-        self._lock = FileLock(path.with_name(path.name + ".lock"), f"the database {path}")
-        try:
-            self._lock.acquire()
-        except OSError as error:
-            raise StoreError(f"cannot lock the database {path}: {error.strerror}") from error
-        self.engine = _engine(url)
+        self._held = Sqlite(url) if _is_sqlite(url) else Postgresql(url)
         try:
             self._migrate()
         except BaseException as error:
             self.close()
             if isinstance(error, SQLAlchemyError):
-                raise StoreError(f"cannot open the database {path}: {reason(error)}") from error
+                raise StoreError(f"cannot open {self._held.name}: {reason(error)}") from None
             raise
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that writes."""
+        return self._held.writer
 
     @contextmanager
     def begin(self, *, write: bool = False) -> Iterator[Connection]:
-        """Give a connection in a transaction, committed at the end, rolled back where something is raised."""
+        """Give a connection in a transaction, committed at the end, rolled back where something is raised.
+
+        SQLAlchemy's errors leave as StoreError, in the driver's words only and without their cause:
+        statements and their values could hold what nobody may read in a log.
+        """
         try:
-            with self.engine.execution_options(write=write).begin() as connection:
+            with self._transaction(write=write) as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"the database did not do as asked: {reason(error)}") from None
+        except AlreadyRunning as error:  # it came while this one was cut off from the server
+            raise StoreError(str(error)) from None
+        except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
+            raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[Connection]:
+        engine = self._held.writer if write else self._held.reader
+        try:
+            with engine.execution_options(write=write).begin() as connection:
                 if write:
                     self.writers.add(get_ident())
                 yield connection
@@ -64,28 +70,24 @@ class Database:
             self.writers.discard(get_ident())
 
     def _migrate(self) -> None:
-        with self.begin(write=True) as connection:
-            if _known_revision(connection) == schema.REVISION:
+        with self._transaction(write=True) as connection:
+            revision = _known_revision(connection)
+            if revision == schema.REVISION:
                 return
             upgrade(connection, schema.REVISION)
-        with suppress(SQLAlchemyError), self.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA optimize")
+        self._held.migrated()
+
+    def erased(self) -> None:
+        """Leave no trace of what was erased in the files, as far as that can be done."""
+        self._held.erased()
 
     def close(self) -> None:
-        """Close every connection and let the lock go.
-
-        The file is left without a write-ahead log: who may only read it could not open it otherwise.
-        """
-        self.engine.dispose()
-        file = f"{self._path.as_uri()}?mode=rw"
-        with suppress(sqlite3.Error), closing(sqlite3.connect(file, uri=True, timeout=0)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")  # fails where somebody reads just now
-        self._lock.release()
+        """Close every connection and let the lock go."""
+        self._held.close()
 
 
-def sqlite_path(url: str) -> Path:
-    """Return the file that a `sqlite:///` URL names."""
-    return Path(make_url(url).database or "")
+def _is_sqlite(url: str) -> bool:
+    return make_url(url).get_backend_name() == "sqlite"
 
 
 def masked(url: str) -> str:
@@ -93,57 +95,48 @@ def masked(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+def password(url: str) -> str:
+    """Return the password in the URL, "" where there is none."""
+    return make_url(url).password or ""
+
+
 def reason(error: SQLAlchemyError) -> str:
     """Return the driver's own words, without the statement and its values."""
-    return str(getattr(error, "orig", None) or type(error).__name__)
+    cause = getattr(error, "orig", None)
+    if cause is None:
+        waited = "another transaction took too long" if isinstance(error, NoConnectionError) else ""
+        return waited or type(error).__name__
+    # What psycopg's text says after the first sentence shows the values of the row.
+    told = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return told or " ".join(str(cause).split())
 
 
 def check(url: str) -> str | None:
     """Return what is wrong with the database, None where syncd can use it. Creates and changes nothing."""
-    path = sqlite_path(url)
-    if not path.parent.is_dir():
-        return f"database.url: the folder {path.parent} does not exist"
-    if not path.exists():
-        writable = os.access(path.parent, os.W_OK | os.X_OK)
-        return None if writable else f"database.url: the folder {path.parent} is not writable"
-    if not os.access(path, os.R_OK | os.W_OK):
-        return f"database.url: {path} is not readable and writable for this user"
-    engine = _engine(url, read_only=True)
+    try:
+        trouble = _trouble(url)
+    except SQLAlchemyError as error:
+        trouble = reason(error)
+    except StoreError as error:
+        trouble = str(error)
+    except ConfigError as error:
+        return str(error)
+    return f"database.url: {trouble}" if trouble else None
+
+
+def _trouble(url: str) -> str | None:
+    if is_file := _is_sqlite(url):
+        path = sqlite.path_of(url)
+        trouble = sqlite.obstacle(path)
+        if trouble or not path.exists():
+            return trouble
+    engine = sqlite.engine(url, read_only=True) if is_file else postgresql.engine(url)
     try:
         with engine.connect() as connection:
-            _known_revision(connection)
-    except (SQLAlchemyError, StoreError) as error:
-        return f"database.url: {reason(error) if isinstance(error, SQLAlchemyError) else error}"
+            revision = _known_revision(connection)
+            return None if is_file else postgresql.obstacle(connection, revision)
     finally:
         engine.dispose()
-    return None
-
-
-def _engine(url: str, *, read_only: bool = False) -> Engine:
-    engine = create_engine(
-        url,
-        hide_parameters=True,
-        json_serializer=lambda value: json.dumps(value, default=msgspec.to_builtins, ensure_ascii=False),
-        json_deserializer=json.loads,
-    )
-
-    @event.listens_for(engine, "connect")
-    def set_pragmas(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions are begun below; the driver's own way spares DDL
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        if read_only:
-            connection.execute("PRAGMA query_only = ON")
-            return
-        connection.execute("PRAGMA journal_mode = WAL")  # which the file keeps
-        connection.execute("PRAGMA synchronous = NORMAL")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A transaction that will write takes its lock first: one that reads first cannot wait for it later.
-        write = connection.get_execution_options().get("write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
 
 
 def _known_revision(connection: Connection) -> str | None:
@@ -163,6 +156,8 @@ def upgrade(connection: Connection, revision: str) -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
     config = Config()
     config.set_main_option("script_location", "syncd:migrations")
     config.attributes["connection"] = connection

@@ -23,7 +23,7 @@ from syncd.model import Run
 from syncd.notify import Notifier
 from syncd.redact import Redactor
 from syncd.standin import StandIn, serving
-from syncd.text import events_table
+from syncd.text import events_table, format_duration
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
 STEP_S = 0.7
@@ -73,7 +73,7 @@ def demo(
         config = load_config()
         _say(
             f"A stand-in for Billetweb answers on {base_url}, with {events} events whose sales go on.\n"
-            f"The daemon mirrors it into {home}/syncd.db every {interval.total_seconds():g} s."
+            f"The daemon mirrors it into {home}/syncd.db every {format_duration(interval.total_seconds())}."
             " Ctrl-C stops it.\n"
         )
 

@@ -10,6 +10,7 @@
     │   ├─ RestrictedError   the key may not read this event
     │   ├─ StatusError       any other refusal
     │   └─ DecodeError       an answer that is not what was asked for
+    │       └─ TooLargeError one that is too large to be read; ask for less
     ├─ StoreError            the database cannot be read or written now
     ├─ RunCancelled          a run that is not to be after all
     └─ AlreadyRunning        another syncd holds this database or this socket
@@ -92,6 +93,12 @@ class DecodeError(BilletwebError):
     """The answer is not of the expected shape."""
 
     kind = "malformed"
+
+
+class TooLargeError(DecodeError):
+    """The answer is larger than is read at once. Part of it may be asked for."""
+
+    kind = "too_large"
 
 
 class StoreError(SyncdError):

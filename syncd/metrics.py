@@ -65,8 +65,26 @@ def _gauges(status: Status) -> Iterator[Metric]:
             "End of the latest run with outcome ok.",
             status.last_success_at.timestamp() if status.last_success_at else None,
         ),
+        "oldest_figure_timestamp_seconds": (
+            "When the figures of the live event that was not read for longest were read.",
+            status.oldest_figure_at.timestamp() if status.oldest_figure_at else None,
+        ),
+        "events_unread": ("Live events of which no figure was read yet.", status.events_unread),
+        "last_run_requests": ("Requests of the latest run.", last.requests if last else None),
         "last_run_duration_seconds": ("How long the latest run took.", last.duration_s if last else None),
     }
+    budget = status.budget
+    if budget:
+        values |= {
+            "budget_requests": ("Requests a run may send for events in turn.", budget.requests),
+            "budget_full_requests": ("Requests that reading all live events takes.", budget.full_requests),
+            "budget_refresh_seconds": ("So old a figure gets at most, by its turns.", budget.refresh_s),
+            "budget_waiting": ("Events with a reason to be read that wait for the next run.", budget.waiting),
+            "increment_permitted": (
+                "Whether the key may read the attendees of the whole account.",
+                budget.increment != "not permitted",
+            ),
+        }
     for name, (text, value) in values.items():
         if value is not None:
             yield GaugeMetricFamily(f"syncd_{name}", text, value=float(value))

@@ -14,16 +14,17 @@ from loguru import logger
 from msgspec import Struct
 
 from syncd import limiter
+from syncd.attendee_store import AttendeeStore
 from syncd.billetweb import Billetweb
 from syncd.config import Config
 from syncd.database import Database
 from syncd.errors import BilletwebError, RunCancelled, StoreError, SyncdError
 from syncd.limiter import RateLimiter
-from syncd.model import Run, RunError
+from syncd.model import AttendeeMode, Run, RunError
 from syncd.runlog import RunLog
 from syncd.status import Record
 from syncd.store import History, Store
-from syncd.sync import Failure, Synchronisation
+from syncd.sync import Failure, Memory, Synchronisation
 from syncd.text import format_duration
 from syncd.threads import in_thread, to_the_end
 
@@ -43,9 +44,11 @@ class _Opened(Struct, frozen=True):
     """A database just opened, and what it says of the past."""
 
     store: Store
+    attendees: AttendeeStore
     history: History
     paused: bool
     counted: tuple[int, int]
+    oldest_figure_at: datetime | None
     ages_s: list[float]
 
 
@@ -67,6 +70,8 @@ class Mirror:
         self.redact = redact
         self._clock = clock
         self.store: Store | None = None
+        self._attendees: AttendeeStore | None = None
+        self.memory = Memory()
         self.record = Record(started_at=datetime.now(UTC))
         self.paused = False
         self._limiter = RateLimiter(
@@ -90,10 +95,11 @@ class Mirror:
 
     async def _open(self) -> None:
         opened = await in_thread(_open, self.config.database.url, self._live_since(), self._writers)
-        self.store = opened.store
+        self.store, self._attendees = opened.store, opened.attendees
         self.paused = opened.paused
         self.record.take_over(opened.history)
         self.record.events_live, self.record.events_full = opened.counted
+        self.record.oldest_figure_at = opened.oldest_figure_at
         self._last_id = opened.history.last_id
         self._limiter.remember(opened.ages_s)
 
@@ -113,6 +119,7 @@ class Mirror:
         self.config = config
         self._limiter.per_minute = config.billetweb.requests_per_minute
         before, self.client = self.client, self._new_client(config)
+        self.memory.attendees.refused_at = None  # the key may be another
         self.client.statuses = before.statuses  # the same counter: the run in progress still counts there
         if self._at_work is None or self._at_work.client is not before:
             await before.aclose()
@@ -128,6 +135,7 @@ class Mirror:
     async def work(self, run: Run, on_progress: Callable[[Run], None]) -> None:
         """Carry a run out. Raises the SyncdError that made it impossible."""
         self._at_work = None
+        full_asked = run.full
         try:
             store = await self.open()
             if run.trigger != "manual" and run.whole:
@@ -139,16 +147,29 @@ class Mirror:
         if run.trigger == "manual":
             self.client.reset()
         await in_thread(store.start_run, run)
+        assert self._attendees
+        config = self.config  # a reload meanwhile is for the next run
+        await self._retain(self._attendees, config.sync.attendees)
         self._at_work = Synchronisation(
             run,
             self.client,
             store,
-            keep_past=self.config.sync.keep_past,
-            workers=self.config.billetweb.concurrency,
+            self._attendees,
+            config=config,
+            memory=self.memory,
+            full_asked=full_asked,
             on_progress=on_progress,
             redact=self.redact,
         )
         await self._at_work.execute()
+
+    async def _retain(self, attendees: AttendeeStore, mode: AttendeeMode) -> None:
+        """Erase what `sync.attendees` no longer allows to keep of attendees."""
+        erased = await in_thread(attendees.retain, mode, datetime.now(UTC))
+        if erased:
+            what = "all that was mirrored" if mode == "none" else "the personal data"
+            log = logger.bind(event="attendees.erased", erased=erased)
+            log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
 
     async def conclude(self, run: Run, error: SyncdError | None) -> None:
         """Put a run's end on record, count it and tell of it. Raises nothing."""
@@ -180,8 +201,20 @@ class Mirror:
                 ended = self._unrecorded[0]
                 await in_thread(self.store.finish_run, ended.run, ended.read_at)
                 self._unrecorded.popleft()
-            counted = await in_thread(self.store.count_events, self._live_since())
-            self.record.events_live, self.record.events_full = counted
+            await self._count(self.store)
+
+    async def _count(self, store: Store) -> None:
+        live_since, record, pace = self._live_since(), self.record, self.memory.pace
+        record.events_live, record.events_full = await in_thread(store.count_events, live_since)
+        figures, live = await in_thread(store.figures, live_since), self.memory.live
+        record.oldest_figure_at = figures.oldest_at
+        record.events_unread = None if live is None else max(live - figures.read, 0)
+        if pace and pace.exceeds_a_run and not pace.waiting:
+            since = record.last_full_at or record.started_at
+            failing = [key for key, at in self.memory.tried.items() if at > since]
+            figures = await in_thread(store.figures, live_since, failing)
+            if figures.oldest_at and figures.oldest_at > since and figures.read == figures.events:
+                record.last_full_at = record.now()  # all had their turn since
 
     async def _prune(self, full_before: datetime) -> None:
         """Remove changes that are too old, after a full run that did not fail and had one before it."""
@@ -203,6 +236,8 @@ class Mirror:
         return datetime.now(UTC) - self.config.sync.keep_past
 
     def _full_is_due(self) -> bool:
+        if self.memory.pace and self.memory.pace.exceeds_a_run:
+            return False  # its events take turns, which together are as good
         last = self.record.last_full_at  # which a clock that was ahead may have put into the future
         return last is None or not timedelta(0) <= datetime.now(UTC) - last < self.config.sync.full_every
 
@@ -226,13 +261,16 @@ class Mirror:
 
 def _open(url: str, live_since: datetime, writers: set[int]) -> _Opened:
     """Return the database opened and asked for the past: all or nothing."""
-    store = Store(Database(url, writers))
+    database = Database(url, writers)
+    store = Store(database)
     try:
         return _Opened(
             store,
+            AttendeeStore(database),
             store.open_history(datetime.now(UTC)),
             store.paused(),
             store.count_events(live_since),
+            store.figures(live_since).oldest_at,
             store.request_ages_s(limiter.WINDOW_S),
         )
     except BaseException:

@@ -5,8 +5,8 @@
 account's events; one event's gauges, tickets or sessions). *Vanished*: no longer returned by reads that
 were complete in scope. *Change*: one row that appeared, changed, vanished or returned.
 
-The field names of `Event`, `Gauge`, `Ticket` and `Session` are the column names of the mirrored tables.
-Instants end in `_at` and are aware UTC; money is Decimal; `_s` is seconds.
+The field names of `Event`, `Gauge`, `Ticket`, `Session` and `Attendee` are the column names of the mirrored
+tables. Instants end in `_at` and are aware UTC; money is Decimal; `_s` is seconds.
 """
 
 from datetime import datetime
@@ -19,6 +19,7 @@ Json = dict[str, object]
 Trigger = Literal["startup", "interval", "manual", "once"]
 RunState = Literal["queued", "running", "done"]
 Outcome = Literal["ok", "partial", "failed", "cancelled"]
+AttendeeMode = Literal["none", "minimal", "full"]
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -110,6 +111,45 @@ class Session(Struct, frozen=True, kw_only=True):
     extra: Json = field(default_factory=dict)
 
 
+class Attendee(Struct, frozen=True, kw_only=True):
+    """One sold place. `disabled`: refunded. `order_price` is the whole order's, repeated on each place."""
+
+    id: str
+    event_id: str
+    ticket_id: str | None = None
+    session_id: str | None = None
+    order_id: str | None = None
+    ext_id: str | None = None
+    barcode: str | None = None
+    category: str | None = None
+    price: Decimal | None = None
+    order_price: Decimal | None = None
+    used: int | None = None
+    used_at: datetime | None = None
+    disabled: bool | None = None
+    order_paid: bool | None = None
+    order_payment_type: str | None = None
+    order_origin: str | None = None
+    order_accreditation: str | None = None
+    pass_id: str | None = None
+    seating_location: str | None = None
+    ordered_at: datetime | None = None
+    paid_at: datetime | None = None
+    last_update_at: datetime | None = None
+    firstname: str | None = None
+    name: str | None = None
+    email: str | None = None
+    order_firstname: str | None = None
+    order_name: str | None = None
+    order_email: str | None = None
+    order_language: str | None = None
+    reduction_code: str | None = None
+    authorization_code: str | None = None
+    custom: Json | None = None
+    custom_order: Json | None = None
+    extra: Json = field(default_factory=dict)
+
+
 class Peer(Struct, frozen=True):
     """Who asked for a run, by the kernel's word (SO_PEERCRED)."""
 
@@ -184,3 +224,10 @@ class Run(Struct, kw_only=True):
 
 
 MAX_ERRORS = 20
+PERSONAL = frozenset(
+    {
+        *("firstname", "name", "email", "order_firstname", "order_name", "order_email", "order_language"),
+        *("reduction_code", "authorization_code", "custom", "custom_order", "extra"),
+    }
+)
+"""The columns of an attendee that are filled where `sync.attendees` is `full` alone."""

@@ -71,7 +71,7 @@ class Teller:
     def __call__(self, run: Run) -> None:
         """Tell how far the run is, unless that was told not long ago."""
         now, progress = self._clock(), run.progress
-        if not progress or not progress.total or now - self._told_at < TELL_EVERY_S:
+        if not progress or progress.phase == "listing" or now - self._told_at < TELL_EVERY_S:
             return
         self._told_at = now
         log = logger.bind(
@@ -82,7 +82,8 @@ class Teller:
             requests=run.requests,
         )
         figures = _figures(run, now - self._began, self._per_minute)
-        log.info("run {}: {} of {} events, {}", run.id, progress.done, progress.total, figures)
+        far = f"{progress.done} of {progress.total} events" if progress.total else progress.phase
+        log.info("run {}: {}, {}", run.id, far, figures)
 
 
 class _Bar:
@@ -128,8 +129,9 @@ class _AboveTheBar(io.StringIO):
 
 
 def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:
-    """Return what a run has done so far, how long that took, and about how long the rest will."""
-    parts = [count(changed, "change")] if (changed := changed_rows(run.counts)) else []
+    """Return what a run has compared and asked so far, how long that took, and how long the rest may."""
+    rows = changed_rows(run.counts) + run.counts.unchanged
+    parts = [f"{count(rows, 'row')} ({rows / elapsed_s:.0f}/s)"] if rows and elapsed_s else []
     parts += [count(run.requests, "request"), format_duration(int(elapsed_s))]
     if rest_s := remaining_s(run, elapsed_s, per_minute):
         step = 60 if rest_s > 60 else 10  # noqa: PLR2004 - a minute

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
 from msgspec import Struct, field, structs
@@ -65,7 +66,7 @@ class Verdict(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One row to write. `values`: the columns that change. `diff`: column → [old, new]."""
+    """One row to write. `values`: the whole row, empty where it vanished. `diff`: column → [old, new]."""
 
     table: str
     row_id: str
@@ -86,7 +87,8 @@ class EventPlan(Struct, kw_only=True):
     """What one event's reads ask of the database.
 
     `suspects` holds the tables in which suspicions change. `read_at` is when the availability was read, None
-    where it was not. `doubts` says which tables' reads are not believed, and why.
+    where it was not. `doubts` says which tables' reads are not believed, and why. `was_due`: what made the
+    event due is read herewith. `apart` counts rows that are compared and written apart from the plan.
     """
 
     event_id: str
@@ -95,15 +97,18 @@ class EventPlan(Struct, kw_only=True):
     suspects: dict[str, dict[str, Suspicion]] = field(default_factory=dict)
     read_at: datetime | None = None
     doubts: dict[str, str] = field(default_factory=dict)
+    was_due: bool = False
+    apart: Counts = field(default_factory=Counts)
 
     @property
     def writes(self) -> bool:
         """Whether there is anything to write now; `read_at` alone can wait for the end of the run."""
-        return bool(self.changes or self.suspects)
+        return bool(self.changes or self.suspects or self.was_due)
 
     def counts(self) -> Counts:
         """Return the rows by what becomes of them."""
         counts = Counts(unchanged=self.unchanged)
+        counts.add(self.apart)
         for change in self.changes:
             setattr(counts, change.kind, getattr(counts, change.kind) + 1)
         return counts
@@ -130,16 +135,17 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
     fetched = structs.asdict(record)
     known = stored.values if stored else {}
     diff = {
-        name: [known.get(name), value] for name, value in fetched.items() if not _same(known.get(name), value)
+        name: [known.get(name), value]
+        for name, value in fetched.items()
+        if not is_same(known.get(name), value)
     }
     kind: ChangeKind = "inserted" if stored is None else "returned" if stored.vanished_at else "updated"
     if not diff and kind == "updated":
         return None
     event_id = record.id if isinstance(record, Event) else record.event_id
-    values = fetched if stored is None else {name: new for name, (_, new) in diff.items()}
     if stored and stored.vanished_at:
         diff["vanished_at"] = [stored.vanished_at, None]
-    return Change(table, row_id(record), event_id, kind, values, diff)
+    return Change(table, row_id(record), event_id, kind, fetched, diff)
 
 
 def judge(
@@ -234,6 +240,27 @@ def plan_absent(
     return plans
 
 
+def plan_missing(
+    plan: EventPlan,
+    table: str,
+    present: AbstractSet[str],
+    fetched: AbstractSet[str],
+    *,
+    suspects: Mapping[str, Suspicion],
+    evidence: Evidence,
+) -> Verdict:
+    """Plan what a complete read of one event's rows means for those that it lacks; see `judge`."""
+    verdict = judge(present, fetched, suspects, evidence)
+    plan.changes += [
+        Change(table, row, plan.event_id, "vanished", {}, {}) for row in sorted(verdict.vanished)
+    ]
+    if verdict.suspects != suspects:
+        plan.suspects[table] = verdict.suspects
+    if verdict.doubt:
+        plan.doubts[table] = verdict.doubt
+    return verdict
+
+
 def _standing(
     plan: EventPlan,
     table: str,
@@ -245,16 +272,9 @@ def _standing(
 ) -> dict[str, R]:
     """Return the rows that stand in the mirror after this read; plan what vanished and is suspected."""
     stored = known.rows.get(table, {})
-    suspects = known.suspects.get(table, {})
     present = {row for row, old in stored.items() if not old.vanished_at}
-    verdict = judge(present, fetched.keys(), suspects, evidence)
-    plan.changes += [
-        Change(table, row, plan.event_id, "vanished", {}, {}) for row in sorted(verdict.vanished)
-    ]
-    if verdict.suspects != suspects:
-        plan.suspects[table] = verdict.suspects
-    if verdict.doubt:
-        plan.doubts[table] = verdict.doubt
+    suspects = known.suspects.get(table, {})
+    verdict = plan_missing(plan, table, present, fetched.keys(), suspects=suspects, evidence=evidence)
     kept = present - verdict.vanished - (set() if verdict.doubt else fetched.keys())
     standing = {row: record_type(**stored[row].values) for row in sorted(kept)}
     return standing if verdict.doubt else {**standing, **fetched}
@@ -270,11 +290,23 @@ def _compare_all(plan: EventPlan, table: str, known: EventRows, records: Iterabl
             plan.unchanged += 1
 
 
-def _same(old: object, new: object) -> bool:
+def is_same(old: object, new: object) -> bool:
     """Tell whether a column keeps its value; inside JSON 1 is neither true nor 1.0, as Python has it."""
     if isinstance(new, dict | list):
-        return old == new and json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+        return _canonical(old) == _canonical(new)
     return old == new
+
+
+def _canonical(value: object) -> str:
+    """Return JSON in one spelling, that of PostgreSQL's numbers: 1e300 is its digits, -0.0 is 0.0."""
+    text = json.dumps(value, sort_keys=True)
+    if "e+" in text or "-0.0" in text:  # mostly there are none
+        text = json.dumps(json.loads(text, parse_float=_number))
+    return text
+
+
+def _number(text: str) -> float | int:
+    return int(Decimal(text)) if "e+" in text else float(text) or 0.0
 
 
 def _doubt(present: AbstractSet[str], missing: AbstractSet[str], evidence: Evidence) -> str:

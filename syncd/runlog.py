@@ -30,6 +30,7 @@ NEXT = {
     "restricted": "old figures stay; give the key the right to all events, in Billetweb",
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used, old figures stay, the next run asks again",
+    "too_large": "nothing of this answer was used, old figures stay, the next run asks again",
     "doubted": "old rows stay until two full runs in a row agree",
     "unknown_event": "nothing was changed",
     "database": "the run was given up, the next run tries again",

@@ -2,16 +2,16 @@
 
 The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_cursors` are public: other programs read them,
 and the views, which stand in the migrations alone.
-`syncd_suspects`, `syncd_requests` and `syncd_state` are private.
+`syncd_suspects`, `syncd_reads`, `syncd_requests` and `syncd_state` are private.
 """
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import (
-    JSON as _JSON,
-)
+import msgspec
+from sqlalchemy import JSON as _JSON
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -28,7 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that this version of syncd works with."""
 
 
@@ -38,25 +38,48 @@ class Instant(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Refuse a naive instant: nobody could tell what it means."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"naive instant {value!r}")
-        return value.astimezone(UTC)
+    def bind_processor(self, dialect: Dialect) -> Any:
+        """Return what writes an instant; as text to either database, which takes far less time."""
+        return _sqlite_instant if dialect.name == "sqlite" else _instant
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Make it aware again: SQLite's type forgets the zone."""
-        if value is None or value.tzinfo:
-            return value
-        return value.replace(tzinfo=UTC)
+        """Make it aware again: SQLite's type forgets the zone, PostgreSQL's names it in another way."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def _instant(value: datetime | None) -> str | None:
+    return None if value is None else _text(value if value.tzinfo is UTC else _in_utc(value))
+
+
+def _sqlite_instant(value: datetime | None) -> str | None:
+    """Return text without a zone, which SQLite's type does not have."""
+    return None if value is None else _zoneless_text(value if value.tzinfo is UTC else _in_utc(value))
+
+
+def _in_utc(value: datetime) -> datetime:
+    """Refuse a naive instant: nobody could tell what it means."""
+    if value.tzinfo is None:
+        raise ValueError(f"naive instant {value!r}")
+    return value.astimezone(UTC)
+
+
+# An order's places, and often its instants too, are equal. In UTC alone: elsewhere the two passes of the
+# doubled hour of autumn are one key.
+@lru_cache(maxsize=4096)
+def _text(value: datetime) -> str:
+    return value.isoformat(" ", "microseconds")
+
+
+@lru_cache(maxsize=4096)
+def _zoneless_text(value: datetime) -> str:
+    return value.replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 class Money(TypeDecorator[Decimal]):
     """Decimal in Python; on SQLite a column of numeric affinity, so that SUM works, written and read as text.
 
-    SQLite may keep 12.50 as the real 12.5: its shortest text gives the same Decimal value back.
+    SQLite may keep 12.50 as the real 12.5: its shortest text gives the same Decimal value back. PostgreSQL
+    gives 12.5000; both are read as 12.5, so that a change reads the same.
     """
 
     impl = Numeric
@@ -68,26 +91,55 @@ class Money(TypeDecorator[Decimal]):
             return dialect.type_descriptor(SqliteNumeric())
         return dialect.type_descriptor(Numeric(12, 4))
 
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        """Hand SQLite text; its affinity makes the number."""
-        return str(value) if value is not None and dialect.name == "sqlite" else value
+    def bind_processor(self, _dialect: Dialect) -> Any:
+        """Return what writes an amount: text, of which either database makes the number."""
+        return _money_text
 
-    def process_result_value(self, value: Any, _dialect: Dialect) -> Decimal | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         """Read a number of any kind by its shortest text."""
-        return None if value is None else Decimal(str(value))
+        if value is None:
+            return None
+        return Decimal(str(value) if dialect.name == "sqlite" else f"{value.normalize():f}")
 
 
 class SqliteNumeric(Numeric[Any]):
     """NUMERIC in DDL, with no conversion of its own."""
 
-    def bind_processor(self, dialect: Dialect) -> None:
-        """Leave what `Money` bound."""
-
     def result_processor(self, dialect: Dialect, coltype: object) -> None:
         """Leave the value to `Money`."""
 
 
-JSON = _JSON(none_as_null=True)
+def _money_text(value: Decimal | None) -> str | None:
+    return None if value is None else str(value)
+
+
+class Json(TypeDecorator[Any]):
+    """Lists, dicts and what they hold; jsonb on PostgreSQL, text on SQLite. None is null, as everywhere."""
+
+    impl = _JSON(none_as_null=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        """Import PostgreSQL's types for PostgreSQL alone."""
+        if dialect.name == "postgresql":
+            from sqlalchemy.dialects.postgresql import JSONB  # noqa: PLC0415
+
+            return dialect.type_descriptor(JSONB(none_as_null=True))
+        return dialect.type_descriptor(_JSON(none_as_null=True))
+
+    def bind_processor(self, _dialect: Dialect) -> Any:
+        """Return what writes JSON: text for either database."""
+        return _json_text
+
+
+def _json_text(value: object) -> str | None:
+    """Return JSON without escapes and blanks."""
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+JSON = Json()
+WIDE = BigInteger().with_variant(Integer, "sqlite")
+"""A number that counts on for ever, or that others give; SQLite's INTEGER is as wide as it must be."""
 metadata = MetaData()
 
 
@@ -195,7 +247,7 @@ attendees = _mirrored(
     ),
     Column("price", Money),
     Column("order_price", Money),
-    Column("used", Integer),
+    Column("used", WIDE),
     Column("used_at", Instant),
     Column("disabled", Boolean),
     Column("order_paid", Boolean),
@@ -212,7 +264,7 @@ attendees = _mirrored(
 runs = Table(
     "syncd_runs",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("id", WIDE, primary_key=True, autoincrement=False),
     Column("trigger", Text, nullable=False),
     Column("requested_by", JSON),
     Column("full", Boolean, nullable=False),
@@ -235,8 +287,8 @@ runs = Table(
 changes = Table(
     "syncd_changes",
     metadata,
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("run_id", Integer, nullable=False),
+    Column("seq", WIDE, primary_key=True, autoincrement=True),
+    Column("run_id", WIDE, nullable=False),
     Column("seen_at", Instant, nullable=False),
     Column("table_name", Text, nullable=False),
     Column("row_id", Text, nullable=False),
@@ -264,6 +316,17 @@ suspects = Table(
     Column("by_hand", Boolean, nullable=False),
 )
 
+reads = Table(
+    "syncd_reads",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("due_at", Instant),
+    Column("attendees_at", Instant),
+    Column("attendees_full_at", Instant),
+)
+"""Per event: since when something is known to have happened to it that was not read yet; when the latest read
+of its own attendees began, and the latest that asked for all of them."""
+
 requests = Table("syncd_requests", metadata, Column("sent_at", Float, primary_key=True))
 
 state = Table(
@@ -273,5 +336,7 @@ state = Table(
     Column("value", JSON, nullable=False),
 )
 
-MIRRORED = {table.name: table for table in (events, gauges, tickets, sessions)}
-"""The tables that runs write, by name."""
+PLANNED = {table.name: table for table in (events, gauges, tickets, sessions)}
+"""The tables of which an event's rows are few and are planned together, by name."""
+MIRRORED = PLANNED | {attendees.name: attendees}
+"""The tables that hold what Billetweb has, by name."""

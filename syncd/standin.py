@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from email.utils import formatdate
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 from urllib.parse import parse_qsl
@@ -194,6 +195,7 @@ class StandIn(World):
 
     `user` and `key` are what the Authorization header must carry. `now` fixes today (None: the real one, at
     the start). More than `calls_per_minute` answers in any 60 s of `clock` are refused (None: no limit).
+    Where `restricted` is set, the key is one for chosen events, and attendees are read by event alone.
     `requests` holds the latest requests, refused ones too. All methods may be called from any thread; an
     edit of several rows is seen whole when made under `lock`.
     """
@@ -208,8 +210,10 @@ class StandIn(World):
         now: datetime | None = None,
         calls_per_minute: int | None = 100,
         clock: Callable[[], float] = time.monotonic,
+        attendees: int | None = None,
     ) -> None:
-        super().__init__(events=events, seed=seed, now=now)
+        super().__init__(events=events, seed=seed, now=now, attendees=attendees)
+        self.restricted = False
         self.user = user
         self.key = key
         self.calls_per_minute = calls_per_minute
@@ -316,11 +320,20 @@ class StandIn(World):
         match path.strip("/").split("/"):
             case ["events"]:
                 return Answer(php_json(self._event_rows(query)))
-            case ["event", event_id, "avail" | "tickets" | "dates" as what]:
+            case ["attendees"] if self.restricted:
+                return restricted(Answer(b""))
+            case ["attendees"]:
+                return Answer(php_json(self._account_attendees(query)))
+            case ["event", event_id, "avail" | "tickets" | "dates" | "attendees" as what]:
                 event = self.events.get(event_id)
                 if event is None:
                     return Answer(php_json({"error": "not_found", "description": "Unknown event"}))
-                rows = {"avail": self._gauge_rows, "tickets": _ticket_rows, "dates": self._session_rows}
+                rows = {
+                    "avail": self._gauge_rows,
+                    "tickets": _ticket_rows,
+                    "dates": self._session_rows,
+                    "attendees": self._attendee_rows,
+                }
                 return Answer(php_json(rows[what](event, query)))
             case _:
                 return Answer(php_json({"error": "not_found", "description": "Unknown operation"}), 404)
@@ -350,6 +363,18 @@ class StandIn(World):
 
     def _session_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
         return [row for row in event.sessions if query.get("past") == "1" or not self.is_over(row)]
+
+    def _attendee_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
+        return self.attendance[str(event.row["id"])].asked(query, self.present)
+
+    def _account_attendees(self, query: dict[str, str]) -> list[Row]:
+        found: list[Row] = []
+        for event_id, event in self.events.items():
+            if query.get("futur") == "1" and self.is_over(event.row):
+                continue
+            of_event = {"event": event_id, "event_name": event.row["name"], "event_start": event.row["start"]}
+            found += [row | of_event for row in self._attendee_rows(event, query)]
+        return found
 
 
 @contextmanager
@@ -403,7 +428,7 @@ async def _deliver(
         await gone
         return
     length = len(answer.body)
-    headers = {**answer.headers, "content-length": str(length)}
+    headers = {"date": formatdate(usegmt=True), **answer.headers, "content-length": str(length)}
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
     if answer.delivery == "cut":

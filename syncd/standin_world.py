@@ -2,7 +2,7 @@
 
 Data and chance; `standin.py` is the HTTP side. Rows hold wire values exactly as served, with the mixture
 of types that Billetweb's PHP style shows: numbers as strings or not, `false` for no limit, `[]` for an
-empty map, zero dates, "" for missing. Wall times are Europe/Paris. Leans on nothing else of syncd.
+empty map, zero dates, "" for missing. Wall times are Europe/Paris. Its people are `standin_people.py`'s.
 """
 
 import copy
@@ -14,17 +14,25 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
-from zoneinfo import ZoneInfo
+from math import ceil
 
 from msgspec import Struct, field
 
-Row = dict[str, Any]
-Slot = tuple[Row, Row | None]  # what can be bought: a ticket, and the session where the event has some
+from syncd.standin_kinds import KINDS, Kind
+from syncd.standin_people import (
+    FIRST_ATTENDEE,
+    FIRST_ORDER,
+    PARIS,
+    PER_EVENT,
+    WALL,
+    ZERO_DATE,
+    Attendance,
+    Row,
+    Slot,
+)
 
-PARIS = ZoneInfo("Europe/Paris")
-WALL = "%Y-%m-%d %H:%M:%S"
-ZERO_DATE = "0000-00-00 00:00:00"
+__all__ = ["PARIS", "WALL", "ZERO_DATE", "Row", "StandInEvent", "World", "number"]
+
 NO_LIMIT = ("", "0", "-1", False)  # each is to be understood in a ticket's quota
 FIRST_IDS = {"event": 900001, "category": 501, "ticket": 7001, "session": 880001}
 PLAIN_TICKET = dict.fromkeys(("description", "label", "instructions", "end_time"), "") | {"form": "3301"}
@@ -36,95 +44,6 @@ PLACES = (
     "Clairière du Grand Chêne, Val-des-Saules",
 )
 EDITIONS = ("en famille", "version longue", "sous abri", "avec goûter", "édition spéciale")
-
-
-class Tariff(Struct, frozen=True):
-    """What a ticket of a kind of event is made from; `quota` None: no limit of its own."""
-
-    name: str
-    price: float
-    commission: float | bool
-    quota: int | None = None
-    category: str = ""
-
-
-class Kind(Struct, frozen=True, kw_only=True):
-    """A kind of event: `places` is the whole event's limit, or each session's where there are `sessions`.
-
-    `left` places remain at the start; without it a good part has been sold.
-    """
-
-    tag: str
-    titles: tuple[str, ...]
-    tariffs: tuple[Tariff, ...]
-    places: int | None = None
-    categories: tuple[tuple[str, int], ...] = ()
-    sessions: int = 0
-    hour: int = 14
-    hours: int = 3
-    left: int | None = None
-
-    @property
-    def capacity(self) -> int:
-        """How many places there are in all; a plausible audience where there is no limit."""
-        limits = [limit for _, limit in self.categories] or [tariff.quota or 0 for tariff in self.tariffs]
-        return (self.places or 0) * max(self.sessions, 1) or sum(limits) or 200
-
-
-KINDS = (
-    Kind(
-        tag="festival",
-        titles=("Fête des lucioles", "Festival Terre & Vent", "Nuit des chauves-souris", "Bal des moissons"),
-        tariffs=(
-            Tariff("Plein tarif ", 12.5, 0.65),  # the space is meant: organisers leave some
-            Tariff("Tarif réduit", 8, 0.5),
-            Tariff("Moins de 12 ans", 0, False, quota=40),
-        ),
-        places=120,
-        hour=10,
-        hours=8,
-    ),
-    Kind(
-        tag="stage",
-        titles=("Deux jours au bord de l'eau", "Week-end traces & empreintes", "Stage d'ornithologie"),
-        tariffs=(
-            Tariff("Plein tarif", 45, 1.2, category="Samedi"),
-            Tariff("Tarif réduit", 32.5, 0.95, quota=15, category="Samedi"),
-            Tariff("Plein tarif", 45, 1.2, category="Dimanche"),
-            Tariff("Tarif réduit", 32.5, 0.95, category="Dimanche"),
-        ),
-        categories=(("Samedi", 50), ("Dimanche", 45)),
-        hour=9,
-        hours=33,
-    ),
-    Kind(
-        tag="atelier",
-        titles=("Atelier vannerie sauvage", "Pain & levain : l'atelier du fournil", "Teintures végétales"),
-        tariffs=(Tariff("Participant", 38, 1.05, quota=12), Tariff("Étudiant", 22.5, 0.8, quota=4)),
-    ),
-    Kind(
-        tag="conférence",
-        titles=("Portes ouvertes du jardin", "Conférence : le retour du castor", "Ciné plein air"),
-        tariffs=(Tariff("Entrée libre", 0, False), Tariff("Entrée de soutien 🌱", 5, 0.35)),
-        hour=18,
-    ),
-    Kind(
-        tag="sortie",
-        titles=("Balade contée au crépuscule", "Sortie castors en canoë", "Observation des étoiles"),
-        tariffs=(Tariff("Adulte", 9.5, 0.55), Tariff("Enfant", 5, False)),
-        places=20,
-        sessions=4,
-        hour=17,
-    ),
-    Kind(
-        tag="concert",
-        titles=("Concert à la grange", "Le chœur des roseaux", "Fanfare au clair de lune"),
-        tariffs=(Tariff("Placement libre", 18, 0.79), Tariff("Adhérent", 14.5, 0.7)),
-        places=180,
-        hour=20,
-        left=3,
-    ),
-)
 
 
 class StandInEvent(Struct, kw_only=True):
@@ -143,22 +62,39 @@ class StandInEvent(Struct, kw_only=True):
 
 
 class World:
-    """An account of invented events, the same for the same (events, seed, now).
+    """An account of invented events, the same for the same (events, seed, now, attendees).
 
     The events come in the order of KINDS, over and over: limited as a whole (an event gauge without an id);
     by category; by ticket only; unlimited; by session (the first of them ended yesterday); as a whole and
-    nearly sold out. Every seventh is not published.
+    nearly sold out. Every seventh is not published. With `attendees` each has sold just so many places, and
+    has room for more.
+
+    `now` is today, which stays; a sale and other changes of attendees happen at `present`, which is today
+    where it was given and the real time else. `advance` moves both.
     """
 
-    def __init__(self, *, events: int, seed: int, now: datetime | None) -> None:
+    def __init__(self, *, events: int, seed: int, now: datetime | None, attendees: int | None = None) -> None:
         self.lock = threading.RLock()
-        self.now = now or datetime.now(UTC)
+        self.now = self._began = now or datetime.now(UTC)
+        self._stands_still = now is not None
         self.events: dict[str, StandInEvent] = {}
+        self.attendance: dict[str, Attendance] = {}
+        self._seed = seed
+        self._attendees = attendees
         self._random = random.Random(seed)  # noqa: S311  # to be repeatable is its point
         self._ids = {kind: itertools.count(first) for kind, first in FIRST_IDS.items()}
         for index in range(events):
             self._publish(index, online=bool((index + 1) % 7))
         self._most_live = len(self.live())
+
+    @property
+    def present(self) -> datetime:
+        """The time at which what is done now is done."""
+        return self.now if self._stands_still else datetime.now(UTC) + (self.now - self._began)
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass."""
+        self.now += by
 
     @property
     def now_wall(self) -> str:
@@ -181,13 +117,57 @@ class World:
         """
         with self.lock:
             event = self.events[event_id]
-            return _move(event, self._slots(event, ticket_id), count)
+            return self._trade(event, self._slots(event, ticket_id), count)
 
     def refund(self, event_id: str, count: int = 1, ticket_id: str | None = None) -> int:
         """Give sold places back and return how many there were; the counterpart of `sell`."""
         with self.lock:
             event = self.events[event_id]
-            return _move(event, self._slots(event, ticket_id), count, refund=True)
+            return self._trade(event, self._slots(event, ticket_id), count, refund=True)
+
+    def attendees(self, event_id: str) -> dict[str, Row]:
+        """Return the rows of an event's attendees by id, refunded ones too; they may be edited at will.
+
+        An edit alone is one of those that Billetweb does not tell by `last_update`.
+        """
+        with self.lock:
+            return self.attendance[event_id].rows
+
+    def remove_order(self, order_id: str) -> int:
+        """Delete an order, and return how many places it had; no read shows them again."""
+        with self.lock:
+            event_id = self._event_with(order_id, FIRST_ORDER)
+            rows = [row for row in self.attendees(event_id).values() if row["order_id"] == order_id]
+            for row in rows:
+                self.delete_attendee(row["id"])
+            return len(rows)
+
+    def delete_attendee(self, attendee_id: str) -> None:
+        """Delete one place: no read shows it again, and it can be sold once more."""
+        with self.lock:
+            event_id = self._event_with(attendee_id, FIRST_ATTENDEE)
+            row = self.attendance[event_id].remove(attendee_id)
+            event = self.events[event_id]
+            slots = self._slots(event, row["ticket_id"], past=True)
+            its = [slot for slot in slots if (_key(slot)[0] or "0") == row["order_session"]]
+            if row["disabled"] == "0":
+                _move(event, its, 1, refund=True)
+
+    def check_in(self, attendee_id: str) -> None:
+        """Scan a ticket at the door, which Billetweb does not tell by `last_update`."""
+        row = self.attendees(self._event_with(attendee_id, FIRST_ATTENDEE))[attendee_id]
+        with self.lock:
+            wall = self.present.astimezone(PARIS).strftime(WALL)
+            row |= {"used": "1", "used_date": wall, "lane": "scanner@example.org"}
+
+    def _event_with(self, number: str, first: int) -> str:
+        return str(FIRST_IDS["event"] + (int(number) - first) // PER_EVENT)
+
+    def _trade(self, event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False) -> int:
+        moved = _move(event, slots, count, refund=refund)
+        attendance = self.attendance[str(event.row["id"])]
+        (attendance.refund if refund else attendance.sell)(moved, self.present)
+        return sum(places for _, places in moved)
 
     def with_carts(self, event: StandInEvent) -> StandInEvent:
         """Return a copy of the event in which the places in baskets are taken."""
@@ -209,14 +189,14 @@ class World:
             event = self.events[event_id]
             slots = self._slots(event)
             self._random.shuffle(slots)
-            if sold := _move(event, slots, wanted):
+            if sold := self._trade(event, slots, wanted):
                 return f"{_places(sold)} sold: {event.row['name']}"
         return ""
 
     def _refund(self) -> str:
         if (event := self._any_live(lambda event: event.sold.total() > 0)) is None:
             return ""
-        given = _move(event, self._slots(event), self._random.choice((1, 1, 2)), refund=True)
+        given = self._trade(event, self._slots(event), self._random.choice((1, 1, 2)), refund=True)
         return f"{_places(given)} refunded: {event.row['name']}" if given else ""
 
     def _edit(self) -> str:
@@ -279,11 +259,15 @@ class World:
         round_, which_title = divmod(lap, len(kind.titles))
         title = kind.titles[which_title] + (f" n° {round_ + 1}" if round_ else "")
         start = self._at(kind, days=2 + index * 5 % 270)
+        if self._attendees:
+            kind = kind.times(ceil(3 * self._attendees / kind.capacity))
         event = StandInEvent(row=self._event_row(kind, title, start, online), carts=index % 3)
+        event_id = str(event.row["id"])
+        self.attendance[event_id] = Attendance(event_id, index, self._seed, self.present)
         self._add_tickets(event, kind)
         self._add_sessions(event, kind, start)
         self._presell(event, kind)
-        self.events[str(event.row["id"])] = event
+        self.events[event_id] = event
         return event
 
     def _event_row(self, kind: Kind, title: str, start: datetime, online: bool) -> Row:
@@ -351,10 +335,17 @@ class World:
 
     def _presell(self, event: StandInEvent, kind: Kind) -> None:
         slots = self._slots(event, past=True)
-        if kind.left is not None:
-            _move(event, slots, kind.capacity - kind.left)
-        for slot in slots if kind.left is None else []:
-            _move(event, [slot], int(kind.capacity / len(slots) * self._random.uniform(0.2, 0.6)))
+        sold: list[tuple[Slot, int]] = []
+        if self._attendees is not None:
+            for slot in slots:
+                sold += _move(event, [slot], self._attendees // len(slots))
+            sold += _move(event, slots, self._attendees - sum(places for _, places in sold))
+        elif kind.left is not None:
+            sold = _move(event, slots, kind.capacity - kind.left)
+        else:
+            for slot in slots:
+                sold += _move(event, [slot], int(kind.capacity / len(slots) * self._random.uniform(0.2, 0.6)))
+        self.attendance[str(event.row["id"])].presell(sold)
 
     def _gauge(self, kind: str, limit: int | None, **names: object) -> Row:
         places = {"avail": self._mixed(-1), "quota": False}
@@ -413,17 +404,22 @@ def _room(event: StandInEvent, slot: Slot, count: int, *, refund: bool) -> int:
     return max(0, min(rooms))
 
 
-def _move(event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False) -> int:
-    moved = 0
+def _move(
+    event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False
+) -> list[tuple[Slot, int]]:
+    """Sell at most so many places in these slots or give them back; return how many in each."""
+    moved = []
     for slot in slots:
-        places = _room(event, slot, count - moved, refund=refund)
+        if not (places := _room(event, slot, count, refund=refund)):
+            continue
         sold = -places if refund else places
         for gauge in _limits_above(event, slot):
             _add(gauge, "avail", -sold)
         if session := slot[1]:
             _add(session, "total_sales", sold)
         event.sold[_key(slot)] += sold
-        moved += places
+        count -= places
+        moved.append((slot, places))
     return moved
 
 

@@ -10,11 +10,27 @@ from msgspec import Struct, field
 from syncd import __version__
 from syncd.model import Outcome, Run
 from syncd.store import History
+from syncd.sync import Increment, Pace
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
 FAILING_AFTER = 3
 """So many failed runs in a row are more than bad luck."""
+
+
+class BudgetStatus(Struct, frozen=True, kw_only=True):
+    """How the latest run of the whole account shared out its requests.
+
+    `requests`: what it may send for events in turn; `full_requests`: what reading all live events takes;
+    `refresh_s`: so old a figure gets at most by that; `waiting`: events with a reason to be read that wait
+    for the next run; `increment`: whether the account's attendees told who sold.
+    """
+
+    requests: int
+    full_requests: int
+    refresh_s: float
+    waiting: int
+    increment: Increment
 
 
 class Status(Struct, kw_only=True):
@@ -40,6 +56,10 @@ class Status(Struct, kw_only=True):
     database: str
     events_live: int | None
     events_full: int | None
+    oldest_figure_at: datetime | None
+    oldest_figure_age_s: float | None
+    events_unread: int | None
+    budget: BudgetStatus | None
     slots_skipped: dict[str, int]
     slots_missed: int
 
@@ -62,6 +82,8 @@ class Record(Struct, kw_only=True):
     whole_outcome: Outcome | None = None
     events_live: int | None = None
     events_full: int | None = None
+    oldest_figure_at: datetime | None = None
+    events_unread: int | None = None
     totals: Counter[tuple[str, str]] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
 
@@ -95,6 +117,11 @@ class Record(Struct, kw_only=True):
         if run.full:
             self.last_full_at = run.finished_at
 
+    def oldest_figure_age_s(self) -> float | None:
+        """Return how old the oldest figure of a live event is."""
+        at = self.oldest_figure_at
+        return None if at is None else round(max((self.now() - at).total_seconds(), 0.0), 1)
+
     def health(self, interval: timedelta, *, refused: bool) -> tuple[Health, str]:  # noqa: PLR0911  # a ladder
         """Return the health and the reason for it, "" where it is ok."""
         if refused:
@@ -111,6 +138,19 @@ class Record(Struct, kw_only=True):
         if age and age > 2 * interval:
             return "degraded", f"the data are {_minutes(age)} old, over 2 intervals"
         return "ok", ""
+
+
+def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None:
+    """Return a run's budget as status shows it."""
+    if pace is None:
+        return None
+    return BudgetStatus(
+        requests=pace.budget.share,
+        full_requests=pace.cost,
+        refresh_s=pace.budget.bound(pace.cost, interval).total_seconds(),
+        waiting=pace.waiting,
+        increment=pace.increment,
+    )
 
 
 def last_error(run: Run | None) -> str | None:

@@ -1,13 +1,11 @@
 """Reads and writes the tables: the mirror, the changes, the runs, and what must outlive a restart.
 
-Every method is one transaction, blocks, and may be called from any thread. SQLAlchemy's errors leave as
-StoreError, in the driver's words only: statements and their values could hold what nobody may read in a log.
+Every method is one transaction, blocks, and may be called from any thread. Errors leave as StoreError.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,16 +24,14 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import SQLAlchemyError
 
-from syncd import schema
-from syncd.database import Database, reason
-from syncd.errors import StoreError
+from syncd import bulk, schema
+from syncd.database import Database
 from syncd.model import Counts, Json, Outcome, Run, RunError
 from syncd.reconcile import Change, EventPlan, EventRows, Row, Stored, Suspicion
 
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
+CHANGE_COLUMNS = ("run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff")
 COUNTS = Counts.__struct_fields__
 PRUNED_AT_ONCE = 10_000
 """So many changes are removed in one transaction, so that it is short."""
@@ -59,25 +55,24 @@ class History(Struct, frozen=True):
     consecutive_failures: int = 0
 
 
+class Figures(Struct, frozen=True):
+    """When the oldest was read, None where none was yet; of how many events, and of how many in all."""
+
+    oldest_at: datetime | None
+    read: int
+    events: int
+
+
 class Store:
     """The queries on an open database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._transaction = database.begin
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
-
-    @contextmanager
-    def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
-        try:
-            with self._database.begin(write=write) as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreError(f"the database did not do as asked: {reason(error)}") from error
-        except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
-            raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
 
     # --- the mirror
 
@@ -126,24 +121,37 @@ class Store:
         """Return all that the mirror holds of one event."""
         found = EventRows()
         with self._transaction() as connection:
-            for name, table in schema.MIRRORED.items():
+            for name, table in schema.PLANNED.items():
                 key = table.c.id if table is schema.events else table.c.event_id
                 rows = _all(connection, select(table).where(key == event_id))
                 found.rows[name] = {_row_id(table, row): _stored(row) for row in rows}
                 found.suspects[name] = {}
-            here = select(schema.suspects).where(schema.suspects.c.event_id == event_id)
+            columns = schema.suspects.c
+            here = select(schema.suspects).where(
+                columns.event_id == event_id, columns.table_name.in_(schema.PLANNED)
+            )
             for row in _all(connection, here):
                 found.suspects[row["table_name"]][row["row_id"]] = _suspicion(row)
         return found
 
-    def apply(self, run_id: int, plan: EventPlan, at: datetime) -> None:
-        """Write an event's plan: rows, changes and bookkeeping, all or nothing."""
+    def suspected_events(self) -> set[str]:
+        """Return the events inside which rows may have vanished."""
+        table = schema.suspects.c
+        query = select(table.event_id).distinct().where(table.table_name != schema.events.name)
+        with self._transaction() as connection:
+            return set(connection.scalars(query).all())
+
+    def apply(
+        self,
+        run_id: int,
+        plan: EventPlan,
+        at: datetime,
+        also: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        """Write what `also` writes, and an event's plan, all or nothing."""
         with self._transaction(write=True) as connection:
-            _write_rows(connection, plan.changes, at)
-            _write_changes(connection, run_id, plan.changes, at)
-            _write_suspects(connection, plan)
-            if plan.read_at:
-                _set_read_at(connection, {plan.event_id: plan.read_at})
+            also(connection)
+            write_plan(connection, run_id, plan, at)
 
     def forget_suspects(self, event_ids: Iterable[str], *, in_events: bool) -> None:
         """Drop suspicions after a failed read: two runs in a row they were not.
@@ -173,10 +181,18 @@ class Store:
             live, full = connection.execute(query).one()
             return live, full
 
+    def figures(self, live_since: datetime, but: Iterable[str] = ()) -> Figures:
+        """Return what is known of the figures of live events; those in `but` are left aside."""
+        read_at = schema.events.c.availability_at
+        query = select(func.min(read_at), func.count(read_at), func.count())
+        with self._transaction() as connection:
+            here = _live(live_since), schema.events.c.id.not_in([*but])
+            return Figures(*connection.execute(query.where(*here)).one())
+
     def events(self, live_since: datetime | None) -> list[Json]:
         """Return the events as the control API shows them, by start; all where `live_since` is None."""
         events = schema.events.c
-        query = select(*(events[name] for name in SHOWN)).order_by(events.starts_at, events.id)
+        query = select(*(events[name] for name in SHOWN)).order_by(events.starts_at.nulls_first(), events.id)
         if live_since is not None:
             query = query.where(_live(live_since))
         now = datetime.now(UTC)
@@ -256,7 +272,7 @@ class Store:
     def runs(self, limit: int, before: int | None) -> list[Run]:
         """Return the latest runs, newest first; those that started before the run `before`."""
         runs = schema.runs.c
-        query = select(schema.runs).order_by(runs.started_at.desc(), runs.id.desc()).limit(limit)
+        query = select(schema.runs).order_by(runs.started_at.desc().nulls_last(), runs.id.desc()).limit(limit)
         if before is not None:
             start = select(runs.started_at).where(runs.id == before).scalar_subquery()
             query = query.where(
@@ -286,7 +302,7 @@ class Store:
         stale = or_(sent_at < now - window_s, sent_at > now + window_s)  # the clock may have been set back
         with self._transaction(write=True) as connection:
             connection.execute(schema.requests.delete().where(stale))
-            connection.execute(insert(schema.requests).values(sent_at=now).on_conflict_do_nothing())
+            bulk.upsert(connection, schema.requests, ("sent_at",), [(now,)])
 
     def request_ages_s(self, window_s: float) -> list[float]:
         """Return how long ago the requests within the window were sent. The clock may have been set back."""
@@ -295,6 +311,18 @@ class Store:
         with self._transaction() as connection:
             noted = connection.scalars(select(sent_at).where(sent_at > now - window_s)).all()
         return [max(now - at, 0.0) for at in noted]
+
+
+def write_plan(connection: Connection, run_id: int, plan: EventPlan, at: datetime) -> None:
+    """Write rows, changes and bookkeeping of a plan, in the caller's transaction."""
+    _write_rows(connection, plan.changes, at)
+    _write_changes(connection, run_id, plan.changes, at)
+    _write_suspects(connection, plan)
+    if plan.read_at:
+        _set_read_at(connection, {plan.event_id: plan.read_at})
+    if plan.was_due and not plan.doubts:
+        reads = schema.reads
+        connection.execute(reads.update().where(reads.c.event_id == plan.event_id).values(due_at=None))
 
 
 def _all(connection: Connection, query: Select[Any]) -> Sequence[RowMapping]:
@@ -315,74 +343,64 @@ def _row_id(table: Table, row: RowMapping) -> str:
     return "/".join(row[column.name] for column in table.primary_key)
 
 
-def _is_row(table: Table, change: Change) -> ColumnElement[bool]:
-    """Match the row of a change. Its id is not taken apart: any part of a composite one may hold a `/`."""
+def _row_key(table: Table) -> ColumnElement[str]:
+    """Return what equals `_row_id`. An id is not taken apart: any part of a composite one may hold a `/`."""
     first, *others = table.primary_key
-    if not others:
-        return first == change.row_id
     joined: ColumnElement[str] = first
     for column in others:
         joined = joined + "/" + column
-    return and_(first == change.event_id, joined == change.row_id)
+    return joined
 
 
 def _write_rows(connection: Connection, changes: list[Change], at: datetime) -> None:
-    inserted: dict[str, list[Row]] = defaultdict(list)
+    by_table: dict[str, list[Change]] = defaultdict(list)
     for change in changes:
-        if change.kind == "inserted":
-            inserted[change.table].append(change.values | {"first_seen_at": at, "changed_at": at})
-            continue
-        table = schema.MIRRORED[change.table]
-        values = change.values | {"changed_at": at}
-        if change.kind != "updated":
-            values["vanished_at"] = at if change.kind == "vanished" else None
-        connection.execute(table.update().where(_is_row(table, change)).values(values))
-    for name, rows in inserted.items():
-        _insert(connection, schema.MIRRORED[name], rows)
+        by_table[change.table].append(change)
+    for name, of_table in by_table.items():
+        table = schema.MIRRORED[name]
+        _mark_vanished(connection, table, [change for change in of_table if change.kind == "vanished"], at)
+        rows = [change.values for change in of_table if change.kind != "vanished"]
+        if rows:  # one that stands under another event already moves to this one
+            names = (*rows[0], "first_seen_at", "changed_at", "vanished_at")
+            values = [(*row.values(), at, at, None) for row in rows]
+            bulk.upsert(connection, table, names, values, keep=("first_seen_at",))
 
 
-def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
-    """Insert rows of one event; one that stands under another event already moves to this one."""
-    statement = insert(table)
-    kept = {"first_seen_at", *(column.name for column in table.primary_key)}
-    moved = {column.name: statement.excluded[column.name] for column in table.c if column.name not in kept}
-    connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key, set_=moved), rows)
+def _mark_vanished(connection: Connection, table: Table, changes: list[Change], at: datetime) -> None:
+    if changes:
+        first = next(iter(table.primary_key))
+        here = _row_key(table) == bindparam("row")
+        if len(table.primary_key) > 1:  # the key's index finds the event, whose id is its first part
+            here = and_(here, first == bindparam("event"))
+        statement = table.update().where(here).values(changed_at=at, vanished_at=at)
+        connection.execute(statement, [{"row": each.row_id, "event": each.event_id} for each in changes])
 
 
 def _write_changes(connection: Connection, run_id: int, changes: list[Change], at: datetime) -> None:
     if changes:
+        marked = {"vanished_at": [None, at]}
         rows = [
-            {
-                "run_id": run_id,
-                "seen_at": at,
-                "table_name": change.table,
-                "row_id": change.row_id,
-                "event_id": change.event_id,
-                "kind": change.kind,
-                "diff": change.diff | ({"vanished_at": [None, at]} if change.kind == "vanished" else {}),
-            }
+            (
+                *(run_id, at, change.table, change.row_id, change.event_id, change.kind),
+                change.diff | marked if change.kind == "vanished" else change.diff,
+            )
             for change in changes
         ]
-        connection.execute(schema.changes.insert(), rows)
+        bulk.insert(connection, schema.changes, CHANGE_COLUMNS, rows)
 
 
 def _write_suspects(connection: Connection, plan: EventPlan) -> None:
     table = schema.suspects
+    names = ("table_name", "row_id", "event_id", "doubted", "by_hand")
     for name, suspects in plan.suspects.items():
         here = and_(table.c.table_name == name, table.c.event_id == plan.event_id)
         connection.execute(table.delete().where(here))
         rows = [
-            {
-                "table_name": name,
-                "row_id": row_id,
-                "event_id": plan.event_id,
-                "doubted": suspicion.doubted,
-                "by_hand": suspicion.by_hand,
-            }
+            (name, row_id, plan.event_id, suspicion.doubted, suspicion.by_hand)
             for row_id, suspicion in suspects.items()
         ]
         if rows:  # one of a row that moved may still stand under the event it left
-            _insert(connection, table, rows)
+            bulk.upsert(connection, table, names, rows)
 
 
 def _set_read_at(connection: Connection, read_at: Mapping[str, datetime]) -> None:

@@ -1,24 +1,35 @@
 """One run: read Billetweb, decide, write; where the client and the store meet.
 
-The list of events comes first. Each live event is then read by itself (gauges, tickets and, where it has
-any, sessions), planned and written in a transaction of its own, a few at a time: what is held in memory is
-the list and the events in work, and an event that fails leaves its old data while the others go on.
+The list of events comes first, then what changed among the attendees of the account. The live events whose
+turn it is (`agenda.py`), in a small account all of them, are then read one by one (gauges, tickets and, where
+it has any, sessions), planned and written in a transaction of its own, a few at a time: what is held in
+memory is the list and the events in work, and an event that fails leaves its old data while the others go on.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Literal
 
 from loguru import logger
-from msgspec import Struct
+from msgspec import Struct, field, structs
 
+from syncd import agenda
+from syncd.agenda import Budget, Standing
+from syncd.attendee_store import AttendeeStore, Reads
+from syncd.attendees import Attendees, EventAnswer
+from syncd.attendees import Memory as AttendeeMemory
 from syncd.billetweb import Billetweb
+from syncd.config import Config
 from syncd.errors import BilletwebError, StoreError
 from syncd.model import Event, Progress, Run, RunError
 from syncd.reconcile import (
     EventPlan,
     Evidence,
     Fetched,
+    Verdict,
     judge,
     plan_absent,
     plan_event,
@@ -26,12 +37,13 @@ from syncd.reconcile import (
     row_id,
 )
 from syncd.store import Store
+from syncd.text import format_duration
 from syncd.threads import in_thread
 from syncd.wire import Decoded
 
 FEW_EVENTS = 3
 """Up to so many live events, doubted reads in most of them are no sign of a fault in the whole account."""
-PAST_AT_ONCE = 200
+LISTED_AT_ONCE = 200
 
 
 class Failure(Struct, frozen=True):
@@ -41,10 +53,49 @@ class Failure(Struct, frozen=True):
     status: int | None = None
 
 
+Increment = Literal["used", "not needed", "not permitted", "failed"]
+
+
+class Pace(Struct, frozen=True, kw_only=True):
+    """How a run of the whole account shared its requests out.
+
+    `cost`: requests that reading all live events would take; `waiting`: events with a reason to be read that
+    wait for the next run; `increment`: whether the account's attendees told who sold.
+    """
+
+    budget: Budget
+    cost: int
+    waiting: int = 0
+    increment: Increment = "not needed"
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether a run reads only a part of the events."""
+        return self.cost > self.budget.share
+
+    @property
+    def exceeds_a_run(self) -> bool:
+        """Whether no run can read all events."""
+        return self.cost > self.budget.capacity
+
+
+class Memory(Struct):
+    """What one run tells the next, in memory.
+
+    `live`: how many events are live by the latest list. `tried`: when the events that failed were tried last.
+    """
+
+    live: int | None = None
+    tried: dict[str, datetime] = field(default_factory=dict)
+    attendees: AttendeeMemory = field(default_factory=AttendeeMemory)
+    pace: Pace | None = None
+
+
 class Synchronisation:
     """Carries one run out, keeping its record (`run`) up to date for whoever looks meanwhile.
 
-    `read_at` collects when the events in which nothing changed were read; `failures` what went wrong.
+    `full_asked`: somebody asked for a full run, which is then full however long it takes. `read_at` collects
+    when the events in which nothing changed were read; `failures` what went wrong.
     """
 
     def __init__(
@@ -52,9 +103,11 @@ class Synchronisation:
         run: Run,
         client: Billetweb,
         store: Store,
+        attendees: AttendeeStore,
         *,
-        keep_past: timedelta,
-        workers: int,
+        config: Config,
+        memory: Memory,
+        full_asked: bool,
         redact: Callable[[str], str],
         on_progress: Callable[[Run], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -65,13 +118,28 @@ class Synchronisation:
         self.client = client
         self._redact = redact
         self._store = store
-        self._keep_past = keep_past
-        self._workers = workers
+        self._attendee_store = attendees
+        self._config = config
+        self._memory = memory
+        self._full_asked = full_asked
         self._on_progress = on_progress
         self._now = now
+        self._reads: dict[str, Reads] = {}
+        self._suspected: set[str] = set()
+        self._attendees = Attendees(
+            run,
+            client,
+            attendees,
+            mode=config.sync.attendees,
+            full_every=config.sync.full_every,
+            memory=memory.attendees,
+            on_step=lambda: self._advance("attendees", 0, 0),
+            now=now,
+        )
         self._requests_before = client.requests
         self._evidence = Evidence()
         self._with_sessions: set[str] = set()
+        self._read_at: dict[str, datetime | None] = {}
         self._writing = asyncio.Lock()
 
     async def execute(self) -> None:
@@ -85,17 +153,53 @@ class Synchronisation:
         self._advance("listing", 0, 0)
         listed = await self._list()
         known = await in_thread(self._store.present_events)
+        self._read_at = {key: self._turn_at(key, at) for key, at in known.items()}
         self._with_sessions = await in_thread(self._store.events_with_sessions)
-        live_since = self._now() - self._keep_past
+        self._reads = await in_thread(self._attendee_store.reads)
+        self._suspected = await in_thread(self._store.suspected_events)
+        live_since = self._now() - self._config.sync.keep_past
         live = {event.id: event for event in listed.records.values() if _is_live(event, live_since)}
+        self._memory.live = len(live)
+        pace = self._pace(live.values())
+        if pace.exceeds_a_run:
+            self._run.full = self._full_asked
+        if self._run.full and self._run.whole:
+            self._warn_of_length(pace)
         self._evidence = await self._weigh(len(live), live_since)
-        wanted = self._named(listed) | (live if self._run.whole else {})
+        wanted = self._named(listed)
         if self._run.whole:
             await self._judge_absent(listed, known.keys())
-            await self._write_past([event for key, event in listed.records.items() if key not in wanted])
-        never = datetime.min.replace(tzinfo=UTC)
-        by_age = sorted(wanted.values(), key=lambda event: (known.get(event.id) or never, event.id))
-        await self._sync_all(by_age)
+            wanted |= await self._in_turn(live, pace)
+            # Of an event that this run does not read, the next read is not in the second run in a row.
+            skipped = self._suspected - wanted.keys()
+            await in_thread(self._store.forget_suspects, skipped, in_events=False)
+            elsewhere = wanted.keys() | live.keys()
+            others = [event for key, event in listed.records.items() if key not in elsewhere]
+            await self._write_listed(others)
+        else:
+            await self._clear(listed.records.keys())
+        await self._sync_all([*wanted.values()])
+
+    def _warn_of_length(self, pace: Pace) -> None:
+        per_minute, limit = self._config.billetweb.requests_per_minute, self._config.sync.run_timeout
+        if pace.cost > per_minute * limit / timedelta(minutes=1):
+            log = logger.bind(event="run.long", run=self._run.id, requests=pace.cost)
+            log.warning(
+                "run {}: {} requests for all events take more than sync.run_timeout ({}) lets through at {} a"
+                " minute; what is read by then stays, and a longer time lets it end",
+                self._run.id,
+                pace.cost,
+                format_duration(limit.total_seconds()),
+                per_minute,
+            )
+
+    def _turn_at(self, event_id: str, read_at: datetime | None) -> datetime | None:
+        """Return when an event was last read or tried; never, where a clock that was ahead says so."""
+        at = self._memory.tried.get(event_id) or read_at
+        return at if at and at <= self._now() else None
+
+    def _age_order(self, event_id: str) -> tuple[datetime, str]:
+        return self._read_at.get(event_id) or datetime.min.replace(tzinfo=UTC), event_id
 
     async def _list(self) -> Decoded[str, Event]:
         try:
@@ -137,14 +241,91 @@ class Synchronisation:
         for plan in plan_absent(present, verdict, suspects):
             await self._apply(plan)
 
-    async def _write_past(self, past: list[Event]) -> None:
-        for start in range(0, len(past), PAST_AT_ONCE):
-            some = past[start : start + PAST_AT_ONCE]
+    async def _clear(self, listed: Collection[str]) -> None:
+        """Suspect events no longer that this list, of a run that judges none, holds again."""
+        suspects = await in_thread(self._store.event_suspects)
+        absent = {key: suspicion for key, suspicion in suspects.items() if key not in listed}
+        for plan in plan_absent((), Verdict(suspects=absent), suspects):
+            await self._apply(plan)
+
+    def _pace(self, live: Iterable[Event]) -> Pace:
+        sync = self._config.sync
+        cost = sum(self._cost(event) + (sync.attendees != "none") for event in live)
+        allowed = agenda.budget(
+            cost,
+            per_minute=self._config.billetweb.requests_per_minute,
+            interval=sync.interval,
+            run_timeout=sync.run_timeout,
+            full_every=sync.full_every,
+        )
+        return Pace(budget=allowed, cost=cost)
+
+    def _cost(self, event: Event) -> int:
+        """Return the requests that an event's figures take."""
+        return 3 if self._has_sessions(event) else 2
+
+    def _has_sessions(self, event: Event) -> bool:
+        # An event not in session mode has no sessions; those it had when it was are read until they are gone.
+        return event.multiple or event.id in self._with_sessions
+
+    async def _in_turn(self, live: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
+        """Return the live events that are read now, in order: all, or in a large account those in turn.
+
+        Of the others, what the list of events says of them is written.
+        """
+        if self._config.sync.attendees == "none" and pace.in_turns and self._run.full:
+            await self._attendees.skip(live.keys())
+            self._reads = await in_thread(self._attendee_store.reads)
+        elif self._config.sync.attendees != "none" or pace.in_turns:
+            pace = structs.replace(pace, increment=await self._catch_up(live))
+            self._reads = await in_thread(self._attendee_store.reads)
+        self._memory.pace = pace
+        if self._run.full or not pace.in_turns:
+            return {event_id: live[event_id] for event_id in sorted(live, key=self._age_order)}
+        plans = [plan async for plan in self._listed([*live.values()]) if plan.changes]
+        edited = {plan.event_id: plan for plan in plans}
+        chosen = agenda.choose(
+            (self._standing(event, edited=event.id in edited) for event in live.values()), pace.budget
+        )
+        self._memory.pace = structs.replace(pace, waiting=chosen.waiting)
+        unread = live.keys() - set(chosen.events)
+        for event_id in edited.keys() & unread:
+            await self._apply(edited[event_id])
+        await in_thread(self._attendee_store.mark_due, edited.keys() & unread, self._now())
+        return {event_id: live[event_id] for event_id in chosen.events}
+
+    async def _catch_up(self, live: Mapping[str, Event]) -> Increment:
+        try:
+            await self._attendees.catch_up(live.keys())
+        except BilletwebError as error:
+            self._fail("attendees", error.kind, str(error), error.status)
+            return "failed"
+        return "not permitted" if self._memory.attendees.refused_at else "used"
+
+    async def _write_listed(self, events: Sequence[Event]) -> None:
+        async for plan in self._listed(events):
+            await self._apply(plan)
+
+    async def _listed(self, events: Sequence[Event]) -> AsyncIterator[EventPlan]:
+        """Give the plans for events of which only the list is read."""
+        for start in range(0, len(events), LISTED_AT_ONCE):
+            some = events[start : start + LISTED_AT_ONCE]
             stored = await in_thread(self._store.stored_events, [event.id for event in some])
             for event in some:
-                await self._apply(plan_listed(event, stored.get(event.id)))
+                yield plan_listed(event, stored.get(event.id))
 
-    async def _sync_all(self, events: list[Event]) -> None:
+    def _standing(self, event: Event, *, edited: bool) -> Standing:
+        reads = self._reads.get(event.id, Reads())
+        suspected = event.id in self._suspected
+        return Standing(
+            id=event.id,
+            cost=self._cost(event) + self._attendees.cost(reads, suspected=suspected),
+            read_at=self._read_at.get(event.id),
+            suspected=suspected,
+            due=edited or reads.due_at is not None,
+        )
+
+    async def _sync_all(self, events: Sequence[Event]) -> None:
         self._advance("events", 0, len(events))
         waiting = iter(events)
         unread = {event.id for event in events}
@@ -157,7 +338,7 @@ class Synchronisation:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._workers, len(events))):
+                for _ in range(min(self._config.billetweb.concurrency, len(events))):
                     group.create_task(work())
         except* StoreError as errors:
             raise errors.exceptions[0] from None
@@ -167,15 +348,17 @@ class Synchronisation:
 
     async def _sync_event(self, event: Event) -> None:
         subject = f"event {event.id}"
+        self._memory.tried[event.id] = self._now()
         try:
             fetched = await self._read(event)
+            attendees = await self._read_attendees(event.id)
+            async with self._writing:
+                plan = await in_thread(self._plan_and_write, event, fetched, attendees)
         except BilletwebError as error:
             self._run.failed += 1
             self._fail(subject, error.kind, str(error), error.status)
             await in_thread(self._store.forget_suspects, [event.id], in_events=False)
             return
-        async with self._writing:
-            plan = await in_thread(self._plan_and_write, event, fetched)
         self._note(plan)
         for table, doubt in plan.doubts.items():
             self._fail(subject, "doubted", f"{table}: {doubt}")
@@ -183,14 +366,13 @@ class Synchronisation:
             self._run.failed += 1
         else:
             self._run.synced += 1
+            del self._memory.tried[event.id]
 
     async def _read(self, event: Event) -> Fetched:
         gauges = await self.client.gauges(event.id)
         read_at = self._now()
         tickets = await self.client.tickets(event.id)
-        # An event not in session mode has no sessions; those it had when it was are read until they are gone.
-        has_sessions = event.multiple or event.id in self._with_sessions
-        sessions = await self.client.sessions(event.id) if has_sessions else None
+        sessions = await self.client.sessions(event.id) if self._has_sessions(event) else None
         repeated = gauges.duplicates + tickets.duplicates + (sessions.duplicates if sessions else 0)
         if repeated:
             logger.debug("event {}: {} rows with a key seen before; the last one counts", event.id, repeated)
@@ -201,10 +383,23 @@ class Synchronisation:
             read_at=read_at,
         )
 
-    def _plan_and_write(self, event: Event, fetched: Fetched) -> EventPlan:
-        plan = plan_event(event, self._store.event_rows(event.id), fetched, self._evidence)
-        if plan.writes:
-            self._store.apply(self._run.id, plan, self._now())
+    async def _read_attendees(self, event_id: str) -> EventAnswer | None:
+        reads = self._reads.get(event_id, Reads())
+        return await self._attendees.read_event(event_id, reads, suspected=event_id in self._suspected)
+
+    def _plan_and_write(self, event: Event, fetched: Fetched, attendees: EventAnswer | None) -> EventPlan:
+        """Write all of an event in one transaction; return the plan, with what became of its attendees."""
+        with attendees.answer if attendees else nullcontext():
+            plan = plan_event(event, self._store.event_rows(event.id), fetched, self._evidence)
+            plan.was_due = self._reads.get(event.id, Reads()).due_at is not None
+            at = self._now()
+            if attendees:
+                take = partial(
+                    self._attendees.take_event, read=attendees, plan=plan, at=at, evidence=self._evidence
+                )
+                self._store.apply(self._run.id, plan, at, take)
+            elif plan.writes:
+                self._store.apply(self._run.id, plan, at)
         return plan
 
     async def _apply(self, plan: EventPlan) -> None:

@@ -168,6 +168,7 @@ def status_panel(status: Json, now: datetime) -> str:
         "current run": _current_run(status["current_run"], now),
         "queued": count(queued, "run") if queued else "",
         "events": _live_events(status),
+        "figures": _figures(status),
         "last error": plain(status["last_error"] or ""),
         "slots": _slots(status),
         "database": plain(status["database"]),
@@ -202,6 +203,24 @@ def _live_events(status: Json) -> str:
     """Return how many events are live and full, "" while no database has told."""
     live, full = status["events_live"], status["events_full"]
     return "" if live is None else f"{live} live, {full} full"
+
+
+def _figures(status: Json) -> str:
+    """Return how old figures are and may get, "" while none was read, or where the daemon is an older one."""
+    age_s, budget = status.get("oldest_figure_age_s"), status.get("budget")
+    if age_s is None:
+        return ""
+    unread = status.get("events_unread")
+    told = f"{count(unread, 'event')} never read; " if unread else ""
+    told += f"the oldest is {format_duration(age_s)} old"
+    if budget:
+        told += f"; each is read at least every {format_duration(budget['refresh_s'])}"
+        told += f"; {count(budget['waiting'], 'event')} more to read" if budget["waiting"] else ""
+        if budget["increment"] == "not permitted":
+            told += "; sales too are seen no sooner, for the key may not read the account's attendees"
+        elif budget["increment"] == "failed":
+            told += "; sales too are seen no sooner while the account's attendees cannot be read"
+    return told
 
 
 def _next_run(status: Json, now: datetime) -> str:

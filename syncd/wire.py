@@ -1,8 +1,7 @@
-"""Billetweb's answers into records: the only room that knows Billetweb's spelling. Pure.
+"""Billetweb's answers into records: with `fields.py`, the only room that knows Billetweb's spelling. Pure.
 
-The source of the shapes is the Billetweb API page (/events, /event/:id/avail, /tickets, /dates) and what
-its users met: nearly everything arrives as a string, `false` stands for a missing number, `[]` for an
-empty object, `""` or a zero date for nothing, and times are the wall clock of Paris.
+The source of the shapes is the Billetweb API page (/events, /event/:id/avail, /tickets, /dates, /attendees)
+and what its users met.
 
 Strict per row: a row needs an id (a gauge its type). Lenient per field: a value that does not fit leaves
 its column at the default, and stays in `extra` under its wire name next to the fields unknown here.
@@ -10,13 +9,12 @@ Nothing that holds a secret link (`key=…`) gets into a record's `extra` or int
 """
 
 import codecs
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -30,27 +28,42 @@ from syncd.errors import (
     StatusError,
     TransportError,
 )
-from syncd.model import Event, Gauge, Session, Ticket
+from syncd.fields import (
+    Table,
+    UnfitError,
+    columns_of,
+    is_storable,
+    remembering,
+    to_code,
+    to_count,
+    to_decimal,
+    to_flag,
+    to_id,
+    to_instant,
+    to_integer,
+    to_limit,
+    to_map,
+    to_safe_text,
+    to_sale_time,
+    to_tags,
+    to_text,
+)
+from syncd.model import Attendee, Event, Gauge, Session, Ticket
 
-ZONE = "Europe/Paris"
 CHALLENGE_MARKER = b"cdn-cgi/challenge-platform"
 RATE_LIMIT_WAIT_S = 60.0  # the limit is counted per minute, and no Retry-After was ever seen
+DATE_TOLERANCE = timedelta(seconds=5)  # the header counts whole seconds, and an answer may take some
+DATE_MAX = timedelta(days=1)
 RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 3600.0
 SAID_MAX_CHARS = 160
-EXTRA_MAX_DEPTH = 16  # well below what any JSON writer down the line can take
 
 _TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error means, sent with 200 or not
-_SECRET_LINK = re.compile(r"key(?:=|%3d)", re.IGNORECASE)
 _CREDENTIAL = re.compile(r"key(?:=|%3d)\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
-_DIGITS = re.compile(r"[0-9]+")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # sums of such still fit a database's 64 bits
-_DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,4})?")  # numeric(12, 4)
-_WALL_CLOCK = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
+_SECONDS = re.compile(r"[+-]?[0-9]{1,15}")
 
 K = TypeVar("K")
 R = TypeVar("R")
 GaugeKey = tuple[str, str, str, str]  # event_id, session_id, type, gauge_id
-_Table = dict[str, tuple[str, Callable[[object], object]]]  # wire name -> (column, converter)
 
 
 class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
@@ -63,10 +76,6 @@ class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
     records: dict[K, R]
     bad: list[str] = msgspec.field(default_factory=list)
     duplicates: int = 0
-
-
-class _UnfitError(ValueError):
-    """A value that does not fit its column."""
 
 
 # -- whole answers
@@ -120,7 +129,7 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
     Both forms of RFC 9110 §10.2.3 are read: seconds, and an HTTP date, compared with `now` (aware).
     """
     text = (header or "").strip()
-    if _INTEGER.fullmatch(text):
+    if _SECONDS.fullmatch(text):
         wait_s = float(text)
     else:
         try:
@@ -131,14 +140,26 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
     return min(max(wait_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
 
 
-def _document(body: bytes) -> object:
+def ahead(date: str | None, *, now: datetime) -> timedelta:
+    """Give how far `now` (aware) is ahead of the clock that wrote a Date header, where it plainly is.
+
+    A day at most: what is further off is no clock.
+    """
+    try:
+        gap = now - parsedate_to_datetime(date or "").astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return timedelta(0)
+    return min(gap, DATE_MAX) if gap > DATE_TOLERANCE else timedelta(0)
+
+
+def _document(body: bytes, kind: Any = Any) -> Any:
     text = body.removeprefix(codecs.BOM_UTF8).strip()
     if not text:
         raise DecodeError("Billetweb's answer is empty where a JSON array is due")
     if text.startswith(b"<"):
         raise DecodeError("Billetweb's answer is a page where a JSON array is due")
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
         reason = str(error)
     # Raised outside the handler, for the cause may hold a piece of the body.
@@ -175,167 +196,116 @@ def _refusal(status: int, detail: str, wait_s: float | None) -> BilletwebError:
     return StatusError(f"Billetweb refused the request ({detail})")
 
 
-# -- fields: a converter gives None for a missing value and raises ValueError for one that does not fit
-
-
-def _matching(value: object, pattern: re.Pattern[str]) -> str | None:
-    """Give a string or number as trimmed text of the pattern; None for "", null and PHP's false."""
-    if value is None or value is False:
-        return None
-    text = str(value).strip() if isinstance(value, str | int | float) else "?"
-    if text and not pattern.fullmatch(text):
-        raise _UnfitError
-    return text or None
-
-
-def _id(value: object) -> str | None:
-    return _matching(value, _DIGITS)
-
-
-def _text(value: object) -> str | None:
-    """Give a text as it is, spaces and entities included; NUL alone goes: PostgreSQL cannot store it."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _UnfitError
-    return str(value).replace("\0", "") or None
-
-
-def _code(value: object) -> str | None:
-    """Give a value of an open enumeration, which is also met as a flag."""
-    return str(int(value)) if isinstance(value, bool) else _text(value)
-
-
-def _url(value: object) -> str | None:
-    text = _text(value)
-    if text is not None and _SECRET_LINK.search(text):
-        raise _UnfitError
-    return text
-
-
-def _flag(value: object) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    number = _integer(value)
-    if number not in (None, 0, 1):
-        raise _UnfitError
-    return None if number is None else number == 1
-
-
-def _integer(value: object) -> int | None:
-    text = _matching(value, _INTEGER)
-    if text is None:
-        return None
-    return int(text)
-
-
-def _count(value: object) -> int | None:
-    """Give a number of places; a negative one says that none is known."""
-    number = _integer(value)
-    return None if number is None or number < 0 else number
-
-
-def _limit(value: object) -> int | None:
-    """Give the quota of a ticket or session, where 0 too says that no limit is known."""
-    return _count(value) or None
-
-
-def _decimal(value: object) -> Decimal | None:
-    text = _matching(value, _DECIMAL)
-    return None if text is None else Decimal(text)
-
-
-def _wall_clock(value: object) -> datetime | None:
-    """Give the instant of a Paris wall time, in UTC; None for a zero date.
-
-    In the doubled hour of autumn the first pass is meant (fold=0). In the hour that spring leaves out the
-    offset of before counts: 02:30 is the instant of 03:30.
-    """
-    text = _matching(value, _WALL_CLOCK)
-    if text is None or text.startswith("0000-00-00"):
-        return None
-    try:
-        return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(ZONE)).astimezone(UTC)
-    except OverflowError as error:  # at either end of the calendar
-        raise _UnfitError from error
-
-
-def _sale_time(value: object) -> datetime | None:
-    """Give an instant written as UNIX seconds (0 for none) or as a wall time: sales were met with both."""
-    try:
-        seconds = _integer(value)
-    except ValueError:
-        return _wall_clock(value)
-    if not seconds:
-        return None
-    if seconds < 0:
-        raise _UnfitError
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, OSError) as error:
-        raise _UnfitError from error
-
-
-def _tags(value: object) -> list[str]:
-    if value is None or value is False or value == "":
-        return []
-    if not isinstance(value, list):
-        raise _UnfitError
-    return [tag for tag in map(_text, value) if tag is not None]
-
-
-def _map(value: object) -> dict[str, object] | None:
-    """Give an object of any content; PHP writes an empty one as `[]`."""
-    if value is None or value is False or value in ("", []):
-        return None
-    if not isinstance(value, dict) or not _is_storable(value):
-        raise _UnfitError
-    return value
-
-
-def _texts(*names: str) -> _Table:
+def _texts(*names: str) -> Table:
     """Give the table of those text fields whose column has their wire name."""
-    return {name: (name, _text) for name in names}
+    return {name: (name, to_text) for name in names}
 
 
 _EVENT = _texts("ext_id", "name", "place", "description", "confirmation_message") | {
-    "id": ("id", _id),
-    "start": ("starts_at", _wall_clock),
-    "end": ("ends_at", _wall_clock),
-    "multiple": ("multiple", _flag),
-    "shop": ("shop_url", _url),
-    "online": ("online", _flag),
-    "tax_rate": ("tax_rate", _decimal),
-    "tax": ("tax_rate", _decimal),  # the name in the API page's example
-    "tags": ("tags", _tags),
-    "image": ("image_url", _url),
-    "cover": ("cover_url", _url),
+    "id": ("id", to_id),
+    "start": ("starts_at", to_instant),
+    "end": ("ends_at", to_instant),
+    "multiple": ("multiple", to_flag),
+    "shop": ("shop_url", to_safe_text),
+    "online": ("online", to_flag),
+    "tax_rate": ("tax_rate", to_decimal),
+    "tax": ("tax_rate", to_decimal),  # the name in the API page's example
+    "tags": ("tags", to_tags),
+    "image": ("image_url", to_safe_text),
+    "cover": ("cover_url", to_safe_text),
 }
 _GAUGE = _texts("type", "name", "status") | {
-    "id": ("id", _id),
-    "quota": ("places_total", _count),
-    "avail": ("places_left", _integer),
+    "id": ("id", to_id),
+    "quota": ("places_total", to_count),
+    "avail": ("places_left", to_integer),
 }
 _TICKET = _texts("name", "full_name", "category", "label", "description", "instructions", "form") | {
-    "id": ("id", _id),
-    "price": ("price", _decimal),
-    "commission": ("commission", _decimal),
-    "tax": ("tax", _decimal),
-    "quota": ("places_total", _limit),
-    "visibility": ("visibility", _code),
-    "start_time": ("sale_starts_at", _sale_time),
-    "end_time": ("sale_ends_at", _sale_time),
+    "id": ("id", to_id),
+    "price": ("price", to_decimal),
+    "commission": ("commission", to_decimal),
+    "tax": ("tax", to_decimal),
+    "quota": ("places_total", to_limit),
+    "visibility": ("visibility", to_code),
+    "start_time": ("sale_starts_at", to_sale_time),
+    "end_time": ("sale_ends_at", to_sale_time),
 }
 _SESSION = _texts("name", "place", "description", "instructions") | {
-    "id": ("id", _id),
-    "start": ("starts_at", _wall_clock),
-    "end": ("ends_at", _wall_clock),
-    "disabled": ("visibility", _code),
-    "quota": ("places_total", _limit),
-    "total_sales": ("places_sold", _count),
-    "tickets": ("tickets", _map),
-    "last_update": ("last_update_at", _wall_clock),
+    "id": ("id", to_id),
+    "start": ("starts_at", to_instant),
+    "end": ("ends_at", to_instant),
+    "disabled": ("visibility", to_code),
+    "quota": ("places_total", to_limit),
+    "total_sales": ("places_sold", to_count),
+    "tickets": ("tickets", to_map),
+    "last_update": ("last_update_at", to_instant),
 }
+
+
+def _session_id(value: object) -> str | None:
+    """Give the session of an order, "0" where it has none."""
+    session_id = to_id(value)
+    return session_id if session_id and session_id.strip("0") else None
+
+
+def _use(value: object) -> int | None:
+    """Give how far a place was used, "0" to "3"; a number that fits no small integer is none."""
+    number = to_integer(value)
+    if number is not None and not 0 <= number < 2**15:
+        raise UnfitError
+    return number
+
+
+# One memory each: an order's dates are alike, and so are its rows.
+_id, _word, _price, _date = map(remembering, (to_id, to_safe_text, to_decimal, to_instant))
+_state, _yes = map(remembering, (to_code, to_flag))
+_ATTENDEE: Table = {
+    "id": ("id", to_id),
+    "event": ("event_id", _id),
+    "ticket_id": ("ticket_id", _id),
+    "order_session": ("session_id", remembering(_session_id)),
+    "order_id": ("order_id", _id),
+    "ext_id": ("ext_id", to_safe_text),
+    "barcode": ("barcode", to_safe_text),
+    "category": ("category", _word),
+    "price": ("price", _price),
+    "order_price": ("order_price", _price),
+    "used": ("used", remembering(_use)),
+    "used_date": ("used_at", _date),
+    "disabled": ("disabled", _yes),
+    "order_paid": ("order_paid", _yes),
+    "order_payment_type": ("order_payment_type", _word),
+    "order_origin": ("order_origin", _word),
+    "order_accreditation": ("order_accreditation", _state),
+    "pass": ("pass_id", _state),
+    "seating_location": ("seating_location", _word),
+    "order_date": ("ordered_at", _date),
+    "order_payment_date": ("paid_at", _date),
+    "last_update": ("last_update_at", _date),
+}
+_FULL = _ATTENDEE | {
+    "firstname": ("firstname", to_safe_text),
+    "name": ("name", to_safe_text),
+    "email": ("email", to_safe_text),
+    "order_firstname": ("order_firstname", _word),
+    "order_name": ("order_name", _word),
+    "order_email": ("order_email", _word),
+    "order_language": ("order_language", _word),
+    "reduction_code": ("reduction_code", _word),
+    "authorization_code": ("authorization_code", _word),
+    "custom": ("custom", to_map),
+    "custom_order": ("custom_order", to_map),
+}
+# A scanner's address, and links that open the order, are never stored; the rest stands in other tables.
+_LEFT_OUT = {"lane", "product_management", "product_download", "order_management"}
+_LEFT_OUT |= {"event", "event_name", "event_start", "session_start", "ticket"}
+_HANDLED = _LEFT_OUT | _FULL.keys()
+
+
+class _Sale(msgspec.Struct):
+    event: object = None
+
+
+_SALE = msgspec.json.Decoder(_Sale)
 
 
 # -- rows
@@ -349,7 +319,7 @@ def decode_events(body: bytes, *, account: str) -> Decoded[str, Event]:
     events, bad = [], []
     for index, row in enumerate(rows(body)):
         try:
-            events.append(Event(account=account, **_columns(row, _EVENT, f"events[{index}]")))
+            events.append(Event(account=account, **columns_of(row, _EVENT, f"events[{index}]")))
         except DecodeError as error:
             bad.append(str(error))
     return _keyed(((event.id, event) for event in events), bad)
@@ -387,6 +357,70 @@ def decode_sessions(body: bytes, *, event_id: str) -> Decoded[str, Session]:
     return _keyed((session.id, session) for session in found)
 
 
+def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) -> Decoded[str, Attendee]:
+    """Give the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
+
+    The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
+    naming row and field, for a row that is no object, has no id, or has to name its event and does not.
+    """
+    given = {} if event_id is None else {"event_id": event_id}
+    found = []
+    for index, row in enumerate(rows(body)):
+        columns = _quickly(row, full=full)
+        if columns is None or (columns | given)["event_id"] is None:
+            required = ("id",) if given else ("id", "event")
+            columns = _carefully(row, f"attendees[{index}]", required, full=full)
+        found.append(Attendee(**columns | given))
+    return _keyed((attendee.id, attendee) for attendee in found)
+
+
+def sold(body: bytes) -> list[tuple[str, int]]:
+    """Give the event and a digest of each row of `/attendees`, and nothing else of it.
+
+    A digest has 64 bits, is the same in every process and changes with any byte of the row. Raises
+    DecodeError, naming row and field, for a row that is no object or names no event.
+    """
+    found: list[tuple[str, int]] = []
+    for index, raw in enumerate(_document(body, list[msgspec.Raw])):
+        try:
+            event_id = to_id(_SALE.decode(raw).event)
+        except ValueError:
+            event_id = None
+        if event_id is None:
+            row, subject = _document(bytes(raw)), f"attendees[{index}]"
+            event_id = columns_of(row, _ATTENDEE, subject, required=("event",))["event_id"]
+        digest = hashlib.blake2b(raw, digest_size=8).digest()
+        found.append((event_id, int.from_bytes(digest)))
+    return found
+
+
+def _quickly(row: object, *, full: bool) -> dict[str, Any] | None:
+    """Give a row's columns where every value fits, as nearly always, else None: half the time."""
+    if not isinstance(row, dict):
+        return None
+    try:
+        columns: dict[str, Any] = {
+            column: convert(row.get(name))
+            for name, (column, convert) in (_FULL if full else _ATTENDEE).items()
+        }
+    except (TypeError, ValueError):
+        return None
+    if full:
+        unknown = sorted(row.keys() - _HANDLED)
+        columns["extra"] = {
+            name: row[name] for name in unknown if is_storable(name) and is_storable(row[name])
+        }
+    return columns if columns["id"] else None
+
+
+def _carefully(row: object, subject: str, required: tuple[str, ...], *, full: bool) -> dict[str, Any]:
+    columns = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
+    left = columns.pop("extra")
+    if full:
+        columns["extra"] = {name: value for name, value in left.items() if name not in _LEFT_OUT}
+    return columns
+
+
 def _keyed(pairs: Iterable[tuple[K, R]], bad: Iterable[str] = ()) -> Decoded[K, R]:
     """Give the records by key; of several with one key the last wins."""
     found = list(pairs)
@@ -403,41 +437,6 @@ def _gauge(columns: dict[str, Any], event_id: str) -> Gauge:
     return Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns)
 
 
-def _each(body: bytes, table: _Table, kind: str, *, required: str = "id") -> Iterator[dict[str, Any]]:
+def _each(body: bytes, table: Table, kind: str, *, required: str = "id") -> Iterator[dict[str, Any]]:
     for index, row in enumerate(rows(body)):
-        yield _columns(row, table, f"{kind}[{index}]", required=required)
-
-
-def _columns(row: object, table: _Table, subject: str, *, required: str = "id") -> dict[str, Any]:
-    """Give a row's columns, those that have a value, and `extra`. Raises DecodeError without `required`."""
-    if not isinstance(row, dict):
-        raise DecodeError(f"{subject} is {'null' if row is None else 'not an object'}")
-    columns: dict[str, Any] = {}
-    read = set()
-    for name, (column, convert) in table.items():
-        if name not in row or column in columns:
-            continue
-        try:
-            value = convert(row[name])
-        except ValueError:
-            continue
-        read.add(name)
-        if value is not None:
-            columns[column] = value
-    if required not in columns:
-        unusable = required in row and required not in read
-        raise DecodeError(f"{subject}.{required} is {'unusable' if unusable else 'missing'}")
-    left = {name: value for name, value in row.items() if name not in read}
-    columns["extra"] = {name: value for name, value in left.items() if _is_storable([name, value])}
-    return columns
-
-
-def _is_storable(value: object, depth: int = EXTRA_MAX_DEPTH) -> bool:
-    """Tell whether no part of the value is a secret link, a NUL, or too deep for a database's JSON."""
-    if isinstance(value, str):
-        return "\0" not in value and not _SECRET_LINK.search(value)
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        return depth > 0 and all(_is_storable(item, depth - 1) for item in value)
-    return True
+        yield columns_of(row, table, f"{kind}[{index}]", required=(required,))

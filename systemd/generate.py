@@ -40,9 +40,9 @@ class Prose(NamedTuple):
 
 SYNCD = Prose(
     description="""\
-Events, tariffs, sessions, places left and whether an event is full stand in SQLite, for a site, a dashboard
-or a script to read. syncd only reads Billetweb. A read that fails changes nothing: old figures stay, with
-their age. Rows are marked vanished, never deleted.
+Events, tariffs, sessions, places left and whether an event is full stand in SQLite or PostgreSQL, for a site,
+a dashboard or a script to read. syncd only reads Billetweb. A read that fails changes nothing: old figures
+stay, with their age. Rows are marked vanished, never deleted.
 
 `syncd run` stays up when Billetweb or the database is away, and goes on trying. syncctl(1) starts a run at
 once and shows how the daemon fares.""",
@@ -61,6 +61,7 @@ once and shows how the daemon fares.""",
             "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_FDS, LISTEN_PID, JOURNAL_STREAM": (
                 "Set by systemd: see sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5)."
             ),
+            "PGPASSFILE, PGSSLMODE and others": "With PostgreSQL, what the URL of the database leaves open.",
             "NO_COLOR": "If set, neither the log nor the progress of `once` has colours on a terminal.",
         },
         "FILES": {

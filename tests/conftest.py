@@ -4,15 +4,15 @@ import io
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import real_databases as databases
 import stamina
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
@@ -35,6 +35,45 @@ from syncd.standin import StandIn, php_json, serving
 settings.register_profile("syncd", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("syncd")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--database",
+        choices=databases.KINDS,
+        default="sqlite",
+        help="what tests with a database run on; with postgresql only those run, on servers of their own",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sqlite_only(why): not run with --database postgresql")
+    config.addinivalue_line("markers", "postgresql_only: run with --database postgresql alone")
+    try:
+        databases.choose(config.getoption("database"))
+    except (ImportError, FileNotFoundError) as error:
+        raise pytest.UsageError(f"--database postgresql: {error}") from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about the other database and, on PostgreSQL, what uses none."""
+    other = "sqlite_only" if databases.is_postgresql() else "postgresql_only"
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker(other)
+        or (databases.is_postgresql() and "database_kind" not in getattr(item, "fixturenames", ()))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(scope="session")
+def database_kind() -> Iterator[str]:
+    """Give the kind of database. Whoever uses one asks for this: by that it runs on PostgreSQL too."""
+    yield databases.kind()
+    databases.close()
+
+
 MakeConfig = Callable[..., Config]
 WAIT_S = 30.0
 """Longer than anything here takes, shorter than a test may."""
@@ -47,7 +86,7 @@ def standin() -> StandIn:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def home(database_kind: str) -> Iterator[Path]:
     """Give a folder with a path short enough for a socket."""
     with short_folder() as folder:
         yield folder
@@ -61,7 +100,7 @@ def base_url(standin: StandIn) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_config(tmp_path: Path, base_url: str, standin: StandIn) -> MakeConfig:
+def make_config(tmp_path: Path, base_url: str, standin: StandIn, database_kind: str) -> MakeConfig:
     """Return a maker of configurations that lead to the stand-in; `sync__interval="1h"` sets a key."""
 
     def make(**settings: str | int | bool) -> Config:
@@ -69,7 +108,7 @@ def make_config(tmp_path: Path, base_url: str, standin: StandIn) -> MakeConfig:
             "billetweb__user": standin.user,
             "billetweb__base_url": base_url,
             "billetweb__requests_per_minute": 100,
-            "database__url": f"sqlite:///{tmp_path}/syncd.db",
+            "database__url": databases.url_at(tmp_path / "syncd.db"),
             "control__socket": f"{tmp_path}/s",
         }
         tables: dict[str, list[str]] = {}
@@ -147,7 +186,7 @@ class Rig:
     """The real mirror and runner, on an event loop in a thread of its own."""
 
     def __init__(self, config: Config, portal: BlockingPortal, clock: Clock) -> None:
-        self.path = Path(config.database.url.removeprefix("sqlite:///"))
+        self.url = config.database.url
         self.clock = clock
         self.portal = portal
         self.redact = Redactor([config.key.value])
@@ -208,18 +247,13 @@ class Rig:
             assert time.monotonic() < deadline
             time.sleep(0.002)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the database for writing, as another program might."""
-        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-            connection.execute("ROLLBACK")
+        return databases.locked(self.url)
 
-    def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Return what a statement finds in the database file, past all of syncd's own code."""
-        with closing(sqlite3.connect(self.path)) as connection, connection:
-            return connection.execute(statement, values).fetchall()
+    def sql(self, statement: str, *values: object) -> databases.Rows:
+        """Return what a statement finds in the database, past all of syncd's own code."""
+        return databases.query(self.url, statement, *values)
 
     def dump(self, event_id: str | None = None) -> dict[str, list[tuple[Any, ...]]]:
         """Return every stored byte of an event, or of all of them."""

@@ -70,6 +70,10 @@ class Stub:
             database="sqlite:////var/lib/syncd/syncd.db",
             events_live=1,
             events_full=0,
+            oldest_figure_at=None,
+            oldest_figure_age_s=None,
+            events_unread=None,
+            budget=None,
             slots_skipped={},
             slots_missed=0,
         )

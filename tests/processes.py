@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from real_databases import query, url_at
 
 from syncd.schema import MIRRORED
 from syncd.standin import StandIn
@@ -79,7 +80,7 @@ def write_config(folder: Path, base_url: str, tables: Tables | None = None, *, k
     key_file.write_text(key)
     defaults: Tables = {
         "billetweb": {"user": "12345", "key_file": "key", "base_url": base_url, "requests_per_minute": 100},
-        "database": {"url": f"sqlite:///{folder}/syncd.db"},
+        "database": {"url": url_at(folder / "syncd.db")},
         "control": {"socket": f"{folder}/syncd.sock"},
         "log": {"level": "DEBUG", "format": "text"},
     }
@@ -123,7 +124,7 @@ class DaemonProcess:
         self.folder = folder
         self.base_url = base_url
         self.socket = folder / "syncd.sock"
-        self.database = folder / "syncd.db"
+        self.database = url_at(folder / "syncd.db")
         self.config = write_config(folder, base_url, tables, key=key)
         self.notified: list[str] = []
         self._log = folder / "log"
@@ -225,27 +226,12 @@ def asked(standin: StandIn, count: int, within_s: float = PATIENCE_S) -> None:
     eventually(lambda: len(standin.requests) >= count, within_s)
 
 
-def rows_of(database: Path, query: str) -> list[tuple[Any, ...]]:
-    """Return what a query finds in the file, without changing anything in it."""
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        return connection.execute(query).fetchall()
-
-
-def mirrored(database: Path) -> dict[str, list[tuple[Any, ...]]]:
+def mirrored(database: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return the mirrored rows without their instants of bookkeeping, and each table's changes to them."""
     content = {}
     for name, table in MIRRORED.items():
         columns = ", ".join(f'"{column.name}"' for column in table.columns if column.name not in BOOKKEEPING)
-        content[name] = sorted(rows_of(database, f"SELECT {columns} FROM {name}"), key=repr)
+        content[name] = sorted(query(database, f"SELECT {columns} FROM {name}"), key=repr)
     changes = "SELECT table_name, row_id, event_id, kind, diff FROM syncd_changes"
-    content["changes"] = sorted(rows_of(database, changes), key=repr)
+    content["changes"] = sorted(query(database, changes), key=repr)
     return content
-
-
-@contextlib.contextmanager
-def locked(database: Path) -> Iterator[None]:
-    """Hold the database's write lock, as another program's long transaction does."""
-    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
-        yield
-        connection.execute("ROLLBACK")

@@ -18,9 +18,9 @@ from processes import (
     DaemonProcess,
     Tables,
     environment,
-    locked,
     write_config,
 )
+from real_databases import locked
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 _CHILD = """

@@ -26,6 +26,7 @@ from syncd.errors import (
     RateLimited,
     RestrictedError,
     StatusError,
+    TooLargeError,
     TransportError,
 )
 from syncd.limiter import RateLimiter
@@ -157,7 +158,7 @@ ROWS: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
     "text": (standin.raw(b'"[]"'), DecodeError, 200, 1),
     "broken compression": (broken_gzip, DecodeError, 200, 1),
     "truncated compression": (cut_gzip, DecodeError, 200, 1),
-    "oversized answer": (standin.oversized(65), DecodeError, 200, 1),
+    "oversized answer": (standin.oversized(65), TooLargeError, 200, 1),
 }
 
 
@@ -346,7 +347,7 @@ def test_small_answer_would_fill_the_memory(
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert type(error) is DecodeError
+    assert type(error) is TooLargeError
     assert "larger than 1 MiB" in str(error)
     assert peak < 48 * 1024 * 1024
 

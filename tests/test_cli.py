@@ -1,11 +1,10 @@
 """The `syncd` commands that are no daemon: `check`, `once`, usage."""
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, rows_of, syncd, write_config
+from processes import DaemonProcess, syncd, write_config
+from real_databases import query, url_at
 
 from syncd import __version__
 from syncd.cli import main
@@ -67,6 +66,7 @@ def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) 
     ]
 
 
+@pytest.mark.sqlite_only("about files; a server that is none is in test_postgresql.py")
 def test_unusable_database_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
     """A database that cannot be opened is exit code 69: a missing folder, and a file that is none."""
     missing = {"database": {"url": f"sqlite:///{home}/none/syncd.db"}}
@@ -98,8 +98,7 @@ def test_later_version_wrote_the_database(home: Path, base_url: str, capsys: Cap
     """A database of a later syncd is refused with that advice, by `check` and by `once`."""
     path = write_config(home, base_url)
     assert main(["once", "--config", str(path)]) == 0
-    with closing(sqlite3.connect(home / "syncd.db")) as connection, connection:
-        connection.execute("UPDATE syncd_schema SET version_num = '9999'")
+    query(url_at(home / "syncd.db"), "UPDATE syncd_schema SET version_num = '9999'")
     capsys.readouterr()
     code, [problem] = check(path, capsys)
     assert code == 69
@@ -134,8 +133,8 @@ def test_once_does_not_sync(home: Path, standin: StandIn, base_url: str, capsys:
     assert main(["once", "--config", str(path)]) == 0
     assert "2 events synced, 0 failed" in capsys.readouterr().out
     assert not (home / "syncd.sock").exists()
-    assert rows_of(home / "syncd.db", "SELECT count(*) FROM billetweb_events") == [(2,)]
-    assert rows_of(home / "syncd.db", 'SELECT "trigger", "full" FROM syncd_runs') == [("once", 1)]
+    assert query(url_at(home / "syncd.db"), "SELECT count(*) FROM billetweb_events") == [(2,)]
+    assert query(url_at(home / "syncd.db"), 'SELECT "trigger", "full" FROM syncd_runs') == [("once", 1)]
 
 
 def test_monitor_hears_nothing_of_once(home: Path, standin: StandIn, base_url: str) -> None:
@@ -151,7 +150,7 @@ def test_full_is_forgotten(home: Path, base_url: str) -> None:
     path = str(write_config(home, base_url))
     for options in ([], [], ["--full"]):
         assert main(["once", "--config", path, *options]) == 0
-    assert rows_of(home / "syncd.db", 'SELECT "full" FROM syncd_runs ORDER BY id') == [(1,), (0,), (1,)]
+    assert query(url_at(home / "syncd.db"), 'SELECT "full" FROM syncd_runs ORDER BY id') == [(1,), (0,), (1,)]
 
 
 def test_failed_once_looks_like_success(home: Path, standin: StandIn, base_url: str, capsys: Capsys) -> None:

@@ -197,8 +197,10 @@ url = 7\r
         ),
         ("log.level = 0x" + "f" * 5000, "number that big"),
         ("log.level = '" + "x" * 99 + "'", "a longer text"),
-        ("sync.attendees = 'full'", "this version of syncd does not mirror attendees yet"),
-        ("database.url = 'postgresql+psycopg://u:p@h/d'", "PostgreSQL comes in a later version"),
+        ("database.url = 'postgres://u:p@h/d'", 'must be as "postgresql://user:password@host:5432/database"'),
+        ("database.url = 'postgresql://u:p@p@h/d'", "is written %2F %40 %3A %3F %23"),
+        ("database.url = 'postgresql://h/d?password=p'", "a password stands before the host"),
+        ("database.url = 'mysql://h/d'", 'as "postgresql://user@host/database" does'),
     ],
 )
 def test_message_does_not_say_what_to_do(write: Write, text: str, expected: str) -> None:
@@ -258,16 +260,36 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
     "sync.keep_past": (["0s", "3653d"], ["3653d1s"]),
     "sync.full_every": (["1m", "30d"], ["59s", "30d1s"]),
     "sync.keep_changes": (["1d", "3653d"], ["23h59m59s", "3653d1s"]),
-    "sync.attendees": (["none"], ["minimal", "full", "some", False]),
+    "sync.attendees": (["none", "minimal", "full"], ["some", "None", False]),
     "sync.count_carts": ([True, False], [0]),
     "database.url": (
-        ["sqlite:////var/lib/syncd.db", "sqlite:///syncd.db"],
+        [
+            "sqlite:////var/lib/syncd.db",
+            "sqlite:///syncd.db",
+            "postgresql:///site",
+            "postgresql://syncd@/site?host=/run/postgresql&sslmode=require",
+            "postgresql+psycopg://syncd:p%40ss%2F@db.example.org:5432/site",
+            "postgresql://syncd:@[::1]:1/site?options=-csearch_path%3Dbilletweb",
+        ],
         [
             "sqlite://",
             "sqlite:///",
             "sqlite:///:memory:",
             "sqlite:///a.db?mode=memory",
             "mysql://h/d",
+            "postgres://syncd@h/site",
+            "postgresql+asyncpg://h/site",
+            "postgresql://h",
+            "postgresql://h/",
+            "postgresql://h:65536/site",
+            "postgresql://h:port/site",
+            "postgresql://u:p@ss@h/site",
+            "postgresql://u:p/s@h/site",
+            "postgresql://u:p#s@h/site",
+            "postgresql://h/a/b",
+            "postgresql://h/site?password=p",
+            "postgresql://h/site?sslpassword=p",
+            "postgresql://h/s ite",
             "a.db",
         ],
     ),
@@ -352,7 +374,9 @@ def test_systemd_credential_does_not_replace_the_url(write: Write, tmp_path: Pat
     path = write("database.url = 'sqlite:///a.db'")
     environ = CREDENTIALS | credential(tmp_path, "database-url", "sqlite:///b.db\n")
     assert read(path, "database.url", environ) == "sqlite:///b.db"
-    for bad in (f"mysql://u:{CANARY}@h/d", f"postgresql+psycopg://u:{CANARY}@h/d"):
+    url = f"postgresql://u:{CANARY}@h/d"
+    assert read(path, "database.url", CREDENTIALS | credential(tmp_path, "database-url", url)) == url
+    for bad in (f"mysql://u:{CANARY}@h/d", f"postgresql://u:{CANARY}@h", f"{url}?password={CANARY}"):
         [problem] = problems(path, CREDENTIALS | credential(tmp_path, "database-url", bad))
         assert problem.startswith('systemd credential "database-url": ')
 
@@ -425,7 +449,8 @@ def test_odd_key_file_hangs_the_start(write: Write, tmp_path: Path) -> None:
         f"billetweb.base_url = 'https://a.example?key={CANARY}'",
         f"heartbeat.url = 'https://a.example?key={CANARY}'",
         f"database.url = 'mysql://u:{CANARY}@h/d'",
-        f"database.url = 'postgresql://u:{CANARY}@h/d'",
+        f"database.url = 'postgresql://u:{CANARY}@{CANARY}@h/d'",
+        f"database.url = 'postgresql://h/d?sslpassword={CANARY}'",
         f"[billetweb]\n{CANARY}",
         f"[billetweb]\nkey = {CANARY}",
     ],

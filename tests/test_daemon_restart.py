@@ -1,7 +1,6 @@
 """What survives the end of a daemon, however it came: the mirror, the runs on record, pause, the ceiling."""
 
 import json
-import shutil
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from processes import DaemonProcess, Tables, asked, mirrored, rows_of, short_folder, syncd, write_config
+from processes import DaemonProcess, Tables, asked, mirrored, short_folder, syncd, write_config
+from real_databases import query, url_at
 
 from syncd.standin import Answer, Fault, StandIn, hang, serving
 
@@ -42,27 +42,24 @@ def from_request(number: int) -> Fault:
 
 
 class Undisturbed(NamedTuple):
-    """What a twin that was never killed ends with, its second run's requests, its first run's database."""
+    """What a twin that was never killed ends with, and its second run's requests."""
 
     content: dict[str, list[tuple[object, ...]]]
     requests: int
-    begun: Path
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    begun = tmp_path_factory.mktemp("begun") / "syncd.db"
+def undisturbed(database_kind: str) -> Undisturbed:
     twin = StandIn(events=3, now=NOW, calls_per_minute=None)
     with serving(twin) as url, short_folder() as folder:
         config = write_config(folder, url)
         assert syncd("once", "--config", config).returncode == 0
-        shutil.copy(folder / "syncd.db", begun)
         live(twin)
         before = len(twin.requests)
         assert syncd("once", "--config", config).returncode == 0
-        content = mirrored(folder / "syncd.db")
+        content = mirrored(url_at(folder / "syncd.db"))
     assert any('"places_left"' in str(change) for change in content["changes"])
-    return Undisturbed(content, len(twin.requests) - before, begun)
+    return Undisturbed(content, len(twin.requests) - before)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.3, 0.6, 0.9, 1.0])
@@ -70,7 +67,7 @@ def test_killed_run_leaves_another_mirror(
     home: Path, standin: StandIn, base_url: str, undisturbed: Undisturbed, moment: float
 ) -> None:
     """Killed early, late, or while the last event is written, the next start ends in the same rows."""
-    shutil.copy(undisturbed.begun, home / "syncd.db")
+    assert syncd("once", "--config", write_config(home, base_url)).returncode == 0
     live(standin)
     before = len(standin.requests)
     number = max(1, int(undisturbed.requests * moment))
@@ -101,7 +98,7 @@ def test_clean_restart_forgets_runs(home: Path, base_url: str) -> None:
         daemon.stop()
     assert after["last_run"]["id"] == 2
     assert after["last_run"]["counts"]["inserted"] == 0
-    recorded = rows_of(daemon.database, "SELECT id, state, outcome FROM syncd_runs ORDER BY id")
+    recorded = query(daemon.database, "SELECT id, state, outcome FROM syncd_runs ORDER BY id")
     assert recorded == [(1, "done", "ok"), (2, "done", "ok")]
     assert before["run_count"] == 1
 

@@ -1,15 +1,14 @@
 """More time for a start or a stop, from systemd: asked for during a transaction that writes, then only."""
 
 import signal
-import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE_S, DaemonProcess, Tables, eventually, locked
+from processes import PATIENCE_S, DaemonProcess, Tables, eventually
+from real_databases import allow, locked, query, stall, url_at
 from sqlalchemy import Connection, event, text
 
 from syncd.database import Database
@@ -19,23 +18,6 @@ from syncd.store import Store
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 EXTEND = "EXTEND_TIMEOUT_USEC=10000000"
-SLOW_RECORD = """
-CREATE TABLE many AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
-    SELECT i FROM n;
-CREATE TRIGGER slow AFTER DELETE ON syncd_runs BEGIN
-    SELECT count(*) FROM many AS a, many AS b, many AS c WHERE a.i + b.i + c.i = -1;
-END;
-"""
-"""Makes the transaction that puts a run's end on record take minutes."""
-
-
-SLOW_MIGRATION = SLOW_RECORD.replace("DELETE ON syncd_runs", "INSERT ON syncd_schema").replace(
-    "CREATE TRIGGER",
-    "CREATE TABLE syncd_schema (version_num VARCHAR(32) NOT NULL PRIMARY KEY); CREATE TRIGGER",
-)
-"""Does the same to the one that makes the tables."""
-
-
 _MORTAL = """
 import asyncio, signal, sys, syncd.cli, syncd.schedule
 start = syncd.schedule.Schedule.start
@@ -52,8 +34,8 @@ MORTAL = [sys.executable, "-c", _MORTAL]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(Database(f"sqlite:///{tmp_path}/mirror.db"))
+def store(tmp_path: Path, database_kind: str) -> Iterator[Store]:
+    store = Store(Database(url_at(tmp_path / "mirror.db")))
     yield store
     store.close()
 
@@ -68,7 +50,7 @@ def test_commit_is_cut_short(store: Store) -> None:
     assert not store._database.writers
     with store._transaction(write=True) as connection:
         assert store._database.writers
-        connection.execute(text("CREATE TABLE t (i)"))
+        connection.execute(text("CREATE TABLE t (i integer)"))
         assert store._database.writers
         assert seen == []
     assert seen == [True]
@@ -93,7 +75,7 @@ def test_failed_transaction_is_never_over(store: Store, trouble: str) -> None:
     def write() -> None:
         with store._transaction(write=True) as connection:
             if trouble == "value":
-                connection.execute(text("CREATE TABLE nowhere (i)"))
+                connection.execute(text("CREATE TABLE nowhere (i integer)"))
             fail(connection)
 
     with pytest.raises(ZeroDivisionError if trouble == "bug" else StoreError):
@@ -126,8 +108,9 @@ def test_reader_looks_like_writer(store: Store) -> None:
 
 def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
     """A migration asks for more time each second; a stop rolls it back in time, and begins nothing."""
-    with closing(sqlite3.connect(home / "syncd.db")) as connection:
-        connection.executescript(SLOW_MIGRATION)
+    url = url_at(home / "syncd.db")
+    query(url, "CREATE TABLE syncd_schema (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    stall(url, "INSERT ON syncd_schema")
     with DaemonProcess(home, base_url, awaits="EXTEND") as daemon:
         daemon.told("EXTEND")
         assert set(daemon.notified) == {EXTEND}
@@ -137,20 +120,19 @@ def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
     assert "stopping took too long" in daemon.log
     assert set(daemon.notified) == {EXTEND, "STOPPING=1"}
     assert " is up" not in daemon.log
-    with closing(sqlite3.connect(home / "syncd.db")) as connection:
-        tables = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
-        assert tables == {"many", "syncd_schema"}
-        connection.execute("DROP TRIGGER slow")
+    assert query(url, "SELECT * FROM syncd_schema") == []
+    with pytest.raises(Exception, match="billetweb_events"):  # there is no such table
+        query(url, "SELECT * FROM billetweb_events")
+    allow(url, "INSERT ON syncd_schema")
     with DaemonProcess(home, base_url) as daemon:
         assert daemon.ran()["last_run"]["outcome"] == "ok"
 
 
+@pytest.mark.sqlite_only("nothing but the lock of another syncd holds up an opening")
 def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin: StandIn) -> None:
     """Stopped while it waits for another's lock, it asks for no time, comes not up and begins no run."""
-    Database(f"sqlite:///{home}/syncd.db").close()
-    with locked(home / "syncd.db"), DaemonProcess(home, base_url, awaits="") as daemon:
+    Database(url_at(home / "syncd.db")).close()
+    with locked(url_at(home / "syncd.db")), DaemonProcess(home, base_url, awaits="") as daemon:
         eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
         daemon.process.terminate()
         assert daemon.process.wait(PATIENCE_S) == 0
@@ -160,14 +142,15 @@ def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin
     assert standin.requests == []
 
 
+@pytest.mark.sqlite_only("nothing but the lock of another syncd holds up an opening")
 def test_reload_during_the_opening_is_ready_too_early(home: Path, base_url: str) -> None:
     """A SIGHUP that comes before it is up waits until then; systemd hears READY when that is true."""
-    Database(f"sqlite:///{home}/syncd.db").close()
-    with locked(home / "syncd.db"), DaemonProcess(home, base_url, NO_RUN, awaits="") as daemon:
+    Database(url_at(home / "syncd.db")).close()
+    with locked(url_at(home / "syncd.db")), DaemonProcess(home, base_url, NO_RUN, awaits="") as daemon:
         eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
         daemon.process.send_signal(signal.SIGHUP)
         assert daemon.told("READY=1").startswith(
-            "READY=1\nSTATUS=up, runs every 900 s; the database cannot be"
+            "READY=1\nSTATUS=up, runs every 15 min; the database cannot be"
         )
         assert daemon.notified == daemon.notified[-1:]
         daemon.told("RELOADING=1")
@@ -178,7 +161,7 @@ def test_reload_during_the_opening_is_ready_too_early(home: Path, base_url: str)
 
 def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
     """Neither a start without a migration to wait for nor the stop of an idle daemon asks for more time."""
-    Database(f"sqlite:///{home}/syncd.db").close()
+    Database(url_at(home / "syncd.db")).close()
     with DaemonProcess(home, base_url) as daemon:
         daemon.ran()
         assert daemon.stop() == 0
@@ -188,8 +171,7 @@ def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
 
 def in_a_long_transaction(daemon: DaemonProcess) -> None:
     """Bring a daemon to where it puts a run's end on record, which takes minutes."""
-    with closing(sqlite3.connect(daemon.database)) as connection:
-        connection.executescript(SLOW_RECORD)
+    stall(daemon.database, "DELETE ON syncd_runs")
     daemon.ask("POST", "/v1/runs", {})
     eventually(lambda: b'"state":"done"' in daemon.ask("GET", "/v1/runs/1")[1])
 

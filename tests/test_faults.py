@@ -25,6 +25,7 @@ WHAT_NEXT = {
     "restricted": "give the key the right to all events",
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used",
+    "too_large": "nothing of this answer was used",
     "doubted": "old rows stay until two full runs in a row agree",
 }
 
@@ -87,7 +88,7 @@ EVERYWHERE = {
     "one bare row": Case(one_object, "malformed"),
     "a single value": Case(fault.raw(b"false"), "malformed"),
     "broken gzip": Case(broken_gzip, "malformed"),
-    "over 64 MiB": Case(fault.oversized(), "malformed"),
+    "over 64 MiB": Case(fault.oversized(), "too_large"),
     "challenge page": Case(fault.challenge, "challenge", 403, spreads=True),
     "challenge page with 200": Case(CHALLENGE_200, "challenge", 200, spreads=True),
     "challenge page with 503": Case(

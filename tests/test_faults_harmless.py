@@ -81,7 +81,7 @@ ODD_ROWS: dict[str, tuple[Edit, str, object]] = {
     ),
     "an empty list for an empty object": (
         setting("sessions", tickets=[]),
-        "SELECT max(tickets) FROM billetweb_sessions WHERE event_id = ?",
+        "SELECT max(CAST(tickets AS text)) FROM billetweb_sessions WHERE event_id = ?",
         "{}",
     ),
     "zero dates": (
@@ -126,13 +126,13 @@ ODD_ROWS: dict[str, tuple[Edit, str, object]] = {
     ),
     "a gauge that counts nothing known": (
         adding_gauges({"type": "seat", "id": "3", "avail": "beaucoup", "quota": None}),
-        "SELECT count(places_left) + unlimited FROM billetweb_gauges WHERE event_id = ? AND type = 'seat'",
+        "SELECT count(places_left) FROM billetweb_gauges WHERE event_id = ? AND type = 'seat'",
         0,
     ),
     "unknown fields": (
         setting("row", seats={"rows": [1, 2]}),
         "SELECT extra FROM billetweb_events WHERE id = ?",
-        '{"seats": {"rows": [1, 2]}}',
+        '{"seats":{"rows":[1,2]}}',
     ),
 }
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from syncd import __version__
 from syncd.metrics import Facts, exposition
 from syncd.model import Counts, Peer, Progress, Run, RunError
-from syncd.status import Record, Status
+from syncd.status import BudgetStatus, Record, Status
 
 START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 CANARY = "canary-key-5f1d"
@@ -49,11 +49,26 @@ STATUS = Status(
     database=f"postgresql+psycopg://syncd:{CANARY}@localhost/syncd",
     events_live=12,
     events_full=3,
+    oldest_figure_at=START,
+    oldest_figure_age_s=12.5,
+    events_unread=0,
+    budget=BudgetStatus(
+        requests=48, full_requests=2000, refresh_s=37800.0, waiting=6, increment="not permitted"
+    ),
     slots_skipped={"overrun": 2, "paused": 5},
     slots_missed=7,
 )
 BEFORE_ALL = structs.replace(
-    STATUS, next_run_at=None, last_run=None, last_success_at=None, events_live=None, events_full=None
+    STATUS,
+    next_run_at=None,
+    last_run=None,
+    last_success_at=None,
+    events_live=None,
+    events_full=None,
+    oldest_figure_at=None,
+    oldest_figure_age_s=None,
+    events_unread=None,
+    budget=None,
 )
 
 
@@ -96,7 +111,15 @@ def test_figures_are_those_of_the_status() -> None:
         "events_full": 3,
         "next_run_timestamp_seconds": START.timestamp() + 900,
         "last_success_timestamp_seconds": START.timestamp() - 900,
+        "oldest_figure_timestamp_seconds": START.timestamp(),
+        "events_unread": 0,
+        "last_run_requests": RUN.requests,
         "last_run_duration_seconds": 3.25,
+        "budget_requests": 48,
+        "budget_full_requests": 2000,
+        "budget_refresh_seconds": 37800,
+        "budget_waiting": 6,
+        "increment_permitted": 0,
         "slots_missed_total": 7,
         "clock_jumps_total": 4,
     }
@@ -146,6 +169,11 @@ def test_what_is_not_known_is_left_out_rather_than_zero() -> None:
         "next_run_timestamp_seconds",
         "last_success_timestamp_seconds",
         "last_run_duration_seconds",
+        "last_run_requests",
+        "events_unread",
+        "oldest_figure_timestamp_seconds",
+        "increment_permitted",
+        *(f"budget_{name}" for name in ("requests", "full_requests", "refresh_seconds", "waiting")),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from msgspec import structs
+from real_databases import allow, refuse
 
 from syncd import standin as fault
 from syncd.database import Database
@@ -18,6 +19,7 @@ from syncd.standin import StandIn, rate_limiting
 from syncd.store import Store
 
 
+@pytest.mark.sqlite_only("a folder that is missing")
 def test_a_database_that_comes_late_is_never_opened(
     make_config: MakeConfig, standin: StandIn, tmp_path: Path, log_lines: LogLines
 ) -> None:
@@ -49,13 +51,13 @@ def test_a_database_that_comes_late_is_never_opened(
 def test_an_end_is_lost_while_the_database_fails(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
     """A run whose end cannot be written is put on record by the next one that can."""
     rig.run()
-    rig.sql("CREATE TRIGGER full BEFORE INSERT ON syncd_runs BEGIN SELECT RAISE(ABORT, 'disk'); END")
+    refuse(rig.url, "INSERT ON syncd_runs")
     standin.requests.clear()
     lost = rig.run()
     assert (lost.outcome, [error.kind for error in lost.errors]) == ("failed", ["database"])
     assert standin.requests == []
     assert "is not on record yet" in log_lines.of("error.database")[-1]["message"]
-    rig.sql("DROP TRIGGER full")
+    allow(rig.url, "INSERT ON syncd_runs")
     good = rig.run()
     assert rig.sql("SELECT id, outcome FROM syncd_runs WHERE id > 1 ORDER BY id") == [
         (lost.id, "failed"),
@@ -216,9 +218,9 @@ def test_a_pause_is_overlooked_by_the_run_that_opens_the_database(
     with rig_on(config) as before:
         before.run()
         before.portal.call(before.mirror.close)
-        sqlite = Store(Database(config.database.url))
-        sqlite.set_paused(True)
-        sqlite.close()
+        store = Store(Database(config.database.url))
+        store.set_paused(True)
+        store.close()
     standin.requests.clear()
     with rig_on(config) as rig:
         assert rig.run("startup").outcome == "cancelled"
@@ -256,12 +258,12 @@ def test_the_error_that_ended_a_run_is_told_as_another(
     rig.run()
     names = [f"4{number:05}" for number in range(MAX_ERRORS + 5)]
     standin.sell("900001")
-    rig.sql("CREATE TRIGGER full BEFORE UPDATE ON billetweb_tickets BEGIN SELECT RAISE(ABORT, 'disk'); END")
+    refuse(rig.url, "UPDATE ON billetweb_tickets")
     run = rig.run("manual", events=(*names, "900001"))
     assert (run.outcome, run.errors_total, len(run.errors)) == ("failed", MAX_ERRORS + 6, MAX_ERRORS)
     (told,) = log_lines.of("error.database")
     assert told["subject"] == "run"
-    assert "disk" in told["message"]
+    assert "refused" in told["message"]
 
 
 def test_an_interrupted_run_is_for_ever_running(make_config: MakeConfig) -> None:

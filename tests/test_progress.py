@@ -131,7 +131,7 @@ def test_first_import_is_silent(standin: StandIn, held: Path) -> None:
     """A bar shows the events, and is gone in the end: whole log lines are left, and the summary on stdout."""
     with Once(held) as once:
         once.shows("events 1/2")
-        once.shows("changes, ")
+        once.shows("/s), ")
         eventually(lambda: len(set(re.findall(r" requests, (\d+) s", once.drawn))) > 1)  # time passes
         standin.heal()
         code, out, left = once.ended()

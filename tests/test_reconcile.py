@@ -271,10 +271,10 @@ def stored(*records: Event | Gauge | Ticket | Session, vanished_at: datetime | N
 def figure(plan: EventPlan) -> dict[str, object]:
     """Return what the plan changes in the event's figures."""
     return {
-        name: value
+        name: new
         for change in plan.changes
         if change.table == EVENTS
-        for name, value in change.values.items()
+        for name, (_, new) in change.diff.items()
         if name.startswith(("places", "is_full"))
     }
 
@@ -308,9 +308,8 @@ def test_doubted_tariffs_do_not_keep_the_figures_from_being_fresh() -> None:
     assert plan.doubts.keys() == {TICKETS}
     assert plan.read_at == NOW
     assert figure(plan) == {"places_left": 0, "is_full": True}
-    assert [(change.table, change.values) for change in plan.changes if change.table == TICKETS] == [
-        (TICKETS, {"places_left": 0, "is_full": True})
-    ]
+    [ticket_change] = [change for change in plan.changes if change.table == TICKETS]
+    assert ticket_change.diff == {"places_left": [5, 0], "is_full": [False, True]}
 
 
 def test_a_row_that_returns_is_not_taken_for_a_new_one() -> None:
@@ -318,10 +317,10 @@ def test_a_row_that_returns_is_not_taken_for_a_new_one() -> None:
     known = stored(ticket("1", name="old"), vanished_at=NOW)
     known.rows[EVENTS] = stored(event()).rows[EVENTS]
     [change] = plan_event(event(), known, fetched(tickets=[ticket("1", name="new")]), Evidence()).changes
-    assert (change.kind, change.values) == ("returned", {"name": "new"})
+    assert (change.kind, change.values) == ("returned", structs.asdict(ticket("1", name="new")))
     assert change.diff == {"name": ["old", "new"], "vanished_at": [NOW, None]}
     [change] = plan_event(event(), known, fetched(tickets=[ticket("1", name="old")]), Evidence()).changes
-    assert (change.kind, change.values, change.diff) == ("returned", {}, {"vanished_at": [NOW, None]})
+    assert (change.kind, change.diff) == ("returned", {"vanished_at": [NOW, None]})
 
 
 def test_a_vanished_row_does_not_vanish_again() -> None:
@@ -337,7 +336,8 @@ def test_an_ended_event_keeps_its_last_figures() -> None:
     old = event(name="old", places_total=9, places_left=0, is_full=True)
     plan = plan_listed(event(name="new"), stored(old).rows[EVENTS]["9"])
     [change] = plan.changes
-    assert change.values == {"name": "new"}
+    assert change.diff == {"name": ["old", "new"]}
+    assert change.values == structs.asdict(structs.replace(old, name="new"))
     assert plan.read_at is None
     assert not plan_listed(event(name="old"), stored(old).rows[EVENTS]["9"]).writes
 

@@ -243,7 +243,7 @@ def test_baskets_count_without_being_asked_for(standin: StandIn, client: httpx.C
     assert [number(row[0]["avail"]) for row in rows] == [1, 3]
 
 
-@pytest.mark.parametrize("path", ["/event/1/avail", "/event/1/tickets", "/event/1/dates", "/attendees"])
+@pytest.mark.parametrize("path", ["/event/1/avail", "/event/1/tickets", "/event/1/attendees", "/guests"])
 def test_an_unknown_event_looks_empty(client: httpx.Client, path: str) -> None:
     """What does not exist gets an error object, not an empty array."""
     assert client.get(path).json()["error"] == "not_found"

@@ -1,8 +1,6 @@
 """What outlives a restart besides the mirror: runs, the pause, the requests sent; and what status shows."""
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from freezegun import freeze_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from real_databases import query, url_at
 
 from syncd.database import Database
 from syncd.errors import StoreError
@@ -25,28 +24,27 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs") / "mirror.db"
+def url(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> str:
+    return url_at(tmp_path_factory.mktemp("runs") / "mirror.db")
 
 
 @pytest.fixture(scope="module")
-def opened(path: Path) -> Iterator[Store]:
-    store = Store(Database(f"sqlite:///{path}"))
+def opened(url: str) -> Iterator[Store]:
+    store = Store(Database(url))
     yield store
     store.close()
 
 
 @pytest.fixture
-def store(opened: Store, path: Path) -> Store:
+def store(opened: Store, url: str) -> Store:
     """Give the store with empty tables."""
-    clear(path)
+    clear(url)
     return opened
 
 
-def clear(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for table in ("syncd_runs", "syncd_state", "syncd_requests", "billetweb_events"):
-            connection.execute(f"DELETE FROM {table}")
+def clear(url: str) -> None:
+    for table in ("syncd_runs", "syncd_state", "syncd_requests", "billetweb_events"):
+        query(url, f"DELETE FROM {table}")
 
 
 def run(run_id: int, outcome: Outcome | None = "ok", **fields: Any) -> Run:
@@ -103,7 +101,7 @@ def test_a_run_whose_start_was_not_recorded_is_on_record_in_the_end(store: Store
 def test_an_id_is_not_given_to_two_runs(store: Store) -> None:
     """Starting a run with an id on record is refused, and the earlier run stays."""
     store.finish_run(run(1), {})
-    with pytest.raises(StoreError, match=r"UNIQUE constraint failed: syncd_runs\.id"):
+    with pytest.raises(StoreError, match=r"UNIQUE constraint failed: syncd_runs\.id|syncd_runs_pkey"):
         store.start_run(run(1, trigger="manual"))
     assert store.run(1) == run(1)
 
@@ -181,10 +179,10 @@ runs = st.lists(
 @given(runs)
 @settings(max_examples=40, deadline=None)
 def test_a_restart_does_not_change_what_status_says(
-    opened: Store, path: Path, found: list[tuple[Outcome, bool, list[str]]]
+    opened: Store, url: str, found: list[tuple[Outcome, bool, list[str]]]
 ) -> None:
     """The record read from the database is the one that was counted in memory, whatever ran."""
-    clear(path)
+    clear(url)
     counted, read = Record(started_at=NOW), Record(started_at=NOW)
     ended = [
         run(number, outcome, full=full, events=events)
@@ -245,13 +243,14 @@ def test_a_clock_that_was_ahead_hides_what_came_after(store: Store) -> None:
     assert history.last_synced_at == NOW + 2 * MINUTE
 
 
-def test_a_pause_survives_a_restart(tmp_path: Path) -> None:
-    """The flag is in the file, set and unset any number of times."""
+def test_a_pause_survives_a_restart(tmp_path: Path, database_kind: str) -> None:
+    """The flag is in the database, set and unset any number of times."""
+    url = url_at(tmp_path / "mirror.db")
     for wanted in (True, True, False, False, True):
-        store = Store(Database(f"sqlite:///{tmp_path}/mirror.db"))
+        store = Store(Database(url))
         store.set_paused(wanted)
         store.close()
-        store = Store(Database(f"sqlite:///{tmp_path}/mirror.db"))
+        store = Store(Database(url))
         assert store.paused() is wanted
         store.close()
 
@@ -261,7 +260,7 @@ def test_a_new_database_is_not_paused(store: Store) -> None:
     assert store.paused() is False
 
 
-def test_a_restart_does_not_forget_the_requests_of_the_last_minute(store: Store, path: Path) -> None:
+def test_a_restart_does_not_forget_the_requests_of_the_last_minute(store: Store, url: str) -> None:
     """Requests are given with their age, those beyond the window are not, and their notes go away."""
     with freeze_time(NOW) as clock:
         for _ in range(3):
@@ -271,8 +270,7 @@ def test_a_restart_does_not_forget_the_requests_of_the_last_minute(store: Store,
         clock.tick(15)
         store.note_request(60.0)
         assert sorted(store.request_ages_s(60.0)) == [0.0, 40.0]
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT COUNT(*) FROM syncd_requests").fetchone() == (2,)
+    assert query(url, "SELECT COUNT(*) FROM syncd_requests") == [(2,)]
 
 
 def test_two_requests_at_one_instant_do_not_fail(store: Store) -> None:

@@ -44,7 +44,7 @@ def lines(path: Path, *, after: str) -> list[str]:
 @pytest.mark.parametrize(
     ("section", "directive", "value"),
     [
-        ("Unit", "After", "network-online.target time-set.target"),
+        ("Unit", "After", "network-online.target time-set.target postgresql.service"),
         ("Unit", "Wants", "network-online.target"),
         ("Unit", "StartLimitIntervalSec", "10min"),
         ("Unit", "StartLimitBurst", "10"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0001"
 down_revision = None
@@ -17,13 +18,17 @@ def money() -> sa.Numeric[Any]:
     return sa.Numeric(12, 4)
 
 
-def sequence() -> sa.types.TypeEngine[int]:
+def json() -> sa.types.TypeEngine[Any]:
+    return sa.JSON().with_variant(JSONB(), "postgresql")
+
+
+def wide() -> sa.types.TypeEngine[int]:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def bookkeeping() -> list[sa.Column[Any]]:
     return [
-        sa.Column("extra", sa.JSON(), nullable=False),
+        sa.Column("extra", json(), nullable=False),
         sa.Column("first_seen_at", instant(), nullable=False),
         sa.Column("changed_at", instant(), nullable=False),
         sa.Column("vanished_at", instant()),
@@ -43,7 +48,7 @@ def upgrade() -> None:
         sa.Column("category", sa.Text()),
         sa.Column("price", money()),
         sa.Column("order_price", money()),
-        sa.Column("used", sa.Integer()),
+        sa.Column("used", wide()),
         sa.Column("used_at", instant()),
         sa.Column("disabled", sa.Boolean()),
         sa.Column("order_paid", sa.Boolean()),
@@ -64,8 +69,8 @@ def upgrade() -> None:
         sa.Column("order_language", sa.Text()),
         sa.Column("reduction_code", sa.Text()),
         sa.Column("authorization_code", sa.Text()),
-        sa.Column("custom", sa.JSON()),
-        sa.Column("custom_order", sa.JSON()),
+        sa.Column("custom", json()),
+        sa.Column("custom_order", json()),
         *bookkeeping(),
     )
     op.create_index("ix_billetweb_attendees_event_id", "billetweb_attendees", ["event_id"])
@@ -82,7 +87,7 @@ def upgrade() -> None:
         sa.Column("shop_url", sa.Text()),
         sa.Column("online", sa.Boolean()),
         sa.Column("tax_rate", money()),
-        sa.Column("tags", sa.JSON(), nullable=False),
+        sa.Column("tags", json(), nullable=False),
         sa.Column("image_url", sa.Text()),
         sa.Column("cover_url", sa.Text()),
         sa.Column("description", sa.Text()),
@@ -123,7 +128,7 @@ def upgrade() -> None:
         sa.Column("unlimited", sa.Boolean(), nullable=False),
         sa.Column("places_sold", sa.BigInteger()),
         sa.Column("is_full", sa.Boolean(), nullable=False),
-        sa.Column("tickets", sa.JSON(), nullable=False),
+        sa.Column("tickets", json(), nullable=False),
         sa.Column("last_update_at", instant()),
         *bookkeeping(),
     )
@@ -155,21 +160,21 @@ def upgrade() -> None:
     op.create_index("ix_billetweb_tickets_event_id", "billetweb_tickets", ["event_id"])
     op.create_table(
         "syncd_changes",
-        sa.Column("seq", sequence(), primary_key=True, autoincrement=True),
-        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("seq", wide(), primary_key=True, autoincrement=True),
+        sa.Column("run_id", wide(), nullable=False),
         sa.Column("seen_at", instant(), nullable=False),
         sa.Column("table_name", sa.Text(), nullable=False),
         sa.Column("row_id", sa.Text(), nullable=False),
         sa.Column("event_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("diff", sa.JSON(), nullable=False),
+        sa.Column("diff", json(), nullable=False),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_syncd_changes_event_id", "syncd_changes", ["event_id"])
     op.create_table(
         "syncd_cursors",
         sa.Column("name", sa.Text(), primary_key=True),
-        sa.Column("value", sa.JSON(), nullable=False),
+        sa.Column("value", json(), nullable=False),
         sa.Column("updated_at", instant(), nullable=False),
     )
     op.create_table(
@@ -178,11 +183,11 @@ def upgrade() -> None:
     )
     op.create_table(
         "syncd_runs",
-        sa.Column("id", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("id", wide(), primary_key=True, autoincrement=False),
         sa.Column("trigger", sa.Text(), nullable=False),
-        sa.Column("requested_by", sa.JSON()),
+        sa.Column("requested_by", json()),
         sa.Column("full", sa.Boolean(), nullable=False),
-        sa.Column("events", sa.JSON(), nullable=False),
+        sa.Column("events", json(), nullable=False),
         sa.Column("whole", sa.Boolean(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("outcome", sa.Text()),
@@ -197,13 +202,13 @@ def upgrade() -> None:
         sa.Column("unchanged", sa.Integer(), nullable=False),
         sa.Column("vanished", sa.Integer(), nullable=False),
         sa.Column("returned", sa.Integer(), nullable=False),
-        sa.Column("errors", sa.JSON(), nullable=False),
+        sa.Column("errors", json(), nullable=False),
         sa.Column("errors_total", sa.Integer(), nullable=False),
     )
     op.create_table(
         "syncd_state",
         sa.Column("name", sa.Text(), primary_key=True),
-        sa.Column("value", sa.JSON(), nullable=False),
+        sa.Column("value", json(), nullable=False),
     )
     op.create_table(
         "syncd_suspects",

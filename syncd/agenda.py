@@ -1,0 +1,124 @@
+"""Which events a run reads: those with a reason first, the others in turn. Pure: no I/O, no clock.
+
+A read of an event costs two or three requests, so an account of a thousand events cannot be read whole every
+15 minutes. What one cheap request tells (the list of events shows edits, the increment of attendees shows
+sales and refunds) gives an event a *reason*; what nothing tells of, such as a raised quota, is found when the
+event's *turn* comes.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+LEAST_REQUESTS = 20
+"""A run may always send so many: where the interval is very short, the ceiling alone holds it back."""
+USED = 0.8
+"""The part of what the ceiling lets through that is planned with: some are repeated, some answers slow."""
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """What is known of a live event before it is read.
+
+    `cost`: requests that reading it takes. `read_at`: when it was last read or tried, None for never.
+    `suspected`: rows of it may have vanished, which only a read in this very run can tell. `due`: something
+    was seen to happen to it.
+    """
+
+    id: str
+    cost: int
+    read_at: datetime | None
+    suspected: bool = False
+    due: bool = False
+
+    @property
+    def has_reason(self) -> bool:
+        """Whether it is to be read before its turn."""
+        return self.suspected or self.due or self.read_at is None
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """How many requests a run may plan: `capacity` in all; for those in turn, until `share` is used up."""
+
+    capacity: int
+    share: int
+
+    @property
+    def kept(self) -> int:
+        """How many of them are for those in turn, however many others have a reason."""
+        return max(min(self.share, self.capacity // 2), 1)
+
+    def bound(self, cost: int, interval: timedelta) -> timedelta:
+        """Return how old a figure gets at most, where `cost` requests would read everything."""
+        return (1 if cost <= self.share else math.ceil(cost / self.kept)) * interval
+
+
+class Agenda(Struct, frozen=True, kw_only=True):
+    """The events that a run reads, in order, and how many with a reason must wait for the next."""
+
+    events: Sequence[str]
+    waiting: int = 0
+
+
+def budget(
+    cost: int, *, per_minute: int, interval: timedelta, run_timeout: timedelta, full_every: timedelta
+) -> Budget:
+    """Return what a run may plan in an account that `cost` requests would read whole.
+
+    Capacity is what the ceiling lets through before the next run is due, or this one is over. The share is
+    what it lets through at once, or more where all turns together would else take longer than `full_every`.
+    """
+    minutes = min(interval, run_timeout) / timedelta(minutes=1)
+    capacity = max(int(USED * per_minute * minutes), min(LEAST_REQUESTS, per_minute))
+    turns = max(full_every // interval, 1)
+    share = max(int(USED * per_minute), math.ceil(cost / turns), 1)
+    return Budget(capacity=capacity, share=min(share, capacity))
+
+
+def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
+    """Return whom a run reads: the suspected, the due, those never read, then the oldest for the share.
+
+    Those of whom something is known leave to the others what is kept for them, where they need it. One event
+    is read at least, however much its read costs.
+    """
+    ordered = sorted(standings, key=_urgency)
+    known = [standing for standing in ordered if standing.suspected or standing.due]
+    others = [standing for standing in ordered if not (standing.suspected or standing.due)]
+    chosen = _fitting(known, allowed.capacity - allowed.kept)
+    spent, in_turn = sum(chosen.values()), 0
+    for standing in others:
+        if in_turn >= allowed.share or spent + standing.cost > allowed.capacity:
+            break
+        chosen[standing.id] = standing.cost
+        spent += standing.cost
+        in_turn += standing.cost if standing.read_at else 0
+    left = [standing for standing in known if standing.id not in chosen]
+    chosen |= _fitting(left, allowed.capacity - spent)
+    if not chosen:
+        chosen |= {standing.id: standing.cost for standing in ordered[:1]}
+    return Agenda(
+        events=[standing.id for standing in ordered if standing.id in chosen],
+        waiting=sum(standing.has_reason and standing.id not in chosen for standing in ordered),
+    )
+
+
+def _fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
+    """Return those for whom so many requests suffice, with their cost."""
+    chosen: dict[str, int] = {}
+    for standing in standings:
+        if standing.cost <= requests:
+            chosen[standing.id] = standing.cost
+            requests -= standing.cost
+    return chosen
+
+
+def _urgency(standing: Standing) -> tuple[bool, bool, bool, float, str]:
+    read_at = standing.read_at
+    return (
+        not standing.suspected,
+        not standing.due,
+        read_at is not None,
+        read_at.timestamp() if read_at else 0.0,
+        standing.id,
+    )

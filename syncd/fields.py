@@ -1,0 +1,229 @@
+"""Billetweb's field values into column values. Pure.
+
+The API page and its users show: nearly everything arrives as a string, `false` stands for a missing
+number, `[]` for an empty object, `""` or a zero date for nothing, and times are the wall clock of Paris.
+A converter gives None for a missing value and raises ValueError for one that does not fit.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from syncd.errors import DecodeError
+
+ZONE = "Europe/Paris"
+EXTRA_MAX_DEPTH = 16  # well below what any JSON writer down the line can take
+REMEMBERED_MAX = 2048
+REMEMBERED_CHARS = 64
+
+_SECRET_LINK = re.compile(r"key(?:=|%3d)", re.IGNORECASE)
+_DIGITS = re.compile(r"[0-9]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # sums of such still fit a database's 64 bits
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,4})?")  # numeric(12, 4)
+_WALL_CLOCK = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
+
+SCALARS = (str, int, float)
+Table = dict[str, tuple[str, Callable[[object], object]]]  # wire name -> (column, converter)
+
+
+class UnfitError(ValueError):
+    """A value that does not fit its column."""
+
+
+def _matching(value: object, pattern: re.Pattern[str]) -> str | None:
+    """Give a string or number as trimmed text of the pattern; None for "", null and PHP's false."""
+    if value is None or value is False:
+        return None
+    text = str(value).strip() if isinstance(value, SCALARS) else "?"
+    if text and not pattern.fullmatch(text):
+        raise UnfitError
+    return text or None
+
+
+def to_id(value: object) -> str | None:
+    """Give an id: digits."""
+    if isinstance(value, str) and value.isdecimal() and value.isascii():
+        return value
+    return _matching(value, _DIGITS)
+
+
+def to_text(value: object) -> str | None:
+    """Give a text as it is, spaces and entities included; NUL alone goes: PostgreSQL cannot store it."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, SCALARS):
+        raise UnfitError
+    return str(value).replace("\0", "") or None
+
+
+def to_code(value: object) -> str | None:
+    """Give a value of an open enumeration, which is also met as a flag."""
+    return str(int(value)) if isinstance(value, bool) else to_safe_text(value)
+
+
+def to_safe_text(value: object) -> str | None:
+    """Give a text that holds no secret link."""
+    text = to_text(value)
+    if text is not None and _is_secret(text):
+        raise UnfitError
+    return text
+
+
+def to_flag(value: object) -> bool | None:
+    """Give a yes or no, written as 1 or 0."""
+    if isinstance(value, bool):
+        return value
+    number = to_integer(value)
+    if number not in (None, 0, 1):
+        raise UnfitError
+    return None if number is None else number == 1
+
+
+def to_integer(value: object) -> int | None:
+    """Give a whole number."""
+    text = _matching(value, _INTEGER)
+    if text is None:
+        return None
+    return int(text)
+
+
+def to_count(value: object) -> int | None:
+    """Give a number of places; a negative one says that none is known."""
+    number = to_integer(value)
+    return None if number is None or number < 0 else number
+
+
+def to_limit(value: object) -> int | None:
+    """Give the quota of a ticket or session, where 0 too says that no limit is known."""
+    return to_count(value) or None
+
+
+def to_decimal(value: object) -> Decimal | None:
+    """Give an amount of money or a rate, exactly."""
+    text = _matching(value, _DECIMAL)
+    return None if text is None else Decimal(text)
+
+
+def to_instant(value: object) -> datetime | None:
+    """Give the instant of a Paris wall time, in UTC; None for a zero date.
+
+    In the doubled hour of autumn the first pass is meant (fold=0). In the hour that spring leaves out the
+    offset of before counts: 02:30 is the instant of 03:30.
+    """
+    text = _matching(value, _WALL_CLOCK)
+    if text is None or text.startswith("0000-00-00"):
+        return None
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(ZONE)).astimezone(UTC)
+    except OverflowError as error:  # at either end of the calendar
+        raise UnfitError from error
+
+
+def to_sale_time(value: object) -> datetime | None:
+    """Give an instant written as UNIX seconds (0 for none) or as a wall time: sales were met with both."""
+    try:
+        seconds = to_integer(value)
+    except ValueError:
+        return to_instant(value)
+    if not seconds:
+        return None
+    if seconds < 0:
+        raise UnfitError
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, OSError) as error:
+        raise UnfitError from error
+
+
+def to_tags(value: object) -> list[str]:
+    """Give a list of texts, without the empty ones."""
+    if value is None or value is False or value == "":
+        return []
+    if not isinstance(value, list):
+        raise UnfitError
+    return [tag for tag in map(to_text, value) if tag is not None]
+
+
+def to_map(value: object) -> dict[str, object] | None:
+    """Give an object of any content; PHP writes an empty one as `[]`."""
+    if value is None or value is False or value in ("", []):
+        return None
+    if not isinstance(value, dict) or not is_storable(value):
+        raise UnfitError
+    return value
+
+
+class _Memory(dict[object, object]):
+    """What a converter made of the latest texts.
+
+    Other values are not kept: 1, 1.0 and True are one key to a dict. Nor are long texts.
+    """
+
+    def __init__(self, convert: Callable[[object], object]) -> None:
+        self._convert = convert
+
+    def __missing__(self, value: object) -> object:
+        made = self._convert(value)
+        if value is None or (isinstance(value, str) and len(value) <= REMEMBERED_CHARS):
+            if len(self) >= REMEMBERED_MAX:
+                self.clear()
+            self[value] = made
+        return made
+
+
+def remembering(convert: Callable[[object], object]) -> Callable[[object], object]:
+    """Give a converter that remembers, for columns where few texts come again and again: 10 times as fast.
+
+    What it makes is shared, so it must be immutable. A list or an object makes it raise TypeError.
+    """
+    return _Memory(convert).__getitem__
+
+
+def columns_of(
+    row: object, table: Table, subject: str, *, required: tuple[str, ...] = ("id",)
+) -> dict[str, Any]:
+    """Give a row's columns, those that have a value, and `extra`.
+
+    Raises DecodeError where one of the `required` fields has no value.
+    """
+    if not isinstance(row, dict):
+        raise DecodeError(f"{subject} is {'null' if row is None else 'not an object'}")
+    columns: dict[str, Any] = {}
+    read = set()
+    for name, (column, convert) in table.items():
+        if name not in row or column in columns:
+            continue
+        try:
+            value = convert(row[name])
+        except (TypeError, ValueError):  # TypeError: a list or an object, from a converter that remembers
+            continue
+        read.add(name)
+        if value is not None:
+            columns[column] = value
+    for name in required:
+        if table[name][0] not in columns:
+            unusable = name in row and name not in read
+            raise DecodeError(f"{subject}.{name} is {'unusable' if unusable else 'missing'}")
+    left = {name: value for name, value in row.items() if name not in read}
+    columns["extra"] = {
+        name: value for name, value in left.items() if is_storable(name) and is_storable(value)
+    }
+    return columns
+
+
+def _is_secret(text: str) -> bool:
+    return ("=" in text or "%" in text) and bool(_SECRET_LINK.search(text))
+
+
+def is_storable(value: object, depth: int = EXTRA_MAX_DEPTH) -> bool:
+    """Tell whether no part of the value is a secret link, a NUL, or too deep for a database's JSON."""
+    if isinstance(value, str):
+        return "\0" not in value and not _is_secret(value)
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return depth > 0 and all(is_storable(item, depth - 1) for item in value)
+    return True

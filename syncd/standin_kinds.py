@@ -1,0 +1,103 @@
+"""The kinds of events in the invented account behind the stand-in for Billetweb. Imports nothing of syncd."""
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+
+class Tariff(Struct, frozen=True):
+    """What a ticket of a kind of event is made from; `quota` None: no limit of its own."""
+
+    name: str
+    price: float
+    commission: float | bool
+    quota: int | None = None
+    category: str = ""
+
+
+class Kind(Struct, frozen=True, kw_only=True):
+    """A kind of event: `places` is the whole event's limit, or each session's where there are `sessions`.
+
+    `left` places remain at the start; without it a good part has been sold.
+    """
+
+    tag: str
+    titles: tuple[str, ...]
+    tariffs: tuple[Tariff, ...]
+    places: int | None = None
+    categories: tuple[tuple[str, int], ...] = ()
+    sessions: int = 0
+    hour: int = 14
+    hours: int = 3
+    left: int | None = None
+
+    @property
+    def capacity(self) -> int:
+        """How many places there are in all; a plausible audience where there is no limit."""
+        limits = [limit for _, limit in self.categories] or [tariff.quota or 0 for tariff in self.tariffs]
+        return (self.places or 0) * max(self.sessions, 1) or sum(limits) or 200
+
+    def times(self, factor: int) -> "Kind":
+        """Return the same with so many times the places."""
+        return replace(
+            self,
+            places=self.places and self.places * factor,
+            categories=tuple((name, limit * factor) for name, limit in self.categories),
+            tariffs=tuple(replace(each, quota=each.quota and each.quota * factor) for each in self.tariffs),
+            left=None,
+        )
+
+
+KINDS = (
+    Kind(
+        tag="festival",
+        titles=("Fête des lucioles", "Festival Terre & Vent", "Nuit des chauves-souris", "Bal des moissons"),
+        tariffs=(
+            Tariff("Plein tarif ", 12.5, 0.65),  # the space is meant: organisers leave some
+            Tariff("Tarif réduit", 8, 0.5),
+            Tariff("Moins de 12 ans", 0, False, quota=40),
+        ),
+        places=120,
+        hour=10,
+        hours=8,
+    ),
+    Kind(
+        tag="stage",
+        titles=("Deux jours au bord de l'eau", "Week-end traces & empreintes", "Stage d'ornithologie"),
+        tariffs=(
+            Tariff("Plein tarif", 45, 1.2, category="Samedi"),
+            Tariff("Tarif réduit", 32.5, 0.95, quota=15, category="Samedi"),
+            Tariff("Plein tarif", 45, 1.2, category="Dimanche"),
+            Tariff("Tarif réduit", 32.5, 0.95, category="Dimanche"),
+        ),
+        categories=(("Samedi", 50), ("Dimanche", 45)),
+        hour=9,
+        hours=33,
+    ),
+    Kind(
+        tag="atelier",
+        titles=("Atelier vannerie sauvage", "Pain & levain : l'atelier du fournil", "Teintures végétales"),
+        tariffs=(Tariff("Participant", 38, 1.05, quota=12), Tariff("Étudiant", 22.5, 0.8, quota=4)),
+    ),
+    Kind(
+        tag="conférence",
+        titles=("Portes ouvertes du jardin", "Conférence : le retour du castor", "Ciné plein air"),
+        tariffs=(Tariff("Entrée libre", 0, False), Tariff("Entrée de soutien 🌱", 5, 0.35)),
+        hour=18,
+    ),
+    Kind(
+        tag="sortie",
+        titles=("Balade contée au crépuscule", "Sortie castors en canoë", "Observation des étoiles"),
+        tariffs=(Tariff("Adulte", 9.5, 0.55), Tariff("Enfant", 5, False)),
+        places=20,
+        sessions=4,
+        hour=17,
+    ),
+    Kind(
+        tag="concert",
+        titles=("Concert à la grange", "Le chœur des roseaux", "Fanfare au clair de lune"),
+        tariffs=(Tariff("Placement libre", 18, 0.79), Tariff("Adhérent", 14.5, 0.7)),
+        places=180,
+        hour=20,
+        left=3,
+    ),
+)

@@ -1,0 +1,388 @@
+"""syncd beside the least that its work could cost, and beside dlt: time, requests and memory, as ratios.
+
+    python tests/bench/run.py [--events 50,200] [--attendees 40,500] [--latency 0,20]
+                              [--database sqlite|postgresql] [--json FILE]
+
+Each account (50 events × 40 attendees, 200 × 500) is imported into a new database, over each network (0 and
+20 ms per request), then read with nothing changed, then with 1 % changed: by the floor (`floor.py`), by dlt
+(`pipeline.py`; installed by pip for this alone, left out where that fails) and by syncd, each in processes of
+their own, from the same upstream (`upstream.py`), in turns. Times are from the first request to the last
+commit, the best of three (of dlt: one); the start of the programs is not in them.
+
+Billetweb's 100 calls a minute bound all three alike, and would hide what they cost. So nobody waits for them
+here: the upstream has no limit, and syncd keeps its ceiling by a clock that jumps (`no_ceiling.py`).
+
+Then syncd alone: how its memory grows with the account, how soon `status` answers during a first import, what
+it needs at rest, and how `syncctl status` compares with the start of Python.
+
+Prints Markdown for the README. Other work on the machine changes the figures; the ratios less than the times.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import measure
+import report
+from databases import NewDatabase, databases
+from sqlalchemy import create_engine, text
+
+ATTENDEES = "full"
+TURNS = 3
+SYNCD = [sys.executable, "-m", "syncd"]
+OVERLAP_S = 600
+"""How much earlier than its last run the floor asks for modifications, as syncd does."""
+REST_S = 10.0
+STATUS_EVERY_S = 0.01
+STARTS = 20
+PHASES = FIRST, UNCHANGED, CHANGED = "first import", "nothing changed", "1 % changed"
+Figures = dict[str, float]
+Measured = dict[str, Figures]
+"""Figures by phase."""
+
+
+def script(name: str) -> list[str]:
+    """Return the command that runs a script beside this one."""
+    return [sys.executable, str(Path(__file__).with_name(name))]
+
+
+@dataclass
+class Upstream:
+    """The server that all read from."""
+
+    base_url: str
+
+    def ask(self, path: str) -> Any:
+        """Return what the server says to a `/bench/` path."""
+        with urllib.request.urlopen(f"{self.base_url}/bench/{path}") as answer:
+            return json.load(answer)
+
+
+@contextlib.contextmanager
+def upstream(events: int, attendees: int) -> Iterator[Upstream]:
+    """Serve an account of this size."""
+    command = [*script("upstream.py"), str(events), str(attendees)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield Upstream(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            process.kill()
+
+
+@dataclass
+class Bench:
+    """Where and with what it is measured."""
+
+    folder: Path
+    new_database: NewDatabase
+    dlt: str | None
+    environ: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "PYTHONWARNINGS": "ignore",
+            "BENCH_FIGURES": str(self.folder / "figures.json"),
+            "BILLETWEB_KEY": "bench-key",
+        }
+
+    def figures(self, *command: str) -> Figures:
+        """Return what a finished process told of itself, and how long it took in all."""
+        began = time.perf_counter()
+        subprocess.run(command, env=self.environ, check=True, stdout=subprocess.DEVNULL)
+        took = time.perf_counter() - began
+        return {**json.loads((self.folder / "figures.json").read_text()), "process_s": took}
+
+    def config(self, server: Upstream, database: str) -> Path:
+        """Return the file of a syncd that reads the upstream into the database, when it is asked to."""
+        url = database.replace("postgresql:", "postgresql+psycopg:")
+        tables: dict[str, dict[str, object]] = {
+            "billetweb": {"user": "12345", "base_url": f"{server.base_url}/api", "requests_per_minute": 100},
+            "sync": {"attendees": ATTENDEES, "run_timeout": "24h", "run_on_start": False},
+            "database": {"url": url},
+            "control": {"socket": str(self.folder / "socket")},
+            "log": {"level": "WARNING", "format": "text"},
+        }
+        path = self.folder / "config.toml"
+        lines = []
+        for name, keys in tables.items():
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def with_tables(self, server: Upstream) -> tuple[str, Path]:
+        """Return a new database with the tables that syncd makes, and a configuration that leads to it."""
+        database = self.new_database()
+        config = self.config(server, database)
+        subprocess.run([sys.executable, "-c", MAKE_TABLES, config], env=self.environ, check=True)
+        return database, config
+
+
+MAKE_TABLES = """
+import os, sys
+from pathlib import Path
+from syncd.config import load
+from syncd.database import Database
+Database(load(Path(sys.argv[1]), os.environ).database.url).close()
+"""
+
+
+# --- the three
+
+
+def by_floor(bench: Bench, server: Upstream) -> Measured:
+    """Return what the floor takes."""
+    database, _ = bench.with_tables(server)
+    command = [*script("floor.py"), f"{server.base_url}/api", database]
+
+    def read(phase: str) -> Figures:
+        since = [] if phase == FIRST else [str(int(time.time()) - OVERLAP_S)]
+        return bench.figures(*command, *since)
+
+    return in_phases(server, read, database, "billetweb_attendees")
+
+
+def by_dlt(bench: Bench, server: Upstream) -> Measured:
+    """Return what dlt takes."""
+    assert bench.dlt
+    folder = bench.folder / "dlt"
+    database = bench.new_database()
+    command = [bench.dlt, *script("pipeline.py")[1:], f"{server.base_url}/api", database, str(folder)]
+    found = in_phases(server, lambda _: bench.figures(*command), database, "main.attendees")
+    shutil.rmtree(folder)
+    return found
+
+
+def by_syncd(bench: Bench, server: Upstream) -> Measured:
+    """Return what `syncd once` takes."""
+    database, config = bench.with_tables(server)
+    command = [*script("no_ceiling.py"), "once", "--config", str(config)]
+
+    def read(phase: str) -> Figures:
+        figures = bench.figures(*command, *(["--full"] if phase == FIRST else []))
+        run = rows(database, "SELECT outcome, duration_s FROM syncd_runs ORDER BY id DESC LIMIT 1")[0]
+        assert run.outcome == "ok", "a run that failed measures nothing"
+        return figures | {"seconds": run.duration_s}
+
+    return in_phases(server, read, database, "billetweb_attendees")
+
+
+def in_phases(server: Upstream, read: Callable[[str], Figures], database: str, attendees: str) -> Measured:
+    """Return the figures of each phase. Fails unless the table then holds all attendees and refunds."""
+    found = {}
+    for phase in PHASES:
+        if phase == CHANGED:
+            server.ask("change")
+        before = server.ask("requests")
+        found[phase] = read(phase)
+        found[phase]["requests"] = server.ask("requests") - before
+    refunded = "CASE WHEN CAST(disabled AS TEXT) IN ('1', 'true') THEN 1 ELSE 0 END"
+    count, refunds = rows(database, f"SELECT COUNT(*), SUM({refunded}) FROM {attendees}")[0]
+    assert [count, refunds] == server.ask("attendees"), f"{count}, {refunds}: not what the upstream holds"
+    return found
+
+
+def rows(database: str, query: str) -> Sequence[Any]:
+    """Return what a query finds."""
+    engine = create_engine(database.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        found = connection.execute(text(query)).all()
+    engine.dispose()
+    return found
+
+
+def compare(bench: Bench, server: Upstream, latency_ms: int) -> dict[str, Measured]:
+    """Return the best figures of each program, measured in turns, with so much network in between."""
+    programs = {"floor": by_floor, "syncd": by_syncd} | ({"dlt": by_dlt} if bench.dlt else {})
+    found: dict[str, list[Measured]] = {name: [] for name in programs}
+    for turn in range(TURNS):
+        for name, measure_it in programs.items():
+            if name != "dlt" or not turn:  # far from the others: once is enough
+                server.ask(f"reset?latency_ms={latency_ms}")
+                found[name].append(measure_it(bench, server))
+    return {
+        name: {phase: min((each[phase] for each in all_), key=itemgetter("seconds")) for phase in PHASES}
+        for name, all_ in found.items()
+    }
+
+
+# --- syncd alone
+
+
+@contextlib.contextmanager
+def daemon(bench: Bench, program: list[str], config: Path) -> Iterator[int]:
+    """Give the process id of a `syncd run` that answers on its socket."""
+    process = subprocess.Popen([*program, "run", "--config", str(config)], env=bench.environ)
+    try:
+        while not ask(bench, "GET", "/healthz"):
+            assert process.poll() is None, "syncd did not start"
+            time.sleep(0.02)
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def ask(bench: Bench, method: str, path: str, body: bytes | None = None) -> bytes:
+    """Return the body of the daemon's answer, on a connection of its own; nothing where none listens."""
+    connection = http.client.HTTPConnection("syncd")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(str(bench.folder / "socket"))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return b""
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        return connection.getresponse().read()
+
+
+def status_meanwhile(bench: Bench, server: Upstream) -> Figures:
+    """Return how soon `status` answers during a first import, to one who asks 100 times a second."""
+    server.ask("reset?latency_ms=0")
+    _, config = bench.with_tables(server)
+    times_ms = []
+    with daemon(bench, script("no_ceiling.py"), config) as process:
+        run = json.loads(ask(bench, "POST", "/v1/runs", b'{"full": true}'))
+        while run["state"] != "done":
+            began = time.perf_counter()
+            ask(bench, "GET", "/v1/status")
+            times_ms.append(1000 * (time.perf_counter() - began))
+            time.sleep(STATUS_EVERY_S)
+            if len(times_ms) % 20 == 0:
+                run = json.loads(ask(bench, "GET", f"/v1/runs/{run['id']}"))
+        assert run["outcome"] == "ok", run
+        time.sleep(REST_S)
+        after_mib = measure.memory_mib("VmRSS", process)
+    cuts = statistics.quantiles(times_ms, n=100)
+    return {"p50_ms": cuts[49], "p99_ms": cuts[98], "asked": len(times_ms), "after_mib": after_mib}
+
+
+def at_rest(bench: Bench, server: Upstream) -> Figures:
+    """Return the memory of a `syncd run` some time after its start, and what `syncctl status` costs there."""
+    _, config = bench.with_tables(server)
+    with daemon(bench, SYNCD, config) as process:
+        time.sleep(REST_S)
+        idle_mib = measure.memory_mib("VmRSS", process)
+        program = Path(sys.executable).with_name("syncctl")
+        syncctl = [str(program), "--socket", str(bench.folder / "socket"), "status"]
+        starts = [(_seconds(sys.executable, "-c", "pass"), _seconds(*syncctl)) for _ in range(STARTS)]
+    python_s, syncctl_s = (statistics.median(times) for times in zip(*starts, strict=True))
+    return {"idle_mib": idle_mib, "python_s": python_s, "syncctl_s": syncctl_s}
+
+
+def _seconds(*command: str) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+# --- the whole
+
+
+def with_dlt(folder: Path) -> str | None:
+    """Return the Python of an environment with dlt in it; None, and a line that says so, where that fails."""
+    environment = str(folder / "environment")
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = f"{environment}/bin/python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    installed = subprocess.run(
+        [*install, "dlt[postgres,sqlalchemy]"], capture_output=True, text=True, check=False
+    )
+    if installed.returncode:
+        reason = (installed.stderr.strip() or "no reason given").splitlines()[-1]
+        print(f"dlt is left out: pip could not install it ({reason})", file=sys.stderr)  # noqa: T201
+        return None
+    return python
+
+
+def numbers(value: str) -> list[int]:
+    """Return the whole numbers of a list with commas."""
+    return [int(each) for each in value.split(",")]
+
+
+def main() -> None:
+    """Measure, print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--events", type=numbers, default=[50, 200], help="accounts: events (default: 50,200)"
+    )
+    parser.add_argument(
+        "--attendees", type=numbers, default=[40, 500], help="of each event (default: 40,500)"
+    )
+    parser.add_argument("--latency", type=numbers, default=[0, 20], help="ms per request (default: 0,20)")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    arguments = parser.parse_args()
+    if len(arguments.events) != len(arguments.attendees):
+        parser.error("--events and --attendees need as many numbers each: together they name the accounts")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sb-")))
+        engine, new_database = stack.enter_context(databases(arguments.database, folder))
+        bench = Bench(folder, new_database, with_dlt(folder))
+        found = measure_all(
+            bench, list(zip(arguments.events, arguments.attendees, strict=True)), arguments.latency
+        )
+    found["machine"] = {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "database": engine,
+        "attendees": ATTENDEES,
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(report.markdown(found))  # noqa: T201
+
+
+def measure_all(bench: Bench, accounts: list[tuple[int, int]], latencies: list[int]) -> dict[str, Any]:
+    """Return all figures."""
+    found: dict[str, Any] = {"comparisons": []}
+    for events, attendees in accounts:
+        with upstream(events, attendees) as server:
+            for latency_ms in latencies:
+                _say(f"{events} × {attendees}, {latency_ms} ms per request")
+                figures = compare(bench, server, latency_ms)
+                account = {"events": events, "attendees": attendees, "latency_ms": latency_ms}
+                found["comparisons"].append({**account, "figures": figures})
+            if (events, attendees) == accounts[-1]:
+                _say("status during a first import, memory at rest, syncctl")
+                found["status"] = status_meanwhile(bench, server)
+                found["rest"] = at_rest(bench, server)
+    events, attendees = accounts[-1]
+    with upstream(events // 10, attendees) as server:
+        _say("memory for a tenth of it")
+        server.ask("reset?latency_ms=0")
+        found["tenth"] = {
+            "events": events // 10,
+            "attendees": attendees,
+            **by_syncd(bench, server)[FIRST],
+        }
+    return found
+
+
+def _say(what: str) -> None:
+    print(f"measuring: {what}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""An account of 200 events with 500 places sold each: whole, equal, and no more memory than a tenth takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MakeConfig, rig_on
+from msgspec.structs import astuple
+from real_databases import url_at
+from sqlalchemy import select
+
+from syncd import schema, wire
+from syncd.attendee_store import NAMES
+from syncd.config import Config
+from syncd.standin import StandIn, php_json, serving
+
+NO_CEILING = Path(__file__).parent / "bench" / "no_ceiling.py"
+
+
+def imported(config: Config, base_url: str) -> float:
+    """Import an account as `syncd once --full` does, ceiling apart; return the process's peak in MiB."""
+    figures = config.path.with_name("figures.json")
+    text = config.path.read_text().replace(config.billetweb.base_url, base_url)
+    config.path.write_text(text)
+    command = [sys.executable, f"{NO_CEILING}", "once", "--full", "--config", f"{config.path}"]
+    environ = os.environ | {"BILLETWEB_KEY": config.key.value, "BENCH_FIGURES": f"{figures}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert "0 failed" in done.stdout
+    peak_mib: float = json.loads(figures.read_text())["peak_mib"]
+    return peak_mib
+
+
+@pytest.mark.timeout(300)
+def test_a_large_account_is_incomplete_or_takes_memory(make_config: MakeConfig, tmp_path: Path) -> None:
+    """All 100,000 are as the stand-in has them, and the peak is within half of that for 10,000."""
+    peaks = {}
+    for events in (20, 200):
+        url = url_at(tmp_path / f"{events}.db")
+        config = make_config(sync__attendees="full", database__url=url)
+        account = StandIn(events=events, attendees=500, calls_per_minute=None)
+        with serving(account) as base_url:
+            peaks[events] = imported(config, base_url)
+    assert peaks[200] <= 1.5 * peaks[20], peaks
+    columns = [schema.attendees.c[name] for name in NAMES]
+    with rig_on(config) as rig:
+        assert rig.mirror.store
+        with rig.mirror.store._transaction() as connection:
+            for event_id in account.events:
+                here = select(*columns).where(schema.attendees.c.event_id == event_id)
+                stored = {row[0]: tuple(row) for row in connection.execute(here)}
+                body = php_json([*account.attendees(event_id).values()])
+                served = wire.decode_attendees(body, event_id=event_id, full=True).records
+                assert len(served) == 500
+                assert stored == {key: astuple(attendee) for key, attendee in served.items()}
+        ((total,),) = rig.sql("SELECT count(*) FROM billetweb_attendees WHERE vanished_at IS NULL")
+        assert total == 100_000

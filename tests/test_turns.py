@@ -1,0 +1,281 @@
+"""Runs of an account too large to be read whole: who is read, what is seen of others, what is remembered."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from test_sync import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
+
+from syncd import standin as fault
+from syncd.config import Config
+from syncd.model import Run
+from syncd.standin import StandIn
+
+SHARE = 4
+"""Requests for events in turn: two events, of the six that cost 13."""
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    """Return settings by which six events are too many for one run."""
+    return make_config(billetweb__concurrency=1, billetweb__requests_per_minute=5)
+
+
+@pytest.fixture
+def large(config: Config, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
+    """Give a rig whose mirror is complete, and whose next run reads events in turn."""
+    with rig_on(config) as rig:
+        assert rig.run().synced == 6
+        yield rig
+
+
+def turn(rig: Rig, standin: StandIn) -> tuple[Run, list[str]]:
+    """Carry a run out; return it and the events that were read, in their order."""
+    standin.requests.clear()
+    run = rig.run()
+    return run, asked(standin, "avail")
+
+
+def test_every_run_costs_as_much_as_the_account(large: Rig, standin: StandIn) -> None:
+    """A run at rest takes the list, the increment and its share; the turns pass over every event."""
+    seen: list[str] = []
+    for _ in range(3):
+        run, read = turn(large, standin)
+        assert run.outcome == "ok"
+        assert run.requests == len(standin.requests) <= 5 + SHARE
+        assert run.synced == len(read) < 6
+        seen += read
+    assert set(seen) == set(standin.events)
+    mirrors(large, standin)
+
+
+def test_a_sale_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
+    """The events that sold and refunded are read in the next run, before all others."""
+    _, next_in_turn = turn(large, standin)
+    standin.sell(CONCERT)
+    assert CONCERT not in next_in_turn
+    run, read = turn(large, standin)
+    assert (run.outcome, read[0]) == ("ok", CONCERT)
+    assert large.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
+    assert large.mirror.memory.pace.increment == "used"  # type: ignore[union-attr]
+    standin.refund(WORKSHOP)
+    assert turn(large, standin)[1][0] == WORKSHOP
+
+
+def test_a_sale_is_read_again_and_again(large: Rig, standin: StandIn) -> None:
+    """Increments overlap: a row that was told before makes its event due no second time."""
+    standin.sell(CONCERT)
+    assert turn(large, standin)[1][0] == CONCERT
+    assert turn(large, standin)[1][0] != CONCERT
+    assert large.sql("SELECT event_id FROM syncd_reads WHERE due_at IS NOT NULL") == []
+
+
+def test_attendees_are_kept_that_nobody_asked_for(large: Rig, standin: StandIn) -> None:
+    """With `sync.attendees` at none the increment leaves no row behind."""
+    standin.sell(CONCERT)
+    turn(large, standin)
+    assert large.sql("SELECT count(*) FROM billetweb_attendees") == [(0,)]
+
+
+def test_an_edit_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
+    """What the list of events shows is written at once, and its event is read first."""
+    standin.events[OUTING].row["name"] = "Another name"
+    run, read = turn(large, standin)
+    assert (run.counts.updated, read[0]) == (1, OUTING)
+    assert large.sql("SELECT name FROM billetweb_events WHERE id = ?", OUTING) == [("Another name",)]
+
+
+def test_who_does_not_fit_is_forgotten(config: Config, standin: StandIn, instant_retries: None) -> None:
+    """Where more sold than a run can read, the others come first in the next, after a restart too."""
+    with rig_on(config) as rig:
+        rig.run()
+    from msgspec import structs
+
+    tight = structs.replace(config, sync=structs.replace(config.sync, run_timeout=config.sync.interval / 180))
+    sold = {FESTIVAL, WEEKEND, WORKSHOP, CONCERT}
+    for event_id in sold:
+        assert standin.sell(event_id) == 1
+    with rig_on(tight) as rig:
+        _, first = turn(rig, standin)
+        assert rig.mirror.memory.pace.waiting == len(sold - set(first)) > 0  # type: ignore[union-attr]
+    with rig_on(tight) as rig:
+        later = [turn(rig, standin)[1] for _ in range(4)]
+    read = [event_id for events in (first, *later) for event_id in events if event_id in sold]
+    assert set(read[: len(sold)]) == sold, "each once, before any twice"
+
+
+def test_a_suspicion_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
+    """A row that is missing once is looked for in the very next run, and then is gone."""
+    run, read = turn(large, standin)
+    event = standin.events[WORKSHOP]
+    while read[0] != WORKSHOP:
+        event.tickets, kept = event.tickets[:1], event.tickets
+        run, read = turn(large, standin)
+        if WORKSHOP not in read:
+            event.tickets = kept
+            continue
+        break
+    assert run.counts.vanished == 0
+    run, read = turn(large, standin)
+    assert (read[0], run.counts.vanished) == (WORKSHOP, 1)
+
+
+def test_an_event_that_fails_keeps_the_others_from_their_turn(large: Rig, standin: StandIn) -> None:
+    """Who failed goes to the end of the line."""
+    _, read = turn(large, standin)
+    waiting = [event_id for event_id in sorted(standin.events) if event_id not in read]
+    standin.fail(f"/event/{waiting[0]}/avail", fault.status(404), times=None)
+    seen = [turn(large, standin)[1] for _ in range(3)]
+    assert {event_id for some in seen for event_id in some} == set(standin.events)
+
+
+def test_a_limited_key_stops_the_mirror(large: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """Where the increment is not permitted the events take turns all the same, which is said once."""
+    standin.restricted = True
+    standin.sell(CONCERT)
+    runs = [turn(large, standin) for _ in range(4)]
+    assert [run.outcome for run, _ in runs] == ["ok"] * 4
+    assert {event_id for _, read in runs for event_id in read} == set(standin.events)
+    mirrors(large, standin)
+    assert len(log_lines.of("increment.refused")) == 1
+    assert large.mirror.memory.pace.increment == "not permitted"  # type: ignore[union-attr]
+    asked_again = [request.path for request in standin.requests].count("/attendees")
+    assert asked_again == 0
+    standin.restricted = False
+    standin.requests.clear()
+    large.run("manual")
+    assert [request.path for request in standin.requests].count("/attendees") == 1
+    assert large.mirror.memory.pace.increment == "used"  # type: ignore[union-attr]
+
+
+def test_a_failed_increment_fails_the_run(large: Rig, standin: StandIn) -> None:
+    """An answer that is no array makes the run partial; the sale is told of by the next increment."""
+    standin.sell(CONCERT)
+    standin.fail("/attendees", fault.truncated)
+    run, read = turn(large, standin)
+    assert (run.outcome, kinds(run)) == ("partial", [("attendees", "malformed")])
+    assert read[0] != CONCERT
+    assert turn(large, standin)[1][0] == CONCERT
+
+
+def test_a_run_by_hand_takes_turns(large: Rig, standin: StandIn) -> None:
+    """A full run that somebody asked for reads everything."""
+    standin.requests.clear()
+    run = large.run("manual", full=True)
+    assert (run.full, run.synced) == (True, 6)
+
+
+def test_turns_never_count_as_a_full_run(make_config: MakeConfig, standin: StandIn) -> None:
+    """Where no run can read everything none claims to; when all had their turn, that is as good as one."""
+    config = make_config(
+        billetweb__concurrency=1,
+        billetweb__requests_per_minute=5,
+        sync__run_timeout="1m",
+        sync__interval="1m",
+    )
+    with rig_on(config) as rig:
+        runs = [rig.run()]
+        assert rig.mirror.record.last_full_at is None
+        runs += [rig.run() for _ in range(4)]
+        assert rig.mirror.record.last_full_at
+        assert not any(run.full for run in runs)
+        mirrors(rig, standin)
+
+
+def test_a_full_run_that_cannot_end_is_not_told(
+    make_config: MakeConfig, standin: StandIn, log_lines: LogLines
+) -> None:
+    """Somebody who asks for more than fits is told so at once."""
+    with rig_on(make_config(billetweb__requests_per_minute=5, sync__run_timeout="1m")) as rig:
+        run = rig.run("manual", full=True)
+    assert run.full
+    [told] = log_lines.of("run.long")
+    assert (told["run"], told["requests"]) == (run.id, 13)
+
+
+def test_the_oldest_figure_is_unknown(large: Rig, standin: StandIn) -> None:
+    """What the mirror remembers of the oldest figure is what stands in the database."""
+    turn(large, standin)
+    record = large.mirror.record
+    assert large.mirror.store
+    ages = [at for at in large.mirror.store.present_events().values() if at]
+    assert record.oldest_figure_at == min(ages)
+
+
+def test_an_event_without_a_figure_is_not_told(make_config: MakeConfig, standin: StandIn) -> None:
+    """The oldest figure says nothing of a live event that was never read; their number does."""
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(404), times=None)
+    with rig_on(make_config(billetweb__concurrency=1)) as rig:
+        rig.run()
+        assert rig.mirror.record.events_unread == 1
+        standin.heal()
+        rig.run()
+        assert rig.mirror.record.events_unread == 0
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        fault.error_object("unauthorized", "Your key may not access this resource"),
+        fault.error_object("unauthorized", "Cette clé est limitée à certains événements", 403),
+    ],
+)
+def test_a_refusal_in_other_words_stops_the_mirror(
+    large: Rig, standin: StandIn, refusal: fault.Fault
+) -> None:
+    """A key that just read the list of events is good, whatever is said of the account's attendees."""
+    standin.fail("/attendees", refusal, times=None)
+    runs = [turn(large, standin) for _ in range(3)]
+    assert [run.outcome for run, _ in runs] == ["ok"] * 3
+    assert not large.mirror.client.refused
+    assert large.mirror.memory.pace.increment == "not permitted"  # type: ignore[union-attr]
+
+
+def test_a_doubted_read_ends_the_waiting(large: Rig, standin: StandIn) -> None:
+    """An event that sold stays due until it was read with an answer that is believed."""
+    standin.sell(CONCERT)
+    standin.fail(f"/event/{CONCERT}/avail", fault.raw(b"[]"))
+    run, read = turn(large, standin)
+    assert (read[0], kinds(run)) == (CONCERT, [(f"event {CONCERT}", "doubted")])
+    assert turn(large, standin)[1][0] == CONCERT
+    assert large.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
+    assert large.sql("SELECT event_id FROM syncd_reads WHERE due_at IS NOT NULL") == []
+
+
+def test_a_full_run_forgets_who_it_did_not_read(large: Rig, standin: StandIn) -> None:
+    """An event that fails in a full run, which asks nobody who sold, comes first in the next."""
+    standin.sell(CONCERT)
+    standin.attendance[CONCERT].touch([*standin.attendees(CONCERT)][-1], standin.present - timedelta(hours=1))
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(404))
+    large.mirror.record.last_full_at = None
+    run, _ = turn(large, standin)
+    assert (run.full, run.outcome) == (True, "partial")
+    assert turn(large, standin)[1][0] == CONCERT
+
+
+def test_a_figure_of_a_fast_clock_is_never_read_again(large: Rig, standin: StandIn) -> None:
+    """What was read "in the future" is read as if it never was."""
+    ahead = "2999-01-01 00:00:00.000000"
+    large.sql("UPDATE billetweb_events SET availability_at = ? WHERE id = ?", ahead, CONCERT)
+    assert turn(large, standin)[1][0] == CONCERT
+
+
+def test_an_event_that_always_fails_holds_the_full_runs_up(make_config: MakeConfig, standin: StandIn) -> None:
+    """It had its turn, as the others had; so old changes are removed in time."""
+    config = make_config(
+        billetweb__concurrency=1,
+        billetweb__requests_per_minute=5,
+        sync__run_timeout="1m",
+        sync__interval="1m",
+    )
+    with rig_on(config) as rig:
+        for _ in range(5):
+            rig.run()
+        before = rig.mirror.record.last_full_at
+        standin.fail(f"/event/{CONCERT}/avail", fault.status(404), times=None)
+        for _ in range(9):
+            rig.run()
+        assert before
+        assert rig.mirror.record.last_full_at
+        assert rig.mirror.record.last_full_at > before
