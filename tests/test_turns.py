@@ -279,3 +279,19 @@ def test_an_event_that_always_fails_holds_the_full_runs_up(make_config: MakeConf
         assert before
         assert rig.mirror.record.last_full_at
         assert rig.mirror.record.last_full_at > before
+
+
+def test_a_sale_waits_where_attendees_are_mirrored(
+    make_config: MakeConfig, standin: StandIn, instant_retries: None
+) -> None:
+    """There too the increment names the events that sold, and those are read first."""
+    config = make_config(
+        billetweb__concurrency=1, billetweb__requests_per_minute=5, sync__attendees="minimal"
+    )
+    with rig_on(config) as rig:
+        rig.run()
+        _, next_in_turn = turn(rig, standin)
+        standin.sell(CONCERT)
+        assert CONCERT not in next_in_turn
+        assert turn(rig, standin)[1][0] == CONCERT
+        assert rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
