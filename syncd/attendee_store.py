@@ -18,8 +18,8 @@ from sqlalchemy import Connection, and_, null, or_, select
 from syncd import bulk, schema
 from syncd.database import Database
 from syncd.model import PERSONAL, Attendee, AttendeeMode, Counts
-from syncd.reconcile import EventPlan, Evidence, Suspicion, is_same, plan_missing
-from syncd.store import CHANGE_COLUMNS, write_plan
+from syncd.reconcile import EventPlan, Evidence, is_same, plan_missing
+from syncd.store import CHANGE_COLUMNS, suspects_in, write_plan
 
 TABLE = schema.attendees
 TABLE_NAME = str(TABLE.name)
@@ -74,8 +74,8 @@ class AttendeeStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def retain(self, mode: AttendeeMode, at: datetime) -> int | None:
-        """Erase what `mode` does not allow to keep; return of how many attendees, None where nothing is new.
+    def retain(self, mode: AttendeeMode, at: datetime) -> int:
+        """Erase what `mode` does not allow to keep; return of how many attendees.
 
         Where more is to be kept than before, the cursor is dropped, so that all of it is imported.
         """
@@ -83,7 +83,7 @@ class AttendeeStore:
         with self._database.begin() as connection:
             before = connection.scalar(select(value).where(name == NAME)) or "none"
         if before == mode:
-            return None
+            return 0
         with self._database.begin(write=True) as connection:
             erased = 0
             if mode == "none":
@@ -170,7 +170,9 @@ def _take_whole(
     plan = EventPlan(event_id=event_id)
     with connection.begin_nested() as rows:  # whether they are believed is known when the last has come
         taken = _take(connection, run_id, slices, at, fetched)
-        suspects = _suspects(connection, event_id)
+        columns = schema.suspects.c
+        here = columns.table_name == TABLE_NAME, columns.event_id == event_id
+        suspects = suspects_in(connection, *here)
         plan_missing(plan, TABLE_NAME, present, fetched, suspects=suspects, evidence=evidence)
         if doubt := plan.doubts.get(TABLE_NAME):
             rows.rollback()
@@ -214,7 +216,6 @@ def _take_some(
             diff: dict[str, tuple[Any, Any]] = {
                 name: (None, value) for name, value in zip(PUBLIC, new, strict=False) if value is not None
             }
-            taken.counts.inserted += 1
         elif old[-1] is None and _are_same(old, new):
             taken.counts.unchanged += 1
             continue
@@ -225,7 +226,7 @@ def _take_some(
             kind = "updated"
             if old[-1] is not None:
                 kind, diff["vanished_at"] = "returned", (old[-1], None)
-            setattr(taken.counts, kind, getattr(taken.counts, kind) + 1)
+        setattr(taken.counts, kind, getattr(taken.counts, kind) + 1)
         taken.events.add(attendee.event_id)
         (rows if old else new_rows).append((*new, at, at, None))
         changes.append((run_id, at, TABLE_NAME, attendee.id, attendee.event_id, kind, diff))
@@ -244,13 +245,6 @@ def _are_same(old: Sequence[Any], new: Sequence[Any]) -> bool:
 def _present(connection: Connection, event_id: str) -> set[str]:
     here = and_(TABLE.c.event_id == event_id, TABLE.c.vanished_at.is_(None))
     return set(connection.scalars(select(TABLE.c.id).where(here)).all())
-
-
-def _suspects(connection: Connection, event_id: str) -> dict[str, Suspicion]:
-    table = schema.suspects.c
-    query = select(table.row_id, table.doubted, table.by_hand)
-    rows = connection.execute(query.where(table.table_name == TABLE_NAME, table.event_id == event_id)).all()
-    return {row_id: Suspicion(doubted, by_hand) for row_id, doubted, by_hand in rows}
 
 
 def _mark_due(connection: Connection, event_ids: Iterable[str], at: datetime) -> None:

@@ -99,9 +99,6 @@ class Attendees:
             return
         try:
             await (self._look(live) if self._mode == "none" else self._mirror(live))
-        except (DecodeError, StatusError, TooLargeError):  # this may last, so the events are asked
-            self._is_unusable = True
-            raise
         except RestrictedError as error:
             if not refused_at:
                 log = logger.bind(event="increment.refused", run=self._run.id, kind=error.kind)
@@ -141,7 +138,8 @@ class Attendees:
             else:
                 cursor = await self._increment(cursor, began, live)
             await self._import(cursor)
-        except (DecodeError, StatusError, TooLargeError):
+        except (DecodeError, StatusError, TooLargeError):  # this may last, so the events are asked
+            self._is_unusable = True
             self._imported_at = None if cursor is None else cursor.imported_at
             raise
 

@@ -80,12 +80,8 @@ class Spooled:
         """How many bytes the answer has."""
         return self._file.seek(0, os.SEEK_END)
 
-    def slices(self) -> Iterator[bytes]:
-        """Give the rows as small arrays, from the start; as `decoded` without a decoder."""
-        return self.decoded(bytes)
-
     def decoded(self, decode: Callable[[bytes], T]) -> Iterator[T]:
-        """Give what `decode` makes of each slice, from the start.
+        """Give what `decode` makes of each slice, a small array of the rows, from the start.
 
         Raises DecodeError, which names the request, where the answer turns out to be no whole array, or
         where `decode` does: what came before is then not to be believed either.
@@ -257,9 +253,8 @@ class Billetweb:
         body = file.read(IN_MEMORY_BYTES)
         file.seek(0)
         refusal = wire.classify(body, answer.status_code, retry_after, now=now)
-        if (
-            isinstance(refusal, AuthError) and path == ACCOUNT_ATTENDEES
-        ):  # the list of events was just answered
+        if isinstance(refusal, AuthError) and path == ACCOUNT_ATTENDEES:
+            # The key is good: it was just given the list of events.
             raise RestrictedError(str(refusal), status=answer.status_code)
         if refusal:
             raise refusal

@@ -23,7 +23,7 @@ from syncd.limiter import RateLimiter
 from syncd.model import AttendeeMode, Run, RunError
 from syncd.runlog import RunLog
 from syncd.status import Record
-from syncd.store import History, Store
+from syncd.store import Figures, History, Store
 from syncd.sync import Failure, Memory, Synchronisation
 from syncd.text import format_duration
 from syncd.threads import in_thread, to_the_end
@@ -47,8 +47,7 @@ class _Opened(Struct, frozen=True):
     attendees: AttendeeStore
     history: History
     paused: bool
-    counted: tuple[int, int]
-    oldest_figure_at: datetime | None
+    figures: Figures
     ages_s: list[float]
 
 
@@ -98,8 +97,7 @@ class Mirror:
         self.store, self._attendees = opened.store, opened.attendees
         self.paused = opened.paused
         self.record.take_over(opened.history)
-        self.record.events_live, self.record.events_full = opened.counted
-        self.record.oldest_figure_at = opened.oldest_figure_at
+        self.record.take_figures(opened.figures)
         self._last_id = opened.history.last_id
         self._limiter.remember(opened.ages_s)
 
@@ -205,9 +203,8 @@ class Mirror:
 
     async def _count(self, store: Store) -> None:
         live_since, record, pace = self._live_since(), self.record, self.memory.pace
-        record.events_live, record.events_full = await in_thread(store.count_events, live_since)
         figures, live = await in_thread(store.figures, live_since), self.memory.live
-        record.oldest_figure_at = figures.oldest_at
+        record.take_figures(figures)
         record.events_unread = None if live is None else max(live - figures.read, 0)
         if pace and pace.exceeds_a_run and not pace.waiting:
             since = record.last_full_at or record.started_at
@@ -269,8 +266,7 @@ def _open(url: str, live_since: datetime, writers: set[int]) -> _Opened:
             AttendeeStore(database),
             store.open_history(datetime.now(UTC)),
             store.paused(),
-            store.count_events(live_since),
-            store.figures(live_since).oldest_at,
+            store.figures(live_since),
             store.request_ages_s(limiter.WINDOW_S),
         )
     except BaseException:

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from syncd import __version__
 from syncd.model import Outcome, Run
-from syncd.store import History
+from syncd.store import Figures, History
 from syncd.sync import Increment, Pace
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
@@ -96,6 +96,11 @@ class Record(Struct, kw_only=True):
         self.last_full_at = history.last_full_at
         self.whole_outcome = self.whole_outcome or history.whole_outcome
         self.consecutive_failures += history.consecutive_failures
+
+    def take_figures(self, figures: Figures) -> None:
+        """Remember how many events are live and full, and the age of their figures."""
+        self.events_live, self.events_full = figures.events, figures.full
+        self.oldest_figure_at = figures.oldest_at
 
     def take(self, run: Run) -> None:
         """Count an ended run. One of named events leaves health alone; a cancelled one says nothing of it."""

@@ -56,11 +56,15 @@ class History(Struct, frozen=True):
 
 
 class Figures(Struct, frozen=True):
-    """When the oldest was read, None where none was yet; of how many events, and of how many in all."""
+    """Of live events: how many there are, how many are full, and of how many figures were read.
 
-    oldest_at: datetime | None
-    read: int
+    `oldest_at` is when the oldest of those were read, None where none were.
+    """
+
     events: int
+    full: int
+    read: int
+    oldest_at: datetime | None
 
 
 class Store:
@@ -95,10 +99,8 @@ class Store:
 
     def event_suspects(self) -> dict[str, Suspicion]:
         """Return the events that may be gone from the account."""
-        table = schema.suspects.c
         with self._transaction() as connection:
-            rows = _all(connection, select(schema.suspects).where(table.table_name == schema.events.name))
-            return {row["row_id"]: _suspicion(row) for row in rows}
+            return suspects_in(connection, schema.suspects.c.table_name == schema.events.name)
 
     def doubted_events(self, live_since: datetime) -> int:
         """Return in how many live events a full run's read was doubted."""
@@ -173,20 +175,15 @@ class Store:
             with self._transaction(write=True) as connection:
                 connection.execute(schema.suspects.delete().where(doomed))
 
-    def count_events(self, live_since: datetime) -> tuple[int, int]:
-        """Return how many events are live, and how many of those are full."""
-        events = schema.events.c
-        query = select(func.count(), func.count().filter(events.is_full)).where(_live(live_since))
-        with self._transaction() as connection:
-            live, full = connection.execute(query).one()
-            return live, full
-
     def figures(self, live_since: datetime, but: Iterable[str] = ()) -> Figures:
         """Return what is known of the figures of live events; those in `but` are left aside."""
-        read_at = schema.events.c.availability_at
-        query = select(func.min(read_at), func.count(read_at), func.count())
+        events = schema.events.c
+        read_at = events.availability_at
+        query = select(
+            func.count(), func.count().filter(events.is_full), func.count(read_at), func.min(read_at)
+        )
         with self._transaction() as connection:
-            here = _live(live_since), schema.events.c.id.not_in([*but])
+            here = _live(live_since), events.id.not_in([*but])
             return Figures(*connection.execute(query.where(*here)).one())
 
     def events(self, live_since: datetime | None) -> list[Json]:
@@ -328,6 +325,11 @@ def write_plan(connection: Connection, run_id: int, plan: EventPlan, at: datetim
 def _all(connection: Connection, query: Select[Any]) -> Sequence[RowMapping]:
     """Return every row. Read to its end: a cursor left open keeps the connection's next user from writing."""
     return connection.execute(query).mappings().all()
+
+
+def suspects_in(connection: Connection, *scope: ColumnElement[bool]) -> dict[str, Suspicion]:
+    """Return the suspected rows of a scope within one table, by row id."""
+    return {row["row_id"]: _suspicion(row) for row in _all(connection, select(schema.suspects).where(*scope))}
 
 
 def _suspicion(row: RowMapping) -> Suspicion:

@@ -155,7 +155,6 @@ class Synchronisation:
         known = await in_thread(self._store.present_events)
         self._read_at = {key: self._turn_at(key, at) for key, at in known.items()}
         self._with_sessions = await in_thread(self._store.events_with_sessions)
-        self._reads = await in_thread(self._attendee_store.reads)
         self._suspected = await in_thread(self._store.suspected_events)
         live_since = self._now() - self._config.sync.keep_past
         live = {event.id: event for event in listed.records.values() if _is_live(event, live_since)}
@@ -177,6 +176,7 @@ class Synchronisation:
             others = [event for key, event in listed.records.items() if key not in elsewhere]
             await self._write_listed(others)
         else:
+            self._reads = await in_thread(self._attendee_store.reads)
             await self._clear(listed.records.keys())
         await self._sync_all([*wanted.values()])
 
@@ -273,12 +273,8 @@ class Synchronisation:
 
         Of the others, what the list of events says of them is written.
         """
-        if self._config.sync.attendees == "none" and pace.in_turns and self._run.full:
-            await self._attendees.skip(live.keys())
-            self._reads = await in_thread(self._attendee_store.reads)
-        elif self._config.sync.attendees != "none" or pace.in_turns:
-            pace = structs.replace(pace, increment=await self._catch_up(live))
-            self._reads = await in_thread(self._attendee_store.reads)
+        pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
+        self._reads = await in_thread(self._attendee_store.reads)
         self._memory.pace = pace
         if self._run.full or not pace.in_turns:
             return {event_id: live[event_id] for event_id in sorted(live, key=self._age_order)}
@@ -294,7 +290,11 @@ class Synchronisation:
         await in_thread(self._attendee_store.mark_due, edited.keys() & unread, self._now())
         return {event_id: live[event_id] for event_id in chosen.events}
 
-    async def _catch_up(self, live: Mapping[str, Event]) -> Increment:
+    async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:
+        if self._config.sync.attendees == "none" and (self._run.full or not pace.in_turns):
+            if pace.in_turns:
+                await self._attendees.skip(live.keys())
+            return "not needed"
         try:
             await self._attendees.catch_up(live.keys())
         except BilletwebError as error:

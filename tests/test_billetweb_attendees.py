@@ -105,9 +105,9 @@ def test_answer_is_used_up_by_reading(base_url: str) -> None:
     """An answer may be read again from its start, as bytes and decoded, also after a read broken off."""
 
     def twice(answer: Spooled) -> tuple[list[str], list[str], int]:
-        next(answer.slices())
+        next(answer.decoded(bytes))
         first = ids(answer)
-        rows = sum(len(wire.rows(piece)) for piece in answer.slices())
+        rows = sum(len(wire.rows(piece)) for piece in answer.decoded(bytes))
         return first, ids(answer), rows
 
     first, second, rows = read(base_url, twice)
@@ -184,7 +184,7 @@ def test_large_answer_would_be_held_whole(account: StandIn, base_url: str) -> No
     account.fail("/attendees", lambda _: packed)
 
     def count(answer: Spooled) -> int:
-        return sum(piece.count(b'"barcode"') for piece in answer.slices())
+        return sum(piece.count(b'"barcode"') for piece in answer.decoded(bytes))
 
     tracemalloc.start()
     try:

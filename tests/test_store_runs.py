@@ -305,7 +305,8 @@ def test_events_shown_are_those_that_are_live(store: Store) -> None:
         store.apply(1, plan_listed(without_end, None), NOW)
     assert [shown["id"] for shown in store.events(NOW)] == ["3", "2", "5"]
     assert [shown["id"] for shown in store.events(None)] == ["3", "1", "2", "4", "6", "5"]
-    assert store.count_events(NOW) == (3, 1)
+    figures = store.figures(NOW)
+    assert (figures.events, figures.full) == (3, 1)
 
 
 def test_the_age_of_a_figure_is_that_of_its_read(store: Store) -> None:

@@ -23,6 +23,17 @@ def config(make_config: MakeConfig) -> Config:
 
 
 @pytest.fixture
+def minute(make_config: MakeConfig) -> Config:
+    """Return settings by which no run can read six events, for a run has a minute."""
+    return make_config(
+        billetweb__concurrency=1,
+        billetweb__requests_per_minute=5,
+        sync__run_timeout="1m",
+        sync__interval="1m",
+    )
+
+
+@pytest.fixture
 def large(config: Config, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
     """Give a rig whose mirror is complete, and whose next run reads events in turn."""
     with rig_on(config) as rig:
@@ -166,15 +177,9 @@ def test_a_run_by_hand_takes_turns(large: Rig, standin: StandIn) -> None:
     assert (run.full, run.synced) == (True, 6)
 
 
-def test_turns_never_count_as_a_full_run(make_config: MakeConfig, standin: StandIn) -> None:
+def test_turns_never_count_as_a_full_run(minute: Config, standin: StandIn) -> None:
     """Where no run can read everything none claims to; when all had their turn, that is as good as one."""
-    config = make_config(
-        billetweb__concurrency=1,
-        billetweb__requests_per_minute=5,
-        sync__run_timeout="1m",
-        sync__interval="1m",
-    )
-    with rig_on(config) as rig:
+    with rig_on(minute) as rig:
         runs = [rig.run()]
         assert rig.mirror.record.last_full_at is None
         runs += [rig.run() for _ in range(4)]
@@ -261,15 +266,9 @@ def test_a_figure_of_a_fast_clock_is_never_read_again(large: Rig, standin: Stand
     assert turn(large, standin)[1][0] == CONCERT
 
 
-def test_an_event_that_always_fails_holds_the_full_runs_up(make_config: MakeConfig, standin: StandIn) -> None:
+def test_an_event_that_always_fails_holds_the_full_runs_up(minute: Config, standin: StandIn) -> None:
     """It had its turn, as the others had; so old changes are removed in time."""
-    config = make_config(
-        billetweb__concurrency=1,
-        billetweb__requests_per_minute=5,
-        sync__run_timeout="1m",
-        sync__interval="1m",
-    )
-    with rig_on(config) as rig:
+    with rig_on(minute) as rig:
         for _ in range(5):
             rig.run()
         before = rig.mirror.record.last_full_at
