@@ -111,7 +111,7 @@ class Session(Struct, frozen=True, kw_only=True):
     extra: Json = field(default_factory=dict)
 
 
-class Attendee(Struct, frozen=True, kw_only=True):
+class Attendee(Struct, frozen=True):
     """One sold place. `disabled`: refunded. `order_price` is the whole order's, repeated on each place."""
 
     id: str

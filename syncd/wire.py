@@ -255,7 +255,7 @@ def _use(value: object) -> int | None:
     return number
 
 
-# One memory each: an order's dates are alike, and so are its rows.
+# In the order of the record's fields. One memory each: an order's dates are alike, and so are its rows.
 _id, _word, _price, _date = map(remembering, (to_id, to_safe_text, to_decimal, to_instant))
 _state, _yes = map(remembering, (to_code, to_flag))
 _ATTENDEE: Table = {
@@ -363,14 +363,10 @@ def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) ->
     The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
     naming row and field, for a row that is no object, has no id, or has to name its event and does not.
     """
-    given = {} if event_id is None else {"event_id": event_id}
     found = []
     for index, row in enumerate(rows(body)):
-        columns = _quickly(row, full=full)
-        if columns is None or (columns | given)["event_id"] is None:
-            required = ("id",) if given else ("id", "event")
-            columns = _carefully(row, f"attendees[{index}]", required, full=full)
-        found.append(Attendee(**columns | given))
+        attendee = _quickly(row, event_id, full=full)
+        found.append(attendee or _carefully(row, f"attendees[{index}]", event_id, full=full))
     return _keyed((attendee.id, attendee) for attendee in found)
 
 
@@ -394,31 +390,34 @@ def sold(body: bytes) -> list[tuple[str, int]]:
     return found
 
 
-def _quickly(row: object, *, full: bool) -> dict[str, Any] | None:
-    """Give a row's columns where every value fits, as nearly always, else None: half the time."""
+def _quickly(row: object, event_id: str | None, *, full: bool) -> Attendee | None:
+    """Give an attendee where every value fits, as nearly always, else None: half the time."""
     if not isinstance(row, dict):
         return None
     try:
-        columns: dict[str, Any] = {
-            column: convert(row.get(name))
-            for name, (column, convert) in (_FULL if full else _ATTENDEE).items()
-        }
+        values: list[Any] = [
+            convert(row.get(name)) for name, (_, convert) in (_FULL if full else _ATTENDEE).items()
+        ]
     except (TypeError, ValueError):
+        return None
+    values[1] = event_id or values[1]
+    if not (values[0] and values[1]):
         return None
     if full:
         unknown = sorted(row.keys() - _HANDLED)
-        columns["extra"] = {
-            name: row[name] for name in unknown if is_storable(name) and is_storable(row[name])
-        }
-    return columns if columns["id"] else None
+        values.append({name: row[name] for name in unknown if is_storable(name) and is_storable(row[name])})
+    return Attendee(*values)
 
 
-def _carefully(row: object, subject: str, required: tuple[str, ...], *, full: bool) -> dict[str, Any]:
+def _carefully(row: object, subject: str, event_id: str | None, *, full: bool) -> Attendee:
+    required = ("id",) if event_id else ("id", "event")
     columns = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
     left = columns.pop("extra")
     if full:
         columns["extra"] = {name: value for name, value in left.items() if name not in _LEFT_OUT}
-    return columns
+    if event_id:
+        columns["event_id"] = event_id
+    return Attendee(**columns)
 
 
 def _keyed(pairs: Iterable[tuple[K, R]], bad: Iterable[str] = ()) -> Decoded[K, R]:
