@@ -1,9 +1,10 @@
 """The floor: what nobody who reads the same from Billetweb into the same tables can do much faster.
 
-`floor.py BASE_URL DATABASE_URL [SINCE]`: httpx, msgspec's typed decoding, plain sqlite3 or psycopg; four
-events at a time, each read by itself and written in one transaction. No change log, no comparison, no doubt,
-no record of runs, no ceiling on requests. Without SINCE (UNIX seconds) everything is read and, on PostgreSQL,
-copied straight into the tables, which must be empty; else what was modified since then, and its events anew.
+`floor.py BASE_URL DATABASE_URL [SINCE | log]`: httpx, msgspec's typed decoding, plain sqlite3 or psycopg;
+four events at a time, each read by itself and written in one transaction. No change log, no comparison, no
+doubt, no record of runs, no ceiling on requests. Without SINCE (UNIX seconds) everything is read and, on
+PostgreSQL, copied straight into the tables, which must be empty; else what was modified since then, and its
+events anew. With `log` everything is read, and each row stands in the log of changes too.
 The tables are those that syncd made.
 """
 
@@ -161,11 +162,28 @@ COLUMNS = {
     " order_name order_email order_language reduction_code authorization_code custom custom_order",
 }
 KEYS = {"billetweb_gauges": "event_id, session_id, type, gauge_id"}
+LOG = "syncd_changes"
+LOG_COLUMNS = ["run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff"]
+PERSONAL_FROM = "firstname"
 
 
 def columns_of(table: str) -> list[str]:
     """Return the columns that are written, in the order of the values."""
+    if table == LOG:
+        return LOG_COLUMNS
     return [*COLUMNS[table].split(), "extra", "first_seen_at", "changed_at", "vanished_at"]
+
+
+def logged(table: str, rows: list[Values]) -> Iterable[Values]:
+    """Return what the log of changes says of new rows."""
+    names = COLUMNS[table].split()
+    public = names[: names.index(PERSONAL_FROM)] if PERSONAL_FROM in names else names
+    key = len(KEYS.get(table, "id").split())
+    event = names.index("event_id" if "event_id" in names else "id")
+    for row in rows:
+        diff = {name: (None, value) for name, value in zip(public, row, strict=False) if value is not None}
+        row_id = "/".join(map(str, row[:key]))
+        yield (1, NOW, table, row_id, row[event], "inserted", msgspec.json.encode(diff).decode())
 
 
 def event_row(row: Event, gauge: Gauge) -> Values:
@@ -252,6 +270,10 @@ class Store(Protocol):
 
 def _upsert(table: str, placeholder: str) -> str:
     columns = columns_of(table)
+    if table == LOG:
+        return (
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join([placeholder] * len(columns))})"
+        )
     news = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "first_seen_at")
     values = ", ".join([placeholder] * len(columns))
     return (
@@ -297,11 +319,12 @@ class Postgres:
 
 
 class Floor:
-    """Reads one account into a store."""
+    """Reads one account into a store; with `log` into the log of changes too."""
 
-    def __init__(self, http: httpx.AsyncClient, store: Store) -> None:
+    def __init__(self, http: httpx.AsyncClient, store: Store, *, log: bool) -> None:
         self._http = http
         self._store = store
+        self._log = log
         self._turn = asyncio.Lock()
 
     async def first_import(self) -> None:
@@ -363,21 +386,25 @@ class Floor:
         return msgspec.json.decode(answer.raise_for_status().content, type=type_, strict=False)
 
     async def _write(self, tables: Tables) -> None:
+        if self._log:
+            log = [change for table, rows in tables.items() for change in logged(table, rows)]
+            tables = {**tables, LOG: log}
         async with self._turn:
             await asyncio.to_thread(self._store.write, tables)
 
 
-async def main(base_url: str, database: str, since: str | None) -> None:
+async def main(base_url: str, database: str, how: str = "") -> None:
     """Carry it out and tell how long it took, from the first request to the last commit."""
     is_sqlite = database.startswith("sqlite")
     path = database.removeprefix("sqlite:///")
-    store: Store = Sqlite(path) if is_sqlite else Postgres(database, is_new=since is None)
+    since = "" if how == "log" else how
+    store: Store = Sqlite(path) if is_sqlite else Postgres(database, is_new=not since)
     async with httpx.AsyncClient(base_url=base_url, auth=("12345", "key"), trust_env=False) as http:
-        floor = Floor(http, store)
+        floor = Floor(http, store, log=how == "log")
         began = time.perf_counter()
-        await (floor.first_import() if since is None else floor.increment(since))
+        await (floor.increment(since) if since else floor.first_import())
         measure.tell(seconds=time.perf_counter() - began)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None))
+    asyncio.run(main(*sys.argv[1:]))

@@ -23,23 +23,37 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *_alone(found)])
 
 
+BESIDE = {
+    "first import": ("floor with log", "the log of changes filled too, s"),
+    "nothing changed": ("requests alone", "its requests alone, s"),
+}
+"""The other floors that phases have, and how their rows are called."""
+
+
 def _rows(comparison: dict[str, Any]) -> list[str]:
     figures = comparison["figures"]
+    programs = [name for name in ("syncd", "dlt") if name in figures]
     account = f"{comparison['events']} × {comparison['attendees']}, {comparison['latency_ms']} ms"
     rows = []
-    for phase in figures["floor"]:
-        for name, unit in (("seconds", "s"), ("requests", "requests"), ("peak_mib", "MiB at most")):
-            if name == "peak_mib" and phase != "first import":
-                continue
-            floor = figures["floor"][phase][name]
-            shown = _number if name == "seconds" else round
-            cells = [str(shown(floor))]
-            for program in [other for other in figures if other != "floor"]:
-                value = figures[program][phase][name]
-                cells.append(f"{shown(value)} (× {_number(value / floor)})")
-            rows.append(f"| {account} | {phase}, {unit} | {' | '.join(cells)} |")
-            account = ""
-    return rows
+    for phase, floor in figures["floor"].items():
+        of = {name: figures[name][phase] for name in programs}
+        rows.append(_row(f"{phase}, s", "seconds", floor, of))
+        if phase in BESIDE:
+            other, title = BESIDE[phase]
+            rows.append(_row(title, "seconds", figures[other][phase], {"syncd": of["syncd"]}))
+        rows.append(_row(f"{phase}, requests", "requests", floor, of))
+        if phase == "first import":
+            rows.append(_row(f"{phase}, MiB at most", "peak_mib", floor, of))
+    width = len(programs) + 1
+    return [
+        f"| {'' if n else account} | {' | '.join([*row, ''][: width + 1])} |" for n, row in enumerate(rows)
+    ]
+
+
+def _row(title: str, name: str, floor: dict[str, float], of: dict[str, dict[str, float]]) -> list[str]:
+    shown = _number if name == "seconds" else round
+    ratios = [f"{shown(each[name])} (× {_number(each[name] / floor[name])})" for each in of.values()]
+    return [title, str(shown(floor[name])), *ratios]
 
 
 def _alone(found: dict[str, Any]) -> list[str]:

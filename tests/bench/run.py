@@ -7,7 +7,9 @@ Each account (50 events × 40 attendees, 200 × 500) is imported into a new data
 20 ms per request), then read with nothing changed, then with 1 % changed: by the floor (`floor.py`), by dlt
 (`pipeline.py`; installed by pip for this alone, left out where that fails) and by syncd, each in processes of
 their own, from the same upstream (`upstream.py`), in turns. Times are from the first request to the last
-commit, the best of three (of dlt: one); the start of the programs is not in them.
+commit, the best of three (of dlt: one); the start of the programs is not in them. Two more floors stand for
+what the first does not do: a first import that fills the log of changes too, and the requests that syncd
+sends where nothing changed, by themselves (`again.py`).
 
 Billetweb's 100 calls a minute bound all three alike, and would hide what they cost. So nobody waits for them
 here: the upstream has no limit, and syncd keeps its ceiling by a clock that jumps (`no_ceiling.py`).
@@ -65,9 +67,10 @@ def script(name: str) -> list[str]:
 
 @dataclass
 class Upstream:
-    """The server that all read from."""
+    """The server that all read from; `asked` holds what the latest program asked it for, by phase."""
 
     base_url: str
+    asked: dict[str, list[str]] = field(default_factory=dict)
 
     def ask(self, path: str) -> Any:
         """Return what the server says to a `/bench/` path."""
@@ -105,12 +108,13 @@ class Bench:
             "BILLETWEB_KEY": "bench-key",
         }
 
-    def figures(self, *command: str) -> Figures:
-        """Return what a finished process told of itself, and how long it took in all."""
-        began = time.perf_counter()
-        subprocess.run(command, env=self.environ, check=True, stdout=subprocess.DEVNULL)
-        took = time.perf_counter() - began
-        return {**json.loads((self.folder / "figures.json").read_text()), "process_s": took}
+    def figures(self, *command: str, given: str = "") -> Figures:
+        """Return what a finished process told of itself."""
+        subprocess.run(
+            command, env=self.environ, check=True, stdout=subprocess.DEVNULL, input=given, text=True
+        )
+        found: Figures = json.loads((self.folder / "figures.json").read_text())
+        return found
 
     def config(self, server: Upstream, database: str) -> Path:
         """Return the file of a syncd that reads the upstream into the database, when it is asked to."""
@@ -161,6 +165,18 @@ def by_floor(bench: Bench, server: Upstream) -> Measured:
     return in_phases(server, read, database, "billetweb_attendees")
 
 
+def by_floor_with_log(bench: Bench, server: Upstream) -> Measured:
+    """Return what the floor's first import takes with the log of changes."""
+    database, _ = bench.with_tables(server)
+    return {FIRST: bench.figures(*script("floor.py"), f"{server.base_url}/api", database, "log")}
+
+
+def by_requests(bench: Bench, server: Upstream) -> Measured:
+    """Return what the requests take that the latest program sent where nothing had changed."""
+    asked = server.asked[UNCHANGED]
+    return {UNCHANGED: bench.figures(*script("again.py"), server.base_url, given="\n".join(asked))}
+
+
 def by_dlt(bench: Bench, server: Upstream) -> Measured:
     """Return what dlt takes."""
     assert bench.dlt
@@ -192,9 +208,10 @@ def in_phases(server: Upstream, read: Callable[[str], Figures], database: str, a
     for phase in PHASES:
         if phase == CHANGED:
             server.ask("change")
-        before = server.ask("requests")
+        before = len(server.ask("requests"))
         found[phase] = read(phase)
-        found[phase]["requests"] = server.ask("requests") - before
+        server.asked[phase] = server.ask("requests")[before:]
+        found[phase]["requests"] = len(server.asked[phase])
     refunded = "CASE WHEN CAST(disabled AS TEXT) IN ('1', 'true') THEN 1 ELSE 0 END"
     count, refunds = rows(database, f"SELECT COUNT(*), SUM({refunded}) FROM {attendees}")[0]
     assert [count, refunds] == server.ask("attendees"), f"{count}, {refunds}: not what the upstream holds"
@@ -212,7 +229,14 @@ def rows(database: str, query: str) -> Sequence[Any]:
 
 def compare(bench: Bench, server: Upstream, latency_ms: int) -> dict[str, Measured]:
     """Return the best figures of each program, measured in turns, with so much network in between."""
-    programs = {"floor": by_floor, "syncd": by_syncd} | ({"dlt": by_dlt} if bench.dlt else {})
+    programs = {
+        "floor": by_floor,
+        "floor with log": by_floor_with_log,
+        "syncd": by_syncd,
+        "requests alone": by_requests,  # of syncd, whom it follows
+    }
+    if bench.dlt:
+        programs["dlt"] = by_dlt
     found: dict[str, list[Measured]] = {name: [] for name in programs}
     for turn in range(TURNS):
         for name, measure_it in programs.items():
@@ -220,7 +244,7 @@ def compare(bench: Bench, server: Upstream, latency_ms: int) -> dict[str, Measur
                 server.ask(f"reset?latency_ms={latency_ms}")
                 found[name].append(measure_it(bench, server))
     return {
-        name: {phase: min((each[phase] for each in all_), key=itemgetter("seconds")) for phase in PHASES}
+        name: {phase: min((each[phase] for each in all_), key=itemgetter("seconds")) for phase in all_[0]}
         for name, all_ in found.items()
     }
 

@@ -6,7 +6,7 @@ day ago, until `/bench/change`:
 
     /bench/reset?latency_ms=20  the account as it was at first; each answer waits so long; counts from zero
     /bench/change               1 % of the attendees: a tenth of those of a tenth of the events
-    /bench/requests             how many requests were answered since the reset
+    /bench/requests             which requests were answered since the reset
     /bench/attendees            how many attendees there are, and how many of them were refunded
 """
 
@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
@@ -278,7 +279,7 @@ class Server(asyncio.Protocol):
 
     account: Account
     latency_s = 0.0
-    requests = 0
+    requests: ClassVar[list[str]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -291,14 +292,15 @@ class Server(asyncio.Protocol):
         self._received += data
         while b"\r\n\r\n" in self._received:
             head, _, self._received = self._received.partition(b"\r\n\r\n")
-            path, _, query = head.split(b" ", 2)[1].decode().partition("?")
-            self._handle(path, dict(parse_qsl(query)))
+            self._handle(head.split(b" ", 2)[1].decode())
 
-    def _handle(self, path: str, query: dict[str, str]) -> None:
+    def _handle(self, target: str) -> None:
+        path, _, text = target.partition("?")
+        query = dict(parse_qsl(text))
         if path.startswith("/bench/"):
             self._send(self._control(path, query))
             return
-        Server.requests += 1
+        Server.requests.append(target)
         if not Server.latency_s:
             self._send(self.account.answer(path.removeprefix("/api"), query))
             return
@@ -312,7 +314,7 @@ class Server(asyncio.Protocol):
             case "/bench/reset":
                 self.account.reset()
                 Server.latency_s = float(query["latency_ms"]) / 1000
-                Server.requests = 0
+                Server.requests.clear()
             case "/bench/change":
                 self.account.change()
             case "/bench/requests":
