@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 from msgspec.structs import astuple
-from sqlalchemy import Connection, and_, null, or_, select
+from sqlalchemy import Connection, and_, bindparam, null, or_, select
 
 from syncd import bulk, schema
 from syncd.database import Database
@@ -28,12 +28,15 @@ NAMES = Attendee.__struct_fields__
 PUBLIC = tuple(name for name in NAMES if name not in PERSONAL)
 WRITTEN = (*NAMES, "first_seen_at", "changed_at", "vanished_at")
 COMPARED = [TABLE.c[name] for name in (*NAMES, "vanished_at")]
+SUSPECTS = schema.suspects.c
 JSON_FROM = NAMES.index("custom")
 """The columns from here on hold JSON."""
 AT_ONCE = 500
 """So many rows are compared with one query."""
 NAME = "attendees"
 """Of the cursor of account-wide reads, and of the note which columns are kept."""
+TRACES = "traces of attendees"
+"""Of the note that the files still hold what was erased."""
 
 Rows = Mapping[str, Attendee]
 
@@ -68,41 +71,45 @@ class Taken(Struct):
     doubt: str | None = None
 
 
+class Erased(Struct, frozen=True):
+    """Of how many attendees something was erased, and whether it can still be found in the files."""
+
+    attendees: int = 0
+    has_traces: bool = False
+
+
 class AttendeeStore:
     """The queries on an open database. Every method is one transaction, blocks, and raises StoreError."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def retain(self, mode: AttendeeMode, at: datetime) -> int:
-        """Erase what `mode` does not allow to keep; return of how many attendees.
+    def retain(self, mode: AttendeeMode, at: datetime) -> Erased:
+        """Erase what `mode` does not allow to keep, from the files too, where an earlier run could not.
 
-        Where more is to be kept than before, the cursor is dropped, so that all of it is imported.
+        Where more is to be kept than before, all of it is imported.
         """
-        name, value = schema.state.c.name, schema.state.c.value
+        state = schema.state
         with self._database.begin() as connection:
-            before = connection.scalar(select(value).where(name == NAME)) or "none"
-        if before == mode:
-            return 0
+            held = dict(connection.execute(select(state.c.name, state.c.value)).all())
+        before, erased = held.get(NAME, "none"), 0
+        if before != mode:
+            with self._database.begin(write=True, takes_long=True) as connection:
+                erased = _erase(connection, before, mode, at)
+                notes = [(NAME, mode)] + [(TRACES, True)] * bool(erased)
+                bulk.upsert(connection, state, ("name", "value"), notes)
+        if not erased and TRACES not in held:
+            return Erased()
+        if not self._database.erased():
+            return Erased(erased, has_traces=True)
         with self._database.begin(write=True) as connection:
-            erased = 0
-            if mode == "none":
-                erased = _erase_all(connection)
-            elif before == "full":
-                erased = _erase_personal(connection, at)
-            else:
-                _start_anew(connection)
-            bulk.upsert(connection, schema.state, ("name", "value"), [(NAME, mode)])
-        if erased:
-            self._database.erased()
-        return erased
+            connection.execute(state.delete().where(state.c.name == TRACES))
+        return Erased(erased)
 
     def cursor(self) -> Cursor | None:
         """Return what account-wide reads resume from; None before the first."""
-        cursors = schema.cursors.c
         with self._database.begin() as connection:
-            value = connection.scalar(select(cursors.value).where(cursors.name == NAME))
-        return None if value is None else msgspec.convert(value, Cursor)
+            return _cursor(connection)
 
     def reads(self) -> dict[str, Reads]:
         """Return what is remembered of events' reads, by event."""
@@ -125,7 +132,10 @@ class AttendeeStore:
         Of the events in which a row changed, those that are `live` become due.
         """
         with self._database.begin(write=True) as connection:
-            taken = _take(connection, run_id, slices, at)
+            suspects = suspects_in(connection, SUSPECTS.table_name == TABLE_NAME)
+            told: set[str] = set()
+            taken = _take(connection, run_id, slices, at, told if suspects else None)
+            _clear(connection, told & suspects.keys())
             _mark_due(connection, taken.events & live, at)
             _set_cursor(connection, cursor, at)
             return taken
@@ -146,14 +156,15 @@ def take_event(
     With `evidence` the answer was to hold all of them, and what it lacks is judged; where that makes it
     doubtful, nothing of it is written.
     """
-    values = {"attendees_at": began_at}
+    names = ["attendees_at"]
     if evidence:
         taken = _take_whole(connection, run_id, event_id, slices, at=at, evidence=evidence)
-        if not taken.doubt:
-            values["attendees_full_at"] = began_at
+        names.append("attendees_full_at")
     else:
         taken = _take(connection, run_id, slices, at)
-    bulk.upsert(connection, schema.reads, ("event_id", *values), [(event_id, *values.values())])
+    if not taken.doubt:
+        row = (event_id, *(began_at for _ in names))
+        bulk.upsert(connection, schema.reads, ("event_id", *names), [row])
     return taken
 
 
@@ -170,8 +181,7 @@ def _take_whole(
     plan = EventPlan(event_id=event_id)
     with connection.begin_nested() as rows:  # whether they are believed is known when the last has come
         taken = _take(connection, run_id, slices, at, fetched)
-        columns = schema.suspects.c
-        here = columns.table_name == TABLE_NAME, columns.event_id == event_id
+        here = SUSPECTS.table_name == TABLE_NAME, SUSPECTS.event_id == event_id
         suspects = suspects_in(connection, *here)
         plan_missing(plan, TABLE_NAME, present, fetched, suspects=suspects, evidence=evidence)
         if doubt := plan.doubts.get(TABLE_NAME):
@@ -253,14 +263,39 @@ def _mark_due(connection: Connection, event_ids: Iterable[str], at: datetime) ->
         bulk.upsert(connection, schema.reads, ("event_id", "due_at"), rows)
 
 
+def _clear(connection: Connection, row_ids: Iterable[str]) -> None:
+    """Suspect rows no longer that were just told."""
+    here = and_(SUSPECTS.table_name == TABLE_NAME, SUSPECTS.row_id == bindparam("row"))
+    if rows := [{"row": row_id} for row_id in sorted(row_ids)]:
+        connection.execute(schema.suspects.delete().where(here), rows)
+
+
+def _cursor(connection: Connection) -> Cursor | None:
+    cursors = schema.cursors.c
+    value = connection.scalar(select(cursors.value).where(cursors.name == NAME))
+    return None if value is None else msgspec.convert(value, Cursor)
+
+
 def _set_cursor(connection: Connection, cursor: Cursor, at: datetime) -> None:
     row = (NAME, msgspec.to_builtins(cursor), at)
     bulk.upsert(connection, schema.cursors, ("name", "value", "updated_at"), [row])
 
 
-def _start_anew(connection: Connection) -> None:
-    """Forget how far attendees were read."""
-    connection.execute(schema.cursors.delete().where(schema.cursors.c.name == NAME))
+def _erase(connection: Connection, before: AttendeeMode, mode: AttendeeMode, at: datetime) -> int:
+    """Erase what is no longer kept; where more is, have it imported. Return of how many attendees."""
+    if mode == "none":
+        return _erase_all(connection)
+    if before == "full":
+        return _erase_personal(connection, at)
+    cursor = _cursor(connection)
+    if cursor:  # who sold since then is still to be told
+        _set_cursor(connection, Cursor(since=cursor.since, before=cursor.since), at)
+    _forget_reads(connection)
+    return 0
+
+
+def _forget_reads(connection: Connection) -> None:
+    """Have each event's attendees read whole."""
     connection.execute(schema.reads.update().values(attendees_at=None, attendees_full_at=None))
 
 
@@ -268,7 +303,7 @@ def _erase_all(connection: Connection) -> int:
     """Remove every attendee and what the log of changes holds of them; a log of rows that never were."""
     for table in (schema.changes, schema.suspects):
         connection.execute(table.delete().where(table.c.table_name == TABLE_NAME))
-    _start_anew(connection)
+    _forget_reads(connection)
     return connection.execute(TABLE.delete()).rowcount
 
 

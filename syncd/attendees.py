@@ -5,7 +5,7 @@ wanted, and they name the events that sold or refunded. It cannot show a place t
 a read of all attendees of an event can, which each live event has once a day.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from syncd.attendee_store import TABLE, AttendeeStore, Cursor, Reads, Rows, Taken, take_event
 from syncd.billetweb import Billetweb, Spooled
-from syncd.errors import DecodeError, RestrictedError, StatusError, TooLargeError
+from syncd.errors import DecodeError, RestrictedError, StatusError, TooLargeError, TransportError
 from syncd.model import AttendeeMode, Run
 from syncd.reconcile import EventPlan, Evidence
 from syncd.threads import in_thread
@@ -33,6 +33,8 @@ LEAST_SPAN = timedelta(hours=1)
 SMALL_BYTES, LARGE_BYTES = 4 * 1024 * 1024, 8 * 1024 * 1024
 """After a smaller answer the span of the next one is twice as long, after a larger one half: nobody else can
 write while one is written, and a stop waits for it or loses it."""
+IMPORT_SHARE = 0.5
+"""The part of a run's time that an import may take; the rest is for the events, and the next run goes on."""
 
 
 class Memory(Struct):
@@ -47,12 +49,19 @@ class Memory(Struct):
 
 
 class EventAnswer(Struct, frozen=True):
-    """The attendees of one event as they were read: `whole` says that the answer is to hold all of them."""
+    """The attendees of one event as they were read, to be closed after use.
+
+    `whole` says that all of them are to be in the answers, which are several where one would be too large.
+    """
 
     event_id: str
-    answer: Spooled
+    answers: list[Spooled]
     began_at: datetime
     whole: bool
+
+    def close(self) -> None:
+        """Forget the answers."""
+        _close(self.answers)
 
 
 class Attendees:
@@ -66,6 +75,7 @@ class Attendees:
         *,
         mode: AttendeeMode,
         full_every: timedelta,
+        run_timeout: timedelta,
         memory: Memory,
         on_step: Callable[[], None],
         now: Callable[[], datetime],
@@ -79,6 +89,7 @@ class Attendees:
         self._on_step = on_step
         self._now = now
         self._began = now()
+        self._import_until = self._began + IMPORT_SHARE * run_timeout
         self._imported_at: datetime | None = None
         self._is_unusable = False
 
@@ -133,12 +144,20 @@ class Attendees:
         # Where the import fails it goes on with the next run, and meanwhile no event is read whole for it.
         self._imported_at = began if cursor is None else cursor.imported_at or began
         try:
-            if cursor is None or cursor.since > began:  # the clock was ahead: nobody knows what was missed
+            if cursor is None:
                 cursor = Cursor(since=began - self._overlap, before=began)
+            elif cursor.since > began:  # the clock was ahead: nobody knows what was missed
+                cursor = structs.replace(cursor, since=began - self._overlap, before=began, back_to=None)
             else:
                 cursor = await self._increment(cursor, began, live)
-            await self._import(cursor)
-        except (DecodeError, StatusError, TooLargeError):  # this may last, so the events are asked
+            # What a first import brings was sold before its events are read.
+            await self._import(cursor, live if cursor.imported_at else frozenset())
+        except (
+            DecodeError,
+            StatusError,
+            TooLargeError,
+            TransportError,
+        ):  # this may last, so events are asked
             self._is_unusable = True
             self._imported_at = None if cursor is None else cursor.imported_at
             raise
@@ -155,11 +174,15 @@ class Attendees:
             await self._take(answer, moved, live)
         return moved
 
-    async def _import(self, cursor: Cursor) -> None:
+    async def _import(self, cursor: Cursor, live: AbstractSet[str]) -> None:
         """Import what is still to be, from the latest back, in spans of time with answers not too large."""
         beginning = cursor.back_to or BEGINNING
         span = FIRST_SPAN
         while before := cursor.before:
+            if self._now() > self._import_until:
+                log = logger.bind(event="import.paused", run=self._run.id)
+                log.info("run {}: the import of attendees goes on with the next run", self._run.id)
+                return
             since = before - span if before - span > beginning else cursor.back_to
             until = None if before > cursor.since else before  # what is modified meanwhile comes along
             try:
@@ -176,28 +199,56 @@ class Attendees:
                     )
                 else:  # increments overlap, and so do these
                     rest = structs.replace(cursor, before=since and since + OVERLAP)
-                await self._take(answer, rest, frozenset())
+                await self._take(answer, rest, live)
                 span = _next_span(span, answer.size)
             cursor = rest
 
     async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
-        rows = self._decoded(answer)
+        rows = self._decoded([answer])
         self._note(await in_thread(self._store.take, self._run.id, rows, cursor, self._now(), live))
 
-    def cost(self, reads: Reads, *, suspected: bool) -> int:
+    def cost(self, event_id: str, reads: Reads, *, suspected: bool) -> int:
         """Return how many requests an event's own attendees take in this run: one or none."""
-        return int(self._mode != "none" and (self.by_event or suspected or self._full_is_due(reads)))
+        if self._mode == "none":
+            return 0
+        return int(self.by_event or suspected or self._full_is_due(event_id, reads))
 
     async def read_event(self, event_id: str, reads: Reads, *, suspected: bool) -> EventAnswer | None:
         """Return an event's own attendees, all of them or those modified; None where they wait for later."""
-        if not self.cost(reads, suspected=suspected):
+        if not self.cost(event_id, reads, suspected=suspected):
             return None
         began_at, since = self._now(), None
         known = reads.attendees_at
-        if known and known <= began_at and not suspected and not self._full_is_due(reads):
+        if known and known <= began_at and not suspected and not self._full_is_due(event_id, reads):
             since = known - OVERLAP
-        answer = await self._client.attendees(event_id=event_id, since=since)
-        return EventAnswer(event_id, answer, began_at - self._client.ahead, since is None)
+        if since:
+            answers = [await self._client.attendees(event_id=event_id, since=since)]
+        else:
+            answers = await self._whole(event_id)
+        return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None)
+
+    async def _whole(self, event_id: str) -> list[Spooled]:
+        """Return all attendees of an event; where one answer would be too large, by spans of time.
+
+        The earliest come first: what is modified meanwhile comes again with the last span, so none is missed.
+        """
+        answers: list[Spooled] = []
+        spans: list[tuple[datetime | None, datetime | None]] = [(None, None)]
+        try:
+            while spans:
+                since, until = spans.pop()
+                try:
+                    answers.append(await self._client.attendees(event_id=event_id, since=since, until=until))
+                except TooLargeError:
+                    earliest, latest = since or BEGINNING, until or self._now()
+                    if latest - earliest <= LEAST_SPAN:
+                        raise
+                    middle = earliest + (latest - earliest) / 2
+                    spans += [(middle, until), (since, middle + OVERLAP)]
+        except BaseException:
+            _close(answers)
+            raise
+        return answers
 
     def take_event(
         self, connection: Connection, read: EventAnswer, plan: EventPlan, *, at: datetime, evidence: Evidence
@@ -207,7 +258,7 @@ class Attendees:
             connection,
             self._run.id,
             read.event_id,
-            self._decoded(read.answer, read.event_id),
+            self._decoded(read.answers, read.event_id),
             at,
             began_at=read.began_at,
             evidence=evidence if read.whole else None,
@@ -216,21 +267,26 @@ class Attendees:
         if taken.doubt:
             plan.doubts[TABLE.name] = taken.doubt
 
-    def _full_is_due(self, reads: Reads) -> bool:
+    def _full_is_due(self, event_id: str, reads: Reads) -> bool:
         """Whether all attendees of an event are to be read; the import does that for every event."""
         last = max((at for at in (reads.attendees_full_at, self._imported_at) if at), default=None)
         if last is None or not timedelta(0) <= self._now() - last < self._full_every:
             return True
-        return last < self._began and (self._run.full or not self._run.whole)
+        return last < self._began and (self._run.full or event_id in self._run.events)
 
-    def _decoded(self, answer: Spooled, event_id: str | None = None) -> Iterator[Rows]:
-        """Give the rows of an answer, slice by slice, in the thread that stores them."""
+    def _decoded(self, answers: Iterable[Spooled], event_id: str | None = None) -> Iterator[Rows]:
+        """Give the rows of answers, slice by slice, in the thread that stores them."""
         decode = partial(decode_attendees, event_id=event_id, full=self._mode == "full")
-        return (decoded.records for decoded in answer.decoded(decode))
+        return (decoded.records for answer in answers for decoded in answer.decoded(decode))
 
     def _note(self, taken: Taken) -> None:
         self._run.counts.add(taken.counts)
         self._on_step()
+
+
+def _close(answers: Iterable[Spooled]) -> None:
+    for answer in answers:
+        answer.close()
 
 
 def _next_span(span: timedelta, size: int) -> timedelta:

@@ -43,7 +43,7 @@ from syncd.wire import Decoded, GaugeKey
 
 T = TypeVar("T")
 HTTP_OK = 200
-ACCOUNT_ATTENDEES = "/attendees"
+EVENTS = "/events"
 ATTEMPTS = 3
 RETRY_WITHIN_S = 180.0
 """Long enough for three time-outs with a wait for the ceiling between them."""
@@ -155,7 +155,7 @@ class Billetweb:
     async def events(self) -> Decoded[str, Event]:
         """Return all events of the account, ended ones too. Raises BilletwebError, as all reads do."""
         return await self._read(
-            "/events", lambda body: wire.decode_events(body, account=self._account), past="1", description="1"
+            EVENTS, lambda body: wire.decode_events(body, account=self._account), past="1", description="1"
         )
 
     async def gauges(self, event_id: str) -> Decoded[GaugeKey, Gauge]:
@@ -192,7 +192,7 @@ class Billetweb:
             params["last_update"] = str(math.floor(since.timestamp()))
         if until is not None:
             params["to"] = str(math.ceil(until.timestamp()))
-        path = ACCOUNT_ATTENDEES if event_id is None else f"/event/{event_id}/attendees"
+        path = "/attendees" if event_id is None else f"/event/{event_id}/attendees"
         async with self._slots:
             return Spooled(await self._get(path, params, large=True), path)
 
@@ -253,8 +253,8 @@ class Billetweb:
         body = file.read(IN_MEMORY_BYTES)
         file.seek(0)
         refusal = wire.classify(body, answer.status_code, retry_after, now=now)
-        if isinstance(refusal, AuthError) and path == ACCOUNT_ATTENDEES:
-            # The key is good: it was just given the list of events.
+        if isinstance(refusal, AuthError) and path != EVENTS:
+            # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
         if refusal:
             raise refusal

@@ -42,14 +42,17 @@ class Database:
         return self._held.writer
 
     @contextmanager
-    def begin(self, *, write: bool = False) -> Iterator[Connection]:
+    def begin(self, *, write: bool = False, takes_long: bool = False) -> Iterator[Connection]:
         """Give a connection in a transaction, committed at the end, rolled back where something is raised.
 
+        With `takes_long` a statement in it may take as long as it needs.
         SQLAlchemy's errors leave as StoreError, in the driver's words only and without their cause:
         statements and their values could hold what nobody may read in a log.
         """
         try:
             with self._transaction(write=write) as connection:
+                if takes_long:
+                    _take_your_time(connection)
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the database did not do as asked: {reason(error)}") from None
@@ -77,9 +80,9 @@ class Database:
             upgrade(connection, schema.REVISION)
         self._held.migrated()
 
-    def erased(self) -> None:
-        """Leave no trace of what was erased in the files, as far as that can be done."""
-        self._held.erased()
+    def erased(self) -> bool:
+        """Leave no trace of what was erased in the files; tell whether that could be done."""
+        return self._held.erased()
 
     def close(self) -> None:
         """Close every connection and let the lock go."""
@@ -149,6 +152,11 @@ def _known_revision(connection: Connection) -> str | None:
     return revision
 
 
+def _take_your_time(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+
+
 def upgrade(connection: Connection, revision: str) -> None:
     """Bring the schema to a revision, inside the caller's transaction."""
     # Alembic is heavy and needed once in the life of a version.
@@ -156,8 +164,7 @@ def upgrade(connection: Connection, revision: str) -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
+    _take_your_time(connection)
     config = Config()
     config.set_main_option("script_location", "syncd:migrations")
     config.attributes["connection"] = connection

@@ -19,10 +19,11 @@ EXTRA_MAX_DEPTH = 16  # well below what any JSON writer down the line can take
 REMEMBERED_MAX = 2048
 REMEMBERED_CHARS = 64
 
-_SECRET_LINK = re.compile(r"key(?:=|%3d)", re.IGNORECASE)
+_SECRET_LINK = re.compile(r"key(?:=|%(?:25)*3d|&#(?:0*61|x0*3d);|&equals;)", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # sums of such still fit a database's 64 bits
-_DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,4})?")  # numeric(12, 4)
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,20})?")
+_LEAST_AMOUNT = Decimal("0.0001")  # of numeric(12, 4); PHP writes 12.6 as 12.600000000000001 at times
 _WALL_CLOCK = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
 
 SCALARS = (str, int, float)
@@ -66,7 +67,7 @@ def to_code(value: object) -> str | None:
 
 def to_safe_text(value: object) -> str | None:
     """Give a text that holds no secret link."""
-    if isinstance(value, str) and value.isprintable() and not ("=" in value or "%" in value):  # as nearly all
+    if isinstance(value, str) and value.isprintable() and not _is_secret(value):  # as nearly all
         return value or None
     text = to_text(value)
     if text is not None and _is_secret(text):
@@ -106,7 +107,11 @@ def to_limit(value: object) -> int | None:
 def to_decimal(value: object) -> Decimal | None:
     """Give an amount of money or a rate, exactly."""
     text = _matching(value, _DECIMAL)
-    return None if text is None else Decimal(text)
+    if text is None:
+        return None
+    amount = Decimal(text)
+    rounded = amount.quantize(_LEAST_AMOUNT)
+    return amount if rounded == amount else rounded
 
 
 def to_instant(value: object) -> datetime | None:
@@ -150,12 +155,12 @@ def to_tags(value: object) -> list[str]:
 
 
 def to_map(value: object) -> dict[str, object] | None:
-    """Give an object of any content; PHP writes an empty one as `[]`."""
+    """Give an object of any content, without what may not be stored; PHP writes an empty one as `[]`."""
     if value is None or value is False or value in ("", []):
         return None
-    if not isinstance(value, dict) or not is_storable(value):
+    if not isinstance(value, dict):
         raise UnfitError
-    return value
+    return value if is_storable(value) else storable_items(value)
 
 
 class _Memory(dict[object, object]):
@@ -210,14 +215,17 @@ def columns_of(
             unusable = name in row and name not in read
             raise DecodeError(f"{subject}.{name} is {'unusable' if unusable else 'missing'}")
     left = {name: value for name, value in row.items() if name not in read}
-    columns["extra"] = {
-        name: value for name, value in left.items() if is_storable(name) and is_storable(value)
-    }
+    columns["extra"] = storable_items(left)
     return columns
 
 
+def storable_items(values: dict[str, object]) -> dict[str, object]:
+    """Give those that may be stored; see `is_storable`."""
+    return {name: value for name, value in values.items() if is_storable(name) and is_storable(value)}
+
+
 def _is_secret(text: str) -> bool:
-    return ("=" in text or "%" in text) and bool(_SECRET_LINK.search(text))
+    return ("=" in text or "%" in text or "&" in text) and bool(_SECRET_LINK.search(text))
 
 
 def is_storable(value: object, depth: int = EXTRA_MAX_DEPTH) -> bool:

@@ -164,10 +164,17 @@ class Mirror:
     async def _retain(self, attendees: AttendeeStore, mode: AttendeeMode) -> None:
         """Erase what `sync.attendees` no longer allows to keep of attendees."""
         erased = await in_thread(attendees.retain, mode, datetime.now(UTC))
-        if erased:
+        if erased.attendees:
             what = "all that was mirrored" if mode == "none" else "the personal data"
-            log = logger.bind(event="attendees.erased", erased=erased)
-            log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
+            log = logger.bind(event="attendees.erased", erased=erased.attendees)
+            log.warning(
+                "{} of {} attendees erased, as sync.attendees is {!r} now", what, erased.attendees, mode
+            )
+        if erased.has_traces:
+            logger.bind(event="attendees.traces").warning(
+                "what was erased of attendees is still in the write-ahead log, for another program is reading"
+                " the database; the next run tries again"
+            )
 
     async def conclude(self, run: Run, error: SyncdError | None) -> None:
         """Put a run's end on record, count it and tell of it. Raises nothing."""
@@ -208,7 +215,7 @@ class Mirror:
         record.events_unread = None if live is None else max(live - figures.read, 0)
         if pace and pace.exceeds_a_run and not pace.waiting:
             since = record.last_full_at or record.started_at
-            failing = [key for key, at in self.memory.tried.items() if at > since]
+            failing = [key for key, tried in self.memory.tried.items() if tried.at > since]
             figures = await in_thread(store.figures, live_since, failing)
             if figures.oldest_at and figures.oldest_at > since and figures.read == figures.events:
                 record.last_full_at = record.now()  # all had their turn since

@@ -88,8 +88,9 @@ class Postgresql:
     def migrated(self) -> None:
         """Do nothing: the server looks after its statistics itself."""
 
-    def erased(self) -> None:
-        """Do nothing: the server's own vacuum overwrites what was erased."""
+    def erased(self) -> bool:
+        """Leave it to the server, whose vacuum overwrites what was erased."""
+        return True
 
     def close(self) -> None:
         """Close every connection, and with the one that writes the lock is let go."""
@@ -111,13 +112,15 @@ def obstacle(connection: Connection, revision: str | None) -> str | None:
         return f"the database is encoded in {encoding}; syncd needs one in UTF8"
     if schema_name is None:
         return "there is no schema to create tables in"
-    if revision is None:
-        user, allowed = connection.execute(
-            text("SELECT current_user, has_schema_privilege(current_schema(), 'CREATE')")
-        ).one()
-        if not allowed:
-            return f"the user {user} may not create tables in the schema {schema_name}"
-    return None
+    user, may_create, may_stage = connection.execute(
+        text(
+            "SELECT current_user, has_schema_privilege(current_schema(), 'CREATE'),"
+            " has_database_privilege(current_database(), 'TEMPORARY')"
+        )
+    ).one()
+    if revision is None and not may_create:
+        return f"the user {user} may not create tables in the schema {schema_name}"
+    return None if may_stage else f"the user {user} lacks the right TEMPORARY on the database"
 
 
 def _engine(url: str, session: dict[str, str] | None = None, **pool: Any) -> Engine:

@@ -40,10 +40,15 @@ class Sqlite:
         with suppress(SQLAlchemyError), self.writer.connect() as connection:
             connection.exec_driver_sql("PRAGMA optimize")
 
-    def erased(self) -> None:
-        """Empty the write-ahead log, which still holds what was erased in the file."""
+    def erased(self) -> bool:
+        """Empty the write-ahead log, which still holds what was erased in the file.
+
+        Tell whether that was done: it cannot be while somebody reads the file.
+        """
         with suppress(sqlite3.Error), closing(self.writer.raw_connection()) as connection:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            is_busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not is_busy
+        return False
 
     def close(self) -> None:
         """Close every connection and let the lock go.

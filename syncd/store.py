@@ -155,14 +155,15 @@ class Store:
             also(connection)
             write_plan(connection, run_id, plan, at)
 
-    def forget_suspects(self, event_ids: Iterable[str], *, in_events: bool) -> None:
-        """Drop suspicions after a failed read: two runs in a row they were not.
-
-        `in_events`: those that events are gone from the account; else those inside the events named.
-        """
+    def forget_suspects(self, event_ids: Iterable[str]) -> None:
+        """Drop suspicions inside events of which nothing was read: two runs in a row that is not."""
         table = schema.suspects.c
-        scope = table.table_name == schema.events.name
-        self._forget(scope if in_events else and_(~scope, table.event_id.in_(list(event_ids))))
+        inside = table.table_name != schema.events.name
+        self._forget(and_(inside, table.event_id.in_(list(event_ids))))
+
+    def forget_absent(self) -> None:
+        """Suspect no event of being gone from the account: the list was no evidence."""
+        self._forget(schema.suspects.c.table_name == schema.events.name)
 
     def forget_all_suspects(self) -> None:
         """Drop every suspicion: a run read nothing at all."""

@@ -8,7 +8,7 @@ memory is the list and the events in work, and an event that fails leaves its ol
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
@@ -18,6 +18,7 @@ from msgspec import Struct, field, structs
 
 from syncd import agenda
 from syncd.agenda import Budget, Standing
+from syncd.attendee_store import TABLE_NAME as ATTENDEES
 from syncd.attendee_store import AttendeeStore, Reads
 from syncd.attendees import Attendees, EventAnswer
 from syncd.attendees import Memory as AttendeeMemory
@@ -41,9 +42,9 @@ from syncd.text import format_duration
 from syncd.threads import in_thread
 from syncd.wire import Decoded
 
-FEW_EVENTS = 3
-"""Up to so many live events, doubted reads in most of them are no sign of a fault in the whole account."""
 LISTED_AT_ONCE = 200
+PATIENCE = 3
+"""So often in a row an event with a reason is tried before its turn; one that goes on failing waits for it."""
 
 
 class Failure(Struct, frozen=True):
@@ -79,14 +80,24 @@ class Pace(Struct, frozen=True, kw_only=True):
         return self.cost > self.budget.capacity
 
 
+class Attempt(Struct, frozen=True):
+    """When an event was tried last, and how often in a row that failed."""
+
+    at: datetime
+    failures: int
+
+
+NEVER = Attempt(datetime.min.replace(tzinfo=UTC), 0)
+
+
 class Memory(Struct):
     """What one run tells the next, in memory.
 
-    `live`: how many events are live by the latest list. `tried`: when the events that failed were tried last.
+    `live`: how many events are live by the latest list. `tried`: the events that failed, or are being read.
     """
 
     live: int | None = None
-    tried: dict[str, datetime] = field(default_factory=dict)
+    tried: dict[str, Attempt] = field(default_factory=dict)
     attendees: AttendeeMemory = field(default_factory=AttendeeMemory)
     pace: Pace | None = None
 
@@ -126,20 +137,22 @@ class Synchronisation:
         self._now = now
         self._reads: dict[str, Reads] = {}
         self._suspected: set[str] = set()
+        self._unread: set[str] = set()  # of the suspected, those not read in this run
         self._attendees = Attendees(
             run,
             client,
             attendees,
             mode=config.sync.attendees,
             full_every=config.sync.full_every,
+            run_timeout=config.sync.run_timeout,
             memory=memory.attendees,
-            on_step=lambda: self._advance("attendees", 0, 0),
+            on_step=lambda: self._advance("attendees", 0, memory.live or 0),
             now=now,
         )
         self._requests_before = client.requests
         self._evidence = Evidence()
         self._with_sessions: set[str] = set()
-        self._read_at: dict[str, datetime | None] = {}
+        self._stored: dict[str, datetime | None] = {}
         self._writing = asyncio.Lock()
 
     async def execute(self) -> None:
@@ -148,14 +161,17 @@ class Synchronisation:
             await self._execute()
         finally:
             self._run.requests = self.client.requests - self._requests_before
+            if self._unread:  # of these the next read is not in the second run in a row
+                with suppress(StoreError):
+                    await in_thread(self._store.forget_suspects, self._unread)
 
     async def _execute(self) -> None:
         self._advance("listing", 0, 0)
         listed = await self._list()
-        known = await in_thread(self._store.present_events)
-        self._read_at = {key: self._turn_at(key, at) for key, at in known.items()}
+        self._stored = await in_thread(self._store.present_events)
         self._with_sessions = await in_thread(self._store.events_with_sessions)
         self._suspected = await in_thread(self._store.suspected_events)
+        self._unread = set(self._suspected)
         live_since = self._now() - self._config.sync.keep_past
         live = {event.id: event for event in listed.records.values() if _is_live(event, live_since)}
         self._memory.live = len(live)
@@ -167,15 +183,13 @@ class Synchronisation:
         self._evidence = await self._weigh(len(live), live_since)
         wanted = self._named(listed)
         if self._run.whole:
-            await self._judge_absent(listed, known.keys())
+            await self._judge_absent(listed, self._stored.keys())
             wanted |= await self._in_turn(live, pace)
-            # Of an event that this run does not read, the next read is not in the second run in a row.
-            skipped = self._suspected - wanted.keys()
-            await in_thread(self._store.forget_suspects, skipped, in_events=False)
             elsewhere = wanted.keys() | live.keys()
             others = [event for key, event in listed.records.items() if key not in elsewhere]
             await self._write_listed(others)
         else:
+            self._unread &= wanted.keys()
             self._reads = await in_thread(self._attendee_store.reads)
             await self._clear(listed.records.keys())
         await self._sync_all([*wanted.values()])
@@ -193,13 +207,17 @@ class Synchronisation:
                 per_minute,
             )
 
-    def _turn_at(self, event_id: str, read_at: datetime | None) -> datetime | None:
+    def _turn_at(self, event_id: str) -> datetime | None:
         """Return when an event was last read or tried; never, where a clock that was ahead says so."""
-        at = self._memory.tried.get(event_id) or read_at
+        tried = self._memory.tried.get(event_id)
+        at = tried.at if tried else self._stored.get(event_id)
         return at if at and at <= self._now() else None
 
+    def _failures(self, event_id: str) -> int:
+        return self._memory.tried.get(event_id, NEVER).failures
+
     def _age_order(self, event_id: str) -> tuple[datetime, str]:
-        return self._read_at.get(event_id) or datetime.min.replace(tzinfo=UTC), event_id
+        return self._turn_at(event_id) or NEVER.at, event_id
 
     async def _list(self) -> Decoded[str, Event]:
         try:
@@ -215,7 +233,7 @@ class Synchronisation:
     async def _weigh(self, live: int, live_since: datetime) -> Evidence:
         doubted = await in_thread(self._store.doubted_events, live_since)
         by_hand = self._run.full and self._run.trigger == "manual"
-        many = live > FEW_EVENTS and 2 * doubted > live
+        many = 2 * doubted > live
         return Evidence(full=self._run.full, by_hand=by_hand, needs_hand=many)
 
     def _named(self, listed: Decoded[str, Event]) -> dict[str, Event]:
@@ -229,7 +247,7 @@ class Synchronisation:
     async def _judge_absent(self, listed: Decoded[str, Event], known: Iterable[str]) -> None:
         """Believe, suspect or doubt that events are gone from the account."""
         if listed.bad:  # one of the absent may be among the bad rows: no evidence
-            await in_thread(self._store.forget_suspects, [], in_events=True)
+            await in_thread(self._store.forget_absent)
             return
         present = set(known)
         suspects = await in_thread(self._store.event_suspects)
@@ -278,16 +296,17 @@ class Synchronisation:
         self._memory.pace = pace
         if self._run.full or not pace.in_turns:
             return {event_id: live[event_id] for event_id in sorted(live, key=self._age_order)}
-        plans = [plan async for plan in self._listed([*live.values()]) if plan.changes]
-        edited = {plan.event_id: plan for plan in plans}
+        plans = {plan.event_id: plan async for plan in self._listed([*live.values()]) if plan.changes}
+        edited = plans.keys() & self._stored.keys()
         chosen = agenda.choose(
             (self._standing(event, edited=event.id in edited) for event in live.values()), pace.budget
         )
         self._memory.pace = structs.replace(pace, waiting=chosen.waiting)
         unread = live.keys() - set(chosen.events)
-        for event_id in edited.keys() & unread:
-            await self._apply(edited[event_id])
-        await in_thread(self._attendee_store.mark_due, edited.keys() & unread, self._now())
+        # In this order: an edit that is written is seen no more.
+        await in_thread(self._attendee_store.mark_due, edited & unread, self._now())
+        for event_id in plans.keys() & unread:
+            await self._apply(plans[event_id])
         return {event_id: live[event_id] for event_id in chosen.events}
 
     async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:
@@ -319,21 +338,19 @@ class Synchronisation:
         suspected = event.id in self._suspected
         return Standing(
             id=event.id,
-            cost=self._cost(event) + self._attendees.cost(reads, suspected=suspected),
-            read_at=self._read_at.get(event.id),
+            cost=self._cost(event) + self._attendees.cost(event.id, reads, suspected=suspected),
+            read_at=self._turn_at(event.id),
             suspected=suspected,
-            due=edited or reads.due_at is not None,
+            due=(edited or reads.due_at is not None) and self._failures(event.id) < PATIENCE,
         )
 
     async def _sync_all(self, events: Sequence[Event]) -> None:
         self._advance("events", 0, len(events))
         waiting = iter(events)
-        unread = {event.id for event in events}
 
         async def work() -> None:
             for event in waiting:
                 await self._sync_event(event)
-                unread.discard(event.id)
                 self._advance("events", self._done + 1, len(events))
 
         try:
@@ -342,31 +359,54 @@ class Synchronisation:
                     group.create_task(work())
         except* StoreError as errors:
             raise errors.exceptions[0] from None
-        finally:
-            if unread:  # stopped half-way: for these the next run's read is not the second in a row
-                await in_thread(self._store.forget_suspects, unread, in_events=False)
 
     async def _sync_event(self, event: Event) -> None:
         subject = f"event {event.id}"
-        self._memory.tried[event.id] = self._now()
+        self._memory.tried[event.id] = Attempt(self._now(), self._failures(event.id) + 1)
         try:
-            fetched = await self._read(event)
-            attendees = await self._read_attendees(event.id)
-            async with self._writing:
-                plan = await in_thread(self._plan_and_write, event, fetched, attendees)
+            plan, trouble = await self._read_and_write(event)
         except BilletwebError as error:
             self._run.failed += 1
             self._fail(subject, error.kind, str(error), error.status)
-            await in_thread(self._store.forget_suspects, [event.id], in_events=False)
             return
+        self._unread.discard(event.id)
         self._note(plan)
         for table, doubt in plan.doubts.items():
             self._fail(subject, "doubted", f"{table}: {doubt}")
-        if plan.doubts:
+        if trouble:
+            self._fail(subject, trouble.kind, str(trouble), trouble.status)
+        if plan.doubts or trouble:
             self._run.failed += 1
         else:
             self._run.synced += 1
             del self._memory.tried[event.id]
+
+    async def _read_and_write(self, event: Event) -> tuple[EventPlan, BilletwebError | None]:
+        """Return what was written of an event; where its attendees cannot be used all the rest, and why.
+
+        Attendees are read first: what is sold from then on is news to the next increment.
+        """
+        attendees, trouble = None, None
+        with ExitStack() as opened:
+            try:
+                attendees = await self._read_attendees(event.id)
+            except BilletwebError as error:
+                trouble = error
+            if attendees:
+                opened.callback(attendees.close)
+            fetched = await self._read(event)
+            if attendees:
+                try:
+                    return await self._write(event, fetched, attendees), None
+                except BilletwebError as error:
+                    trouble = error
+            return await self._write(event, fetched, trouble), trouble
+
+    async def _write(
+        self, event: Event, fetched: Fetched, attendees: EventAnswer | BilletwebError | None
+    ) -> EventPlan:
+        async with self._writing:
+            return await in_thread(self._plan_and_write, event, fetched, attendees)
 
     async def _read(self, event: Event) -> Fetched:
         gauges = await self.client.gauges(event.id)
@@ -387,19 +427,23 @@ class Synchronisation:
         reads = self._reads.get(event_id, Reads())
         return await self._attendees.read_event(event_id, reads, suspected=event_id in self._suspected)
 
-    def _plan_and_write(self, event: Event, fetched: Fetched, attendees: EventAnswer | None) -> EventPlan:
+    def _plan_and_write(
+        self, event: Event, fetched: Fetched, attendees: EventAnswer | BilletwebError | None
+    ) -> EventPlan:
         """Write all of an event in one transaction; return the plan, with what became of its attendees."""
-        with attendees.answer if attendees else nullcontext():
-            plan = plan_event(event, self._store.event_rows(event.id), fetched, self._evidence)
-            plan.was_due = self._reads.get(event.id, Reads()).due_at is not None
-            at = self._now()
-            if attendees:
-                take = partial(
-                    self._attendees.take_event, read=attendees, plan=plan, at=at, evidence=self._evidence
-                )
-                self._store.apply(self._run.id, plan, at, take)
-            elif plan.writes:
-                self._store.apply(self._run.id, plan, at)
+        plan = plan_event(event, self._store.event_rows(event.id), fetched, self._evidence)
+        plan.was_due = self._reads.get(event.id, Reads()).due_at is not None
+        at = self._now()
+        if isinstance(attendees, EventAnswer):
+            take = partial(
+                self._attendees.take_event, read=attendees, plan=plan, at=at, evidence=self._evidence
+            )
+            self._store.apply(self._run.id, plan, at, take)
+            return plan
+        if attendees and event.id in self._suspected:  # their next read is not the second in a row
+            plan.suspects[ATTENDEES] = {}
+        if plan.writes:
+            self._store.apply(self._run.id, plan, at)
         return plan
 
     async def _apply(self, plan: EventPlan) -> None:

@@ -32,8 +32,8 @@ from syncd.fields import (
     Table,
     UnfitError,
     columns_of,
-    is_storable,
     remembering,
+    storable_items,
     to_code,
     to_count,
     to_decimal,
@@ -405,7 +405,7 @@ def _quickly(row: object, event_id: str | None, *, full: bool) -> Attendee | Non
         return None
     if full:
         unknown = sorted(row.keys() - _HANDLED)
-        values.append({name: row[name] for name in unknown if is_storable(name) and is_storable(row[name])})
+        values.append(storable_items({name: row[name] for name in unknown}))
     return Attendee(*values)
 
 

@@ -286,6 +286,15 @@ def test_a_user_who_may_create_nothing_passes_the_check(server: Server, url: str
     assert problem == "database.url: the user guest may not create tables in the schema public"
 
 
+def test_a_user_who_may_stage_nothing_passes_the_check(server: Server, url: str) -> None:
+    """Many rows go through a temporary table: the check says where none may be made."""
+    query(url, "REVOKE TEMPORARY ON DATABASE syncd FROM PUBLIC")
+    query(url, f"CREATE ROLE stranger LOGIN PASSWORD '{PASSWORD}'")
+    query(url, "GRANT CREATE ON SCHEMA public TO stranger")
+    problem = check(url.replace("tester", "stranger"))
+    assert problem == "database.url: the user stranger lacks the right TEMPORARY on the database"
+
+
 def test_missing_psycopg_is_a_traceback(url: str, home: Path, base_url: str) -> None:
     """Where it is not installed each command says what to install."""
     config = write_config(home, base_url, {"database": {"url": url}})

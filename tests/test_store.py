@@ -293,11 +293,11 @@ def test_a_failed_read_between_two_is_not_overlooked(store: Store) -> None:
         take(store, event("7"), *(ticket(row, "7") for row in shown))
     assert store.event_rows("7").suspects[TICKETS] == {"73": Suspicion()}
     assert store.doubted_events(NOW) == 2
-    store.forget_suspects(["8"], in_events=False)
+    store.forget_suspects(["8"])
     assert store.doubted_events(NOW) == 1
     assert (store.event_rows("8").suspects[TICKETS], len(store.event_rows("9").suspects[TICKETS])) == ({}, 4)
     assert store.event_suspects() == {"8": Suspicion()}
-    store.forget_suspects([], in_events=True)
+    store.forget_absent()
     assert store.event_suspects() == {}
     assert store.doubted_events(NOW) == 1
 

@@ -5,12 +5,13 @@ from datetime import timedelta
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from msgspec import structs
 from test_sync import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
 
 from syncd import standin as fault
 from syncd.config import Config
 from syncd.model import Run
-from syncd.standin import StandIn
+from syncd.standin import StandIn, serving
 
 SHARE = 4
 """Requests for events in turn: two events, of the six that cost 13."""
@@ -278,6 +279,20 @@ def test_an_event_that_always_fails_holds_the_full_runs_up(minute: Config, stand
         assert before
         assert rig.mirror.record.last_full_at
         assert rig.mirror.record.last_full_at > before
+
+
+def test_new_events_that_fail_starve_the_others(config: Config, instant_retries: None) -> None:
+    """An event that is tried a few times in vain takes its turn like the others."""
+    account = StandIn(events=30, calls_per_minute=None)
+    failing = sorted(account.events)[:20]
+    with serving(account) as url:
+        where = structs.replace(config.billetweb, base_url=url, user=account.user)
+        with rig_on(structs.replace(config, billetweb=where)) as rig:
+            for event_id in failing:
+                account.fail(f"/event/{event_id}/avail", fault.status(404), times=None)
+            runs = [turn(rig, account) for _ in range(12)]
+    assert account.events.keys() == {event_id for _, read in runs for event_id in read}
+    assert all(run.requests <= 5 + SHARE for run, _ in runs[3:])
 
 
 def test_a_sale_waits_where_attendees_are_mirrored(

@@ -102,11 +102,18 @@ def test_secret_link_in_an_unexpected_place_stored(link: object) -> None:
         found = attendee(**row)
         assert CANARY not in repr(found), name
         assert [found.price, found.disabled].count(None) == (name in ("price", "disabled"))
-    assert attendee(firstname=f"Ada {LINK}", custom={"a": [LINK]}, custom_order={LINK: "a"}).extra == {}
+    assert attendee(firstname=f"Ada {LINK}").extra == {}
+
+
+def test_answer_lost_for_the_one_beside_it() -> None:
+    """Of the answers to a form only that with a link is dropped."""
+    found = attendee(custom={"Repas ": "Normal", "Site": [LINK]}, custom_order={LINK: "a"})
+    assert (found.custom, found.custom_order, found.extra) == ({"Repas ": "Normal"}, {}, {})
 
 
 TEXT = [("", None), (None, None), (" l'été & &amp; ", " l'été & &amp; "), ("a\0b", "ab"), (15, "15")]
 PRICE = [("12.50", Decimal("12.50")), (12.5, Decimal("12.5")), ("", None), (False, None)]
+PRICE += [(12.600000000000001, Decimal("12.6")), (0.1 + 0.2, Decimal("0.3")), ("1.00005", Decimal(1))]
 FLAG = [("0", False), ("1", True), (0, False), (1, True), (True, True), (False, False), ("", None)]
 DATE = [("", None), ("0000-00-00 00:00:00", None), ("2027-05-08 10:00:00", utc("2027-05-08 08:00"))]
 LABELS = {"Repas ": "", "Repas": {"a": [1]}}

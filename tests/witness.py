@@ -1,8 +1,10 @@
 """What Billetweb's stand-in told in a run: the ground on which `truth.py` judges what the run did."""
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
@@ -20,6 +22,8 @@ TICKETS, SESSIONS = schema.tickets.name, schema.sessions.name
 ATTENDEES = schema.attendees.name
 OPERATIONS = {"avail": GAUGES, "tickets": TICKETS, "dates": SESSIONS}
 KEEP_PAST = timedelta(days=30)
+Parts = dict[tuple[float, float], dict[str, Attendee]]
+"""What answers for spans of time told."""
 Question = tuple[str, str]
 """Path and query of a request."""
 
@@ -49,8 +53,8 @@ class Told:
 
     `events` is None where the list was not told; `listed` says whether all of its rows were usable.
     `scopes` holds, by table and event, the records of those that were asked for, None where not told.
-    `read` names the events of which everything was told that was asked. `everybody` holds the attendees that
-    the account's answers told, `people` those of all answers, both as `mode` keeps them.
+    `read` names the events whose figures were told. `everybody` holds the attendees that the account's
+    answers told, `people` those of all answers, both as `mode` keeps them.
     """
 
     def __init__(self, told: dict[Question, Answer], account: str, mode: AttendeeMode) -> None:
@@ -59,6 +63,7 @@ class Told:
         self.scopes: dict[Place, dict[str, Any] | None] = {}
         self.everybody: dict[str, Attendee] = {}
         self._latest: dict[str, dict[str, Attendee] | None] = {}
+        self._parts: dict[str, Parts] = {}
         for (path, query), answer in told.items():
             match path.strip("/").split("/"):
                 case ["events"]:
@@ -66,18 +71,29 @@ class Told:
                 case ["attendees"]:  # without a mode they only tell who sold
                     self.everybody |= (_attendees(answer, None, mode) if mode != "none" else None) or {}
                 case [_, event_id, "attendees"]:
-                    of_event = _attendees(answer, event_id, mode)
-                    if "last_update" in query:
-                        self._latest[event_id] = of_event
-                    else:
-                        self.scopes[ATTENDEES, event_id] = of_event
+                    self._hear(event_id, dict(parse_qsl(query)), _attendees(answer, event_id, mode))
                 case [_, event_id, operation]:
                     self.scopes[OPERATIONS[operation], event_id] = _records(answer, event_id, operation)
+        for (table, event_id), whole in self.scopes.items():
+            if (table, whole) == (ATTENDEES, None):  # too large, perhaps, and told in parts
+                self._latest.pop(event_id, None)
+                self.scopes[ATTENDEES, event_id] = _together(self._parts.get(event_id, {}))
         self.asked = {event_id for _, event_id in self.scopes}
         self.read = {event_id for event_id in self.asked if self._is_read(event_id)}
         self.people = dict(self.everybody)
         for event_id in self.read:
             self.people |= self.scopes.get((ATTENDEES, event_id)) or self._latest.get(event_id) or {}
+
+    def _hear(self, event_id: str, query: dict[str, str], told: dict[str, Attendee] | None) -> None:
+        """Take what was told of attendees of an event: all, those lately modified, or those of a span."""
+        since, until = query.get("last_update"), query.get("to")
+        if since or until:
+            self._latest[event_id] = told
+        else:
+            self.scopes[ATTENDEES, event_id] = told
+        if told is not None:
+            span = float(since or -math.inf), float(until or math.inf)
+            self._parts.setdefault(event_id, {})[span] = told
 
     def _list(self, answer: Answer, account: str) -> None:
         rows = _rows(answer)
@@ -88,8 +104,7 @@ class Told:
 
     def _is_read(self, event_id: str) -> bool:
         needed = [self.scopes.get((table, event_id)) for table in (GAUGES, TICKETS)]
-        others = [self.scopes.get((table, event_id), {}) for table in (SESSIONS, ATTENDEES)]
-        return None not in [*needed, *others, self._latest.get(event_id, {})]
+        return None not in [*needed, self.scopes.get((SESSIONS, event_id), {})]
 
     def of(self, table: str, event_id: str) -> dict[str, Any]:
         """Return what was told of a scope, by row id."""
@@ -130,6 +145,18 @@ def _records(answer: Answer, event_id: str, operation: str) -> dict[str, Record]
         case _:
             found = wire.decode_sessions(answer.body, event_id=event_id)
     return {row_id(record): record for record in found.records.values()}
+
+
+def _together(parts: Parts) -> dict[str, Attendee] | None:
+    """Return the attendees of answers for spans of time, None where these leave a gap."""
+    found: dict[str, Attendee] = {}
+    told_until = -math.inf
+    for (since, until), some in sorted(parts.items()):
+        if since > told_until:
+            return None
+        found |= some
+        told_until = max(told_until, until)
+    return found if told_until == math.inf else None
 
 
 def _attendees(answer: Answer, event_id: str | None, mode: AttendeeMode) -> dict[str, Attendee] | None:
