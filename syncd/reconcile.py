@@ -37,13 +37,15 @@ class Stored(Struct, frozen=True):
 class Evidence(Struct, frozen=True):
     """What weight a run's reads have.
 
-    `full`: the run reads everything. `by_hand`: somebody asked for that. `needs_hand`: the doubted rows
-    are so many that only runs asked for by hand may be believed.
+    `full`: the run reads everything. `by_hand`: somebody asked for that. `needs_hand`: rows are doubted in so
+    many events that only runs asked for by hand may be believed. `mostly_suspected`: the tables of which most
+    rows were lacking, a few here and a few there, so that all of theirs that are lacking are doubted.
     """
 
     full: bool = False
     by_hand: bool = False
     needs_hand: bool = False
+    mostly_suspected: frozenset[str] = frozenset()
 
 
 class Suspicion(Struct, frozen=True):
@@ -153,32 +155,43 @@ def judge(
     fetched: AbstractSet[str],
     suspects: Mapping[str, Suspicion],
     evidence: Evidence,
+    *,
+    are_mostly_suspected: bool = False,
 ) -> Verdict:
     """Return what a complete read of a scope says of the rows it lacks.
 
     `present`: the rows of the scope not yet vanished; `fetched`: those the read returned; `suspects`: what
     earlier runs suspected. Whatever is not in the verdict's suspects is no longer suspected.
+    `are_mostly_suspected`: so are most rows of other scopes too.
     """
     missing = present - fetched
     if not missing:
         return Verdict()
-    if fetched and not (len(present) > DOUBT_ABOVE_ROWS and 2 * len(missing) > len(present)):
+    is_few = bool(fetched) and not is_most(len(missing), len(present))
+    if is_few and not are_mostly_suspected:
         gone = frozenset(row for row in missing if row in suspects and not suspects[row].doubted)
         return Verdict(gone, {row: Suspicion() for row in missing - gone})
+    needs_hand = evidence.needs_hand or is_few
     doubted = {row: suspects[row] for row in missing if row in suspects and suspects[row].doubted}
     if not evidence.full:
-        return Verdict(suspects=doubted, doubt=_doubt(present, missing, evidence))
+        kept = {row: suspects.get(row, Suspicion()) for row in missing} if is_few else doubted
+        return Verdict(suspects=kept, doubt=_doubt(present, missing, needs_hand=needs_hand))
     gone = frozenset(
         row
         for row, suspicion in doubted.items()
-        if not evidence.needs_hand or (evidence.by_hand and suspicion.by_hand)
+        if not needs_hand or (evidence.by_hand and suspicion.by_hand)
     )
     rest = missing - gone
     return Verdict(
         gone,
         {row: Suspicion(doubted=True, by_hand=evidence.by_hand) for row in rest},
-        _doubt(present, rest, evidence) if rest else None,
+        _doubt(present, rest, needs_hand=needs_hand) if rest else None,
     )
+
+
+def is_most(some: int, rows: int) -> bool:
+    """Tell whether so many rows lacking are most of many: a fault rather than news."""
+    return rows > DOUBT_ABOVE_ROWS and 2 * some > rows
 
 
 def plan_event(event: Event, known: EventRows, fetched: Fetched, evidence: Evidence) -> EventPlan:
@@ -250,7 +263,9 @@ def plan_missing(
     evidence: Evidence,
 ) -> Verdict:
     """Plan what a complete read of one event's rows means for those that it lacks; see `judge`."""
-    verdict = judge(present, fetched, suspects, evidence)
+    verdict = judge(
+        present, fetched, suspects, evidence, are_mostly_suspected=table in evidence.mostly_suspected
+    )
     plan.changes += [
         Change(table, row, plan.event_id, "vanished", {}, {}) for row in sorted(verdict.vanished)
     ]
@@ -309,8 +324,8 @@ def _number(text: str) -> float | int:
     return int(Decimal(text)) if "e+" in text else float(text) or 0.0
 
 
-def _doubt(present: AbstractSet[str], missing: AbstractSet[str], evidence: Evidence) -> str:
-    how = "`syncctl run-now --full` twice" if evidence.needs_hand else "two full runs in a row"
+def _doubt(present: AbstractSet[str], missing: AbstractSet[str], *, needs_hand: bool) -> str:
+    how = "`syncctl run-now --full` twice" if needs_hand else "two full runs in a row"
     named = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")  # noqa: PLR2004
     return (
         f"the answer lacks {len(missing)} of {len(present)} rows ({named}); nothing is marked vanished,"

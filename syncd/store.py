@@ -28,7 +28,7 @@ from sqlalchemy import (
 from syncd import bulk, schema
 from syncd.database import Database
 from syncd.model import Counts, Json, Outcome, Run, RunError
-from syncd.reconcile import Change, EventPlan, EventRows, Row, Stored, Suspicion
+from syncd.reconcile import Change, EventPlan, EventRows, Row, Stored, Suspicion, is_most
 
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
 CHANGE_COLUMNS = ("run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff")
@@ -112,6 +112,19 @@ class Store:
         )
         with self._transaction() as connection:
             return connection.scalar(query) or 0
+
+    def mostly_suspected(self) -> frozenset[str]:
+        """Return the tables of which most rows, over all events, may have vanished."""
+        suspects, found = schema.suspects.c, set()
+        counted = select(suspects.table_name, func.count()).group_by(suspects.table_name)
+        with self._transaction() as connection:
+            inside = counted.where(suspects.table_name != schema.events.name)
+            for name, some in connection.execute(inside).all():
+                present = select(true()).where(schema.MIRRORED[name].c.vanished_at.is_(None))
+                enough = present.limit(2 * some).subquery()  # counting them all would take its time
+                if is_most(some, connection.scalar(select(func.count()).select_from(enough)) or 0):
+                    found.add(name)
+        return frozenset(found)
 
     def stored_events(self, ids: Iterable[str]) -> dict[str, Stored]:
         """Return the event rows of these ids, as far as there are any."""

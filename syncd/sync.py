@@ -44,7 +44,7 @@ from syncd.wire import Decoded
 
 LISTED_AT_ONCE = 200
 PATIENCE = 3
-"""So often in a row an event with a reason is tried before its turn; one that goes on failing waits for it."""
+"""So often in a row an event with a reason is tried before its turn; then it waits for that."""
 
 
 class Failure(Struct, frozen=True):
@@ -233,8 +233,10 @@ class Synchronisation:
     async def _weigh(self, live: int, live_since: datetime) -> Evidence:
         doubted = await in_thread(self._store.doubted_events, live_since)
         by_hand = self._run.full and self._run.trigger == "manual"
-        many = 2 * doubted > live
-        return Evidence(full=self._run.full, by_hand=by_hand, needs_hand=many)
+        mostly = await in_thread(self._store.mostly_suspected)
+        return Evidence(
+            full=self._run.full, by_hand=by_hand, needs_hand=2 * doubted > live, mostly_suspected=mostly
+        )
 
     def _named(self, listed: Decoded[str, Event]) -> dict[str, Event]:
         for event_id in self._run.events:

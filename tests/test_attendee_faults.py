@@ -16,7 +16,7 @@ from test_sync import CONCERT, FESTIVAL, kinds
 from syncd import attendees, billetweb, mirror
 from syncd import standin as fault
 from syncd.config import Config
-from syncd.standin import StandIn, php_json, with_rows
+from syncd.standin import StandIn, php_json, serving, with_rows
 from syncd.sync import Synchronisation
 
 At = Callable[[int], None]
@@ -182,6 +182,30 @@ def test_a_shared_run_reads_less_than_was_asked_for(people: Rig, standin: StandI
     standin.check_in(key)
     run = people.run("manual", events=(CONCERT,), also_whole=True)
     assert (run.whole, run.events, held(people)[key].used) == (True, [CONCERT], 1)
+
+
+@pytest.mark.parametrize(("events", "sold", "shown"), [(12, 3, 1), (3, 40, 0)], ids=["many small", "few"])
+def test_most_of_an_account_vanishes_by_itself(
+    make_config: MakeConfig, instant_retries: None, events: int, sold: int, shown: int
+) -> None:
+    """Lost in all events, a few rows in each or all of few: only two full runs by hand take them for gone."""
+    account = StandIn(events=events, attendees=sold, calls_per_minute=None)
+    with serving(account) as url:
+        settings = make_config(
+            sync__attendees="minimal", billetweb__base_url=url, billetweb__user=account.user
+        )
+        with rig_on(settings) as rig:
+            rig.run()
+            everybody = held(rig)
+            account.fail("/event/*/attendees", with_rows(lambda rows: rows[:shown]), times=None)
+            rig.run(full=True)
+            runs = [rig.run(full=True), rig.run(), rig.run(), rig.run(full=True)]
+            assert runs[0].errors[0].kind == "doubted"
+            assert "run-now --full` twice" in runs[0].errors[0].message
+            assert held(rig) == everybody
+            for _ in range(2):
+                rig.run("manual", full=True)
+            assert len(held(rig)) == events * shown
 
 
 @pytest.mark.sqlite_only("on PostgreSQL a vacuum does that, some time")

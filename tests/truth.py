@@ -6,6 +6,7 @@ from an empty mirror, does not give the mirror's public columns.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
@@ -60,6 +61,7 @@ class Truth:
     def _assert_gone(self, before: dict[Place, Row], run: Run, told: Told) -> None:
         """Fail where a row vanished too early, or a doubt and a read that lacks too much are not one."""
         mark, emptied, by_hand_all, doubtful = _mark(run), set(), True, set()
+        most, few = self._mostly_lacking(before), Counter[str]()
         for table, event_id, complete in _judged(run, told):
             present = self._present(before, table, event_id, told)
             missing = present - complete
@@ -67,6 +69,7 @@ class Truth:
             for key in gone:
                 marks = self._lacking.get((table, key))
                 assert marks, f"{table} {key} vanished after one read that lacked it"
+                few[table] += not _is_massive(present, complete) and not (mark.by_hand and marks[-1].by_hand)
                 if _is_massive(present, complete):
                     fully = [*[one for one in marks if one.full][-1:], mark] if mark.full else []
                     assert len(fully) == 2, f"{table} {key} vanished among many without two full runs"
@@ -75,18 +78,30 @@ class Truth:
                     emptied.add(event_id)
                     by_hand_all = by_hand_all and by_hand
             moved = self._present(before, table, event_id, told, moved=True)
-            if _is_massive(present, complete) or _is_massive(moved, complete):
+            if _is_massive(present, complete) or _is_massive(moved, complete) or (missing and table in most):
                 doubtful.add(_subject(table, event_id))
             if _is_massive(present, complete) and missing > gone:
                 doubted = missing - gone
                 _assert_doubted(run, table, event_id, len(doubted), len(present - doubted))
         assert {error.subject for error in run.errors if error.kind == "doubted"} <= doubtful
+        for table in few:
+            rows = sum(name == table and not row["vanished_at"] for (name, _), row in before.items())
+            assert table == EVENTS or rows <= 3 or 2 * few[table] <= rows, (
+                f"most of {table} vanished by itself"
+            )
         live = told.live()
         assert by_hand_all or 2 * len(emptied & live) <= len(live)
         everywhere = {place for place, row in self.rows.items() if _vanished_now(before.get(place), row)}
         assert everywhere <= {
             (table, key) for table, _, complete in _judged(run, told) for key in self._keys(table) - complete
         }
+
+    def _mostly_lacking(self, before: dict[Place, Row]) -> set[str]:
+        """Return the tables of which most rows were lacking before, over all events."""
+        present = [place for place, row in before.items() if not row["vanished_at"]]
+        lacking = Counter(table for table, key in present if (table, key) in self._lacking)
+        rows = Counter(table for table, _ in present)
+        return {table for table in rows if rows[table] > 3 and 2 * lacking[table] > rows[table]}
 
     def _present(
         self, before: dict[Place, Row], table: str, event_id: str, told: Told, *, moved: bool = False
