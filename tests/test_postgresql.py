@@ -11,6 +11,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from processes import DaemonProcess, asked, eventually, syncd, write_config
 from real_databases import Server, locked, query
+from sqlalchemy.engine import make_url
 
 from syncd import schema
 from syncd.database import Database, check, masked
@@ -288,7 +289,7 @@ def test_a_user_who_may_create_nothing_passes_the_check(server: Server, url: str
 
 def test_a_user_who_may_stage_nothing_passes_the_check(server: Server, url: str) -> None:
     """Many rows go through a temporary table: the check says where none may be made."""
-    query(url, "REVOKE TEMPORARY ON DATABASE syncd FROM PUBLIC")
+    query(url, f"REVOKE TEMPORARY ON DATABASE {make_url(url).database} FROM PUBLIC")
     query(url, f"CREATE ROLE stranger LOGIN PASSWORD '{PASSWORD}'")
     query(url, "GRANT CREATE ON SCHEMA public TO stranger")
     problem = check(url.replace("tester", "stranger"))
