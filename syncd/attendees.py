@@ -152,12 +152,8 @@ class Attendees:
                 cursor = await self._increment(cursor, began, live)
             # What a first import brings was sold before its events are read.
             await self._import(cursor, live if cursor.imported_at else frozenset())
-        except (
-            DecodeError,
-            StatusError,
-            TooLargeError,
-            TransportError,
-        ):  # this may last, so events are asked
+        except (DecodeError, StatusError, TooLargeError, TransportError):
+            # This may last, so events are asked for their own.
             self._is_unusable = True
             self._imported_at = None if cursor is None else cursor.imported_at
             raise
