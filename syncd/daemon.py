@@ -145,6 +145,7 @@ class Daemon:
                 self._notifier,
                 self._feed_every_s,
                 path=path,
+                schedule_is_alive=lambda: self._schedule.is_alive,
                 slot_overdue_s=self._schedule.overdue_s,
                 run_overdue_s=self._runner.overdue_s,
             )
@@ -152,7 +153,10 @@ class Daemon:
 
     @contextmanager
     def _extending(self) -> Iterator[None]:
-        """Keep systemd from ending a start or a stop while, and only while, a transaction is under way."""
+        """Keep systemd from ending a start or a stop while, and only while, a transaction is under way.
+
+        A stop is over in STOP_WITHIN_S anyhow; this is for units with a TimeoutStopSec= shorter than that.
+        """
 
         async def extend() -> None:
             while True:

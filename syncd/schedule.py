@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_SUBMITTED, JobSubmissionEvent
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.base import STATE_RUNNING
 from apscheduler.triggers.interval import IntervalTrigger
 from loguru import logger
 from msgspec import Struct
@@ -73,7 +74,8 @@ class Schedule:
     """Calls `fire` in each slot; a slot whose call is still under way when the next comes is skipped.
 
     `skipped` counts the slots that were not used, by reason; `missed` those that went by while the machine
-    slept or the process was stopped. `start` and `stop` belong to the event loop's thread.
+    slept or the process was stopped. `is_alive` is the ticker's latest finding: whether APScheduler runs and
+    something is set to wake it. `start` and `stop` belong to the event loop's thread.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Schedule:
         self._scheduler = AsyncIOScheduler(timezone=UTC, logger=quiet)
         self._scheduler.add_listener(self._on_slot, EVENT_JOB_SUBMITTED | EVENT_JOB_MAX_INSTANCES)
         self._ticker: asyncio.Task[None] | None = None
+        self.is_alive = True
 
     def start(self, interval: timedelta, jitter: timedelta, first: datetime) -> None:
         """Begin with a first slot at `first`, aware."""
@@ -208,7 +211,13 @@ class Schedule:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self.is_alive = self._is_armed()
             self.tick()
+
+    def _is_armed(self) -> bool:
+        """Whether something is set to wake it; each wake-up sees to the next within one step of the loop."""
+        timer = self._scheduler._timeout  # noqa: SLF001  # it shows this nowhere else
+        return self._scheduler.state == STATE_RUNNING and timer is not None and not timer.cancelled()
 
 
 REASONS = {

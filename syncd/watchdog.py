@@ -16,16 +16,18 @@ from syncd.notify import Notifier
 
 LATE_S = 10.0
 """A slot that has been due for so long shows a dead scheduler: a live one is milliseconds late."""
-OVERRUN_S = 30.0
-"""A run past its deadline for so long hangs: ending it takes a few waits for a locked database at most."""
+OVERRUN_S = 150.0
+"""A run past its deadline for so long hangs: on a slow server the statement under way may take a minute more,
+its time-out, and so may that which puts the run's end on record. SQLite's waits are of 3 s."""
 
 
 class Watchdog(threading.Thread):
     """Pings systemd each `every_s` seconds while all proofs succeed; asks for a restart when one fails.
 
-    `slot_overdue_s` and `run_overdue_s` say how late the schedule and the run in progress are; both are
-    called from this thread. A trouble must last for half of `every_s`, so that a moment's load, or a clock
-    just stepped, restarts nothing. By then less than twice `every_s` has passed since the last ping.
+    `schedule_is_alive` says whether a next slot will come, `slot_overdue_s` and `run_overdue_s` how late the
+    schedule and the run in progress are; all are called from this thread. A trouble must last for half of
+    `every_s`, so that a moment's load, or a clock just stepped, restarts nothing. By then less than twice
+    `every_s` has passed since the last ping.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Watchdog(threading.Thread):
         every_s: float,
         *,
         path: Path,
+        schedule_is_alive: Callable[[], bool],
         slot_overdue_s: Callable[[], float],
         run_overdue_s: Callable[[], float],
     ) -> None:
@@ -41,6 +44,7 @@ class Watchdog(threading.Thread):
         self._notifier = notifier
         self._every_s = every_s
         self._path = path
+        self._schedule_is_alive = schedule_is_alive
         self._slot_overdue_s = slot_overdue_s
         self._run_overdue_s = run_overdue_s
         self._quit = threading.Event()
@@ -71,6 +75,8 @@ class Watchdog(threading.Thread):
                 return trouble
 
     def _trouble(self, timeout_s: float) -> str | None:
+        if not self._schedule_is_alive():
+            return "the scheduler is dead: nothing is set to wake it"
         if (late_s := self._slot_overdue_s()) > LATE_S:
             return f"the scheduler is dead: a slot has been due for {late_s:.0f} s"
         if (late_s := self._run_overdue_s()) > OVERRUN_S:

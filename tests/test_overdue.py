@@ -16,16 +16,27 @@ LOOKS = 6.5 * INTERVAL_S
 
 
 def looked_at(
-    there: World, seconds: float, meanwhile: Callable[[Schedule], None] = lambda _: None
+    there: World,
+    seconds: float,
+    meanwhile: Callable[[Schedule], None] = lambda _: None,
+    *,
+    dies: bool = False,
 ) -> list[tuple[float, float]]:
-    """Run a schedule; return running time and lateness at each look from outside, between any two steps."""
+    """Run a schedule; return running time and lateness at each look from outside, between any two steps.
+
+    It must be alive at each look, unless `dies`.
+    """
     seen: list[tuple[float, float]] = []
 
     def plan(schedule: Schedule) -> None:
         assert schedule.overdue_s() == -INTERVAL_S
         meanwhile(schedule)
         for half in range(1, int(seconds * 2), 3):
-            there.at(half / 2, lambda: seen.append((there.running_s, schedule.overdue_s())))
+            there.at(half / 2, lambda: look(schedule))
+
+    def look(schedule: Schedule) -> None:
+        assert dies or schedule.is_alive
+        seen.append((there.running_s, schedule.overdue_s()))
 
     schedule = live(there, seconds, meanwhile=plan)
     assert schedule.overdue_s() == 0, "a stopped schedule has no slot"
@@ -112,12 +123,41 @@ def test_dead_scheduler_is_not_late() -> None:
         def plan(schedule: Schedule) -> None:
             there.at(INTERVAL_S + 100, schedule._scheduler.pause)
 
-        seen = looked_at(there, 4 * INTERVAL_S, plan)
+        seen = looked_at(there, 4 * INTERVAL_S, plan, dies=True)
     assert len(there.fired) == 1
     dead = [(running_s, late_s) for running_s, late_s in seen if running_s > INTERVAL_S + TICK_S]
     assert dead
     for running_s, late_s in dead:
         assert late_s == pytest.approx(running_s - 2 * INTERVAL_S)
+
+
+def ended_by_a_bug(schedule: Schedule) -> None:
+    """Let the scheduler's next wake-up fail in its middle, as a bug there would."""
+    schedule._scheduler._process_jobs = None
+    schedule._scheduler.wakeup()
+
+
+@pytest.mark.parametrize(
+    "die",
+    [
+        pytest.param(lambda schedule: schedule._scheduler._stop_timer(), id="timer"),
+        pytest.param(lambda schedule: schedule._scheduler._timeout.cancel(), id="cancelled"),
+        pytest.param(lambda schedule: schedule._scheduler.pause(), id="paused"),
+        pytest.param(ended_by_a_bug, id="bug"),
+    ],
+)
+def test_death_is_found_out_by_the_next_slot_only(die: Callable[[Schedule], None]) -> None:
+    """However the scheduler dies between two slots, it counts as dead from the next tick on."""
+    found: list[bool] = []
+    with world() as there:
+
+        def plan(schedule: Schedule) -> None:
+            there.at(102, lambda: die(schedule))
+            for at in (101, 102 + TICK_S + 1, INTERVAL_S - 1):
+                there.at(at, lambda: found.append(schedule.is_alive))
+
+        live(there, INTERVAL_S, meanwhile=plan)
+    assert found == [True, False, False]
 
 
 def test_sleep_hides_dead_scheduler() -> None:
@@ -129,7 +169,7 @@ def test_sleep_hides_dead_scheduler() -> None:
             there.at(1000, lambda: there.suspend(3600))
             there.at(1200, lambda: there.step(-3600))
 
-        seen = dict(looked_at(there, 2 * INTERVAL_S, plan))
+        seen = dict(looked_at(there, 2 * INTERVAL_S, plan, dies=True))
     assert there.fired == []
     assert seen[998.0] == pytest.approx(98)
     assert 1190 - 1005 <= seen[1190.0] <= 290

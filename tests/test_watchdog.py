@@ -16,6 +16,8 @@ from conftest import LogLines
 from processes import DaemonProcess, eventually
 
 from syncd.notify import Notifier
+from syncd.postgresql import SESSION
+from syncd.sqlite import BUSY_TIMEOUT_MS
 from syncd.watchdog import LATE_S, OVERRUN_S, Watchdog, interval_s
 
 EVERY_S = 1.0
@@ -85,10 +87,19 @@ def manager(home: Path) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def watching(
-    home: Path, *, slot: Callable[[], float] = lambda: 0.0, run: Callable[[], float] = lambda: 0.0
+    home: Path,
+    *,
+    alive: Callable[[], bool] = lambda: True,
+    slot: Callable[[], float] = lambda: 0.0,
+    run: Callable[[], float] = lambda: 0.0,
 ) -> Iterator[Watchdog]:
     watchdog = Watchdog(
-        Notifier(str(home / "notify")), EVERY_S, path=home / "s", slot_overdue_s=slot, run_overdue_s=run
+        Notifier(str(home / "notify")),
+        EVERY_S,
+        path=home / "s",
+        schedule_is_alive=alive,
+        slot_overdue_s=slot,
+        run_overdue_s=run,
     )
     watchdog.start()
     try:
@@ -139,8 +150,9 @@ def test_pings_flood_the_manager(home: Path, manager: socket.socket) -> None:
 # --- troubles
 
 TROUBLES: dict[str, tuple[float, float, tuple[bytes | None, ...], str]] = {
+    "dead": (0.0, 0.0, (OK,), "the scheduler is dead: nothing is set to wake it"),
     "slot": (LATE_S + 2.4, 0.0, (OK,), "the scheduler is dead: a slot has been due for 12 s"),
-    "run": (0.0, OVERRUN_S + 1, (OK,), "the run in progress hangs: its deadline passed 31 s ago"),
+    "run": (0.0, OVERRUN_S + 1, (OK,), "the run in progress hangs: its deadline passed 151 s ago"),
     "gone": (0.0, 0.0, (), "the control server does not answer: [Errno 2] No such file or directory"),
     "silent": (0.0, 0.0, (None,), "the control server does not answer: timed out"),
     "hangs up": (0.0, 0.0, (b"",), "the control server answers b''"),
@@ -155,7 +167,9 @@ def test_hanging_daemon_is_fed(home: Path, manager: socket.socket, log_lines: Lo
     with contextlib.ExitStack() as stack:
         if answers:
             stack.enter_context(serving(home / "s", *answers))
-        watchdog = stack.enter_context(watching(home, slot=lambda: slot_s, run=lambda: run_s))
+        watchdog = stack.enter_context(
+            watching(home, alive=lambda: trouble != "dead", slot=lambda: slot_s, run=lambda: run_s)
+        )
         assert manager.recv(4096).decode() == f"STATUS=hangs: {reason}\nWATCHDOG=trigger"
         assert ended(watchdog, manager) == []
     [line] = log_lines.of("watchdog")
@@ -184,7 +198,13 @@ def test_trigger_comes_at_once(home: Path, manager: socket.socket) -> None:
         assert time.monotonic() - began >= 1.5 * EVERY_S
 
 
-@pytest.mark.parametrize("trouble", ["slot", "run", "silent", "unwell"])
+def test_slow_database_is_a_hang() -> None:
+    """A run has time to end in where the statement that the deadline cut and the next one both time out."""
+    statement_s = float(SESSION["statement_timeout"].removesuffix("s"))
+    assert 2 * max(statement_s, BUSY_TIMEOUT_MS / 1000) + LATE_S < OVERRUN_S
+
+
+@pytest.mark.parametrize("trouble", ["dead", "slot", "run", "silent", "unwell"])
 def test_moment_of_load_restarts_daemon(
     home: Path, manager: socket.socket, log_lines: LogLines, trouble: str
 ) -> None:
@@ -193,11 +213,16 @@ def test_moment_of_load_restarts_daemon(
     late_s = {trouble: LATE_S + OVERRUN_S}
     with (
         serving(home / "s", *answers) as server,
-        watching(home, slot=lambda: late_s.pop("slot", 0.0), run=lambda: late_s.pop("run", 0.0)),
+        watching(
+            home,
+            alive=lambda: not late_s.pop("dead", 0.0),
+            slot=lambda: late_s.pop("slot", 0.0),
+            run=lambda: late_s.pop("run", 0.0),
+        ),
     ):
         assert manager.recv(4096) == PING
         assert len(server.asked) >= len(answers)
-        assert not {"slot", "run"} & late_s.keys()
+        assert not {"dead", "slot", "run"} & late_s.keys()
         assert manager.recv(4096) == PING
     assert log_lines.of("watchdog") == []
 

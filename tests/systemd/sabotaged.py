@@ -1,4 +1,7 @@
-"""The daemon itself, with ways to break for good what its watchdog looks after: a signal for each."""
+"""The daemon itself, with ways to break for good what its watchdog looks after: a signal for each.
+
+Only its patience with a run past its deadline is shorter: OVERRUN_S.
+"""
 
 import asyncio
 import ctypes
@@ -8,9 +11,10 @@ import threading
 from datetime import datetime, timedelta
 from typing import NoReturn
 
-from syncd import cli, wire
+from syncd import cli, watchdog, wire
 from syncd.schedule import Schedule
 
+OVERRUN_S = 10.0
 start_schedule = Schedule.start
 
 
@@ -42,9 +46,11 @@ def start(self: Schedule, interval: timedelta, jitter: timedelta, first: datetim
     loop.add_signal_handler(signal.SIGURG, hold_the_interpreter)
     loop.add_signal_handler(signal.SIGUSR1, block_the_loop)
     loop.add_signal_handler(signal.SIGUSR2, self._scheduler._stop_timer)
+    loop.add_signal_handler(signal.SIGVTALRM, self._scheduler._start_timer, 3600)
     loop.add_signal_handler(signal.SIGWINCH, hang_runs)
 
 
 if __name__ == "__main__":
     Schedule.start = start  # type: ignore[method-assign]
+    watchdog.OVERRUN_S = OVERRUN_S
     sys.exit(cli.main())

@@ -1,6 +1,6 @@
 """Third boot: the watchdog. What hangs is restarted in time and says why; what is only slow is left alone.
 
-All of it at once, each in a daemon of its own beside the service: a run that hangs is given half a minute.
+All of it at once, each in a daemon of its own beside the service.
 """
 
 import re
@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import pytest
 from inside import Json, Twin, eventually, fault, journal, pid, run, shown, systemctl
+from sabotaged import OVERRUN_S
 
-from syncd.watchdog import LATE_S, OVERRUN_S
+from syncd.schedule import TICK_S
+from syncd.watchdog import LATE_S
 
 WATCHDOG_S = 8
 ABORT_S = 5
@@ -44,9 +46,8 @@ HANGS = {
     "stopped": Hang("SIGSTOP", 0, "", None),
     "interpreter": Hang("SIGURG", 0, "", "in hold_the_interpreter"),
     "loop": Hang("SIGUSR1", 0, "the control server does not answer: timed out", "in block_the_loop"),
-    "scheduler": Hang(
-        "SIGUSR2", INTERVAL_S + LATE_S, "the scheduler is dead: a slot has been due", LOOP_LIVES
-    ),
+    "scheduler": Hang("SIGUSR2", TICK_S, "the scheduler is dead: nothing is set to wake it", LOOP_LIVES),
+    "slot": Hang("SIGVTALRM", INTERVAL_S + LATE_S, "the scheduler is dead: a slot has been due", LOOP_LIVES),
     "run": Hang("SIGWINCH", RUN_TIMEOUT_S + OVERRUN_S, "the run in progress hangs", "in never_return"),
 }
 
