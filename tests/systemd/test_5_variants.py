@@ -19,6 +19,7 @@ from inside import (
     configured,
     cursor,
     eventually,
+    follow,
     graver,
     journal,
     make_user,
@@ -33,6 +34,8 @@ from inside import (
 
 UNITS = Path("/etc/systemd/system")
 VARIANTS = ["syncd.socket", "syncd@.service", "syncd-once.service", "syncd-once.timer"]
+README = (PROJECT / "README.md").read_text("utf-8")
+(PLACING,) = re.findall(r"^install .* systemd/UNIT .*", README, re.MULTILINE)
 TMPFILES = Path("/usr/lib/tmpfiles.d/syncd.conf")
 QUIET = configured(GOOD, run_on_start="false")
 """Runs are few: these tests start syncd often, and it keeps to its limit of requests over all of them."""
@@ -40,14 +43,13 @@ QUIET = configured(GOOD, run_on_start="false")
 
 @pytest.fixture(scope="module", autouse=True)
 def variants() -> Iterator[None]:
-    """Install the other units; in the end, take them away and leave syncd running without them."""
+    """Install the other units as README says; in the end, take them away and leave syncd without them."""
     make_user("marie", "syncd")
     make_user("eve")
     before = CONFIG.read_text()
     CONFIG.write_text(QUIET)
     for name in VARIANTS:
-        shutil.copy(PROJECT / "systemd" / name, UNITS)
-    systemctl("daemon-reload")
+        follow(PLACING.replace("UNIT", name))
     yield
     for name in VARIANTS:
         (UNITS / name).unlink()
@@ -185,9 +187,10 @@ def test_question_without_key_starts_it_again_and_again() -> None:
 
 
 @pytest.mark.usefixtures("held_socket")
-def test_socket_outlasts_its_unit() -> None:
-    """When both units are stopped, nobody finds a socket that would not answer."""
-    systemctl("stop", "syncd.socket", "syncd")
+def test_daemon_outlasts_its_socket() -> None:
+    """With the socket's unit syncd stops too, and nobody finds a socket that would not answer."""
+    systemctl("stop", "syncd.socket")
+    assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
     assert not SOCKET.exists()
 
 
