@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 from inside import (
     BASE_URL,
@@ -93,6 +94,17 @@ def test_installed_files_open_to_others() -> None:
     modes |= {DATABASE: "syncd:syncd 640", DATABASE.parent: "syncd:syncd 750", SOCKET: "syncd:syncd 660"}
     found = {path: run("stat", "--format=%U:%G %a", str(path)).stdout.strip() for path in modes}
     assert found == modes
+
+
+def test_page_or_completion_out_of_sight() -> None:
+    """Man finds the pages; the completions are where bash, zsh and fish look for what is local."""
+    for section, name in (("8", "syncd"), ("1", "syncctl"), ("5", "syncd.toml")):
+        where = Path(run("man", "--where", section, name).stdout.strip())
+        assert where.samefile(f"/usr/local/share/man/man{section}/{name}.{section}")
+    for program in ("syncd", "syncctl"):
+        for place in (f"bash-completion/completions/{program}", f"zsh/site-functions/_{program}"):
+            assert Path("/usr/local/share", place).is_file()
+        assert Path(f"/usr/local/share/fish/vendor_completions.d/{program}.fish").is_file()
 
 
 def test_service_noisy_in_everyday() -> None:

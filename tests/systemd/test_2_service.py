@@ -11,6 +11,7 @@ from inside import (
     GOOD,
     KEY,
     KEY_FILE,
+    PROJECT,
     SOCKET,
     USER,
     busy,
@@ -60,7 +61,7 @@ def test_not_started_on_boot() -> None:
 def test_ready_too_early() -> None:
     """Whoever asks in the instant in which the start is over gets an answer, each time."""
     for _ in range(5):
-        systemctl("reset-failed", "syncd")  # forgets the earlier starts: five in ten minutes are the limit
+        systemctl("reset-failed", "syncd")  # forgets the earlier starts: ten in ten minutes are the limit
         systemctl("restart", "syncd")
         assert status()["pid"] == pid()
         assert SOCKET.stat().st_ctime < shown_instant("ActiveEnterTimestamp").timestamp()
@@ -101,6 +102,20 @@ def test_key_leaks() -> None:
     assert "refused" in places["journal"]
     assert "/var/lib/syncd/syncd.db" in places
     assert [place for place, text in places.items() if KEY in text or TOKEN in text] == []
+
+
+@pytest.mark.usefixtures("service")
+def test_error_is_not_explained() -> None:
+    """`journalctl -x` adds to an error of Billetweb's what README shows, which is what the catalog says."""
+    end = cursor()
+    with fault("503", "/event/900002/*"):
+        assert next_run()["outcome"] == "partial"
+    found = run("journalctl", "-x", "--cursor", end, "SYNCD_EVENT_ID=900002").stdout
+    told, shown = (
+        [line.rstrip() for line in text.splitlines() if line.startswith("░░")]
+        for text in (found, (PROJECT / "README.md").read_text("utf-8"))
+    )
+    assert told == shown != []
 
 
 @pytest.mark.usefixtures("service")

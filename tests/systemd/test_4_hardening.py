@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from inside import (
+    BASE_URL,
     CONFIG,
     DATABASE,
     GOOD,
     PROJECT,
+    SOCKET,
     Json,
+    configured,
     cursor,
     graver,
     idle,
@@ -32,6 +35,7 @@ from probe import ATTEMPTS, KERNEL_LOG, LEFT_BEHIND, MODULES, OPEN, OTHERS_FILE,
 UNITS = Path("/run/systemd/system")
 UNIT = PROJECT / "systemd/syncd.service"
 BLOCK = re.compile(r"^# Hardening\..*?(?=^\[Install\])", re.DOTALL | re.MULTILINE)
+CONTROL_GROUP = re.compile(r"(?<=drop-in \(`systemctl edit syncd`\) with )(\S+) and (.+)\.$", re.MULTILINE)
 (HARDENING,) = BLOCK.findall(UNIT.read_text("utf-8"))
 LINES = re.findall(r"^\w+=.*", HARDENING, re.MULTILINE)
 PROGRAM = ["/opt/syncd/bin/python", str(PROJECT / "tests/systemd/probe.py")]
@@ -77,6 +81,8 @@ FORBIDS_OTHERS = {
 """The same for the user syncd, where root is exempt."""
 SHOWN_OTHERWISE = {"PrivateUsers=no", "ProtectClock=yes", "RemoveIPC=yes", "SystemCallErrorNumber=EPERM"}
 """Lines that have a test of their own below."""
+
+DENIED = "denied|not permitted|read-only"
 
 ONLY_ROOT = {
     "give a file away",
@@ -151,11 +157,13 @@ def test_filter_is_ignored() -> None:
 
 
 def test_kernel_knows_nothing_of_it() -> None:
-    """The daemon's own process has no right of root's, can gain none, is filtered, and has the umask."""
+    """The daemon's own process has no right of root's, can gain none, is filtered, and leaves no core."""
     text = Path(f"/proc/{pid()}/status").read_text()
     facts = dict(re.findall(r"^(\w+):\t(.*)", text, re.MULTILINE))
     assert {facts[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert (facts["NoNewPrivs"], facts["Seccomp"], facts["Umask"]) == ("1", "2", "0027")
+    limits = Path(f"/proc/{pid()}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), limits
 
 
 # --- what it forbids
@@ -291,7 +299,52 @@ def test_hardening_is_in_the_way() -> None:
     assert graver(entries) == []
     said = "\n".join(entry["MESSAGE"] for entry in entries)
     assert " is up" in said
-    assert not re.search("denied|not permitted|read-only", said, re.IGNORECASE)
+    assert not re.search(DENIED, said, re.IGNORECASE)
+
+
+def restart_with(**values: str) -> None:
+    """Start syncd anew with these settings and its unit as it is now; the limit of starts begins anew too."""
+    CONFIG.write_text(configured(GOOD, **values))
+    systemctl("daemon-reload")
+    systemctl("reset-failed", "syncd")
+    systemctl("restart", "syncd")
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        # Nobody here knows of that name; at the other, somebody speaks, and not TLS.
+        pytest.param("https://billetweb.invalid/api", r"name resolution|not known", id="name"),
+        pytest.param(BASE_URL.replace("http://127.0.0.1", "https://localhost"), r"SSL|TLS", id="tls"),
+    ],
+)
+def test_hardening_is_in_the_way_of_the_network(address: str, why: str) -> None:
+    """Names are looked up and TLS is spoken: what fails is said by the network, and nothing is denied."""
+    end = cursor()
+    try:
+        restart_with(base_url=f'"{address}"', run_on_start="false")
+        (error,) = next_run()["errors"]
+        assert re.search(why, error["message"])
+    finally:
+        restart_with()
+    said = "\n".join(entry["MESSAGE"] for entry in journal(end))
+    assert not re.search(DENIED, said, re.IGNORECASE)
+
+
+def test_advice_for_control_group_does_not_help() -> None:
+    """With what the unit says beside its filter, the socket is for the group that control.group names."""
+    make_user("webmaster", "www-data")
+    (directives,) = CONTROL_GROUP.findall(UNIT.read_text("utf-8"))
+    drop_in = UNITS / "syncd.service.d/group.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("\n".join(["[Service]", *directives]).replace("THAT-GROUP", "www-data"))
+    try:
+        restart_with(group='"www-data"')
+        assert run("stat", "--format=%U:%G %a", str(SOCKET)).stdout == "syncd:www-data 660\n"
+        assert run_as("webmaster", "syncctl", "status").returncode == 0
+    finally:
+        shutil.rmtree(drop_in.parent)
+        restart_with()
 
 
 def test_systemd_does_not_understand_a_unit() -> None:
