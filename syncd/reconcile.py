@@ -52,7 +52,7 @@ class Suspicion(Struct, frozen=True):
     """Why a row that is still in the mirror may be gone.
 
     Not `doubted`: the latest read of its scope lacked it, among few. `doubted`: a full run's read lacked it,
-    among too many; `by_hand` says whether that run was asked for by hand.
+    among too many. `by_hand`: somebody asked for the full run that lacked it last.
     """
 
     doubted: bool = False
@@ -167,25 +167,44 @@ def judge(
     missing = present - fetched
     if not missing:
         return Verdict()
-    is_few = bool(fetched) and not is_most(len(missing), len(present))
-    if is_few and not are_mostly_suspected:
-        gone = frozenset(row for row in missing if row in suspects and not suspects[row].doubted)
-        return Verdict(gone, {row: Suspicion() for row in missing - gone})
-    needs_hand = evidence.needs_hand or is_few
+    if fetched and not is_most(len(missing), len(present)):
+        return _judge_few(present, missing, suspects, evidence, are_mostly_suspected=are_mostly_suspected)
     doubted = {row: suspects[row] for row in missing if row in suspects and suspects[row].doubted}
     if not evidence.full:
-        kept = {row: suspects.get(row, Suspicion()) for row in missing} if is_few else doubted
-        return Verdict(suspects=kept, doubt=_doubt(present, missing, needs_hand=needs_hand))
+        return Verdict(suspects=doubted, doubt=_doubt(present, missing, needs_hand=evidence.needs_hand))
     gone = frozenset(
         row
         for row, suspicion in doubted.items()
-        if not needs_hand or (evidence.by_hand and suspicion.by_hand)
+        if not evidence.needs_hand or (evidence.by_hand and suspicion.by_hand)
     )
     rest = missing - gone
     return Verdict(
         gone,
         {row: Suspicion(doubted=True, by_hand=evidence.by_hand) for row in rest},
-        _doubt(present, rest, needs_hand=needs_hand) if rest else None,
+        _doubt(present, rest, needs_hand=evidence.needs_hand) if rest else None,
+    )
+
+
+def _judge_few(
+    present: AbstractSet[str],
+    missing: AbstractSet[str],
+    suspects: Mapping[str, Suspicion],
+    evidence: Evidence,
+    *,
+    are_mostly_suspected: bool,
+) -> Verdict:
+    """Return what a read says that lacks a few rows among others."""
+    lacked = {row: suspects[row] for row in missing if row in suspects and not suspects[row].doubted}
+    if not are_mostly_suspected:
+        gone = frozenset(lacked)
+        return Verdict(gone, {row: Suspicion() for row in missing - gone})
+    gone = frozenset(row for row, before in lacked.items() if evidence.by_hand and before.by_hand)
+    rest = missing - gone
+    now = Suspicion(by_hand=evidence.by_hand)
+    return Verdict(
+        gone,
+        {row: now if evidence.full else lacked.get(row, now) for row in rest},
+        _doubt(present, rest, needs_hand=True) if rest else None,
     )
 
 
