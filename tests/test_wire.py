@@ -403,6 +403,8 @@ LINKS = [
     LINK,
     LINK.replace("key=", "KEY="),
     LINK.replace("key=", "key%3D"),
+    LINK.replace("key=", "key%253D"),
+    LINK.replace("key=", "key&#61;"),
     {"a": [f"see {LINK}"]},
     {LINK: 1},
 ]
