@@ -239,8 +239,8 @@ class Attendees:
                     earliest, latest = since or BEGINNING, until or self._now()
                     if latest - earliest <= LEAST_SPAN:
                         raise
-                    middle = earliest + (latest - earliest) / 2
-                    spans += [(middle, until), (since, middle + OVERLAP)]
+                    border = latest - (latest - earliest) / 8  # most are of late
+                    spans += [(border, until), (since, border + OVERLAP)]
         except BaseException:
             _close(answers)
             raise

@@ -102,9 +102,9 @@ class Billetweb:
     """Reads one account.
 
     A request that failed for a passing reason is asked again, ATTEMPTS times in all and not once
-    RETRY_WITHIN_S are over. After refused credentials nothing is sent until `reset`; after a challenge
-    page, for some minutes (twice as long each time, up to an hour): every request then raises the same
-    error at once.
+    RETRY_WITHIN_S are over. After the list of events was refused to the credentials nothing is sent until
+    `reset`; after a challenge page, for some minutes (twice as long each time, up to an hour): every request
+    then raises the same error at once.
     `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
     """
@@ -184,8 +184,8 @@ class Billetweb:
     ) -> Spooled:
         """Return the attendees of an event or of the account, refunded ones too; all or the lately changed.
 
-        The rows are for `wire.decode_attendees`. Raises RestrictedError where the key may not read them for
-        the account, and TooLargeError where a shorter time, or an event, should be asked for.
+        The rows are for `wire.decode_attendees`. Raises RestrictedError where the key may not read them,
+        and TooLargeError where a shorter time, or an event, should be asked for.
         """
         params = {"disabled": "1"}
         if since is not None:

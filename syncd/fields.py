@@ -19,11 +19,13 @@ EXTRA_MAX_DEPTH = 16  # well below what any JSON writer down the line can take
 REMEMBERED_MAX = 2048
 REMEMBERED_CHARS = 64
 
-_SECRET_LINK = re.compile(r"key(?:=|%(?:25)*3d|&#(?:0*61|x0*3d);|&equals;)", re.IGNORECASE)
+KEY_IN_LINK = r"key(?:=|%(?:25)*3d|&#(?:0*61|x0*3d);|&equals;)"
+_SECRET_LINK = re.compile(KEY_IN_LINK, re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # sums of such still fit a database's 64 bits
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,20})?")
 _LEAST_AMOUNT = Decimal("0.0001")  # of numeric(12, 4); PHP writes 12.6 as 12.600000000000001 at times
+AMOUNT_BELOW = 10**8
 _WALL_CLOCK = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
 
 SCALARS = (str, int, float)
@@ -105,12 +107,14 @@ def to_limit(value: object) -> int | None:
 
 
 def to_decimal(value: object) -> Decimal | None:
-    """Give an amount of money or a rate, exactly."""
+    """Give an amount of money or a rate, exact to 4 decimals."""
     text = _matching(value, _DECIMAL)
     if text is None:
         return None
     amount = Decimal(text)
     rounded = amount.quantize(_LEAST_AMOUNT)
+    if abs(rounded) >= AMOUNT_BELOW:
+        raise UnfitError
     return amount if rounded == amount else rounded
 
 

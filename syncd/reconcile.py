@@ -6,6 +6,7 @@ because an error upstream can look like an empty account (consumers of this API 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -39,7 +40,7 @@ class Evidence(Struct, frozen=True):
 
     `full`: the run reads everything. `by_hand`: somebody asked for that. `needs_hand`: rows are doubted in so
     many events that only runs asked for by hand may be believed. `mostly_suspected`: the tables of which most
-    rows were lacking, a few here and a few there, so that all of theirs that are lacking are doubted.
+    rows were lacking before, a few here and a few there, so that all of theirs that are lacking are doubted.
     """
 
     full: bool = False
@@ -91,6 +92,7 @@ class EventPlan(Struct, kw_only=True):
     `suspects` holds the tables in which suspicions change. `read_at` is when the availability was read, None
     where it was not. `doubts` says which tables' reads are not believed, and why. `was_due`: what made the
     event due is read herewith. `apart` counts rows that are compared and written apart from the plan.
+    `present` and `missing` count the rows by table that complete reads should hold, and that they lacked.
     """
 
     event_id: str
@@ -101,6 +103,8 @@ class EventPlan(Struct, kw_only=True):
     doubts: dict[str, str] = field(default_factory=dict)
     was_due: bool = False
     apart: Counts = field(default_factory=Counts)
+    present: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
 
     @property
     def writes(self) -> bool:
@@ -170,18 +174,19 @@ def judge(
     if fetched and not is_most(len(missing), len(present)):
         return _judge_few(present, missing, suspects, evidence, are_mostly_suspected=are_mostly_suspected)
     doubted = {row: suspects[row] for row in missing if row in suspects and suspects[row].doubted}
+    needs_hand = evidence.needs_hand or are_mostly_suspected
     if not evidence.full:
-        return Verdict(suspects=doubted, doubt=_doubt(present, missing, needs_hand=evidence.needs_hand))
+        return Verdict(suspects=doubted, doubt=_doubt(present, missing, needs_hand=needs_hand))
     gone = frozenset(
         row
         for row, suspicion in doubted.items()
-        if not evidence.needs_hand or (evidence.by_hand and suspicion.by_hand)
+        if not needs_hand or (evidence.by_hand and suspicion.by_hand)
     )
     rest = missing - gone
     return Verdict(
         gone,
         {row: Suspicion(doubted=True, by_hand=evidence.by_hand) for row in rest},
-        _doubt(present, rest, needs_hand=evidence.needs_hand) if rest else None,
+        _doubt(present, rest, needs_hand=needs_hand) if rest else None,
     )
 
 
@@ -285,6 +290,8 @@ def plan_missing(
     verdict = judge(
         present, fetched, suspects, evidence, are_mostly_suspected=table in evidence.mostly_suspected
     )
+    plan.present[table] += len(present)
+    plan.missing[table] += len(present - fetched)
     plan.changes += [
         Change(table, row, plan.event_id, "vanished", {}, {}) for row in sorted(verdict.vanished)
     ]

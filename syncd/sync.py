@@ -7,6 +7,7 @@ memory is the list and the events in work, and an event that fails leaves its ol
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -24,13 +25,14 @@ from syncd.attendees import Attendees, EventAnswer
 from syncd.attendees import Memory as AttendeeMemory
 from syncd.billetweb import Billetweb
 from syncd.config import Config
-from syncd.errors import BilletwebError, StoreError
+from syncd.errors import BilletwebError, ChallengeError, RateLimited, StoreError, TransportError
 from syncd.model import Event, Progress, Run, RunError
 from syncd.reconcile import (
     EventPlan,
     Evidence,
     Fetched,
     Verdict,
+    is_most,
     judge,
     plan_absent,
     plan_event,
@@ -87,6 +89,8 @@ class Attempt(Struct, frozen=True):
     failures: int
 
 
+PASSING = (ChallengeError, RateLimited, TransportError)
+"""What has to do with Billetweb as a whole, unless other events are read meanwhile."""
 NEVER = Attempt(datetime.min.replace(tzinfo=UTC), 0)
 
 
@@ -94,10 +98,12 @@ class Memory(Struct):
     """What one run tells the next, in memory.
 
     `live`: how many events are live by the latest list. `tried`: the events that failed, or are being read.
+    `mostly_lacking`: the tables of which the latest run of the whole account found most rows lacking.
     """
 
     live: int | None = None
     tried: dict[str, Attempt] = field(default_factory=dict)
+    mostly_lacking: frozenset[str] = frozenset()
     attendees: AttendeeMemory = field(default_factory=AttendeeMemory)
     pace: Pace | None = None
 
@@ -137,6 +143,8 @@ class Synchronisation:
         self._now = now
         self._reads: dict[str, Reads] = {}
         self._suspected: set[str] = set()
+        self._present: Counter[str] = Counter()
+        self._missing: Counter[str] = Counter()
         self._unread: set[str] = set()  # of the suspected, those not read in this run
         self._attendees = Attendees(
             run,
@@ -159,11 +167,22 @@ class Synchronisation:
         """Do it all. Raises BilletwebError where the list of events cannot be read, and StoreError."""
         try:
             await self._execute()
+        except BaseException:
+            with suppress(StoreError):
+                await self._forget_unread()
+            raise
+        else:
+            await self._forget_unread()
         finally:
             self._run.requests = self.client.requests - self._requests_before
-            if self._unread:  # of these the next read is not in the second run in a row
-                with suppress(StoreError):
-                    await in_thread(self._store.forget_suspects, self._unread)
+
+    async def _forget_unread(self) -> None:
+        """Have the next read of what this run did not read be no second one in a row."""
+        if self._run.whole:
+            most = [table for table, rows in self._present.items() if is_most(self._missing[table], rows)]
+            self._memory.mostly_lacking = frozenset(most)
+        if self._unread:
+            await in_thread(self._store.forget_suspects, self._unread)
 
     async def _execute(self) -> None:
         self._advance("listing", 0, 0)
@@ -233,7 +252,7 @@ class Synchronisation:
     async def _weigh(self, live: int, live_since: datetime) -> Evidence:
         doubted = await in_thread(self._store.doubted_events, live_since)
         by_hand = self._run.full and self._run.trigger == "manual"
-        mostly = await in_thread(self._store.mostly_suspected)
+        mostly = self._memory.mostly_lacking | await in_thread(self._store.mostly_suspected)
         return Evidence(
             full=self._run.full, by_hand=by_hand, needs_hand=2 * doubted > live, mostly_suspected=mostly
         )
@@ -364,12 +383,15 @@ class Synchronisation:
 
     async def _sync_event(self, event: Event) -> None:
         subject = f"event {event.id}"
-        self._memory.tried[event.id] = Attempt(self._now(), self._failures(event.id) + 1)
+        failures = self._failures(event.id)
+        self._memory.tried[event.id] = Attempt(self._now(), failures)
         try:
             plan, trouble = await self._read_and_write(event)
         except BilletwebError as error:
             self._run.failed += 1
             self._fail(subject, error.kind, str(error), error.status)
+            if self._run.synced or not isinstance(error, PASSING):  # or it is not this event that fails
+                self._memory.tried[event.id] = Attempt(self._now(), failures + 1)
             return
         self._unread.discard(event.id)
         self._note(plan)
@@ -379,6 +401,7 @@ class Synchronisation:
             self._fail(subject, trouble.kind, str(trouble), trouble.status)
         if plan.doubts or trouble:
             self._run.failed += 1
+            self._memory.tried[event.id] = Attempt(self._now(), failures + 1 if plan.doubts else 0)
         else:
             self._run.synced += 1
             del self._memory.tried[event.id]
@@ -402,13 +425,20 @@ class Synchronisation:
                     return await self._write(event, fetched, attendees), None
                 except BilletwebError as error:
                     trouble = error
-            return await self._write(event, fetched, trouble), trouble
+            return await self._write(event, fetched, None, lacks_attendees=bool(trouble)), trouble
 
     async def _write(
-        self, event: Event, fetched: Fetched, attendees: EventAnswer | BilletwebError | None
+        self,
+        event: Event,
+        fetched: Fetched,
+        attendees: EventAnswer | None,
+        *,
+        lacks_attendees: bool = False,
     ) -> EventPlan:
         async with self._writing:
-            return await in_thread(self._plan_and_write, event, fetched, attendees)
+            return await in_thread(
+                self._plan_and_write, event, fetched, attendees, lacks_attendees=lacks_attendees
+            )
 
     async def _read(self, event: Event) -> Fetched:
         gauges = await self.client.gauges(event.id)
@@ -430,19 +460,19 @@ class Synchronisation:
         return await self._attendees.read_event(event_id, reads, suspected=event_id in self._suspected)
 
     def _plan_and_write(
-        self, event: Event, fetched: Fetched, attendees: EventAnswer | BilletwebError | None
+        self, event: Event, fetched: Fetched, attendees: EventAnswer | None, *, lacks_attendees: bool
     ) -> EventPlan:
         """Write all of an event in one transaction; return the plan, with what became of its attendees."""
         plan = plan_event(event, self._store.event_rows(event.id), fetched, self._evidence)
         plan.was_due = self._reads.get(event.id, Reads()).due_at is not None
         at = self._now()
-        if isinstance(attendees, EventAnswer):
+        if attendees:
             take = partial(
                 self._attendees.take_event, read=attendees, plan=plan, at=at, evidence=self._evidence
             )
             self._store.apply(self._run.id, plan, at, take)
             return plan
-        if attendees and event.id in self._suspected:  # their next read is not the second in a row
+        if lacks_attendees and event.id in self._suspected:  # their next read is not the second in a row
             plan.suspects[ATTENDEES] = {}
         if plan.writes:
             self._store.apply(self._run.id, plan, at)
@@ -455,6 +485,8 @@ class Synchronisation:
 
     def _note(self, plan: EventPlan) -> None:
         self._run.counts.add(plan.counts())
+        self._present.update(plan.present)
+        self._missing.update(plan.missing)
         if plan.read_at and not plan.writes:
             self.read_at[plan.event_id] = plan.read_at
 

@@ -29,6 +29,7 @@ from syncd.errors import (
     TransportError,
 )
 from syncd.fields import (
+    KEY_IN_LINK,
     Table,
     UnfitError,
     columns_of,
@@ -58,7 +59,7 @@ RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 3600.0
 SAID_MAX_CHARS = 160
 
 _TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error means, sent with 200 or not
-_CREDENTIAL = re.compile(r"key(?:=|%3d)\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
+_CREDENTIAL = re.compile(KEY_IN_LINK + r"\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
 _SECONDS = re.compile(r"[+-]?[0-9]{1,15}")
 
 K = TypeVar("K")

@@ -258,6 +258,17 @@ def test_a_sale_during_the_read_is_no_news(large: Rig, standin: StandIn) -> None
     assert places_left(large, CONCERT) == left - 1
 
 
+def test_attendees_that_never_fit_cost_an_event_its_place(large: Rig, standin: StandIn) -> None:
+    """Its figures are read, so a sale in it is seen in the next run, as in any other."""
+    left = places_left(large, CONCERT)
+    standin.fail(f"/event/{CONCERT}/attendees", fault.truncated, times=None)
+    for _ in range(4):
+        assert large.run("manual", events=(CONCERT,)).outcome == "failed"
+    standin.sell(CONCERT)
+    large.run()
+    assert places_left(large, CONCERT) == left - 1
+
+
 @pytest.mark.parametrize("how", ["reload", "clock"])
 def test_an_import_anew_makes_nobody_due(
     large: Rig, make_config: MakeConfig, standin: StandIn, how: str

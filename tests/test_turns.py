@@ -11,7 +11,7 @@ from test_sync import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
 from syncd import standin as fault
 from syncd.config import Config
 from syncd.model import Run
-from syncd.standin import StandIn, serving
+from syncd.standin import StandIn, serving, with_rows
 
 SHARE = 4
 """Requests for events in turn: two events, of the six that cost 13."""
@@ -295,6 +295,16 @@ def test_new_events_that_fail_starve_the_others(config: Config, instant_retries:
     assert all(run.requests <= 5 + SHARE for run, _ in runs[3:])
 
 
+def test_an_outage_costs_the_events_that_sold_their_place(large: Rig, standin: StandIn) -> None:
+    """However long nothing can be read, who sold comes first as soon as it can."""
+    standin.fail("/event/*/avail", fault.status(503), times=None)
+    standin.sell(CONCERT)
+    for _ in range(5):
+        assert large.run().outcome == "failed"
+    standin.heal()
+    assert turn(large, standin)[1][0] == CONCERT
+
+
 def test_a_sale_waits_where_attendees_are_mirrored(
     make_config: MakeConfig, standin: StandIn, instant_retries: None
 ) -> None:
@@ -309,3 +319,23 @@ def test_a_sale_waits_where_attendees_are_mirrored(
         assert CONCERT not in next_in_turn
         assert turn(rig, standin)[1][0] == CONCERT
         assert rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
+
+
+@pytest.mark.parametrize(("per_minute", "full"), [(100, True), (60, False)], ids=["all at once", "in turns"])
+def test_a_lasting_fault_wears_the_mirror_down(
+    make_config: MakeConfig, instant_retries: None, per_minute: int, full: bool
+) -> None:
+    """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
+    account = StandIn(events=60, calls_per_minute=None)
+    config = make_config(billetweb__requests_per_minute=per_minute, billetweb__base_url="http://localhost")
+    with serving(account) as url:
+        where = structs.replace(config.billetweb, base_url=url, user=account.user)
+        with rig_on(structs.replace(config, billetweb=where)) as rig:
+            for _ in range(4):
+                rig.run()
+            present = "SELECT COUNT(*) FROM billetweb_tickets WHERE vanished_at IS NULL"
+            before = rig.sql(present)
+            account.fail("/event/*/tickets", with_rows(lambda rows: rows[:1]), times=None)
+            runs = [rig.run(full=full) for _ in range(8)]
+            assert rig.sql(present) == before
+            assert all(run.outcome in ("partial", "failed") for run in runs[1:])

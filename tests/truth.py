@@ -41,6 +41,7 @@ class Truth:
         self.rows: dict[Place, Row] = {}
         self._replayed: dict[Place, Row] = {}
         self._lacking: dict[Place, list[Mark]] = {}
+        self._lacked_most: set[str] = set()
         self._seq = 0
         self._seen_at = datetime.min.replace(tzinfo=UTC)
 
@@ -62,9 +63,12 @@ class Truth:
         """Fail where a row vanished too early, or a doubt and a read that lacks too much are not one."""
         mark, emptied, by_hand_all, doubtful = _mark(run), set(), True, set()
         most, few = self._mostly_lacking(before), Counter[str]()
+        lacking, rows_of = Counter[str](), Counter[str]()
         for table, event_id, complete in _judged(run, told):
             present = self._present(before, table, event_id, told)
             missing = present - complete
+            lacking[table] += len(missing)
+            rows_of[table] += len(present)
             gone = {key for key in missing if self.rows[table, key]["vanished_at"]}
             for key in gone:
                 marks = self._lacking.get((table, key))
@@ -84,6 +88,7 @@ class Truth:
                 doubted = missing - gone
                 _assert_doubted(run, table, event_id, len(doubted), len(present - doubted))
         assert {error.subject for error in run.errors if error.kind == "doubted"} <= doubtful
+        self._lacked_most = _mostly(lacking, rows_of) if run.whole else self._lacked_most
         for table in few:
             rows = sum(name == table and not row["vanished_at"] for (name, _), row in before.items())
             assert table == EVENTS or rows <= 3 or 2 * few[table] <= rows, (
@@ -97,11 +102,10 @@ class Truth:
         }
 
     def _mostly_lacking(self, before: dict[Place, Row]) -> set[str]:
-        """Return the tables of which most rows were lacking before, over all events."""
+        """Return the tables of which most rows were lacking before: in the latest run, or over all."""
         present = [place for place, row in before.items() if not row["vanished_at"]]
         lacking = Counter(table for table, key in present if (table, key) in self._lacking)
-        rows = Counter(table for table, _ in present)
-        return {table for table in rows if rows[table] > 3 and 2 * lacking[table] > rows[table]}
+        return self._lacked_most | _mostly(lacking, Counter(table for table, _ in present))
 
     def _present(
         self, before: dict[Place, Row], table: str, event_id: str, told: Told, *, moved: bool = False
@@ -186,6 +190,10 @@ class Truth:
                 self._lacking.setdefault(place, []).append(_mark(run))
             elif place[1] in told_of or told.events is None or run.whole or scope[1] in told.asked:
                 self._lacking.pop(place, None)
+
+
+def _mostly(lacking: Counter[str], rows: Counter[str]) -> set[str]:
+    return {table for table in rows if rows[table] > 3 and 2 * lacking[table] > rows[table]}
 
 
 def look(rig: Rig) -> dict[Place, Row]:
