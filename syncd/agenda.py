@@ -9,6 +9,7 @@ event's *turn* comes.
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 from msgspec import Struct
 
@@ -59,6 +60,32 @@ class Agenda(Struct, frozen=True, kw_only=True):
 
     events: Sequence[str]
     waiting: int = 0
+
+
+Increment = Literal["used", "not needed", "not permitted", "failed"]
+
+
+class Pace(Struct, frozen=True, kw_only=True):
+    """How a run of the whole account shared its requests out.
+
+    `cost`: requests that reading all live events would take; `waiting`: events with a reason to be read that
+    wait for the next run; `increment`: whether the account's attendees told who sold.
+    """
+
+    budget: Budget
+    cost: int
+    waiting: int = 0
+    increment: Increment = "not needed"
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether a run reads only a part of the events."""
+        return self.cost > self.budget.share
+
+    @property
+    def exceeds_a_run(self) -> bool:
+        """Whether no run can read all events."""
+        return self.cost > self.budget.capacity
 
 
 def budget(

@@ -8,9 +8,9 @@ from typing import Literal
 from msgspec import Struct, field
 
 from syncd import __version__
+from syncd.agenda import Increment, Pace
 from syncd.model import Outcome, Run
 from syncd.store import Figures, History
-from syncd.sync import Increment, Pace
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]

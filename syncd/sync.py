@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Literal
 
 from loguru import logger
 from msgspec import Struct, field, structs
 
 from syncd import agenda
-from syncd.agenda import Budget, Standing
+from syncd.agenda import Increment, Pace, Standing
 from syncd.attendee_store import TABLE_NAME as ATTENDEES
 from syncd.attendee_store import AttendeeStore, Reads
 from syncd.attendees import Attendees, EventAnswer
@@ -54,32 +53,6 @@ class Failure(Struct, frozen=True):
 
     error: RunError
     status: int | None = None
-
-
-Increment = Literal["used", "not needed", "not permitted", "failed"]
-
-
-class Pace(Struct, frozen=True, kw_only=True):
-    """How a run of the whole account shared its requests out.
-
-    `cost`: requests that reading all live events would take; `waiting`: events with a reason to be read that
-    wait for the next run; `increment`: whether the account's attendees told who sold.
-    """
-
-    budget: Budget
-    cost: int
-    waiting: int = 0
-    increment: Increment = "not needed"
-
-    @property
-    def in_turns(self) -> bool:
-        """Whether a run reads only a part of the events."""
-        return self.cost > self.budget.share
-
-    @property
-    def exceeds_a_run(self) -> bool:
-        """Whether no run can read all events."""
-        return self.cost > self.budget.capacity
 
 
 class Attempt(Struct, frozen=True):
