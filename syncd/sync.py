@@ -142,15 +142,15 @@ class Synchronisation:
             await self._execute()
         except BaseException:
             with suppress(StoreError):
-                await self._forget_unread()
+                await self._settle()
             raise
         else:
-            await self._forget_unread()
+            await self._settle()
         finally:
             self._run.requests = self.client.requests - self._requests_before
 
-    async def _forget_unread(self) -> None:
-        """Have the next read of what this run did not read be no second one in a row."""
+    async def _settle(self) -> None:
+        """Keep what the next run judges by: what was lacking; of what was not read, no suspicion."""
         if self._run.whole:
             most = [table for table, rows in self._present.items() if is_most(self._missing[table], rows)]
             self._memory.mostly_lacking = frozenset(most)
