@@ -30,11 +30,18 @@ BEGINNING = datetime(2010, 1, 1, tzinfo=UTC)
 """The first import goes back to here in spans of time, and then asks for all that is older at once."""
 FIRST_SPAN = timedelta(days=1)
 LEAST_SPAN = timedelta(hours=1)
+LEAST_TO_CUT = 16 * OVERLAP
+"""From so long on both parts of a span, with what they overlap, are shorter than it by a sixteenth at least: so
+the cutting ends, also where Billetweb does not heed the borders."""
 SMALL_BYTES, LARGE_BYTES = 4 * 1024 * 1024, 8 * 1024 * 1024
 """After a smaller answer the span of the next one is twice as long, after a larger one half: nobody else can
 write while one is written, and a stop waits for it or loses it."""
 IMPORT_SHARE = 0.5
 """The part of a run's time that an import may take; the rest is for the events, and the next run goes on."""
+
+
+Span = tuple[datetime | None, datetime | None]
+"""From when to when attendees were modified; None for the beginning, and for now."""
 
 
 class Memory(Struct):
@@ -229,18 +236,17 @@ class Attendees:
         The earliest come first: what is modified meanwhile comes again with the last span, so none is missed.
         """
         answers: list[Spooled] = []
-        spans: list[tuple[datetime | None, datetime | None]] = [(None, None)]
+        spans: list[Span] = [(None, None)]
         try:
             while spans:
                 since, until = spans.pop()
                 try:
                     answers.append(await self._client.attendees(event_id=event_id, since=since, until=until))
                 except TooLargeError:
-                    earliest, latest = since or BEGINNING, until or self._now()
-                    if latest - earliest <= LEAST_SPAN:
+                    length = (until or self._now()) - (since or BEGINNING)
+                    if length < LEAST_TO_CUT:
                         raise
-                    border = latest - (latest - earliest) / 8  # most are of late
-                    spans += [(border, until), (since, border + OVERLAP)]
+                    spans += _cut(since, until, length)
         except BaseException:
             _close(answers)
             raise
@@ -278,6 +284,13 @@ class Attendees:
     def _note(self, taken: Taken) -> None:
         self._run.counts.add(taken.counts)
         self._on_step()
+
+
+def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> list[Span]:
+    """Return the parts of a span, the later one first; of one that reaches to now most is of late."""
+    later = length / 2 if until else length / 8
+    border = (since or BEGINNING) + length - later
+    return [(border, until), (since, border + OVERLAP)]
 
 
 def _close(answers: Iterable[Spooled]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
+from msgspec import structs
 from test_attendees import WHOLE, first_of, held, read, served
 from test_sync import CONCERT, FESTIVAL, kinds
 
@@ -267,6 +268,26 @@ def test_attendees_that_never_fit_cost_an_event_its_place(large: Rig, standin: S
     standin.sell(CONCERT)
     large.run()
     assert places_left(large, CONCERT) == left - 1
+
+
+@pytest.mark.parametrize("ignored", ["everything", "to"])
+def test_an_answer_that_is_always_too_large_is_cut_for_ever(
+    large: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    """Where Billetweb does not heed the borders of a span the event is given up, and says so."""
+    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", 4096)
+
+    def ignore(answer: fault.Answer) -> fault.Answer:
+        asked = standin.requests[-1].query
+        is_small = ignored == "to" and "last_update" in asked and "to" not in asked
+        return structs.replace(answer, body=b"[]" if is_small else b"[" + b" " * 8192 + b"]")
+
+    standin.fail(f"/event/{CONCERT}/attendees", ignore, times=None)
+    standin.requests.clear()
+    run = large.run("manual", full=True, events=(CONCERT,))
+    assert kinds(run) == [(f"event {CONCERT}", "too_large")]
+    asked = [request.path for request in standin.requests]
+    assert 4 < asked.count(f"/event/{CONCERT}/attendees") < 60
 
 
 @pytest.mark.parametrize("how", ["reload", "clock"])

@@ -82,7 +82,9 @@ class Truth:
                     emptied.add(event_id)
                     by_hand_all = by_hand_all and by_hand
             moved = self._present(before, table, event_id, told, moved=True)
-            if _is_massive(present, complete) or _is_massive(moved, complete) or (missing and table in most):
+            # A row that moves is lacking where it was read last, before it is found where it is now.
+            lacked = moved - complete
+            if _is_massive(present, complete) or _is_massive(moved, complete) or (lacked and table in most):
                 doubtful.add(_subject(table, event_id))
             if _is_massive(present, complete) and missing > gone:
                 doubted = missing - gone
