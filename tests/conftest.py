@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -31,8 +31,9 @@ from syncd.redact import Redactor
 from syncd.runner import Runner
 from syncd.standin import StandIn, php_json, serving
 
-# No property fails for a slow machine; in CI each is tried on the same examples every time.
-settings.register_profile("syncd", deadline=None, derandomize="CI" in os.environ)
+# No property fails for a slow machine. Each is tried on new examples every time, and on the same ones again
+# with the same seed: so it is in CI too, and nothing else is remembered.
+settings.register_profile("syncd", deadline=None, derandomize=False, database=None)
 settings.load_profile("syncd")
 
 
@@ -43,11 +44,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="sqlite",
         help="what tests with a database run on; with postgresql only those run, on servers of their own",
     )
+    parser.addoption(
+        "--everything",
+        action="store_true",
+        help="run the tests too that are left out for the time that they take: those marked as slow",
+    )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sqlite_only(why): not run with --database postgresql")
     config.addinivalue_line("markers", "postgresql_only: run with --database postgresql alone")
+    config.addinivalue_line("markers", "slow(why): left out, unless --everything asks for it; CI does")
+    if config.option.hypothesis_seed is None:  # those who do a part of the work have the same
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
     try:
         databases.choose(config.getoption("database"))
     except (ImportError, FileNotFoundError) as error:
@@ -55,16 +65,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about the other database and, on PostgreSQL, what uses none."""
+    """Leave out what is about the other database or takes long and, on PostgreSQL, what uses none."""
     other = "sqlite_only" if databases.is_postgresql() else "postgresql_only"
     left_out = [
         item
         for item in items
         if item.get_closest_marker(other)
+        or (item.get_closest_marker("slow") and not config.getoption("everything"))
         or (databases.is_postgresql() and "database_kind" not in getattr(item, "fixturenames", ()))
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Where something failed, tell how to have the same examples again."""
+    if terminalreporter.stats.keys() & {"failed", "error"}:
+        terminalreporter.write_line(
+            f"The same examples of all properties again: --hypothesis-seed={config.option.hypothesis_seed}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,13 @@
 
 A life is an account, some rounds (things happen upstream, faults are planned, a run), and an end in health.
 After each run `Truth` judges what it did to the mirror; at the end the mirror equals the account.
+
+Three sorts of lives are played: those of `lives.py`, which went wrong once; new ones, by the seed that a
+failed run tells; and, with `--everything`, a thousand that are the same each time.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,9 +32,10 @@ from account import (
     Round,
 )
 from conftest import MakeConfig, Rig, mirrors, rig_on
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from lives import ONCE_WRONG
 from loguru import logger
 from msgspec import structs
 from truth import BOOKKEEPING, Truth
@@ -43,8 +48,11 @@ from syncd.standin_world import Row
 from syncd.status import Record
 from syncd.sync import Memory, Synchronisation
 
-EXAMPLES = int(os.environ.get("SYNCD_EXAMPLES", "200" if databases.is_postgresql() else "1000"))
-"""How many lives in all."""
+NEW = int(os.environ.get("SYNCD_EXAMPLES", "40" if databases.is_postgresql() else "120"))
+"""How many new lives in all."""
+FIXED = 200 if databases.is_postgresql() else 1000
+MOST_AT_ONCE = 25
+"""So many lives a test plays at most: those of one kind are shared out."""
 LONG_S = 4000.0
 """Longer than any rest that Billetweb asks for, and than increments overlap."""
 DAY_S = 24 * 3600.0
@@ -188,7 +196,7 @@ OPERATIONS = ("/events", "avail", "tickets", "dates", "*")
 class Kind(NamedTuple):
     """A kind of life: how many events are live, how many at most ended long ago, how many rounds at most.
 
-    `share`: the part of all examples that are of this kind. `per_minute`: the ceiling of requests; where
+    `share`: the part of all lives that are of this kind. `per_minute`: the ceiling of requests; where
     it is low, events are read in turn. `sales`: nothing else happens, every fault is one of increments and no
     lie, and runs are not full, so that nothing but the increments brings what was sold.
     """
@@ -200,6 +208,27 @@ class Kind(NamedTuple):
     share: float
     per_minute: int = 100
     sales: bool = False
+
+    @property
+    def id(self) -> str:
+        """Return what a test and `lives.py` call it."""
+        return f"{self.live}-{self.past}-{self.mode}-{self.per_minute}{'-sales' * self.sales}"
+
+
+KINDS = (
+    Kind(1, 0, 5, "none", 0.2),
+    Kind(1, 0, 5, "minimal", 0.1),
+    Kind(1, 0, 5, "full", 0.15),
+    Kind(2, 0, 4, "none", 0.1),
+    Kind(2, 0, 4, "full", 0.1),
+    Kind(1, 4, 5, "none", 0.06),
+    Kind(1, 4, 5, "minimal", 0.05),
+    Kind(4, 0, 4, "none", 0.04),
+    Kind(4, 0, 4, "full", 0.04),
+    Kind(4, 0, 4, "none", 0.04, per_minute=5),
+    Kind(4, 0, 4, "minimal", 0.02, per_minute=5),
+    Kind(1, 1, 5, "minimal", 0.1, sales=True),
+)
 
 
 def lives(kind: Kind) -> SearchStrategy[Life]:
@@ -261,30 +290,51 @@ def play(
             logger.enable("syncd")
 
 
-@pytest.mark.timeout(1800)
+def once_wrong() -> Iterator[pytest.ParameterSet]:
+    """Yield the lives of `lives.py`, each with its kind."""
+    for kind in KINDS:
+        for number, life in enumerate(ONCE_WRONG.get(kind.id, [])):
+            yield pytest.param(kind, life, id=f"{kind.id}-{number}")
+
+
+def shared_out(total: int, name: str, *marks: pytest.MarkDecorator) -> Iterator[pytest.ParameterSet]:
+    """Yield a kind, the name of a part of its lives, and how many these are."""
+    for kind in KINDS:
+        count = math.ceil(total * kind.share)
+        parts = math.ceil(count / MOST_AT_ONCE)
+        for part in range(parts):
+            size = count // parts + (part < count % parts)
+            yield pytest.param(kind, f"{name}{part}", size, id=f"{kind.id}-{name}{part}", marks=marks)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("kind", "life"), [*once_wrong()])
+def test_life_that_went_wrong_once_does_so_again(
+    play: Callable[[Kind], Player], kind: Kind, life: Life
+) -> None:
+    """What was mended stays mended."""
+    play(kind).play(life)
+
+
+def test_life_that_went_wrong_once_is_of_no_kind() -> None:
+    """Each life of `lives.py` is played."""
+    assert ONCE_WRONG.keys() <= {kind.id for kind in KINDS}
+
+
+@pytest.mark.timeout(1800)  # with the search for the smallest life that fails too
 @pytest.mark.parametrize(
-    "kind",
-    [
-        Kind(1, 0, 5, "none", 0.2),
-        Kind(1, 0, 5, "minimal", 0.1),
-        Kind(1, 0, 5, "full", 0.15),
-        Kind(2, 0, 4, "none", 0.1),
-        Kind(2, 0, 4, "full", 0.1),
-        Kind(1, 4, 5, "none", 0.06),
-        Kind(1, 4, 5, "minimal", 0.05),
-        Kind(4, 0, 4, "none", 0.04),
-        Kind(4, 0, 4, "full", 0.04),
-        Kind(4, 0, 4, "none", 0.04, per_minute=5),
-        Kind(4, 0, 4, "minimal", 0.02, per_minute=5),
-        Kind(1, 1, 5, "minimal", 0.1, sales=True),
-    ],
-    ids=lambda kind: f"{kind.live}-{kind.past}-{kind.mode}-{kind.per_minute}{'-sales' * kind.sales}",
+    ("kind", "part", "count"),
+    [*shared_out(NEW, "new"), *shared_out(FIXED, "fixed", pytest.mark.slow("a thousand lives"))],
 )
-def test_life_of_an_account_makes_its_mirror_wrong(play: Callable[[Kind], Player], kind: Kind) -> None:
+def test_life_of_an_account_makes_its_mirror_wrong(
+    play: Callable[[Kind], Player], kind: Kind, part: str, count: int, pytestconfig: pytest.Config
+) -> None:
     """No run writes what it was not told or takes rows for gone too soon; in the end the mirror is right."""
     player = play(kind)
+    chosen = pytestconfig.getoption("hypothesis_seed") if part.startswith("new") else "the same each time"
 
-    @settings(max_examples=round(EXAMPLES * kind.share))
+    @seed(f"{chosen} {kind.id} {part}")
+    @settings(max_examples=count)
     @given(lives(kind))
     def plays(life: Life) -> None:
         player.play(life)
