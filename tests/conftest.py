@@ -1,9 +1,11 @@
 """Shared by the tests: a Billetweb stand-in over real HTTP, and the real mirror and runner on top of it."""
 
+import functools
 import io
 import json
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,6 +25,7 @@ from processes import short_folder
 from syncd import config, log, wire
 from syncd.availability import with_figures
 from syncd.config import Config
+from syncd.database import Database
 from syncd.errors import StoreError
 from syncd.mirror import Mirror
 from syncd.model import Run, Trigger
@@ -84,6 +87,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"The same examples of all properties again: --hypothesis-seed={config.option.hypothesis_seed}"
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates() -> Iterator[None]:
+    """Read the machine's certificates once: no client here needs them, and each would take its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -285,9 +296,23 @@ class Rig:
         return found
 
 
+@functools.cache
+def migrated() -> bytes:
+    """Return the file of a database without rows, as the migrations make it."""
+    with short_folder() as folder:
+        Database(f"sqlite:///{folder}/empty.db").close()
+        return (folder / "empty.db").read_bytes()
+
+
 @contextmanager
 def rig_on(config: Config) -> Iterator[Rig]:
-    """Give a rig on this configuration, and stop it afterwards."""
+    """Give a rig on this configuration, and stop it afterwards.
+
+    A new file is a copy of one that was migrated: doing that each time would take as long as many a test.
+    """
+    scheme, _, path = config.database.url.partition(":///")
+    if scheme == "sqlite" and Path(path).parent.is_dir() and not Path(path).exists():
+        Path(path).write_bytes(migrated())
     with start_blocking_portal() as portal:
 
         async def make() -> Rig:

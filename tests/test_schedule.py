@@ -7,6 +7,7 @@ wall clock (frozen) and the clock that counts a suspend move with it, or on thei
 import asyncio
 import selectors
 import tracemalloc
+from bisect import insort
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -60,7 +61,7 @@ class World(selectors.DefaultSelector):
         self._frozen.move_to(self.wall)
 
     def at(self, running_s: float, action: Callable[[], None]) -> None:
-        self._plans = sorted([*self._plans, (running_s, action)], key=lambda plan: plan[0])
+        insort(self._plans, (running_s, action), key=lambda plan: plan[0])
 
     async def note(self) -> None:
         self.fired.append(self.clocks())
