@@ -6,6 +6,7 @@ sells in an interval. Nothing but the answers of Billetweb is simulated.
 """
 
 import asyncio
+import functools
 import random
 import statistics
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ class Account:
         self.told = told and self.in_turns
         self.read_s: dict[str, float] = {}
         self.due: set[str] = set()
+        self._standings: dict[str, Standing] = {}
         self.unseen: dict[str, list[float]] = {}
         self.sale_s: list[float] = []
         self._sales = self._coming(selling)
@@ -100,6 +102,7 @@ class Account:
             self.sale_s += [now_s - sold_s for sold_s in self.unseen.pop(event, ())]
             self.read_s[event] = now_s
             self.due.discard(event)
+            self._standings.pop(event, None)
         return self.requests - before
 
     def oldest_s(self) -> float:
@@ -114,9 +117,12 @@ class Account:
         return list(agenda.choose(map(self._standing, self.ids), self.budget).events)
 
     def _standing(self, event: str) -> Standing:
-        read_s = self.read_s.get(event)
-        read_at = None if read_s is None else START + timedelta(seconds=read_s)
-        return Standing(id=event, cost=COST, read_at=read_at, due=event in self.due)
+        known, due = self._standings.get(event), event in self.due
+        if known is None or known.due != due:
+            read_s = self.read_s.get(event)
+            read_at = None if read_s is None else START + timedelta(seconds=read_s)
+            known = self._standings[event] = Standing(id=event, cost=COST, read_at=read_at, due=due)
+        return known
 
     async def _request(self) -> None:
         await self._limiter.acquire()
@@ -142,6 +148,7 @@ class Account:
             self._next = next(self._sales)
 
 
+@functools.cache
 def simulate(events: int, *, told: bool = True, selling: float = SELLING) -> Result:
     """Return what the mirror of such an account is like."""
     account = Account(events, told=told, selling=selling)
@@ -181,21 +188,23 @@ def table() -> str:
             "a sale, without the increment: at most",
         ),
     )
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for events in SIZES:
-        idle, busy, untold = simulate(events, selling=0), simulate(events), simulate(events, told=False)
-        cells = (
-            f"{events:,}",
-            _time(idle.first_s),
-            str(idle.idle_requests),
-            f"{busy.requests:.0f}",
-            _time(statistics.median(busy.sale_s)),
-            _time(max(busy.sale_s)),
-            _time(busy.oldest_s),
-            _time(max(untold.sale_s)),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *map(row, SIZES)])
+
+
+def row(events: int) -> str:
+    """Return the table's line for accounts of this size."""
+    idle, busy, untold = simulate(events, selling=0), simulate(events), simulate(events, told=False)
+    cells = (
+        f"{events:,}",
+        _time(idle.first_s),
+        str(idle.idle_requests),
+        f"{busy.requests:.0f}",
+        _time(statistics.median(busy.sale_s)),
+        _time(max(busy.sale_s)),
+        _time(busy.oldest_s),
+        _time(max(untold.sale_s)),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _time(seconds: float) -> str:

@@ -22,6 +22,7 @@ from processes import (
 )
 from real_databases import locked
 
+MORE = pytest.mark.slow("each starts a process, and one of the sort is always tried")
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 _CHILD = """
 import os, subprocess
@@ -96,7 +97,7 @@ def test_socket_of_systemd_is_made_anew_or_removed(
     assert "WARNING" not in daemon.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=MORE)])
 def test_client_during_restart_is_refused(
     home: Path, base_url: str, listening: socket.socket, number: signal.Signals
 ) -> None:
@@ -105,7 +106,7 @@ def test_client_during_restart_is_refused(
         with DaemonProcess(home, base_url, NO_RUN, listening=listening) as daemon:
             assert b"200 OK" in early.recv(100)
             daemon.process.send_signal(number)
-            daemon.process.wait(5)
+            daemon.process.wait(PATIENCE_S)
         with (
             asked(home / "syncd.sock") as late,
             DaemonProcess(home, base_url, NO_RUN, listening=listening) as successor,
@@ -139,7 +140,13 @@ def test_second_signal_removes_socket_of_systemd(home: Path, base_url: str, list
     assert look(home / "syncd.sock") == before
 
 
-@pytest.mark.parametrize("variables", [{"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {"LISTEN_FDS": "0"}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LISTEN_PID": "1"},
+        *(pytest.param(odd, marks=MORE) for odd in ({"LISTEN_PID": ""}, {"LISTEN_FDS": "0"})),
+    ],
+)
 def test_socket_of_another_process_is_served(
     home: Path, base_url: str, listening: socket.socket, variables: dict[str, str]
 ) -> None:
@@ -190,10 +197,14 @@ NOT_ONE_THAT_LISTENS = "systemd passed no Unix socket that listens: see ListenSt
             id="two",
         ),
         pytest.param(unix(socket.SOCK_DGRAM, listens=False), "1", NOT_ONE_THAT_LISTENS, id="datagram"),
-        pytest.param(unix(socket.SOCK_SEQPACKET, listens=True), "1", NOT_ONE_THAT_LISTENS, id="packets"),
-        pytest.param(unix(socket.SOCK_STREAM, listens=False), "1", NOT_ONE_THAT_LISTENS, id="deaf"),
-        pytest.param(tcp, "1", NOT_ONE_THAT_LISTENS, id="tcp"),
-        pytest.param(abstract, "1", NOT_ONE_THAT_LISTENS, id="abstract"),
+        pytest.param(
+            unix(socket.SOCK_SEQPACKET, listens=True), "1", NOT_ONE_THAT_LISTENS, id="packets", marks=MORE
+        ),
+        pytest.param(
+            unix(socket.SOCK_STREAM, listens=False), "1", NOT_ONE_THAT_LISTENS, id="deaf", marks=MORE
+        ),
+        pytest.param(tcp, "1", NOT_ONE_THAT_LISTENS, id="tcp", marks=MORE),
+        pytest.param(abstract, "1", NOT_ONE_THAT_LISTENS, id="abstract", marks=MORE),
     ],
 )
 def test_socket_of_a_wrong_kind_is_served(

@@ -3,14 +3,16 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from budget_simulation import FULL_EVERY, INTERVAL, PER_MINUTE, RUN_TIMEOUT, SIZES, simulate, table
+from budget_simulation import FULL_EVERY, INTERVAL, PER_MINUTE, RUN_TIMEOUT, SIZES, row, simulate, table
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from test_readme import README
 
 from syncd.agenda import LEAST_REQUESTS, Budget, Standing, budget, choose
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
+LARGE = pytest.mark.slow("two days of 5,000 events, three times, are simulated in ten seconds")
 
 
 def standing(name: str, minutes: int | None = 0, cost: int = 2, **reasons: bool) -> Standing:
@@ -132,7 +134,7 @@ def test_a_short_interval_or_a_low_ceiling_allows_nothing(interval: timedelta, p
     assert min(LEAST_REQUESTS, per_minute) <= limits.capacity <= per_minute * 10
 
 
-@pytest.mark.parametrize("events", SIZES)
+@pytest.mark.parametrize("events", [*SIZES[:-1], pytest.param(SIZES[-1], marks=LARGE)])
 def test_what_nobody_promised(events: int) -> None:
     """Simulated for two days: figures within their bound, sales within two runs, five requests at rest."""
     busy = simulate(events)
@@ -143,10 +145,10 @@ def test_what_nobody_promised(events: int) -> None:
     assert simulate(events, selling=0).idle_requests <= 5 + share
     untold = simulate(events, told=False)
     assert max(untold.sale_s) <= untold.bound_s + slack_s
+    assert row(events) in README.splitlines()
 
 
+@LARGE
 def test_the_readme_shows_another_table() -> None:
     """README's table of the budget is what the command prints."""
-    from test_readme import README
-
     assert table() in README

@@ -14,6 +14,7 @@ from real_databases import query, url_at
 from syncd.standin import Answer, Fault, StandIn, hang, serving
 
 NOW = datetime.now(UTC)
+MORE = pytest.mark.slow("each moment takes three processes; one in the middle and the last are always tried")
 REQUESTS = 7
 """What a run of three events, none of them in session mode, asks for."""
 
@@ -62,7 +63,7 @@ def undisturbed(database_kind: str) -> Undisturbed:
     return Undisturbed(content, len(twin.requests) - before)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("moment", [*(pytest.param(part, marks=MORE) for part in (0.0, 0.3, 0.9)), 0.6, 1.0])
 def test_killed_run_leaves_another_mirror(
     home: Path, standin: StandIn, base_url: str, undisturbed: Undisturbed, moment: float
 ) -> None:

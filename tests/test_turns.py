@@ -321,7 +321,13 @@ def test_a_sale_waits_where_attendees_are_mirrored(
         assert rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
 
 
-@pytest.mark.parametrize(("per_minute", "full"), [(100, True), (60, False)], ids=["all at once", "in turns"])
+@pytest.mark.parametrize(
+    ("per_minute", "full"),
+    [
+        pytest.param(100, True, id="all at once", marks=pytest.mark.slow("a dozen full runs of 60 events")),
+        pytest.param(60, False, id="in turns"),
+    ],
+)
 def test_a_lasting_fault_wears_the_mirror_down(
     make_config: MakeConfig, instant_retries: None, per_minute: int, full: bool
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LogLines
-from processes import DaemonProcess, eventually
+from processes import PATIENCE_S, DaemonProcess, eventually
 
 from syncd.notify import Notifier
 from syncd.postgresql import SESSION
@@ -22,6 +22,7 @@ from syncd.watchdog import LATE_S, OVERRUN_S, Watchdog, interval_s
 
 EVERY_S = 1.0
 LONG_S = 15.0
+MORE = pytest.mark.slow("each waits for seconds, and some are always tried")
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
 PING = b"WATCHDOG=1"
@@ -160,7 +161,10 @@ TROUBLES: dict[str, tuple[float, float, tuple[bytes | None, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize(
+    "trouble",
+    [name if name in ("dead", "run", "silent") else pytest.param(name, marks=MORE) for name in TROUBLES],
+)
 def test_hanging_daemon_is_fed(home: Path, manager: socket.socket, log_lines: LogLines, trouble: str) -> None:
     """Each lasting trouble is logged and told with its reason, once, and no ping comes before or after it."""
     slot_s, run_s, answers, reason = TROUBLES[trouble]
@@ -204,7 +208,9 @@ def test_slow_database_is_a_hang() -> None:
     assert 2 * max(statement_s, BUSY_TIMEOUT_MS / 1000) + LATE_S < OVERRUN_S
 
 
-@pytest.mark.parametrize("trouble", ["dead", "slot", "run", "silent", "unwell"])
+@pytest.mark.parametrize(
+    "trouble", ["slot", "silent", *(pytest.param(name, marks=MORE) for name in ("dead", "run", "unwell"))]
+)
 def test_moment_of_load_restarts_daemon(
     home: Path, manager: socket.socket, log_lines: LogLines, trouble: str
 ) -> None:
@@ -289,7 +295,7 @@ def test_service_starts_unwatched(home: Path, base_url: str) -> None:
             daemon.told("WATCHDOG=1")
         daemon.process.send_signal(signal.SIGTERM)
         daemon.told("STOPPING=1")
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(PATIENCE_S) == 0
         with pytest.raises(AssertionError, match=r"no WATCHDOG"):
             daemon.told("WATCHDOG")
     firsts = [message.partition("\n")[0] for message in daemon.notified]
@@ -317,5 +323,5 @@ def test_hang_leaves_no_trace(home: Path, base_url: str) -> None:
         assert daemon.told("trigger") == f"STATUS=hangs: {reason}\nWATCHDOG=trigger"
         eventually(lambda: f"CRITICAL {reason}: asking systemd for a restart" in daemon.log)
         daemon.process.send_signal(signal.SIGABRT)
-        assert daemon.process.wait(5) == -signal.SIGABRT
+        assert daemon.process.wait(PATIENCE_S) == -signal.SIGABRT
     assert "in <lambda>" in daemon.log.partition("Fatal Python error: Aborted")[2]
