@@ -2,7 +2,6 @@
 
 import asyncio
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -169,10 +168,9 @@ def test_large_answer_would_be_given_no_time(account: StandIn, base_url: str) ->
     account.fail("/attendees", standin.drip(0.6))
     assert read(base_url, ids, timeout_s=0.5)
     account.fail("/attendees", standin.hang, times=None)
-    begun = time.monotonic()
     with pytest.raises(TransportError, match=r"no complete answer within 0\.4 s"):
         read(base_url, ids, timeout_s=0.2)
-    assert time.monotonic() - begun < 4  # three attempts
+    assert len(account.requests) == 1 + 3  # attempts
 
 
 def test_large_answer_would_be_held_whole(account: StandIn, base_url: str) -> None:

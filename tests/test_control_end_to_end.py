@@ -12,7 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from processes import SYNCCTL, DaemonProcess, Json, asked, environment, eventually, short_folder, syncd
+from processes import (
+    PATIENCE_S,
+    SYNCCTL,
+    DaemonProcess,
+    Json,
+    asked,
+    environment,
+    eventually,
+    short_folder,
+    syncd,
+)
 
 from syncd import __version__
 from syncd.standin import StandIn, hang, serving, truncated
@@ -154,7 +164,7 @@ def test_waiting_ends_the_run(daemon: DaemonProcess, standin: StandIn) -> None:
     with started(daemon, "run-now", "--join") as waiting:
         eventually(lambda: waiting_on(daemon) == 1)
         waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(5) == 130
+        assert waiting.wait(PATIENCE_S) == 130
     standin.heal()
     assert daemon.ran(count + 1)["last_run"]["outcome"] == "ok"
 
@@ -178,7 +188,7 @@ def test_daemon_that_goes_away_is_waited_for(standin: StandIn) -> None:
         with started(daemon, "run-now") as waiting:
             asked(standin, before + 1)
             assert daemon.stop() == 0
-            assert waiting.wait(5) in (1, 3)
+            assert waiting.wait(PATIENCE_S) in (1, 3)
 
 
 def test_commands_say_another_thing_than_the_daemon_does(daemon: DaemonProcess) -> None:

@@ -170,7 +170,7 @@ def test_waiting_ends_when_its_time_is_up(
         daemon.answers[hanging] = stream(until=daemon.closing)
     begin = time.monotonic()
     assert ctl.main(["run-now", "--timeout", "1s"]) == 5
-    assert 0.14 < time.monotonic() - begin < 2
+    assert 0.14 < time.monotonic() - begin < 10
     assert "Gave up waiting. Run 43 goes on: `syncctl status`" in capsys.readouterr().err
 
 

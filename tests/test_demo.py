@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from processes import SYNCCTL, SYNCD, environment, eventually, short_folder
+from processes import PATIENCE_S, SYNCCTL, SYNCD, environment, eventually, short_folder
 
 from syncd.standin import StandIn
 from syncd.standin_world import number
@@ -46,7 +46,7 @@ class Screen:
     def leave(self, number: int) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(5)
+        return self.process.wait(PATIENCE_S)
 
     def close(self) -> None:
         """End whatever is left."""

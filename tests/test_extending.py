@@ -184,7 +184,7 @@ def test_commit_of_a_stop_is_cut_short(home: Path, base_url: str) -> None:
         daemon.told("STOPPING=1")
         for _ in range(2):
             assert daemon.told("EXTEND") == EXTEND
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(PATIENCE_S) == 0
     assert "ending at once: the database did not answer, its transaction is rolled back" in daemon.log
 
 
@@ -195,6 +195,6 @@ def test_death_of_a_part_looks_like_a_clean_stop(home: Path, base_url: str) -> N
     with daemon:
         in_a_long_transaction(daemon)
         daemon.process.send_signal(signal.SIGUSR1)
-        assert daemon.process.wait(10) == 1
+        assert daemon.process.wait(PATIENCE_S) == 1
     assert "the ticker died" in daemon.log
     assert "ending at once: the database did not answer" in daemon.log
