@@ -68,11 +68,13 @@ Increment = Literal["used", "not needed", "not permitted", "failed"]
 class Pace(Struct, frozen=True, kw_only=True):
     """How a run of the whole account shared its requests out.
 
-    `cost`: requests that reading all live events would take; `waiting`: events with a reason to be read that
-    wait for the next run; `increment`: whether the account's attendees told who sold.
+    `live`: how many live events there were; `cost`: requests that reading all of them would take; `waiting`:
+    events with a reason to be read that wait for the next run; `increment`: whether the account's attendees
+    told who sold.
     """
 
     budget: Budget
+    live: int
     cost: int
     waiting: int = 0
     increment: Increment = "not needed"

@@ -11,13 +11,12 @@ import ipaddress
 import math
 import os
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from typing import IO, Self, TypeVar
+from typing import IO, Literal, Self, TypeVar
 
 import httpx
 import stamina
@@ -25,6 +24,7 @@ import stamina.instrumentation
 from loguru import logger
 
 from syncd import __version__, slices, wire
+from syncd.clock import Clock
 from syncd.config import BilletwebConfig, Secret
 from syncd.errors import (
     AuthError,
@@ -37,7 +37,7 @@ from syncd.errors import (
     TransportError,
 )
 from syncd.limiter import RateLimiter
-from syncd.model import Event, Gauge, Session, Ticket
+from syncd.model import Event, Gauge, Quiet, Session, Ticket
 from syncd.threads import in_thread
 from syncd.wire import Decoded, GaugeKey
 
@@ -52,7 +52,10 @@ IN_MEMORY_BYTES = 1024 * 1024
 """An answer to be read in slices goes to a file from here on; a refusal has no more than this to say."""
 PIECE_BYTES = 256 * 1024
 CHALLENGE_WAIT_S = 300.0
+"""Minutes, not seconds, is what others tell their users whom the protection stopped."""
 CHALLENGE_WAIT_MAX_S = 3600.0
+REFUSED_S = 24 * 3600.0
+"""A key may be good again without anybody's telling so: it is tried once a day."""
 
 
 class Spooled:
@@ -102,9 +105,10 @@ class Billetweb:
     """Reads one account.
 
     A request that failed for a passing reason is asked again, ATTEMPTS times in all and not once
-    RETRY_WITHIN_S are over. After the list of events was refused to the credentials nothing is sent until
-    `reset`; after a challenge page, for some minutes (twice as long each time, up to an hour): every request
-    then raises the same error at once.
+    RETRY_WITHIN_S are over. After the list of events was refused to the credentials nothing is sent for a
+    day, or until `reset`; after a challenge page, for some minutes (twice as long each time, up to an hour);
+    and for as long as Billetweb asks for a rest: every request then raises the same error at once.
+    `quiet` is the latest such time; `on_quiet` is told of each that begins, and None when it is over.
     `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
     """
@@ -116,18 +120,22 @@ class Billetweb:
         limiter: RateLimiter,
         *,
         count_carts: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
+        quiet: Quiet | None = None,
+        on_quiet: Callable[[Quiet | None], Awaitable[None]] | None = None,
     ) -> None:
         self._account = config.user
         self._timeout_s = config.timeout.total_seconds()
         self._limiter = limiter
         self._count_carts = count_carts
-        self._clock = clock
+        self._clock = clock or Clock()
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._refused: AuthError | None = None
-        self._challenge: ChallengeError | None = None
-        self._challenge_until = 0.0
-        self._challenge_wait_s = CHALLENGE_WAIT_S
+        self.credentials = Secret(f"{config.user}:{key.value}")
+        self.quiet: Quiet | None = None
+        self._quiet_until_s = 0.0
+        self._on_quiet = on_quiet
+        self._is_noted = False
+        self.take_over(quiet)
         self.ahead = timedelta(0)
         self.requests = 0
         self.statuses: Counter[str] = Counter()
@@ -139,14 +147,47 @@ class Billetweb:
             trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
         )
 
+    def take_over(self, quiet: Quiet | None) -> None:
+        """Keep quiet as an earlier client was asked to; a refusal is that of the key that was refused."""
+        if quiet is None:
+            return
+        self._is_noted = True
+        if quiet.key and not self.credentials.is_of(quiet.key):
+            return
+        self._be_quiet(quiet)
+        if quiet.kind == "rate_limited":
+            self._limiter.pause(self._left_s)
+
+    def succeed(self, before: "Billetweb") -> None:
+        """Go on where the client of earlier settings was; but ask again with a key that was refused to it."""
+        self.statuses = before.statuses  # the same counter: a run in progress still counts there
+        self.ahead = before.ahead
+        self.take_over(before.quiet)
+        self.reset()
+
+    def _be_quiet(self, quiet: Quiet) -> None:
+        self.quiet = quiet
+        # By the clock that nobody sets: the other one is for the next process.
+        self._quiet_until_s = self._clock.running_s() + quiet.lasts_s(self._clock.now())
+
+    @property
+    def _left_s(self) -> float:
+        """How long nothing is to be sent; 0 where something may be."""
+        return max(self._quiet_until_s - self._clock.running_s(), 0.0) if self.quiet else 0.0
+
     @property
     def refused(self) -> bool:
-        """Whether Billetweb refused the credentials, so that nothing is sent until `reset`."""
-        return self._refused is not None
+        """Whether Billetweb refused the credentials, so that nothing is sent for a day, or until `reset`."""
+        return self._lasting("credentials") is not None
+
+    def _lasting(self, kind: str) -> Quiet | None:
+        quiet = self.quiet
+        return quiet if quiet and quiet.kind == kind and self._left_s else None
 
     def reset(self) -> None:
         """Ask again with the same credentials: somebody says that they are good now."""
-        self._refused = None
+        if self.refused:
+            self.quiet = None
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -219,8 +260,9 @@ class Billetweb:
                 except BaseException as error:
                     file.close()
                     if isinstance(error, BilletwebError):
-                        self._learn(error)
+                        await self._learn(error)
                     raise
+                await self._forget_quiet()
                 return file
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -248,7 +290,7 @@ class Billetweb:
             raise TransportError(f"{self._http.base_url.host}: {type(error).__name__}: {said}") from error
         finally:
             self.statuses[str(status or "none")] += 1
-        retry_after, now = answer.headers.get("Retry-After"), datetime.now(UTC)
+        retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
         self.ahead = wire.ahead(answer.headers.get("Date"), now=now)
         body = file.read(IN_MEMORY_BYTES)
         file.seek(0)
@@ -258,34 +300,67 @@ class Billetweb:
             raise RestrictedError(str(refusal), status=answer.status_code)
         if refusal:
             raise refusal
-        self._challenge_wait_s = CHALLENGE_WAIT_S
 
-    def _learn(self, error: BilletwebError) -> None:
+    async def _learn(self, error: BilletwebError) -> None:
+        """Keep quiet where the error asks for that."""
+        wait_s, before = error.wait_s or 0.0, self.quiet
         if isinstance(error, AuthError):
-            self._refused = error
+            await self._keep_quiet("credentials", REFUSED_S, error)
         elif isinstance(error, ChallengeError):
-            if self._challenge and self._clock() < self._challenge_until:
+            if self._lasting("challenge"):
                 return  # requests under way together meet the same challenge: it counts once
-            self._challenge = error
-            self._challenge_until = self._clock() + self._challenge_wait_s
-            self._challenge_wait_s = min(2 * self._challenge_wait_s, CHALLENGE_WAIT_MAX_S)
-        elif isinstance(error, RateLimited):
-            self._limiter.pause(error.wait_s or 0.0)
+            again = before if before and before.kind == "challenge" else None
+            length_s = 2 * (again.until - again.since).total_seconds() if again else CHALLENGE_WAIT_S
+            await self._keep_quiet("challenge", min(length_s, CHALLENGE_WAIT_MAX_S), error)
+        elif isinstance(error, RateLimited) or wait_s > RETRY_WITHIN_S:
+            self._limiter.pause(wait_s)
+            await self._keep_quiet("rate_limited", self._limiter.paused_s, error)
+
+    async def _keep_quiet(
+        self,
+        kind: Literal["rate_limited", "challenge", "credentials"],
+        seconds: float,
+        error: BilletwebError,
+    ) -> None:
+        now = self._clock.now()
+        if self._left_s >= seconds:
+            return
+        quiet = Quiet(
+            kind=kind,
+            since=now,
+            until=now + timedelta(seconds=seconds),
+            status=error.status,
+            key=self.credentials.digest() if kind == "credentials" else "",
+        )
+        self._be_quiet(quiet)
+        self._is_noted = True
+        if self._on_quiet:
+            await self._on_quiet(quiet)
+
+    async def _forget_quiet(self) -> None:
+        """Forget a time that is over, since an answer came; one that began meanwhile goes on."""
+        if self._is_noted and not self._left_s:
+            self.quiet, self._is_noted = None, False
+            if self._on_quiet:
+                await self._on_quiet(None)
 
     def _refuse_where_pointless(self) -> None:
         if self._limiter.paused_s > RETRY_WITHIN_S:
-            minutes = self._limiter.paused_s / 60
-            raise RateLimited(f"not sent: Billetweb asked for {minutes:.0f} min of rest", status=429)
-        if self._refused:
+            minutes, asked = self._limiter.paused_s / 60, self._lasting("rate_limited")
+            raise RateLimited(
+                f"not sent: Billetweb asked for {minutes:.0f} min of rest",
+                status=asked.status if asked else None,
+            )
+        if refused := self._lasting("credentials"):
             raise AuthError(
                 "not sent: Billetweb refused the user or the key before",
-                status=self._refused.status,
+                status=refused.status,
             )
-        if self._challenge and self._clock() < self._challenge_until:
-            minutes = (self._challenge_until - self._clock()) / 60
+        if challenge := self._lasting("challenge"):
+            minutes = self._left_s / 60
             raise ChallengeError(
                 f"not sent: Billetweb's protection asked for a browser; asked again in {minutes:.0f} min",
-                status=self._challenge.status,
+                status=challenge.status,
             )
 
 

@@ -17,9 +17,10 @@ import msgspec
 import stamina.instrumentation
 from loguru import logger
 
-from syncd import __version__, database, log, text
+from syncd import __version__, log, text
 from syncd.billetweb import Billetweb, tell_retry
 from syncd.config import Config, load
+from syncd.database import engine
 from syncd.errors import AlreadyRunning, AuthError, BilletwebError, ConfigError, StoreError, SyncdError
 from syncd.limiter import RateLimiter
 from syncd.model import Run
@@ -143,31 +144,23 @@ def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
+    from syncd.account.account import Account  # noqa: PLC0415
     from syncd.heartbeat import ping  # noqa: PLC0415
-    from syncd.mirror import Mirror  # noqa: PLC0415
     from syncd.progress import shown  # noqa: PLC0415
-    from syncd.runner import Runner  # noqa: PLC0415
 
     gc.freeze()  # as for `run`
-    mirror = Mirror(config, redact)
-    try:
-        await mirror.open()
-        with shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to)) as show:
-            runner = Runner(
-                lambda run: mirror.work(run, show),
-                timeout=config.sync.run_timeout,
-                next_id=mirror.next_id,
-                on_end=mirror.conclude,
-                redact=redact,
-            )
-            run = runner.request("once", full=full)
-            runner.serve()
+    with shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to)) as show:
+        account = Account(config, redact, on_progress=show)
+        try:
+            await account.open()
+            run = account.runner.request("once", full=full)
+            account.runner.serve()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                asyncio.get_running_loop().add_signal_handler(number, runner.task.cancel)
-            await runner.wait(run)
-        await ping(config.heartbeat.url, run)
-    finally:
-        await mirror.close()
+                asyncio.get_running_loop().add_signal_handler(number, account.runner.task.cancel)
+            await account.runner.wait(run)
+        finally:
+            await account.close()
+    await ping(config.heartbeat.url, run)
     return run
 
 
@@ -180,7 +173,7 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
     except ConfigError as error:
         code, problems = EXIT_OF[ConfigError], error.problems
     else:
-        trouble = database.check(config.database.url)
+        trouble = engine.check(config.database.url)
         if trouble:
             code, problems = EXIT_OF[StoreError], [trouble]
         obstacle = socket_obstacle(config.control.socket, config.control.group)
@@ -243,7 +236,7 @@ def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
 def secrets(config: Config) -> list[str]:
     """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
-    return [config.key.value, token, database.password(config.database.url), config.heartbeat.url or ""]
+    return [config.key.value, token, engine.password(config.database.url), config.heartbeat.url or ""]
 
 
 def _duration(value: str) -> timedelta:

@@ -9,6 +9,7 @@ Leans on tomllib for the syntax. Line numbers come from a small scanner of our o
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -42,6 +43,20 @@ class Secret:
     def value(self) -> str:
         """The text itself."""
         return self._value
+
+    def digest(self) -> str:
+        """Return a text by which this one is known again, and which does not tell it."""
+        return self._salted(os.urandom(16))
+
+    def is_of(self, digest: str) -> bool:
+        """Tell whether a digest was made of this text."""
+        try:
+            return self._salted(bytes.fromhex(digest.partition("$")[0])) == digest
+        except ValueError:
+            return False
+
+    def _salted(self, salt: bytes) -> str:
+        return f"{salt.hex()}${hashlib.blake2b(self._value.encode(), salt=salt).hexdigest()}"
 
     def __repr__(self) -> str:
         return "***"

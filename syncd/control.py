@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from grp import getgrnam
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import h11
 import msgspec
@@ -28,11 +28,12 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from syncd import __version__
+from syncd.account.status import Status
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.lock import FileLock
-from syncd.model import Json, Peer, Progress, Run
-from syncd.status import Status
+from syncd.model import Doubt, Json, Peer, Progress, Run
 
+B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT_S = 60.0
 MAX_RUNS = 1000
@@ -51,7 +52,9 @@ class Verbs(Protocol):
     def status(self) -> Status:
         """Return the status, from memory."""
 
-    def request_run(self, *, full: bool, events: Sequence[str], join: bool, requested_by: Peer) -> Run:
+    async def request_run(
+        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
+    ) -> Run:
         """Return the run that serves the request. Raises Stopping."""
 
     async def find_run(self, run_id: int) -> Run | None:
@@ -69,6 +72,9 @@ class Verbs(Protocol):
     async def events(self, *, ended_too: bool) -> list[Json]:
         """Return the events with their availability."""
 
+    async def doubts(self) -> list[Doubt]:
+        """Return what is absent upstream and not believed gone yet."""
+
     async def pause(self, *, paused: bool) -> Status:
         """Stop or start scheduled runs, also over a restart."""
 
@@ -85,6 +91,12 @@ class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
     full: bool = False
     events: list[str] = field(default_factory=list)
     join: bool = False
+
+
+class AcceptRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/accept`."""
+
+    events: list[str] = field(default_factory=list)
 
 
 class Refusal(Exception):  # an answer, not a fault
@@ -106,6 +118,8 @@ def application(verbs: Verbs) -> Starlette:
             Route("/v1/runs/{id}", routes.run),
             Route("/v1/runs/{id}/progress", routes.progress),
             Route("/v1/events", routes.events),
+            Route("/v1/doubts", routes.doubts),
+            Route("/v1/accept", routes.accept, methods=["POST"]),
             Route("/v1/pause", routes.pause, methods=["POST"]),
             Route("/v1/resume", routes.resume, methods=["POST"]),
             Route("/v1/reload", routes.reload, methods=["POST"]),
@@ -130,14 +144,24 @@ class _Routes:
 
     async def start_run(self, request: Request) -> Response:
         """Answer with the run that serves the request, queued or in progress."""
-        asked = await _body(request)
-        bad = [event_id for event_id in asked.events if not EVENT_ID.fullmatch(event_id)]
-        if bad:
-            raise Refusal(400, "bad_request", f"events: {bad[0]!r} is not an event id (digits)")
-        run = self._verbs.request_run(
-            full=asked.full, events=asked.events, join=asked.join, requested_by=_peer(request)
+        asked = await _body(request, RunRequest)
+        _check_ids(asked.events)
+        run = await self._verbs.request_run(
+            full=asked.full, accept=False, events=asked.events, join=asked.join, requested_by=_peer(request)
         )
         return _json(run, status=202)
+
+    async def accept(self, request: Request) -> Response:
+        """Answer with the run that marks vanished what is still absent."""
+        asked = await _body(request, AcceptRequest)
+        _check_ids(asked.events)
+        run = await self._verbs.request_run(
+            full=False, accept=True, events=asked.events, join=False, requested_by=_peer(request)
+        )
+        return _json(run, status=202)
+
+    async def doubts(self, _request: Request) -> Response:
+        return _json({"doubts": await self._verbs.doubts()})
 
     async def run(self, request: Request) -> Response:
         run = await self._find(request)
@@ -375,7 +399,13 @@ def _remove_stale(path: Path) -> None:
     raise AlreadyRunning(f"something answers on the socket {path} already")
 
 
-async def _body(request: Request) -> RunRequest:
+def _check_ids(events: Sequence[str]) -> None:
+    for event_id in events:
+        if not EVENT_ID.fullmatch(event_id):
+            raise Refusal(400, "bad_request", f"events: {event_id!r} is not an event id (digits)")
+
+
+async def _body(request: Request, kind: type[B]) -> B:
     body = b""
     try:
         async for chunk in request.stream():
@@ -385,7 +415,7 @@ async def _body(request: Request) -> RunRequest:
     except ClientDisconnect as error:  # nobody is there any more to read this
         raise Refusal(400, "bad_request", "the body broke off") from error
     try:
-        return msgspec.json.decode(body or b"{}", type=RunRequest)
+        return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, "bad_request", f"the body does not fit: {error}") from error
 

@@ -133,24 +133,38 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("status", status, "What the daemon does and how it fares.")
     command.add_argument("--check", action="store_true", help="exit 1 unless health is ok")
     command = add("run-now", run_now, "A run that begins after this request; waits for its end.")
-    command.add_argument("--full", action="store_true", help="reread everything")
-    help_ = "only this event; may be repeated"
-    command.add_argument("--event", metavar="ID", type=_event_id, action="append", default=[], help=help_)
+    help_ = "reread everything (this is no consent to anything)"
+    command.add_argument("--full", action="store_true", help=help_)
+    _take_events(command, "only this event; may be repeated")
     command.add_argument("--join", action="store_true", help="accept a run in progress instead of a new one")
-    command.add_argument("--no-wait", action="store_true", help="return as soon as the run is queued")
-    help_ = "wait no longer than this, such as 5m; the run goes on"
-    command.add_argument("--timeout", metavar="DUR", type=_timeout_s, default=float("inf"), help=help_)
+    _take_patience(command)
     command = add("history", history, "The latest runs, newest first.")
     command.add_argument(
         "-n", metavar="N", dest="limit", type=_limit, default=20, help="how many runs, 1 to 1000 (20)"
     )
     command = add("events", events, "Live events and the places left.")
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
+    add("doubts", doubts, "What is absent upstream and not believed gone yet, and what that waits for.")
+    help_ = "Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end."
+    command = add("accept", accept, help_)
+    _take_events(command, "only this event, and what is absent inside it; may be repeated")
+    _take_patience(command)
     add("pause", change_state, "Start no more scheduled runs, also after a restart.")
     add("resume", change_state, "Start scheduled runs again.")
     add("reload", change_state, "Read the configuration again.")
     add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
     return parser
+
+
+def _take_events(command: argparse.ArgumentParser, help_: str) -> None:
+    command.add_argument("--event", metavar="ID", type=_event_id, action="append", default=[], help=help_)
+
+
+def _take_patience(command: argparse.ArgumentParser) -> None:
+    """Add the options of a command that waits for a run."""
+    command.add_argument("--no-wait", action="store_true", help="return as soon as the run is queued")
+    help_ = "wait no longer than this, such as 5m; the run goes on"
+    command.add_argument("--timeout", metavar="DUR", type=_timeout_s, default=float("inf"), help=help_)
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
@@ -188,12 +202,21 @@ def status(args: argparse.Namespace) -> int:
 
 
 def run_now(args: argparse.Namespace) -> int:
+    """Ask for a run and see it through."""
+    return see_through(args, "/v1/runs", {"full": args.full, "events": args.event, "join": args.join})
+
+
+def accept(args: argparse.Namespace) -> int:
+    """Ask for a run that lets vanish what it finds absent once more, and see it through."""
+    return see_through(args, "/v1/accept", {"events": args.event})
+
+
+def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
     """Ask for a run, wait for its end and print it; 1 if its outcome is not ok."""
     deadline = time.monotonic() + args.timeout
-    wanted = {"full": args.full, "events": args.event, "join": args.join}
     timeout_s = min(args.timeout, ANSWER_TIMEOUT_S)
     try:
-        run = ask_json(args.socket, "POST", "/v1/runs", wanted, timeout_s=timeout_s)
+        run = ask_json(args.socket, "POST", target, wanted, timeout_s=timeout_s)
     except NoDaemon:
         if time.monotonic() < deadline:
             raise
@@ -216,6 +239,13 @@ def events(args: argparse.Namespace) -> int:
     """Print the live events, or all."""
     answer = ask_json(args.socket, "GET", f"/v1/events?all={int(args.all)}")
     write_answer(args, answer, lambda: text.events_table(answer["events"]))
+    return EXIT_OK
+
+
+def doubts(args: argparse.Namespace) -> int:
+    """Print what is absent upstream and not believed gone yet."""
+    answer = ask_json(args.socket, "GET", "/v1/doubts")
+    write_answer(args, answer, lambda: text.doubts_table(answer["doubts"], datetime.now(UTC)))
     return EXIT_OK
 
 

@@ -1,4 +1,4 @@
-"""The daemon's life: start, serve, stop. Wires the mirror, the runner, the schedule and the control server.
+"""The daemon's life: start, serve, stop. Wires the account, the control server and systemd.
 
 Everything happens on one event loop; decoding and the database work in threads beside it. A dead part ends
 the process, so that systemd starts it again; a failed run is only an event and a status.
@@ -11,25 +11,22 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from loguru import logger
 from msgspec import structs
 
 from syncd import metrics
+from syncd.account.account import Account
+from syncd.account.status import Status
 from syncd.config import Config
 from syncd.control import ControlServer, application
-from syncd.database import masked
-from syncd.errors import ConfigError, StoreError, SyncdError
+from syncd.database.engine import masked
+from syncd.errors import ConfigError, StoreError
 from syncd.heartbeat import ping
-from syncd.mirror import Mirror
-from syncd.model import Json, Peer, Progress, Run
+from syncd.model import Doubt, Json, Peer, Progress, Run
 from syncd.notify import Notifier
 from syncd.redact import Redactor
-from syncd.runner import Runner
-from syncd.schedule import Schedule
-from syncd.status import State, Status, budget_status, last_error
 from syncd.text import format_duration
 from syncd.threads import in_thread
 from syncd.watchdog import Watchdog
@@ -69,15 +66,7 @@ class Daemon:
         self._listening = listening
         self._feed_every_s = feed_every_s
         self._on_run = on_run
-        self._mirror = Mirror(config, redact)
-        self._schedule = Schedule(self._fire)
-        self._runner = Runner(
-            self._work,
-            timeout=config.sync.run_timeout,
-            next_id=self._mirror.next_id,
-            on_end=self._conclude,
-            redact=redact,
-        )
+        self._account = Account(config, redact, on_begin=self._began, on_end=self._ended)
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
@@ -93,7 +82,7 @@ class Daemon:
         try:
             serving = await self._start()
         except BaseException:
-            await self._mirror.close()
+            await self._account.close()
             if self._control:
                 self._control.remove()
             raise
@@ -112,26 +101,27 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         with self._extending():
             try:
-                await self._mirror.open()
+                await self._account.open()
             except StoreError as error:
                 logger.bind(event="error.database").error("{}; tried again with each run", error)
-        self._runner.serve()
+        self._account.runner.serve()
         serving = asyncio.create_task(control.serve(application(self)), name="control server")
         up = asyncio.create_task(control.up.wait())
         await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
-        sync = self._config.sync
-        self._schedule.start(sync.interval, sync.jitter, self._first_slot())
+        self._account.start()
         if self._stop_asked.is_set():
             return serving
-        if sync.run_on_start and not self._mirror.paused:
-            self._runner.request("startup")
-        every = f"every {format_duration(sync.interval.total_seconds())}"
+        every = f"every {format_duration(self._config.sync.interval.total_seconds())}"
         logger.bind(event="started").info(
             "syncd {} is up: runs {}, answers on {}, writes to {}",
             *(self.status().version, every, control.path, masked(self._config.database.url)),
         )
         if control.up.is_set():
-            without = "" if self._mirror.store else "; the database cannot be opened, each run tries again"
+            without = (
+                ""
+                if self._account.database.is_open
+                else "; the database cannot be opened, each run tries again"
+            )
             self._notifier.ready(STATUS=f"up, runs {every}{without}")
             self._feed_watchdog(control.path)
         self._is_up = True
@@ -145,9 +135,9 @@ class Daemon:
                 self._notifier,
                 self._feed_every_s,
                 path=path,
-                schedule_is_alive=lambda: self._schedule.is_alive,
-                slot_overdue_s=self._schedule.overdue_s,
-                run_overdue_s=self._runner.overdue_s,
+                schedule_is_alive=lambda: self._account.schedule.is_alive,
+                slot_overdue_s=self._account.schedule.overdue_s,
+                run_overdue_s=self._account.runner.overdue_s,
             )
             self._watchdog.start()
 
@@ -161,7 +151,7 @@ class Daemon:
         async def extend() -> None:
             while True:
                 await asyncio.sleep(EXTEND_EVERY_S)
-                if self._mirror.is_writing:
+                if self._account.database.is_writing:
                     self._notifier.extend(EXTEND_S)
 
         task = asyncio.create_task(extend())
@@ -172,7 +162,7 @@ class Daemon:
 
     async def _until_stopped(self, serving: "asyncio.Task[None]") -> int:
         stopped = asyncio.create_task(self._stop_asked.wait())
-        parts = {serving, self._runner.task, self._schedule.task}
+        parts = {serving, self._account.runner.task, self._account.schedule.task}
         await asyncio.wait({stopped, *parts}, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             return 0
@@ -188,9 +178,9 @@ class Daemon:
             self._begin_stop(code)
         if self._watchdog:
             self._watchdog.stop()
-        self._schedule.stop()
+        self._account.schedule.stop()
         with self._extending():
-            ended = await self._runner.stop(RUN_GRACE_S)
+            ended = await self._account.runner.stop(RUN_GRACE_S)
         assert self._control
         self._control.stop()
         await asyncio.wait({serving})
@@ -199,7 +189,7 @@ class Daemon:
             self._give_up("the database did not answer, its transaction is rolled back", code)
         for task in self._tasks:
             task.cancel()
-        await self._mirror.close()
+        await self._account.close()
         if self._guard:
             self._guard.cancel()
         logger.bind(event="stopped").info("stopped")
@@ -213,6 +203,7 @@ class Daemon:
     def _begin_stop(self, code: int) -> None:
         """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
+        self._account.runner.is_stopping = True
         self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", code])
         self._guard.daemon = True
         self._guard.start()
@@ -245,35 +236,14 @@ class Daemon:
         self._tasks.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
 
-    def _first_slot(self) -> datetime:
-        """Return the first scheduled instant: in step with the last success where no run starts now."""
-        now, interval = datetime.now(UTC), self._config.sync.interval
-        last = self._mirror.record.last_success_at
-        if self._config.sync.run_on_start or last is None or last > now:
-            return now + interval
-        return last + interval * ((now - last) // interval + 1)
+    # --- what the account tells
 
-    # --- runs
-
-    async def _fire(self) -> None:
-        """Do what a scheduled slot asks for, and return when that has ended."""
-        waiting = [run for run in (self._runner.current, self._runner.queued) if run and run.whole]
-        if self._mirror.paused:
-            self._schedule.skip("paused")
-        elif self._mirror.client.refused:
-            self._schedule.skip("credentials")
-        elif waiting:
-            self._schedule.skip("busy")
-        elif not self._stop_asked.is_set():
-            run = self._runner.request("interval")
-            await self._runner.wait(run)
-
-    async def _work(self, run: Run) -> None:
+    def _began(self, run: Run) -> None:
+        """Show systemd that a run is in progress."""
         self._notifier.status(f"run {run.id} ({run.trigger}) in progress")
-        await self._mirror.work(run, self._runner.advance)
 
-    async def _conclude(self, run: Run, error: SyncdError | None) -> None:
-        await self._mirror.conclude(run, error)
+    def _ended(self, run: Run) -> None:
+        """Tell systemd, the heartbeat and whoever else wants to know how a run ended."""
         self._notifier.status(
             self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
         )
@@ -284,77 +254,43 @@ class Daemon:
 
     def status(self) -> Status:
         """Return the status, from memory."""
-        record, interval = self._mirror.record, self._config.sync.interval
-        refused = self._mirror.client.refused
-        health, reason = record.health(interval, refused=refused)
-        return Status(
-            pid=os.getpid(),
-            started_at=record.started_at,
-            uptime_s=round((datetime.now(UTC) - record.started_at).total_seconds(), 1),
-            state=self._state(),
-            health=health,
-            health_reason=reason,
-            is_running=not self._mirror.paused and not self._stop_asked.is_set(),
-            interval_s=interval.total_seconds(),
-            next_run_at=None if self._mirror.paused else self._schedule.next_at,
-            run_count=record.run_count,
-            consecutive_failures=record.consecutive_failures,
-            last_run=record.last_run,
-            last_success_at=record.last_success_at,
-            last_error=last_error(record.last_run),
-            current_run=self._runner.current,
-            queued_runs=1 if self._runner.queued else 0,
-            database=masked(self._config.database.url),
-            events_live=record.events_live,
-            events_full=record.events_full,
-            oldest_figure_at=record.oldest_figure_at,
-            oldest_figure_age_s=record.oldest_figure_age_s(),
-            events_unread=record.events_unread,
-            budget=budget_status(self._mirror.memory.pace, interval),
-            slots_skipped=dict(self._schedule.skipped),
-            slots_missed=self._schedule.missed,
-        )
+        return self._account.status()
 
-    def _state(self) -> State:
-        if self._stop_asked.is_set():
-            return "stopping"
-        if self._runner.current:
-            return "running"
-        return "paused" if self._mirror.paused else "idle"
-
-    def request_run(self, *, full: bool, events: Sequence[str], join: bool, requested_by: Peer) -> Run:
+    async def request_run(
+        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
+    ) -> Run:
         """Return the run that serves a request made by hand. Raises Stopping."""
-        return self._runner.request("manual", full=full, events=events, join=join, requested_by=requested_by)
+        return await self._account.request(
+            full=full, accept=accept, events=events, join=join, requested_by=requested_by
+        )
 
     async def find_run(self, run_id: int) -> Run | None:
         """Return a run: one of this process, or one on record."""
-        run = self._runner.find(run_id)
-        if run or self._mirror.store is None:
-            return run
-        return await in_thread(self._mirror.store.run, run_id)
+        return await self._account.find_run(run_id)
 
     async def wait(self, run: Run, seconds: float) -> None:
         """Return when the run has ended or the time is over."""
-        await self._runner.wait(run, seconds)
+        await self._account.runner.wait(run, seconds)
 
     def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
         """Yield a run's steps until it has ended."""
-        return self._runner.watch(run, keep_alive_s)
+        return self._account.runner.watch(run, keep_alive_s)
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
         """Return the latest runs on record, newest first."""
-        return await in_thread((await self._mirror.open()).runs, limit, before)
+        return await self._account.runs(limit, before)
 
     async def events(self, *, ended_too: bool) -> list[Json]:
         """Return the events with their availability."""
-        since = None if ended_too else datetime.now(UTC) - self._config.sync.keep_past
-        return await in_thread((await self._mirror.open()).events, since)
+        return await self._account.events(ended_too=ended_too)
+
+    async def doubts(self) -> list[Doubt]:
+        """Return what is absent upstream and not believed gone yet."""
+        return await self._account.doubts()
 
     async def pause(self, *, paused: bool) -> Status:
         """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""
-        store = await self._mirror.open()
-        await in_thread(store.set_paused, paused)
-        self._mirror.paused = paused
+        await self._account.pause(paused=paused)
         logger.bind(event="paused" if paused else "resumed").info(
             "scheduled runs are {}", "paused" if paused else "on again"
         )
@@ -382,18 +318,17 @@ class Daemon:
             )
             config = structs.replace(config, database=self._config.database, control=self._config.control)
         self._config = config
-        await self._mirror.configure(config)
-        self._runner.timeout = config.sync.run_timeout
-        self._schedule.change(config.sync.interval, config.sync.jitter)
+        await self._account.configure(config)
         logger.bind(event="reloaded").info("the configuration was read again")
 
     def metrics(self) -> bytes:
         """Return the Prometheus text."""
+        account = self._account
         return metrics.exposition(
-            metrics.Facts(
+            metrics.Sources(
                 status=self.status(),
-                record=self._mirror.record,
-                requests=self._mirror.client.statuses,
-                clock_jumps=self._schedule.clock_jumps,
+                facts=account.facts,
+                requests=account.client.statuses,
+                clock_jumps=account.schedule.clock_jumps,
             )
         )

@@ -7,34 +7,34 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from syncd.status import Record, Status
+from syncd.account.status import Facts, Status
 
 HEALTHS = ("ok", "degraded", "failing")
 
 
-class Facts(Struct, frozen=True, kw_only=True):
+class Sources(Struct, frozen=True, kw_only=True):
     """What the metrics are made of. `requests` counts answers by HTTP status."""
 
     status: Status
-    record: Record
+    facts: Facts
     requests: Mapping[str, int]
     clock_jumps: int
 
 
-def exposition(facts: Facts) -> bytes:
+def exposition(sources: Sources) -> bytes:
     """Return the Prometheus text exposition, every name prefixed `syncd_`."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(facts))
+    registry.register(_Collector(sources))
     return generate_latest(registry)
 
 
 class _Collector(Collector):
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        yield from _gauges(self._facts.status)
-        yield from _counters(self._facts)
+        yield from _gauges(self._sources.status)
+        yield from _counters(self._sources)
 
 
 def _gauges(status: Status) -> Iterator[Metric]:
@@ -57,6 +57,11 @@ def _gauges(status: Status) -> Iterator[Metric]:
         "consecutive_failures": ("Failed runs in a row.", status.consecutive_failures),
         "events_live": ("Live events in the mirror.", status.events_live),
         "events_full": ("Live events with no place left.", status.events_full),
+        "doubts": (
+            "Scopes that lack more than is believed yet: see `syncctl doubts`.",
+            # None counted yet is not none: nothing is known before the database is open.
+            None if status.events_live is None else status.doubts,
+        ),
         "next_run_timestamp_seconds": (
             "When the next scheduled run is.",
             status.next_run_at.timestamp() if status.next_run_at else None,
@@ -90,24 +95,24 @@ def _gauges(status: Status) -> Iterator[Metric]:
             yield GaugeMetricFamily(f"syncd_{name}", text, value=float(value))
 
 
-def _counters(facts: Facts) -> Iterator[Metric]:
+def _counters(sources: Sources) -> Iterator[Metric]:
     runs = CounterMetricFamily("syncd_runs", "Ended runs of this process.", labels=["trigger", "outcome"])
-    for labels, count in sorted(facts.record.totals.items()):
+    for labels, count in sorted(sources.facts.totals.items()):
         runs.add_metric(list(labels), count)
     yield runs
     for name, text, label, counts in (
-        ("rows", "Rows of the mirror by what became of them in runs.", "kind", facts.record.rows),
-        ("slots_skipped", "Scheduled runs not started, by reason.", "reason", facts.status.slots_skipped),
-        ("upstream_requests", "Requests to Billetweb by HTTP status.", "status", facts.requests),
+        ("rows", "Rows of the mirror by what became of them in runs.", "kind", sources.facts.rows),
+        ("slots_skipped", "Scheduled runs not started, by reason.", "reason", sources.status.slots_skipped),
+        ("upstream_requests", "Requests to Billetweb by HTTP status.", "status", sources.requests),
     ):
         family = CounterMetricFamily(f"syncd_{name}", text, labels=[label])
         for value, count in sorted(counts.items()):
             family.add_metric([value], count)
         yield family
     yield CounterMetricFamily(
-        "syncd_slots_missed", "Scheduled runs that went by unseen.", value=facts.status.slots_missed
+        "syncd_slots_missed", "Scheduled runs that went by unseen.", value=sources.status.slots_missed
     )
-    yield CounterMetricFamily("syncd_clock_jumps", "Steps of the machine's clock.", value=facts.clock_jumps)
+    yield CounterMetricFamily("syncd_clock_jumps", "Steps of the machine's clock.", value=sources.clock_jumps)
 
 
 def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:

@@ -2,8 +2,9 @@
 
 *Run*: one synchronisation. *Trigger*: why it ran. *Live event*: not yet ended, or ended less than
 `sync.keep_past` ago. *Gauge*: a Billetweb availability row. *Scope*: what one read is complete for (the
-account's events; one event's gauges, tickets or sessions). *Vanished*: no longer returned by reads that
-were complete in scope. *Change*: one row that appeared, changed, vanished or returned.
+account's events; one event's gauges, tickets, sessions or attendees). *Vanished*: no longer returned by reads
+that were complete in scope. *Change*: one row that appeared, changed, vanished or returned. *Absence*: a row
+that a complete read lacked and that has not vanished. *Doubt*: an absence too large to be believed soon.
 
 The field names of `Event`, `Gauge`, `Ticket`, `Session` and `Attendee` are the column names of the mirrored
 tables. Instants end in `_at` and are aware UTC; money is Decimal; `_s` is seconds.
@@ -16,6 +17,10 @@ from typing import Literal
 from msgspec import Struct, field
 
 Json = dict[str, object]
+EVENTS, GAUGES = "billetweb_events", "billetweb_gauges"
+TICKETS, SESSIONS = "billetweb_tickets", "billetweb_sessions"
+ATTENDEES = "billetweb_attendees"
+"""The mirrored tables."""
 Trigger = Literal["startup", "interval", "manual", "once"]
 RunState = Literal["queued", "running", "done"]
 Outcome = Literal["ok", "partial", "failed", "cancelled"]
@@ -158,12 +163,16 @@ class Peer(Struct, frozen=True):
     pid: int
 
 
-class RunError(Struct, frozen=True):
-    """One thing that went wrong in a run: what it concerns, the stable word for it, a sentence."""
+class RunError(Struct, frozen=True, omit_defaults=True):
+    """One thing that went wrong in a run: what it concerns, the stable word for it, a sentence.
+
+    `status`: the HTTP status of the answer that told so.
+    """
 
     subject: str
     kind: str
     message: str
+    status: int | None = None
 
 
 class Counts(Struct):
@@ -180,6 +189,11 @@ class Counts(Struct):
         for name in self.__struct_fields__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    @property
+    def changed(self) -> int:
+        """How many rows were changed."""
+        return self.inserted + self.updated + self.vanished + self.returned
+
 
 class Progress(Struct, frozen=True):
     """How far a run is: `done` of `total` live events. `total` is 0 until the list of events is read."""
@@ -192,8 +206,9 @@ class Progress(Struct, frozen=True):
 class Run(Struct, kw_only=True):
     """One synchronisation, from queued to done; the JSON of the control API and a row of `syncd_runs`.
 
-    `id` is negative for a run that no database could take note of. `whole`: all live events are read, and
-    those that `events` names; else those that it names alone. `errors` holds at most MAX_ERRORS of all the
+    `id` is negative until the run is on record. `whole`: all live events are read, and those that `events`
+    names; else those that it names alone. `accept`: somebody says that what is absent is gone, in the events
+    of `accepted`, where there are any, else everywhere. `errors` holds at most MAX_ERRORS of all the
     `errors_total`.
     """
 
@@ -203,6 +218,8 @@ class Run(Struct, kw_only=True):
     full: bool = False
     events: list[str] = field(default_factory=list)
     whole: bool = True
+    accept: bool = False
+    accepted: list[str] = field(default_factory=list)
     state: RunState = "queued"
     outcome: Outcome | None = None
     started_at: datetime | None = None
@@ -221,6 +238,41 @@ class Run(Struct, kw_only=True):
         self.errors_total += 1
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(error)
+
+
+class Quiet(Struct, frozen=True, kw_only=True):
+    """A time in which Billetweb is asked nothing: for the refusal of this kind, with this HTTP status.
+
+    `key` is the digest of the credentials that were refused, "" where it was not these.
+    """
+
+    kind: Literal["rate_limited", "challenge", "credentials"]
+    since: datetime
+    until: datetime
+    status: int | None = None
+    key: str = ""
+
+    def lasts_s(self, now: datetime) -> float:
+        """Return for how long it still lasts: never longer than it was meant to, whatever the clock says."""
+        return max(min(self.until - now, self.until - self.since).total_seconds(), 0.0)
+
+
+class Doubt(Struct, frozen=True, kw_only=True):
+    """An absence too large to be believed soon, of rows of one scope; `GET /v1/doubts`.
+
+    `event_id` is None for the list of events. `absent` of the scope's `of` rows have been lacking `since`, in
+    `reads` reads in a row. `until` is when they may vanish, None where that waits for a person.
+    """
+
+    table: str
+    event_id: str | None
+    absent: int
+    of: int
+    since: datetime
+    reads: int
+    examples: list[str]
+    waits_for: Literal["time", "accept"]
+    until: datetime | None
 
 
 MAX_ERRORS = 20

@@ -21,7 +21,6 @@ from rich.text import Text
 
 from syncd.limiter import WINDOW_S
 from syncd.model import Progress, Run
-from syncd.runlog import changed_rows
 from syncd.text import count, format_duration
 
 TELL_EVERY_S = 30.0
@@ -130,7 +129,7 @@ class _AboveTheBar(io.StringIO):
 
 def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:
     """Return what a run has compared and asked so far, how long that took, and how long the rest may."""
-    rows = changed_rows(run.counts) + run.counts.unchanged
+    rows = run.counts.changed + run.counts.unchanged
     parts = [f"{count(rows, 'row')} ({rows / elapsed_s:.0f}/s)"] if rows and elapsed_s else []
     parts += [count(run.requests, "request"), format_duration(int(elapsed_s))]
     if rest_s := remaining_s(run, elapsed_s, per_minute):

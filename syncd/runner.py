@@ -6,19 +6,20 @@ Only `Runner` changes a run's `state` and `outcome`. Everything here happens on 
 
 import asyncio
 import contextlib
-import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from loguru import logger
 
-from syncd.errors import RunCancelled, SyncdError
+from syncd.clock import Clock
+from syncd.errors import BilletwebError, RunCancelled, SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
 from syncd.threads import to_the_end
 
 Work = Callable[[Run], Awaitable[None]]
 RECENT = 50
-"""So many ended runs are remembered, for those who still wait for one."""
+"""So many runs are remembered, for those who still wait for one."""
 
 
 class Stopping(SyncdError):
@@ -27,11 +28,22 @@ class Stopping(SyncdError):
     kind = "stopping"
 
 
+class _Entry:
+    """A run that somebody may wait for. `first_id` is the one that it had before it was on record."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.first_id = run.id
+        self.ended = asyncio.Event()
+        self.watchers: list[asyncio.Queue[Progress | None]] = []
+
+
 class Runner:
     """Carries runs out, one after the other, by `work`; hands each to `on_end`, which must not raise.
 
-    `work` brings the run's figures and errors up to date; an exception it raises is the run's failure.
-    `next_id` gives the ids. Start it with `serve`, end it with `stop`.
+    `work` brings the run's figures and errors up to date; an exception it raises is the run's failure. A run
+    has a negative id, of this process alone, until `work` or somebody else puts it on record.
+    Start it with `serve`, end it with `stop`.
     """
 
     def __init__(
@@ -39,67 +51,70 @@ class Runner:
         work: Work,
         *,
         timeout: timedelta,
-        next_id: Callable[[], int],
-        on_end: Callable[[Run, SyncdError | None], Coroutine[None, None, None]],
+        on_end: Callable[[Run, RunError | None], Coroutine[None, None, None]],
         redact: Callable[[str], str],
+        clock: Clock | None = None,
     ) -> None:
         self.timeout = timeout
         self.current: Run | None = None
         self.queued: Run | None = None
+        self.is_stopping = False
         self._work = work
-        self._next_id = next_id
         self._on_end = on_end
         self._redact = redact
+        self._clock = clock or Clock()
         self._asked = asyncio.Event()
         self._deadline_s: float | None = None
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._recent: dict[int, Run] = {}
-        self._ended: dict[int, asyncio.Event] = {}
-        self._watchers: dict[int, list[asyncio.Queue[Progress | None]]] = {}
+        self._requested = 0
+        self._recent: deque[_Entry] = deque(maxlen=RECENT)
 
     def request(
         self,
         trigger: Trigger,
         *,
         full: bool = False,
+        accept: bool = False,
         events: Sequence[str] = (),
         join: bool = False,
         requested_by: Peer | None = None,
     ) -> Run:
         """Return a run that begins after this call, or with `join` the one in progress. Raises Stopping."""
-        if self._stopping:
+        if self.is_stopping:
             raise Stopping("syncd is stopping; no run is started any more")
         if join and self.current:
             return self.current
         if self.queued is None:
-            run = Run(id=self._next_id(), trigger=trigger, full=full, requested_by=requested_by)
+            self._requested += 1
+            run = Run(id=-self._requested, trigger=trigger, full=full, requested_by=requested_by)
             run.events, run.whole = list(dict.fromkeys(events)), not events
+            run.accept, run.accepted = accept, run.events if accept else []
             self.queued = run
-            self._ended[run.id] = asyncio.Event()
-            self._remember(run)
+            self._recent.append(_Entry(run))
             self._asked.set()
         else:
-            _widen(self.queued, trigger, full=full, events=events, requested_by=requested_by)
+            _widen(self.queued, trigger, full=full, accept=accept, events=events, requested_by=requested_by)
         return self.queued
 
     def find(self, run_id: int) -> Run | None:
-        """Return a run that is queued, in progress or ended not long ago."""
-        return self._recent.get(run_id)
+        """Return a run that is queued, in progress or ended not long ago, by either of its ids."""
+        found = (entry.run for entry in self._recent if run_id in (entry.run.id, entry.first_id))
+        return next(found, None)
 
     async def wait(self, run: Run, seconds: float | None = None) -> None:
         """Return when the run has ended, or when the time is over; None: however long it takes."""
-        if run.id in self._ended:
+        entry = self._entry(run)
+        if entry:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended[run.id].wait(), seconds)
+                await asyncio.wait_for(entry.ended.wait(), seconds)
 
     async def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
         """Yield each step of a run until it has ended; None whenever nothing happened for `keep_alive_s`."""
-        if run.id not in self._ended:
+        entry = self._entry(run)
+        if entry is None or entry.ended.is_set():
             return
         steps: asyncio.Queue[Progress | None] = asyncio.Queue()
-        watchers = self._watchers.setdefault(run.id, [])
-        watchers.append(steps)
+        entry.watchers.append(steps)
         try:
             if run.progress:
                 yield run.progress
@@ -113,12 +128,16 @@ class Runner:
                     return
                 yield step
         finally:
-            watchers.remove(steps)
+            entry.watchers.remove(steps)
 
     def advance(self, run: Run) -> None:
         """Tell those who watch that the run made a step."""
-        for steps in self._watchers.get(run.id, ()):
+        entry = self._entry(run)
+        for steps in entry.watchers if entry else ():
             steps.put_nowait(run.progress)
+
+    def _entry(self, run: Run) -> _Entry | None:
+        return next((entry for entry in self._recent if entry.run is run), None)
 
     def serve(self) -> None:
         """Start taking runs on."""
@@ -133,11 +152,11 @@ class Runner:
     def overdue_s(self) -> float:
         """Return how long ago the run in progress should have ended, at most 0 in time. Thread-safe."""
         deadline_s = self._deadline_s
-        return 0.0 if deadline_s is None else time.monotonic() - deadline_s
+        return 0.0 if deadline_s is None else self._clock.running_s() - deadline_s
 
     async def stop(self, grace_s: float) -> bool:
         """Cancel the run in progress and the queued one; return whether both ended within `grace_s`."""
-        self._stopping = True
+        self.is_stopping = True
         if self._task is None:
             return True
         self._task.cancel()
@@ -161,10 +180,10 @@ class Runner:
 
     async def _carry_out(self, run: Run) -> None:
         run.state = "running"
-        run.started_at = datetime.now(UTC)
-        began = time.monotonic()
+        run.started_at = self._clock.now()
+        began = self._clock.running_s()
         self._deadline_s = began + self.timeout.total_seconds()
-        error: SyncdError | None = None
+        error: RunError | None = None
         try:
             error = await self._bounded(run)
         except asyncio.CancelledError:
@@ -172,8 +191,8 @@ class Runner:
             run.add_error(RunError("run", "cancelled", "syncd was stopped; what was synced before stays"))
             raise
         finally:
-            run.duration_s = round(time.monotonic() - began, 3)
-            run.finished_at = datetime.now(UTC)
+            run.duration_s = round(self._clock.running_s() - began, 3)
+            run.finished_at = self._clock.now()
             _close(run, run.outcome or _outcome(run, error))
             self.current = None
             try:
@@ -182,8 +201,8 @@ class Runner:
                 self._deadline_s = None
                 self._tell_end(run)
 
-    async def _bounded(self, run: Run) -> SyncdError | None:
-        """Do the work within the time-out; return what made it fail, with that added to the run's errors."""
+    async def _bounded(self, run: Run) -> RunError | None:
+        """Do the work within the time-out; return what made it fail, which is put among the run's errors."""
         deadline = asyncio.timeout(self.timeout.total_seconds())
         try:
             async with deadline:
@@ -199,18 +218,17 @@ class Runner:
                 error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
         else:
             return None
-        run.add_error(RunError("run", error.kind, self._redact(str(error))))
-        return error
+        status = error.status if isinstance(error, BilletwebError) else None
+        told = RunError("run", error.kind, self._redact(str(error)), status)
+        run.add_error(told)
+        return told
 
     def _tell_end(self, run: Run) -> None:
-        self._ended.pop(run.id).set()
-        for steps in self._watchers.pop(run.id, ()):
-            steps.put_nowait(None)
-
-    def _remember(self, run: Run) -> None:
-        self._recent[run.id] = run
-        while len(self._recent) > RECENT:
-            self._recent.pop(next(iter(self._recent)))
+        entry = self._entry(run)
+        if entry:
+            entry.ended.set()
+            for steps in entry.watchers:
+                steps.put_nowait(None)
 
 
 class RunTimeout(SyncdError):
@@ -232,8 +250,8 @@ def _close(run: Run, outcome: Outcome) -> None:
     run.progress = None
 
 
-def _outcome(run: Run, error: SyncdError | None) -> Outcome:
-    if isinstance(error, RunCancelled):
+def _outcome(run: Run, error: RunError | None) -> Outcome:
+    if error and error.kind == RunCancelled.kind:
         return "cancelled"
     if error or (run.errors_total and not run.synced):
         return "failed"
@@ -241,10 +259,23 @@ def _outcome(run: Run, error: SyncdError | None) -> Outcome:
 
 
 def _widen(
-    run: Run, trigger: Trigger, *, full: bool, events: Sequence[str], requested_by: Peer | None
+    run: Run,
+    trigger: Trigger,
+    *,
+    full: bool,
+    accept: bool,
+    events: Sequence[str],
+    requested_by: Peer | None,
 ) -> None:
-    """Make a queued run serve one more request: full if any was, all events if any named none."""
+    """Make a queued run serve one more request: full, or accepting, if any was; all if any named none.
+
+    What is accepted is what those asked for who accepted.
+    """
     run.full = run.full or full
+    if accept:
+        is_all = not events or (run.accept and not run.accepted)
+        run.accepted = [] if is_all else list(dict.fromkeys([*run.accepted, *events]))
+        run.accept = True
     run.events = list(dict.fromkeys([*run.events, *events]))
     run.whole = run.whole or not events
     if trigger == "manual" and run.trigger != "manual":

@@ -106,8 +106,8 @@ class Schedule:
         self._ticker = asyncio.create_task(self._tick_for_ever(), name="ticker")
 
     def change(self, interval: timedelta, jitter: timedelta) -> None:
-        """Take new settings over; the next slot is a whole interval away where they differ."""
-        if (interval, jitter) != (self._interval, self._jitter):
+        """Take new settings over once started; the next slot is a whole interval away where they differ."""
+        if self._ticker and (interval, jitter) != (self._interval, self._jitter):
             self._interval, self._jitter = interval, jitter
             self._plan(self._clocks().wall + interval)
 

@@ -2,7 +2,7 @@
 
 The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_cursors` are public: other programs read them,
 and the views, which stand in the migrations alone.
-`syncd_suspects`, `syncd_reads`, `syncd_requests` and `syncd_state` are private.
+`syncd_absences`, `syncd_reads`, `syncd_requests` and `syncd_state` are private.
 """
 
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0003"
+REVISION = "0004"
 """The migration that this version of syncd works with."""
 
 
@@ -264,12 +264,14 @@ attendees = _mirrored(
 runs = Table(
     "syncd_runs",
     metadata,
-    Column("id", WIDE, primary_key=True, autoincrement=False),
+    Column("id", WIDE, primary_key=True, autoincrement=True),
     Column("trigger", Text, nullable=False),
     Column("requested_by", JSON),
     Column("full", Boolean, nullable=False),
     Column("events", JSON, nullable=False),
     Column("whole", Boolean, nullable=False),
+    Column("accept", Boolean, nullable=False),
+    Column("accepted", JSON, nullable=False),
     Column("state", Text, nullable=False),
     Column("outcome", Text),
     Column("started_at", Instant),
@@ -306,15 +308,19 @@ cursors = Table(
     Column("updated_at", Instant, nullable=False),
 )
 
-suspects = Table(
-    "syncd_suspects",
+absences = Table(
+    "syncd_absences",
     metadata,
     Column("table_name", Text, primary_key=True),
     Column("row_id", Text, primary_key=True),
     Column("event_id", Text, nullable=False, index=True),
-    Column("doubted", Boolean, nullable=False),
-    Column("by_hand", Boolean, nullable=False),
+    Column("since", Instant, nullable=False),
+    Column("reads", Integer, nullable=False),
+    Column("run_id", WIDE, nullable=False),
+    Column("waits_for", Text),
 )
+"""Rows that complete reads lacked and that have not vanished: since when, in how many reads in a row, in
+which run last; and what the latest ruling over a doubt waits for."""
 
 reads = Table(
     "syncd_reads",
@@ -323,9 +329,12 @@ reads = Table(
     Column("due_at", Instant),
     Column("attendees_at", Instant),
     Column("attendees_full_at", Instant),
+    Column("tried_at", Instant),
+    Column("failures", Integer, nullable=False, server_default="0"),
 )
 """Per event: since when something is known to have happened to it that was not read yet; when the latest read
-of its own attendees began, and the latest that asked for all of them."""
+of its own attendees began, and the latest that asked for all of them; when it was tried last without a good
+end, and how often in a row it failed."""
 
 requests = Table("syncd_requests", metadata, Column("sent_at", Float, primary_key=True))
 

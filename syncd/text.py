@@ -139,12 +139,29 @@ def runs_table(runs: Iterable[Json]) -> str:
     return table((*headers, "first error"), rows) if rows else "No runs yet."
 
 
+def doubts_table(doubts: Iterable[Json], now: datetime) -> str:
+    """Return a table of the control API's Doubts: where, how many rows, since when, what they wait for."""
+    rows = [
+        (
+            _scope(doubt),
+            f"{doubt['absent']} of {doubt['of']}",
+            moment(doubt["since"], now),
+            doubt["reads"],
+            _waits_for(doubt, now),
+            ", ".join(doubt["examples"]) + (", …" if doubt["absent"] > len(doubt["examples"]) else ""),
+        )
+        for doubt in doubts
+    ]
+    headers = ("absent from", "rows", "since", "reads", "waits for", "examples")
+    return table(headers, rows) if rows else "Nothing is doubted."
+
+
 def run_summary(run: Json) -> str:
     """Return a few lines on a Run: what came of it, why it ran, what changed, and a line for each error."""
     if run["state"] != "done":
         return f"Run {run['id']} is {run['state']}; `syncctl history` will show how it ended."
     by = f" by {run['requested_by']['user']}" if run["requested_by"] else ""
-    why = f"{run['trigger']}{by}{', full' if run['full'] else ''}"
+    why = f"{run['trigger']}{by}{', full' if run['full'] else ''}{_consent(run)}"
     lines = [
         f"Run {run['id']} {paint(run['outcome'])}: {_synced(run)}, in {format_duration(run['duration_s'])}",
         f"  {why}; {_changes(run)}; {count(run['requests'], 'request')}",
@@ -169,6 +186,7 @@ def status_panel(status: Json, now: datetime) -> str:
         "queued": count(queued, "run") if queued else "",
         "events": _live_events(status),
         "figures": _figures(status),
+        "doubts": _doubts(status),
         "last error": plain(status["last_error"] or ""),
         "slots": _slots(status),
         "database": plain(status["database"]),
@@ -221,6 +239,34 @@ def _figures(status: Json) -> str:
         elif budget["increment"] == "failed":
             told += "; sales too are seen no sooner while the account's attendees cannot be read"
     return told
+
+
+def _doubts(status: Json) -> str:
+    """Return that something is doubted, "" where nothing is, or where the daemon is an older one."""
+    number = status.get("doubts")
+    return f"{number}, shown by `syncctl doubts`" if number else ""
+
+
+def _scope(doubt: Json) -> str:
+    if doubt["event_id"] is None:
+        return "list of events"
+    return f"event {doubt['event_id']}, {doubt['table'].removeprefix('billetweb_')}"
+
+
+def _waits_for(doubt: Json, now: datetime) -> str:
+    if doubt["until"] is None:
+        return "you: syncctl accept"
+    if datetime.fromisoformat(doubt["until"]) <= now:
+        return "its next read"
+    return f"time: until {local_time(doubt['until'])}"
+
+
+def _consent(run: Json) -> str:
+    """Return what somebody said is gone, "" where nobody did, or where the daemon is an older one."""
+    if not run.get("accept"):
+        return ""
+    where = f" ({', '.join(run['accepted'])})" if run["accepted"] else ""
+    return f", accepting what is absent{where}"
 
 
 def _next_run(status: Json, now: datetime) -> str:

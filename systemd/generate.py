@@ -80,6 +80,9 @@ socket, usually syncd.
 
 Two runs never overlap. `run-now` during a run queues one more, which everybody who asks meanwhile shares.
 
+What Billetweb shows is believed at once; what it lacks is believed gone only when that lasts. Where most of
+the account is absent it waits for a person: `doubts` shows what is, `accept` says that it is gone.
+
 Answers go to standard output, complaints to standard error.""",
     sections={
         "ENVIRONMENT": {

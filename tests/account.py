@@ -1,6 +1,6 @@
 """The account that lives are played on: what may happen to it, and the faults in what it answers."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 from msgspec import structs
@@ -97,7 +97,7 @@ class Account:
         standin.events.clear()
         standin.events |= [*(pool[index] for index in life.events), *past]
         for _, event in past:
-            _end(event, 60)
+            _end(event, standin, 60)
         self.untold = {name for name, _ in self._unused}
         self._withdrawn: dict[str, StandInEvent] = {}
         self._rows: list[tuple[StandInEvent, str, Row]] = []
@@ -138,11 +138,11 @@ class Account:
 
     def end(self, event: StandInEvent, number: int) -> None:
         """Let the event be over, since yesterday or since long ago."""
-        _end(event, 60 if number % 2 else 1)
+        _end(event, self.standin, 60 if number % 2 else 1)
 
     def begin_anew(self, event: StandInEvent, number: int) -> None:
         """Put the event off into the future."""
-        _end(event, -40 - number)
+        _end(event, self.standin, -40 - number)
 
     def withdraw(self, event: StandInEvent, _number: int) -> None:
         """Take the event out of the account."""
@@ -260,7 +260,7 @@ class Account:
         self.standin.fail(path, FAULTS[planned.name], times=planned.times)
 
 
-def _end(event: StandInEvent, days_ago: int) -> None:
-    over = datetime.now(PARIS) - timedelta(days=days_ago)
+def _end(event: StandInEvent, standin: Witness, days_ago: int) -> None:
+    over = standin.present.astimezone(PARIS) - timedelta(days=days_ago)
     event.row["start"] = (over - timedelta(hours=2)).strftime(WALL)
     event.row["end"] = over.strftime(WALL)

@@ -53,6 +53,7 @@ STATUS: Json = {
     "database": "sqlite:////var/lib/syncd/syncd.db",
     "events_live": 12,
     "events_full": 2,
+    "doubts": 0,
     "slots_skipped": {},
     "slots_missed": 0,
 }
@@ -71,6 +72,17 @@ EVENT: Json = {
     "availability_at": "2027-05-08T07:00:00Z",
     "age_s": 61.5,
     "vanished_at": None,
+}
+DOUBT: Json = {
+    "table": "billetweb_tickets",
+    "event_id": "900003",
+    "absent": 3,
+    "of": 4,
+    "since": "2027-05-08T10:00:00Z",
+    "reads": 2,
+    "examples": ["11", "12", "13"],
+    "waits_for": "accept",
+    "until": None,
 }
 
 
@@ -158,6 +170,8 @@ def serving() -> Iterator[Daemon]:
         "GET /v1/runs/43/progress": stream(*STEPS),
         "GET /v1/runs?limit=20": {"runs": [ENDED]},
         "GET /v1/events?all=0": {"events": [EVENT]},
+        "GET /v1/doubts": {"doubts": [DOUBT]},
+        "POST /v1/accept": (202, QUEUED | {"accept": True}),
         "POST /v1/pause": STATUS | {"state": "paused", "next_run_at": None},
         "POST /v1/resume": STATUS,
         "POST /v1/reload": STATUS,

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,16 @@ from msgspec import structs
 from processes import short_folder
 
 from syncd import config, log, wire
+from syncd.account.account import Account
 from syncd.availability import with_figures
+from syncd.clock import Clock
 from syncd.config import Config
-from syncd.database import Database
+from syncd.database import rows
+from syncd.database.engine import Database
 from syncd.errors import StoreError
-from syncd.mirror import Mirror
+from syncd.mirror.diff import KINDS, present, row_id
 from syncd.model import Run, Trigger
-from syncd.reconcile import row_id
 from syncd.redact import Redactor
-from syncd.runner import Runner
 from syncd.standin import StandIn, php_json, serving
 
 # No property fails for a slow machine. Each is tried on new examples every time, and on the same ones again
@@ -197,15 +198,19 @@ def log_lines() -> Iterator[LogLines]:
         root.setLevel(level)
 
 
-class Clock:
-    """Monotonic seconds that pass only by being waited for."""
+class WaitedFor(Clock):
+    """A time that passes by being waited for, `now_s` seconds; beside that too, unless it is set."""
 
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
+    def __init__(self, at: datetime | None = None) -> None:
+        self._at = at
+        self.now_s = 0.0
         self.slept_s = 0.0
 
-    def __call__(self) -> float:
-        return self.now_s
+    def now(self) -> datetime:
+        return (self._at or datetime.now(UTC)) + timedelta(seconds=self.now_s)
+
+    def running_s(self) -> float:
+        return 1_000_000.0 + self.now_s
 
     async def sleep(self, seconds: float) -> None:
         self.now_s += seconds
@@ -213,30 +218,37 @@ class Clock:
 
 
 class Rig:
-    """The real mirror and runner, on an event loop in a thread of its own."""
+    """A real account with its runner, on an event loop in a thread of its own."""
 
-    def __init__(self, config: Config, portal: BlockingPortal, clock: Clock) -> None:
+    def __init__(self, config: Config, portal: BlockingPortal, clock: WaitedFor) -> None:
         self.url = config.database.url
         self.clock = clock
         self.portal = portal
         self.redact = Redactor([config.key.value])
-        self.mirror = Mirror(config, self.redact, clock=clock, sleep=clock.sleep)
-        self.runner = Runner(
-            self._work,
-            timeout=config.sync.run_timeout,
-            next_id=self.mirror.next_id,
-            on_end=self.mirror.conclude,
-            redact=self.redact,
-        )
         self.steps: list[tuple[str, int, int]] = []
+        self.config = config
+        portal.call(self._begin)
 
-    async def _work(self, run: Run) -> None:
-        await self.mirror.work(run, self._advance)
+    async def _begin(self) -> None:
+        self.account = Account(self.config, self.redact, clock=self.clock, on_progress=self._note)
+        self.runner = self.account.runner
+        with suppress(StoreError):  # as the daemon does: it is opened with the first run that can
+            await self.account.open()
+        self.runner.serve()
 
-    def _advance(self, run: Run) -> None:
+    def stop(self) -> None:
+        """End what is at work, and close."""
+        self.portal.call(self.runner.stop, 5.0)
+        self.portal.call(self.account.close)
+
+    def restart(self) -> None:
+        """Begin anew, with nothing but the database."""
+        self.stop()
+        self.portal.call(self._begin)
+
+    def _note(self, run: Run) -> None:
         assert run.progress
         self.steps.append((run.progress.phase, run.progress.done, run.progress.total))
-        self.runner.advance(run)
 
     def request(
         self, trigger: Trigger = "interval", *, full: bool = False, events: tuple[str, ...] = ()
@@ -259,16 +271,21 @@ class Rig:
         trigger: Trigger = "interval",
         *,
         full: bool = False,
+        accept: bool = False,
         events: tuple[str, ...] = (),
         also_whole: bool = False,
     ) -> Run:
         """Carry a run out and return it; `also_whole`: somebody else asked for all events meanwhile."""
 
         async def ask() -> Run:
-            run = self.runner.request(trigger, full=full, events=events)
+            run = self.runner.request(trigger, full=full, accept=accept, events=events)
             return self.runner.request(trigger) if also_whole else run
 
         return self.wait(self.portal.call(ask))
+
+    def query(self, query: Callable[..., Any], *values: object) -> Any:
+        """Return what one of syncd's own queries finds."""
+        return self.portal.call(self.account.database.read, query, *values)
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Return as soon as something holds; fail where it never does."""
@@ -300,12 +317,14 @@ class Rig:
 def migrated() -> bytes:
     """Return the file of a database without rows, as the migrations make it."""
     with short_folder() as folder:
-        Database(f"sqlite:///{folder}/empty.db").close()
+        database = Database(f"sqlite:///{folder}/empty.db")
+        database.open()
+        database.close()
         return (folder / "empty.db").read_bytes()
 
 
 @contextmanager
-def rig_on(config: Config) -> Iterator[Rig]:
+def rig_on(config: Config, clock: WaitedFor | None = None) -> Iterator[Rig]:
     """Give a rig on this configuration, and stop it afterwards.
 
     A new file is a copy of one that was migrated: doing that each time would take as long as many a test.
@@ -314,33 +333,26 @@ def rig_on(config: Config) -> Iterator[Rig]:
     if scheme == "sqlite" and Path(path).parent.is_dir() and not Path(path).exists():
         Path(path).write_bytes(migrated())
     with start_blocking_portal() as portal:
-
-        async def make() -> Rig:
-            rig = Rig(config, portal, Clock())
-            with suppress(StoreError):  # as the daemon does: it is opened with the first run that can
-                await rig.mirror.open()
-            rig.runner.serve()
-            return rig
-
-        rig = portal.call(make)
+        rig = Rig(config, portal, clock or WaitedFor())
         try:
             yield rig
         finally:
-            portal.call(rig.runner.stop, 5.0)
-            portal.call(rig.mirror.close)
+            rig.stop()
 
 
 def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
     """Fail unless the mirror holds what the stand-in serves, decoded and with its figures, and no more."""
-    store = rig.mirror.store
-    assert store
     served = [event.row for event in standin.events.values()]
     events = wire.decode_events(php_json(served), account=standin.user).records
-    assert store.present_events().keys() - set(but) == events.keys() - set(but)
+    assert rig.query(rows.present_events).keys() - set(but) == events.keys() - set(but)
     for event_id in events.keys() - set(but):
+        known = rig.query(rows.of_event, event_id)
         held = {
-            table: {key: row.values for key, row in rows.items() if not row.vanished_at}
-            for table, rows in store.event_rows(event_id).rows.items()
+            table: {
+                key: dict(zip(KINDS[table].__struct_fields__, of_table[key].values, strict=True))
+                for key in present(known, table)
+            }
+            for table, of_table in known.rows.items()
         }
         source = standin.events[event_id]
         served_gauges = (standin.with_carts(source) if carts else source).gauges
@@ -350,7 +362,7 @@ def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
             gauges,
             [*wire.decode_tickets(php_json(source.tickets), event_id=event_id).records.values()],
             [*wire.decode_sessions(php_json(source.sessions), event_id=event_id).records.values()],
-            now=datetime.now(UTC),
+            now=rig.clock.now(),
         )
         assert held == {
             "billetweb_events": {event_id: structs.asdict(event)},

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 
 import syncd
+from syncd.account.status import Status
 from syncd.control import ControlServer, application
-from syncd.model import Json, Peer, Progress, Run, RunError
-from syncd.status import Status
+from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
 
 Client = httpx.AsyncClient
 START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
@@ -27,6 +27,17 @@ ENDED = Run(
     duration_s=1.5,
     errors=[RunError("event 9", "transport", "no « answer »")],
     errors_total=1,
+)
+DOUBT = Doubt(
+    table="billetweb_tickets",
+    event_id="900001",
+    absent=3,
+    of=4,
+    since=START,
+    reads=2,
+    examples=["1", "2", "3"],
+    waits_for="time",
+    until=START + timedelta(days=1),
 )
 EVENT: Json = {"id": "900001", "name": "Fête du pain ☂", "starts_at": START, "is_full": False, "age_s": 3.5}
 
@@ -73,14 +84,19 @@ class Stub:
             oldest_figure_at=None,
             oldest_figure_age_s=None,
             events_unread=None,
+            doubts=1,
             budget=None,
             slots_skipped={},
             slots_missed=0,
         )
 
-    def request_run(self, *, full: bool, events: Sequence[str], join: bool, requested_by: Peer) -> Run:
-        self._note("run", full, list(events), join, requested_by)
-        return Run(id=43, trigger="manual", full=full, events=list(events), requested_by=requested_by)
+    async def request_run(
+        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
+    ) -> Run:
+        self._note("accept" if accept else "run", full, list(events), join, requested_by)
+        run = Run(id=43, trigger="manual", full=full, events=list(events), requested_by=requested_by)
+        run.accept = accept
+        return run
 
     async def find_run(self, run_id: int) -> Run | None:
         self._note("find", run_id)
@@ -108,6 +124,10 @@ class Stub:
     async def events(self, *, ended_too: bool) -> list[Json]:
         self._note("events", ended_too)
         return [EVENT]
+
+    async def doubts(self) -> list[Doubt]:
+        self._note("doubts")
+        return [DOUBT]
 
     async def pause(self, *, paused: bool) -> Status:
         self._note("pause", paused)

@@ -7,7 +7,7 @@ from budget_simulation import FULL_EVERY, INTERVAL, PER_MINUTE, RUN_TIMEOUT, SIZ
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from test_readme import README
+from project import README
 
 from syncd.agenda import LEAST_REQUESTS, Budget, Standing, budget, choose
 

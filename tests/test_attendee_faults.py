@@ -5,20 +5,19 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import LogLines, MakeConfig, Rig, rig_on
+from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
+from events import CONCERT, FESTIVAL, kinds
 from msgspec import structs
-from test_attendees import WHOLE, first_of, held, read, served
-from test_sync import CONCERT, FESTIVAL, kinds
+from people import WHOLE, first_of, held, read, served
 
-from syncd import attendees, billetweb, mirror
+from syncd import billetweb
 from syncd import standin as fault
 from syncd.config import Config
+from syncd.run import attendees
 from syncd.standin import StandIn, php_json, serving, with_rows
-from syncd.sync import Synchronisation
 
 At = Callable[[int], None]
 
@@ -30,24 +29,26 @@ def config(make_config: MakeConfig) -> Config:
 
 
 @pytest.fixture
-def at(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> At:
+def clock() -> WaitedFor:
+    """Return syncd's time."""
+    return WaitedFor()
+
+
+@pytest.fixture
+def at(standin: StandIn, clock: WaitedFor) -> At:
     """Give what makes it so many minutes later, for syncd and for the stand-in."""
-    passed = timedelta(0)
 
     def go(minutes: int) -> None:
-        nonlocal passed
-        passed = timedelta(minutes=minutes)
-        standin.now = standin._began + passed
+        clock.now_s = 60.0 * minutes
+        standin.now = standin._began + timedelta(minutes=minutes)
 
-    now = partial(Synchronisation, now=lambda: datetime.now(UTC) + passed)
-    monkeypatch.setattr(mirror, "Synchronisation", now)
     return go
 
 
 @pytest.fixture
-def people(config: Config, at: At, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
+def people(config: Config, clock: WaitedFor, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
     """Give a rig that has imported attendees."""
-    with rig_on(config) as rig:
+    with rig_on(config, clock) as rig:
         assert rig.run().outcome == "ok"
         yield rig
 
@@ -61,10 +62,12 @@ def places_left(rig: Rig, event_id: str) -> int:
     return int(left)
 
 
-def test_a_doubted_read_loses_a_sale(config: Config, standin: StandIn, at: At, instant_retries: None) -> None:
-    """An answer that is not believed is asked for again, also where events are read by themselves."""
+def test_a_doubted_read_loses_a_sale(
+    config: Config, standin: StandIn, clock: WaitedFor, at: At, instant_retries: None
+) -> None:
+    """An answer that lacks everybody is asked for again, also where events are read by themselves."""
     standin.restricted = True
-    with rig_on(config) as rig:
+    with rig_on(config, clock) as rig:
         rig.run()
         at(10)
         standin.delete_attendee(first_of(standin, FESTIVAL))
@@ -91,21 +94,20 @@ def test_figures_wait_for_attendees(people: Rig, standin: StandIn, broken: fault
     assert (subject, run.synced, run.failed) == (f"event {FESTIVAL}", 0, 1)
     assert held(people) == before
     assert places_left(people, FESTIVAL) == left - 3
-    assert not people.mirror.client.refused  # the key is good: it was given the list of events
+    assert not people.account.client.refused  # the key is good: it was given the list of events
     standin.heal()
     assert people.run("manual", events=(FESTIVAL,)).outcome == "ok"
     assert not missing(people, standin)
 
 
 def test_broken_attendees_are_evidence(people: Rig, standin: StandIn) -> None:
-    """Two reads that lack a row are not in a row where one between them could not be used."""
+    """A read that could not be used says nothing of a row that the one before it lacked."""
     key = first_of(standin, FESTIVAL)
     standin.delete_attendee(key)
     assert people.run(full=True).outcome == "ok"
     standin.fail(f"/event/{FESTIVAL}/attendees", fault.truncated)
     people.run()
-    assert people.sql("SELECT row_id FROM syncd_suspects") == []
-    people.run(full=True)
+    assert people.sql("SELECT row_id, reads FROM syncd_absences") == [(key, 1)]
     assert key in held(people)
     people.run()
     assert key not in held(people)
@@ -127,6 +129,8 @@ def test_one_large_event_is_never_read_whole(
         standin.requests.clear()
         assert people.run("manual", events=(FESTIVAL,)).outcome == "ok"
         assert len(read(standin)) > 2
+    assert gone in held(people), "runs of named events take nobody away"
+    assert people.run().counts.vanished == 1
     assert gone not in held(people)
     assert not missing(people, standin)
 
@@ -165,7 +169,7 @@ def test_a_long_import_leaves_no_time_for_events(
 
 
 def test_told_of_and_taken_for_gone(people: Rig, standin: StandIn) -> None:
-    """A row that the account's answer holds is not suspected any more."""
+    """A row that the account's answer holds is absent no longer."""
     key = first_of(standin, FESTIVAL)
     lacks = with_rows(lambda rows: [row for row in rows if row["id"] != key])
     standin.fail(f"/event/{FESTIVAL}/attendees", lacks, times=2)
@@ -189,7 +193,7 @@ def test_a_shared_run_reads_less_than_was_asked_for(people: Rig, standin: StandI
 def test_most_of_an_account_vanishes_by_itself(
     make_config: MakeConfig, instant_retries: None, events: int, sold: int, shown: int
 ) -> None:
-    """Lost in all events, a few rows in each or all of few: only two full runs by hand take them for gone."""
+    """Lost in all events, a few rows in each or all of few: only a person takes them for gone."""
     account = StandIn(events=events, attendees=sold, calls_per_minute=None)
     with serving(account) as url:
         settings = make_config(
@@ -199,13 +203,13 @@ def test_most_of_an_account_vanishes_by_itself(
             rig.run()
             everybody = held(rig)
             account.fail("/event/*/attendees", with_rows(lambda rows: rows[:shown]), times=None)
-            rig.run(full=True)
-            runs = [rig.run(full=True), rig.run(), rig.run(), rig.run(full=True)]
-            assert runs[0].errors[0].kind == "doubted"
-            assert "run-now --full` twice" in runs[0].errors[0].message
+            runs = [rig.run(full=True), rig.run(), rig.run("manual", full=True)]
+            rig.clock.now_s += 2 * 24 * 3600
+            runs += [rig.run(full=True), rig.run("manual", full=True)]
+            assert {error.kind for run in runs for error in run.errors} == {"doubted"}
+            assert "`syncctl accept`" in runs[-1].errors[0].message
             assert held(rig) == everybody
-            for _ in range(2):
-                rig.run("manual", full=True)
+            rig.run("manual", accept=True)
             assert len(held(rig)) == events * shown
 
 
@@ -219,7 +223,7 @@ def test_erased_data_stays_where_somebody_reads(
         reader.execute("BEGIN")
         reader.execute("SELECT COUNT(*) FROM billetweb_attendees").fetchall()
         config = make_config(sync__attendees="none", billetweb__concurrency=1)
-        people.portal.call(people.mirror.configure, config)
+        people.portal.call(people.account.configure, config)
         for _ in range(2):
             log_lines.clear()
             people.run()
@@ -302,7 +306,7 @@ def test_an_import_anew_makes_nobody_due(
         changed = make_config(
             billetweb__concurrency=1, billetweb__requests_per_minute=5, sync__attendees="full"
         )
-        large.portal.call(large.mirror.configure, changed)
+        large.portal.call(large.account.configure, changed)
     else:
         ((cursor,),) = large.sql("SELECT value FROM syncd_cursors")
         values = json.loads(cursor) if isinstance(cursor, str) else cursor

@@ -4,20 +4,17 @@ import asyncio
 import base64
 import inspect
 import socket
-import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 
 import httpx
 import msgspec
 import pytest
 import stamina
+from clients import KEY, NOW, client_of, received
 
 from syncd import __version__, billetweb, standin
 from syncd.billetweb import Billetweb
-from syncd.config import BilletwebConfig, Secret
 from syncd.errors import (
     AuthError,
     BilletwebError,
@@ -29,12 +26,9 @@ from syncd.errors import (
     TooLargeError,
     TransportError,
 )
-from syncd.limiter import RateLimiter
 from syncd.standin import Answer, Fault, StandIn, serving
 
-NOW = datetime(2027, 5, 2, 8, 30, tzinfo=UTC)
 EVENT_ID = "900005"  # with sessions
-KEY = "0123canary4567"
 
 
 @pytest.fixture
@@ -53,56 +47,6 @@ def _at_once() -> Iterator[None]:
     """Ask again without waiting, as often as the code says."""
     with stamina.set_testing(True, attempts=100, cap=True):
         yield
-
-
-class VirtualTime:
-    """Seconds that pass only by `sleep`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        await asyncio.sleep(0)
-
-
-async def nothing() -> None:
-    pass
-
-
-@asynccontextmanager
-async def client_of(
-    base_url: str,
-    *,
-    key: str = KEY,
-    timeout_s: float = 5,
-    concurrency: int = 4,
-    count_carts: bool = False,
-    virtual: VirtualTime | None = None,
-    limiter: RateLimiter | None = None,
-) -> AsyncIterator[Billetweb]:
-    """Give a client whose waits are virtual, and whose time-out may be shorter than a configured one."""
-    virtual = virtual or VirtualTime()
-    limiter = limiter or RateLimiter(100, note=nothing, clock=virtual.clock, sleep=virtual.sleep)
-    config = BilletwebConfig(
-        user="12345", base_url=base_url, concurrency=concurrency, timeout=timedelta(seconds=timeout_s)
-    )
-    client = Billetweb(config, Secret(key), limiter, count_carts=count_carts, clock=virtual.clock)
-    try:
-        yield client
-    finally:
-        await client.aclose()
-
-
-async def received(account: StandIn, count: int) -> None:
-    """Wait until the stand-in has so many requests on record."""
-    deadline = time.monotonic() + 5
-    while len(account.requests) < count:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 def failure_of(base_url: str, *, timeout_s: float = 5) -> BilletwebError:

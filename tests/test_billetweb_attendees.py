@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 import stamina
-from test_billetweb import KEY, NOW, client_of
+from clients import KEY, NOW, client_of
 
 from syncd import billetweb, standin, wire
 from syncd.billetweb import Billetweb, Spooled
@@ -31,7 +31,7 @@ from syncd.threads import in_thread
 T = TypeVar("T")
 FESTIVAL = "900001"
 SINCE = datetime(2027, 5, 1, 12, 0, 0, 900_000, tzinfo=UTC)
-decode = partial(wire.decode_attendees, full=True)
+decoder = partial(wire.decode_attendees, full=True)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def read(base_url: str, make: Callable[[Spooled], T], *, timeout_s: float = 5, *
 
 
 def ids(answer: Spooled) -> list[str]:
-    return [key for decoded in answer.decoded(decode) for key in decoded.records]
+    return [key for decoded in answer.decoded(decoder) for key in decoded.records]
 
 
 def test_refunds_would_never_be_seen(account: StandIn, base_url: str) -> None:
@@ -90,7 +90,7 @@ def test_attendee_lost_on_the_way(account: StandIn, base_url: str) -> None:
     account.refund(FESTIVAL, 3)
 
     def found(answer: Spooled) -> dict[str, str]:
-        return {row.id: row.event_id for part in answer.decoded(decode) for row in part.records.values()}
+        return {row.id: row.event_id for part in answer.decoded(decoder) for row in part.records.values()}
 
     assert read(base_url, found) == held
     of_event = partial(wire.decode_attendees, event_id=FESTIVAL, full=False)

@@ -9,14 +9,15 @@ import freezegun
 import pytest
 import stamina
 import stamina.instrumentation
+from clients import KEY, NOW, Noted, VirtualTime, client_of, limiter_on, nothing, received
 from loguru import logger
 from msgspec import structs
-from test_billetweb import KEY, NOW, VirtualTime, client_of, nothing, received
 
 from syncd import standin
 from syncd.billetweb import (
     CHALLENGE_WAIT_MAX_S,
     CHALLENGE_WAIT_S,
+    REFUSED_S,
     RETRY_WITHIN_S,
     Billetweb,
     tell_retry,
@@ -106,16 +107,23 @@ def test_server_that_asks_for_rest_would_be_hammered(
 
 
 def test_rest_longer_than_a_run_would_hold_the_run(account: StandIn, base_url: str) -> None:
-    """A 503 that asks for more than the time of the retries fails its request at once."""
+    """A 503 that asks for more than the time of the retries fails its request at once, and is heeded."""
     header = {"retry-after": str(RETRY_WITHIN_S + 1)[:-2]}
-    account.fail("/events", standin.raw(b"", 503, header), times=None)
+    account.fail("/events", standin.raw(b"", 503, header))
+    virtual = VirtualTime()
 
     async def main() -> None:
-        async with client_of(base_url) as client:
+        async with client_of(base_url, virtual=virtual) as client:
             assert (await fails(client, TransportError)).wait_s == RETRY_WITHIN_S + 1
+            error = await fails(client, RateLimited)
+            assert str(error).startswith("GET /events: not sent: ")
+            assert error.status == 503
+            assert len(account.requests) == 1
+            virtual.now_s += RETRY_WITHIN_S + 1
+            await client.events()
 
     asyncio.run(main())
-    assert len(account.requests) == 1
+    assert len(account.requests) == 2
 
 
 def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_url: str) -> None:
@@ -184,7 +192,7 @@ def test_retry_would_go_unsaid_or_unnamed(account: StandIn, base_url: str) -> No
 def test_rate_limit_would_be_met_again_at_once() -> None:
     """A refusal for too many calls costs one request: the next one comes with the next window."""
     virtual = VirtualTime()
-    account = StandIn(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.clock)
+    account = StandIn(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.running_s)
 
     async def main(url: str) -> None:
         async with client_of(url, virtual=virtual, concurrency=1) as client:
@@ -204,9 +212,9 @@ def test_other_requests_would_go_on_after_a_rate_limit(account: StandIn, base_ur
         async with client_of(base_url, virtual=virtual) as client:
             with stamina.set_testing(True, attempts=1):
                 await fails(client, RateLimited)
-                assert virtual.now == 1000
+                assert virtual.now_s == 1000
                 await client.tickets("900001")
-            assert virtual.now == 1060
+            assert virtual.now_s == 1060
 
     asyncio.run(main())
 
@@ -224,7 +232,7 @@ def test_wish_for_rest_would_be_ignored(
             await client.events()
 
     asyncio.run(main())
-    assert virtual.now == 1000 + rest_s
+    assert virtual.now_s == 1000 + rest_s
 
 
 # -- credentials refused
@@ -235,7 +243,7 @@ def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: 
     virtual = VirtualTime()
 
     async def main() -> None:
-        limiter = RateLimiter(1, note=nothing, clock=virtual.clock, sleep=virtual.sleep)
+        limiter = limiter_on(virtual, per_minute=1)
         async with client_of(base_url, key="not-yet-known", limiter=limiter) as client:
             assert not client.refused
             assert "not sent" not in str(await fails(client, AuthError))
@@ -245,7 +253,7 @@ def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: 
             with pytest.raises(AuthError, match=r"^GET /event/900001/avail: not sent"):
                 await client.gauges("900001")
             assert len(account.requests) == client.requests == 1
-            assert virtual.now == 1000  # nor did any of them wait for its turn
+            assert virtual.now_s == 1000  # nor did any of them wait for its turn
             client.reset()
             await fails(client, AuthError)
             assert len(account.requests) == 2
@@ -275,7 +283,7 @@ def test_request_in_the_queue_would_follow_a_refused_one(
             await first_has_failed.wait()
             await virtual.sleep(seconds)
 
-        limiter = RateLimiter(1, note=nothing, clock=virtual.clock, sleep=sleep)
+        limiter = RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
         async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
             first, second = (asyncio.create_task(client.events()) for _ in range(2))
             with pytest.raises(kind):
@@ -303,16 +311,16 @@ def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn,
                 account.fail("/events", standin.challenge)
                 assert "not sent" not in str(await fails(client, ChallengeError))
                 assert len(account.requests) == number
-                virtual.now += wait_s - 1
+                virtual.now_s += wait_s - 1
                 error = await fails(client, ChallengeError)
                 assert "not sent" in str(error)
                 assert error.status == 403
                 assert len(account.requests) == number
-                virtual.now += 1
+                virtual.now_s += 1
             await client.events()
             account.fail("/events", standin.challenge)
             await fails(client, ChallengeError)
-            virtual.now += 300
+            virtual.now_s += 300
             await client.events()
 
     asyncio.run(main())
@@ -330,15 +338,126 @@ def test_one_challenge_would_count_for_each_request_under_way(account: StandIn, 
             account.heal()
             errors = await asyncio.gather(*reads, return_exceptions=True)
             assert [type(error) for error in errors] == [ChallengeError] * 4
-            virtual.now += 300
+            virtual.now_s += 300
             account.fail("/events", standin.challenge)
             await fails(client, ChallengeError)  # asked again, and now it is the second challenge
-            virtual.now += 599
+            virtual.now_s += 599
             assert "not sent" in str(await fails(client, ChallengeError))
-            virtual.now += 1
+            virtual.now_s += 1
             await client.events()
 
     asyncio.run(main())
+
+
+# -- over the end of the process
+
+RESTS: dict[str, tuple[Fault, type[BilletwebError], int, float]] = {
+    # case: what Billetweb does, the error, its status, how long nothing is sent then
+    "too many calls": (standin.rate_limiting("3600"), RateLimited, 429, 3600),
+    "maintenance": (standin.raw(b"", 503, {"retry-after": "3600"}), TransportError, 503, 3600),
+    "challenge": (standin.challenge, ChallengeError, 403, CHALLENGE_WAIT_S),
+    "refused key": (standin.unauthorized_401, AuthError, 401, REFUSED_S),
+}
+
+
+@pytest.mark.parametrize("case", RESTS)
+def test_next_process_would_not_keep_quiet(account: StandIn, base_url: str, case: str) -> None:
+    """A rest is told once as it begins and once when it is over; a client that is given it sends nothing."""
+    fault, kind, status, rest_s = RESTS[case]
+    account.fail("/events", fault)
+    virtual, noted = VirtualTime(), Noted()
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual, noted=noted) as client:
+            assert "not sent" not in str(await fails(client, kind))
+        (quiet,) = noted.quiet
+        assert quiet
+        assert ((quiet.until - quiet.since).total_seconds(), quiet.status) == (rest_s, status)
+        for waited_s in (0.0, rest_s - RETRY_WITHIN_S - 1):
+            virtual.now_s += waited_s
+            async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
+                with pytest.raises(BilletwebError, match=r"^GET /events: not sent: ") as caught:
+                    await client.events()
+                assert caught.value.status == status
+        assert len(account.requests) == 1
+        virtual.now_s += RETRY_WITHIN_S + 1
+        async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
+            for _ in range(2):
+                await client.events()
+        assert noted.quiet == [quiet, None]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("case", RESTS)
+@pytest.mark.parametrize("set_back_s", [86_400.0, 600.0, -600.0, -86_400.0])
+def test_clock_that_is_set_would_prolong_or_end_a_rest(
+    account: StandIn, base_url: str, case: str, set_back_s: float
+) -> None:
+    """Whatever is done to the wall clock, a rest lasts as long as it was meant to, within the process."""
+    fault, kind, _, rest_s = RESTS[case]
+    account.fail("/events", fault)
+    virtual = VirtualTime()
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            await fails(client, kind)
+            virtual.set_back_s = set_back_s
+            virtual.now_s += rest_s - RETRY_WITHIN_S - 1
+            with pytest.raises(BilletwebError, match="not sent"):
+                await client.events()
+            virtual.now_s += RETRY_WITHIN_S + 1
+            await client.events()
+
+    asyncio.run(main())
+    assert len(account.requests) == 2
+
+
+def test_challenge_after_a_restart_would_count_as_the_first(account: StandIn, base_url: str) -> None:
+    """A client that is given a challenge's rest, over or not, waits twice as long after the next one."""
+    account.fail("/events", standin.challenge, times=2)
+    virtual, noted = VirtualTime(), Noted()
+
+    async def main() -> None:
+        for wait_s in (CHALLENGE_WAIT_S, 2 * CHALLENGE_WAIT_S):
+            quiet = noted.quiet[-1] if noted.quiet else None
+            async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
+                assert "not sent" not in str(await fails(client, ChallengeError))
+            latest = noted.quiet[-1]
+            assert latest
+            assert latest.lasts_s(virtual.now()) == wait_s
+            virtual.now_s += wait_s
+
+    asyncio.run(main())
+
+
+def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url: str) -> None:
+    """A refusal is known by the digest of user and key, which does not tell them; another key is tried."""
+    account.fail("/events", standin.unauthorized, times=2)
+    virtual, noted = VirtualTime(), Noted()
+
+    async def main() -> None:
+        for _ in range(2):
+            async with client_of(base_url, virtual=virtual, noted=noted) as client:
+                await fails(client, AuthError)
+        one, other = noted.quiet
+        assert one
+        assert other
+        assert one.key != other.key  # each has a salt of its own
+        assert not any(secret in f"{one} {other}" for secret in (KEY, "12345:"))
+        for quiet in (one, other):
+            async with client_of(base_url, virtual=virtual, quiet=quiet) as client:
+                assert client.refused
+        account.key = "another-key"
+        async with client_of(base_url, virtual=virtual, key="another-key", quiet=one, noted=noted) as client:
+            assert not client.refused
+            await client.events()
+        assert noted.quiet == [one, other, None]
+
+    asyncio.run(main())
+
+
+# -- a stop
 
 
 def test_stop_would_wait_for_an_answer(account: StandIn, base_url: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from syncd import schema
 from syncd.bulk import AT_ONCE, COPY_ABOVE_ROWS, insert, upsert
-from syncd.database import Database
+from syncd.database.engine import Database
 from syncd.errors import StoreError
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
@@ -30,6 +30,7 @@ Row = tuple[Any, ...]
 @pytest.fixture
 def database(tmp_path: Path, database_kind: str) -> Iterator[Database]:
     database = Database(url_at(tmp_path / "mirror.db"))
+    database.open()
     yield database
     database.close()
 

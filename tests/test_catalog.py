@@ -10,7 +10,8 @@ import syncd
 from syncd import runner  # noqa: F401 - defines errors of its own
 from syncd.errors import SyncdError
 from syncd.log import message_id
-from syncd.runlog import NEXT
+from syncd.run import listing, sweep  # noqa: F401 - so do these
+from syncd.run.report import NEXT
 
 PACKAGE = Path(syncd.__file__).parent
 CATALOG = (PACKAGE.parent / "systemd/syncd.catalog").read_text("utf-8")
@@ -28,7 +29,7 @@ def events_in_code() -> set[str]:
     """Return each constant that is bound as `event`."""
     calls = [
         node
-        for path in PACKAGE.glob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "bind"
     ]

@@ -71,6 +71,8 @@ def test_every_route_of_the_contract_answers(path: Path) -> None:
         ("GET", "/v1/runs"): (200, "application/json", {"runs"}),
         ("GET", "/v1/runs/42"): (200, "application/json", {"id", "outcome", "errors", "duration_s"}),
         ("GET", "/v1/events"): (200, "application/json", {"events"}),
+        ("GET", "/v1/doubts"): (200, "application/json", {"doubts"}),
+        ("POST", "/v1/accept"): (202, "application/json", {"id", "requested_by", "accept", "accepted"}),
         ("POST", "/v1/pause"): (200, "application/json", {"is_running"}),
         ("POST", "/v1/resume"): (200, "application/json", {"is_running"}),
         ("POST", "/v1/reload"): (200, "application/json", {"is_running"}),
@@ -189,6 +191,24 @@ def test_a_run_that_no_database_took_note_of_is_found(path: Path) -> None:
     assert answer.json()["id"] == -7
 
 
+def test_a_doubt_is_shown_by_halves(path: Path) -> None:
+    """Each doubt has all that the contract names; its instants are in UTC."""
+    (answer,) = answers(path, Stub(), ("GET", "/v1/doubts"))
+    assert answer.json()["doubts"] == [
+        {
+            "table": "billetweb_tickets",
+            "event_id": "900001",
+            "absent": 3,
+            "of": 4,
+            "since": "2027-05-08T10:00:00Z",
+            "reads": 2,
+            "examples": ["1", "2", "3"],
+            "waits_for": "time",
+            "until": "2027-05-09T10:00:00Z",
+        }
+    ]
+
+
 # --- runs by request
 
 
@@ -213,6 +233,17 @@ def test_a_request_for_a_run_is_taken_at_its_word(
     assert answer.json()["requested_by"] == {"uid": me.uid, "user": me.user, "pid": me.pid}
 
 
+@pytest.mark.parametrize(("body", "events"), [(b"", []), (b'{"events": ["900001"]}', ["900001"])])
+def test_consent_is_taken_for_a_plain_request(path: Path, body: bytes, events: list[str]) -> None:
+    """What is accepted is asked of the daemon, of those events alone, in the name of who says so."""
+    stub = Stub()
+    (answer,) = answers(path, stub, ("POST", "/v1/accept"), content=body)
+    me = Peer(os.getuid(), pwd.getpwuid(os.getuid()).pw_name, os.getpid())
+    assert stub.asked == [("accept", False, events, False, me)]
+    assert (answer.status_code, answer.json()["accept"]) == (202, True)
+
+
+@pytest.mark.parametrize("target", ["/v1/runs", "/v1/accept"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -239,10 +270,10 @@ def test_a_request_for_a_run_is_taken_at_its_word(
         b"\x00",
     ],
 )
-def test_a_bad_body_starts_no_run(path: Path, body: bytes) -> None:
+def test_a_bad_body_starts_no_run(path: Path, target: str, body: bytes) -> None:
     """Text that is no JSON, wrong types, unknown keys and odd event ids are refused with 400."""
     stub = Stub()
-    (answer,) = answers(path, stub, ("POST", "/v1/runs"), content=body)
+    (answer,) = answers(path, stub, ("POST", target), content=body)
     assert (refused(answer), stub.asked) == (BAD_REQUEST, [])
 
 
@@ -272,6 +303,8 @@ def test_a_huge_body_is_refused_before_it_fills_the_memory(
         ("POST", "/v1/status", (405, "wrong_method")),
         ("GET", "/v1/pause", (405, "wrong_method")),
         ("GET", "/v1/reload", (405, "wrong_method")),
+        ("GET", "/v1/accept", (405, "wrong_method")),
+        ("POST", "/v1/doubts", (405, "wrong_method")),
         ("DELETE", "/v1/runs", (405, "wrong_method")),
         ("PUT", "/v1/runs/42", (405, "wrong_method")),
     ],
@@ -289,6 +322,8 @@ def test_an_unknown_route_is_an_error_of_the_usual_shape(
     ("request_", "fault", "expected"),
     [
         (("POST", "/v1/runs"), Stopping("syncd is stopping"), (409, "stopping")),
+        (("POST", "/v1/accept"), Stopping("syncd is stopping"), (409, "stopping")),
+        (("GET", "/v1/doubts"), StoreError("the database is locked"), (503, "database")),
         (("POST", "/v1/reload"), ConfigError(["sync.interval: too short"]), (422, "configuration")),
         (("GET", "/v1/events"), StoreError("the database is locked"), (503, "database")),
         (("POST", "/v1/pause"), StoreError("the database is locked"), (503, "database")),

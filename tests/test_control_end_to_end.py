@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from processes import (
 )
 
 from syncd import __version__
-from syncd.standin import StandIn, hang, serving, truncated
+from syncd.standin import StandIn, hang, serving, truncated, with_rows
 
 AS_NOBODY = """
 import grp, os, sys
@@ -191,6 +191,94 @@ def test_daemon_that_goes_away_is_waited_for(standin: StandIn) -> None:
             assert waiting.wait(PATIENCE_S) in (1, 3)
 
 
+@pytest.fixture
+def full_account() -> StandIn:
+    return StandIn(events=6, calls_per_minute=None)
+
+
+@pytest.fixture
+def other_daemon(full_account: StandIn) -> Iterator[DaemonProcess]:
+    """Give a daemon that has mirrored six events, and may be left with fewer."""
+    with serving(full_account) as url, short_folder() as folder, DaemonProcess(folder, url) as process:
+        process.ran()
+        yield process
+        assert process.stop() == 0
+
+
+def vanished(daemon: DaemonProcess) -> set[str]:
+    """Return the events that are marked vanished."""
+    events = answer(daemon, "events", "--all")["events"]
+    return {event["id"] for event in events if event["vanished_at"]}
+
+
+def test_account_empties_without_consent(other_daemon: DaemonProcess, full_account: StandIn) -> None:
+    """A list of events cut to one is doubted, however often it is read in full, until `accept`."""
+    daemon, before = other_daemon, datetime.now(UTC)
+    assert answer(daemon, "doubts") == {"doubts": []}
+    assert daemon.ctl("doubts").stdout == "Nothing is doubted.\n"
+    full_account.fail("/events", with_rows(lambda rows: rows[:1]), times=None)
+    for reads in (1, 2, 3):
+        done = daemon.ctl("run-now", "--full")
+        assert (done.returncode, "events: the answer lacks 5 of 6 rows" in done.stdout) == (1, True)
+        [doubt] = answer(daemon, "doubts")["doubts"]
+        assert before <= datetime.fromisoformat(doubt.pop("since")) < datetime.now(UTC)
+        assert doubt == {
+            "table": "billetweb_events",
+            "event_id": None,
+            "absent": 5,
+            "of": 6,
+            "reads": reads,
+            "examples": ["900002", "900003", "900004"],
+            "waits_for": "accept",
+            "until": None,
+        }
+        assert vanished(daemon) == set()
+    assert daemon.status()["doubts"] == 1
+    assert "\ndoubts        1, shown by `syncctl doubts`\n" in daemon.ctl("status").stdout
+    assert "list of events  5 of 6  " in daemon.ctl("doubts").stdout
+    assert "\nsyncd_doubts 1.0\n" in daemon.ctl("metrics").stdout
+
+    done = daemon.ctl("accept")
+    assert (done.returncode, "accepting what is absent; 5 changes (5 vanished)" in done.stdout) == (0, True)
+    assert ", accepting what is absent)\n" in daemon.log
+    assert vanished(daemon) == {f"90000{number}" for number in range(2, 7)}
+    assert answer(daemon, "doubts") == {"doubts": []}
+    assert daemon.status()["doubts"] == 0
+    assert "doubt" not in daemon.ctl("status").stdout
+    run = answer(daemon, "run-now")
+    assert (run["outcome"], run["accept"], run["counts"]["vanished"]) == ("ok", False, 0)
+
+
+def test_consent_to_one_event_takes_the_others(other_daemon: DaemonProcess, full_account: StandIn) -> None:
+    """`accept --event` lets that event vanish alone: of the others it says nothing."""
+    daemon = other_daemon
+    full_account.fail("/events", with_rows(lambda rows: rows[:1]), times=None)
+    assert daemon.ctl("run-now").returncode == 1
+    run = answer(daemon, "accept", "--event", "900003")
+    assert (run["accept"], run["accepted"], run["counts"]["vanished"]) == (True, ["900003"], 1)
+    assert vanished(daemon) == {"900003"}
+    [doubt] = answer(daemon, "doubts")["doubts"]
+    assert (doubt["absent"], doubt["of"], doubt["waits_for"]) == (4, 5, "accept")
+    assert daemon.ctl("run-now").returncode == 1
+    assert vanished(daemon) == {"900003"}
+
+
+def test_consent_inside_one_event_goes_further(other_daemon: DaemonProcess, full_account: StandIn) -> None:
+    """Where events lack all their tickets, `accept --event` believes it of that event alone."""
+    daemon = other_daemon
+    for event_id in ("900001", "900003"):
+        full_account.fail(f"/event/{event_id}/tickets", with_rows(lambda _: []), times=None)
+    assert daemon.ctl("run-now").returncode == 1
+    of_1, of_3 = answer(daemon, "doubts")["doubts"]
+    assert (of_1["table"], of_1["event_id"], of_1["waits_for"]) == ("billetweb_tickets", "900001", "time")
+    assert of_1["absent"] == of_1["of"] == len(full_account.events["900001"].tickets)
+    lasts = datetime.fromisoformat(of_1["until"]) - datetime.fromisoformat(of_1["since"])
+    assert lasts == timedelta(hours=24)
+    run = answer(daemon, "accept", "--event", "900001")
+    assert run["counts"]["vanished"] == of_1["absent"]
+    assert answer(daemon, "doubts")["doubts"] == [of_3]
+
+
 def test_commands_say_another_thing_than_the_daemon_does(daemon: DaemonProcess) -> None:
     """Status, events, history, pause, resume, reload and metrics are what the contract says."""
     status = answer(daemon, "status")
@@ -247,6 +335,11 @@ def test_other_clients_are_shut_out(daemon: DaemonProcess) -> None:
         ("GET", "/v1/runs/777", None, (404, "unknown_run")),
         ("POST", "/v1/status", None, (405, "wrong_method")),
         ("POST", "/v1/runs", {"ful": True}, (400, "bad_request")),
+        ("POST", "/v1/doubts", {}, (405, "wrong_method")),
+        ("GET", "/v1/accept", None, (405, "wrong_method")),
+        ("POST", "/v1/accept", {"full": True}, (400, "bad_request")),
+        ("POST", "/v1/accept", {"events": ["fete"]}, (400, "bad_request")),
+        ("POST", "/v1/accept", {"events": 900001}, (400, "bad_request")),
         ("GET", "/v1/runs?limit=0", None, (400, "bad_request")),
     ):
         code, refusal = daemon.ask(method, target, body_)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canned_daemon import ENDED, ERROR, EVENT, QUEUED, STATUS, Daemon, Json, serving, stream
+from canned_daemon import DOUBT, ENDED, ERROR, EVENT, QUEUED, STATUS, Daemon, Json, serving, stream
 
 import syncd
 from syncd import ctl, text
@@ -53,6 +53,9 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         ("history -n 3", "GET /v1/runs?limit=3", None),
         ("events", "GET /v1/events?all=0", None),
         ("events --all", "GET /v1/events?all=1", None),
+        ("doubts", "GET /v1/doubts", None),
+        ("accept --no-wait", "POST /v1/accept", {"events": []}),
+        ("accept --no-wait --event 7 --event 8", "POST /v1/accept", {"events": ["7", "8"]}),
         ("pause", "POST /v1/pause", None),
         ("resume", "POST /v1/resume", None),
         ("reload", "POST /v1/reload", None),
@@ -77,6 +80,9 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
         ("run-now --no-wait", "Run 43 is queued"),
         ("history", "43  2027-05-08 "),
         ("events", "Fête du pain ☂    12  50  1 min 2 s\n"),
+        ("doubts", "event 900003, tickets  3 of 4  "),
+        ("accept", "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n"),
+        ("accept --no-wait", "Run 43 is queued"),
         ("pause", "syncd is paused, health ok, next run not scheduled\n"),
         ("resume", "syncd is idle, health ok, next run "),
         ("reload", "syncd is idle, health ok, next run "),
@@ -100,6 +106,9 @@ def test_people_get_words_on_stdout(daemon: Daemon, argv: str, printed: str, cap
         ("run-now --no-wait", QUEUED),
         ("history", {"runs": [ENDED]}),
         ("events", {"events": [EVENT]}),
+        ("doubts", {"doubts": [DOUBT]}),
+        ("accept", ENDED),
+        ("accept --no-wait", QUEUED | {"accept": True}),
         ("resume", STATUS),
     ],
 )
@@ -120,12 +129,15 @@ def test_a_monitor_learns_of_bad_health(daemon: Daemon, health: str, exit_code: 
     assert ctl.main(["status", "--check", "--json"]) == exit_code
 
 
+@pytest.mark.parametrize("command", ["run-now", "accept"])
 @pytest.mark.parametrize("outcome", ["partial", "failed", "cancelled"])
-def test_a_run_that_went_wrong_is_not_success(daemon: Daemon, outcome: str, capsys: Capsys) -> None:
+def test_a_run_that_went_wrong_is_not_success(
+    daemon: Daemon, outcome: str, command: str, capsys: Capsys
+) -> None:
     """A run that ends partial, failed or cancelled is exit code 1, and its errors are printed."""
     ended = ENDED | {"outcome": outcome, "errors": [ERROR], "errors_total": 1}
     daemon.answers["GET /v1/runs/43/progress"] = stream(ended)
-    assert ctl.main(["run-now"]) == 1
+    assert ctl.main([command]) == 1
     assert "error: event 9: no answer (transport)" in capsys.readouterr().out
 
 
@@ -152,10 +164,11 @@ def test_a_silent_stream_does_not_hold_the_command(daemon: Daemon, monkeypatch: 
     assert ctl.main(["run-now"]) == 0
 
 
-def test_a_daemon_killed_in_mid_run_is_reported(daemon: Daemon, capsys: Capsys) -> None:
+@pytest.mark.parametrize("command", ["run-now", "accept"])
+def test_a_daemon_killed_in_mid_run_is_reported(daemon: Daemon, command: str, capsys: Capsys) -> None:
     """A daemon that goes away while a run is waited for is exit code 3, and where to look is said."""
     daemon.answers["GET /v1/runs/43/progress"] = lambda _: daemon.vanish()
-    assert ctl.main(["run-now"]) == 3
+    assert ctl.main([command]) == 3
     assert "went away during run 43. Once it is back `syncctl history`" in capsys.readouterr().err
 
 
@@ -174,13 +187,14 @@ def test_waiting_ends_when_its_time_is_up(
     assert "Gave up waiting. Run 43 goes on: `syncctl status`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "request_"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
 def test_an_unanswered_request_is_not_a_missing_daemon(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: str, request_: str, capsys: Capsys
 ) -> None:
     """--timeout bounds the request for a run too, and nobody claims to know whether it was queued."""
     monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
-    daemon.answers["POST /v1/runs"] = stream(until=daemon.closing)
-    assert ctl.main(["run-now", "--timeout", "1s"]) == 5
+    daemon.answers[f"POST {request_}"] = stream(until=daemon.closing)
+    assert ctl.main([command, "--timeout", "1s"]) == 5
     assert "may have queued the run" in capsys.readouterr().err
 
 
@@ -195,7 +209,9 @@ def dead_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [no_socket, dead_socket, Path.touch])
-@pytest.mark.parametrize("command", ["status", "run-now", "history", "events", "pause", "metrics"])
+@pytest.mark.parametrize(
+    "command", ["status", "run-now", "history", "events", "doubts", "accept", "pause", "metrics"]
+)
 def test_a_stopped_daemon_is_told_from_a_bad_answer(
     directory: Path, left: Callable[[Path], None], command: str, capsys: Capsys
 ) -> None:
@@ -338,10 +354,13 @@ def test_another_program_on_the_socket_is_not_taken_for_syncd(directory: Path, c
     assert "is not syncd" in capsys.readouterr().err
 
 
-def test_an_error_is_one_json_document_for_a_script(daemon: Daemon, capsys: Capsys) -> None:
+@pytest.mark.parametrize(("command", "request_"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
+def test_an_error_is_one_json_document_for_a_script(
+    daemon: Daemon, command: str, request_: str, capsys: Capsys
+) -> None:
     """With --json an error is a JSON document on stdout, and the exit code stays."""
-    daemon.answers["POST /v1/runs"] = (409, refusal("stopping", "syncd is stopping"))
-    assert ctl.main(["run-now", "--json"]) == 6
+    daemon.answers[f"POST {request_}"] = (409, refusal("stopping", "syncd is stopping"))
+    assert ctl.main([command, "--json"]) == 6
     out, err = capsys.readouterr()
     assert json.loads(out) == refusal("stopping", "syncd is stopping")
     assert err == ""
@@ -363,6 +382,11 @@ def test_an_error_is_one_json_document_for_a_script(daemon: Daemon, capsys: Caps
         "run-now --timeout 0s",
         "run-now --timeout 5",
         "run-now --no-w",
+        "accept --full",
+        "accept --join",
+        "accept --event fete-du-pain",
+        "accept --timeout 0s",
+        "doubts --event 7",
     ],
 )
 def test_wrong_usage_reaches_no_daemon(daemon: Daemon, argv: str, capsys: Capsys) -> None:

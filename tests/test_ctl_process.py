@@ -52,7 +52,8 @@ def on_a_terminal(name: str, *argv: str, env: dict[str, str]) -> str:
     return written.decode()
 
 
-def test_ctrl_c_leaves_the_run_alone(daemon: Daemon) -> None:
+@pytest.mark.parametrize(("command", "route"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
+def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -> None:
     """Ctrl-C while waiting is exit code 130 with a sentence, and asks nothing of the daemon."""
     waiting = threading.Event()
 
@@ -61,7 +62,7 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon) -> None:
         stream(STEPS[0], until=daemon.closing)(handler)
 
     daemon.answers["GET /v1/runs/43/progress"] = answer
-    with start("run-now", "--json") as process:
+    with start(command, "--json") as process:
         assert waiting.wait(10)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
@@ -69,7 +70,7 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon) -> None:
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Run 43 goes on" in out
     assert err == ""
-    assert [request for request, _ in daemon.asked] == ["POST /v1/runs", "GET /v1/runs/43/progress"]
+    assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43/progress"]
 
 
 @pytest.mark.parametrize("argv", [["history"], ["--help"]])
@@ -113,7 +114,8 @@ def test_a_name_outside_the_terminals_alphabet_is_no_traceback(daemon: Daemon) -
         assert json.loads(script.communicate(timeout=10)[0]) == {"events": [EVENT]}
 
 
-def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon) -> None:
+@pytest.mark.parametrize("command", ["run-now", "accept"])
+def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon, command: str) -> None:
     """On a terminal the progress is drawn on stderr, with --json too."""
     go_on = threading.Event()
 
@@ -123,7 +125,7 @@ def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon) -> None:
         handler.wfile.write(json.dumps(ENDED).encode() + b"\n")
 
     daemon.answers["GET /v1/runs/43/progress"] = answer
-    drawn = on_a_terminal("stderr", "run-now", "--json", env={})
+    drawn = on_a_terminal("stderr", command, "--json", env={})
     assert "events" in drawn
     assert "3/12" in drawn
 
@@ -137,10 +139,10 @@ def test_colours_can_be_refused(daemon: Daemon, env: dict[str, str], *, coloured
 
 
 def test_starting_stays_cheap(daemon: Daemon) -> None:
-    """No command but a watched run-now loads anything heavy."""
+    """No command but one that watches a run loads anything heavy."""
     heavy = "{'asyncio', 'dataclasses', 'http', 'logging', 'msgspec', 'rich', 'shutil', 'typing', 'urllib'}"
     code = f"import sys; from syncd.ctl import main; main(); sys.exit(sorted({heavy} & set(sys.modules)))"
-    for command in ("status", "run-now", "events"):
+    for command in ("status", "run-now", "events", "doubts", "accept"):
         done = subprocess.run(
             [sys.executable, "-c", code, command],
             env=os.environ | {"PYTHONPATH": SOURCES},

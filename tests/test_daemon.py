@@ -20,7 +20,7 @@ from processes import (
 from real_databases import locked, query, url_at
 
 from syncd.daemon import STOP_WITHIN_S
-from syncd.database import masked
+from syncd.database.engine import masked
 from syncd.postgresql import LOCK_TIMEOUT_S
 from syncd.sqlite import BUSY_TIMEOUT_MS
 from syncd.standin import StandIn, hang
@@ -135,6 +135,23 @@ def test_operator_waits_or_gets_lost_run(daemon: DaemonProcess) -> None:
         daemon.stop()
     assert not daemon.socket.exists()
     assert "ending at once: a second signal" in daemon.log
+
+
+def test_run_that_was_promised_is_forgotten(daemon: DaemonProcess, standin: StandIn) -> None:
+    """Whoever asks in mid-run is told a lasting id, whose run is on record though the daemon is killed."""
+    in_mid_run(daemon, standin)
+    status, body = daemon.ask("POST", "/v1/runs", {})
+    run = json.loads(body)
+    assert (status, run["id"], run["state"]) == (202, 3, "queued")
+    recorded = "SELECT state, outcome FROM syncd_runs WHERE id = 3"
+    assert query(daemon.database, recorded) == [("queued", None)]
+    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
+    standin.heal()
+    with DaemonProcess(daemon.folder, daemon.base_url) as following:
+        following.ran(3)
+        assert query(daemon.database, recorded) == [("done", "cancelled")]
+        assert json.loads(following.ask("GET", "/v1/runs/3")[1])["outcome"] == "cancelled"
+        assert following.status()["last_run"]["id"] == 4
 
 
 # --- reloading
@@ -266,12 +283,18 @@ def test_missing_database_ends_daemon(home: Path, base_url: str) -> None:
             assert daemon.ctl("run-now").returncode == 1
         assert daemon.status()["health"] == "failing"
         assert daemon.ctl("status", "--check").returncode == 1
+        promised = json.loads(daemon.ask("POST", "/v1/runs", {})[1])["id"]
+        assert promised < 0
+        daemon.ran(4)
         folder.mkdir()
         assert daemon.ctl("run-now").returncode == 0
         healed = daemon.status()
-        assert (healed["health"], healed["events_live"], healed["run_count"]) == ("ok", 3, 4)
+        assert (healed["health"], healed["events_live"], healed["run_count"]) == ("ok", 3, 5)
+        run = json.loads(daemon.ask("GET", f"/v1/runs/{promised}")[1])
+        assert (run["id"] > 0, run["outcome"]) == (True, "failed")
+        assert json.loads(daemon.ask("GET", f"/v1/runs/{run['id']}")[1]) == run
     runs = "SELECT outcome, count(*) FROM syncd_runs GROUP BY outcome ORDER BY outcome"
-    assert query(f"sqlite:///{folder}/syncd.db", runs) == [("failed", 3), ("ok", 1)]
+    assert query(f"sqlite:///{folder}/syncd.db", runs) == [("failed", 4), ("ok", 1)]
 
 
 def test_dead_billetweb_ends_daemon(home: Path) -> None:

@@ -78,6 +78,11 @@ class Living:
             assert await task == 0
 
 
+async def by_request(daemon: Daemon) -> Run:
+    """Return the run that serves a request made by hand."""
+    return await daemon.request_run(full=False, accept=False, events=[], join=False, requested_by=BY_HAND)
+
+
 def test_nothing_runs_by_itself(settings: Callable[[], Config]) -> None:
     """Slot after slot has its run, the first only after an interval where no start-up run is wanted."""
 
@@ -133,7 +138,7 @@ def test_slow_run_is_joined_by_a_second(settings: Callable[[], Config], standin:
         living = Living(settings, interval=timedelta(seconds=1)) if by_hand else Living(settings)
         async with living.at_work() as daemon:
             if by_hand:
-                daemon.request_run(full=False, events=[], join=False, requested_by=BY_HAND)
+                await by_request(daemon)
             reason = "busy" if by_hand else "overrun"
             await living.until(lambda: daemon.status().slots_skipped.get(reason, 0) >= 2)
             assert len(standin.requests) == before + 1
@@ -155,7 +160,7 @@ def test_pause_runs_on(settings: Callable[[], Config], standin: StandIn) -> None
             await living.until(lambda: daemon.status().slots_skipped.get("paused", 0) >= 2)
             assert living.runs == []
             assert standin.requests == []
-            run = daemon.request_run(full=False, events=[], join=False, requested_by=BY_HAND)
+            run = await by_request(daemon)
             await daemon.wait(run, PATIENCE_S)
             assert run.outcome == "ok"
             await daemon.pause(paused=False)
@@ -180,7 +185,7 @@ def test_refused_key_is_tried_for_ever(settings: Callable[[], Config], standin: 
             if way == "reload":
                 await daemon.reload()
             else:
-                run = daemon.request_run(full=False, events=[], join=False, requested_by=BY_HAND)
+                run = await by_request(daemon)
                 await daemon.wait(run, PATIENCE_S)
                 assert run.outcome == "ok"
             before = len(living.runs)
@@ -198,7 +203,7 @@ def test_crash_of_a_part_leaves_a_zombie(settings: Callable[[], Config]) -> None
         living = Living(settings)
         task = asyncio.create_task(living.daemon.run())
         await living.until(lambda: living.daemon.status().next_run_at)
-        living.daemon._runner.task.cancel()
+        living.daemon._account.runner.task.cancel()
         return await asyncio.wait_for(task, PATIENCE_S)
 
     assert asyncio.run(scenario()) == 1

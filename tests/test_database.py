@@ -21,14 +21,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import BigInteger, Boolean, Float, Integer, Text, create_engine, inspect
 
 from syncd import schema
-from syncd.database import VERSION_TABLE, Database, check, masked, upgrade
+from syncd.database.engine import VERSION_TABLE, Database, check, masked, upgrade
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.lock import FileLock
 
 HOLDER = """
 import sys
-from syncd.database import Database
+from syncd.database.engine import Database
 database = Database(sys.argv[1])
+database.open()
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -53,9 +54,16 @@ def tables(path: Path) -> set[str]:
     return {name for (name,) in sql(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
+def open_at(path: Path) -> Database:
+    """Open the database."""
+    database = Database(url_of(path))
+    database.open()
+    return database
+
+
 def opened(path: Path) -> Path:
     """Open and close the database, so that its tables are there."""
-    Database(url_of(path)).close()
+    open_at(path).close()
     return path
 
 
@@ -152,28 +160,29 @@ def test_an_installed_package_does_not_lack_its_migrations() -> None:
 
 def test_a_migration_that_fails_half_way_leaves_nothing_behind(path: Path) -> None:
     """Where one of the last tables cannot be created, the earlier ones are not left either."""
-    sql(path, "CREATE TABLE syncd_suspects (theirs TEXT)")
-    with pytest.raises(StoreError, match="table syncd_suspects already exists"):
-        Database(url_of(path))
-    assert tables(path) == {"syncd_suspects"}
-    sql(path, "DROP TABLE syncd_suspects")
+    sql(path, "CREATE TABLE syncd_absences (theirs TEXT)")
+    with pytest.raises(StoreError, match="table syncd_absences already exists"):
+        open_at(path)
+    assert tables(path) == {"syncd_absences"}
+    sql(path, "DROP TABLE syncd_absences")
     opened(path)
     assert VERSION_TABLE in tables(path)
 
 
-def first_version(path: Path) -> list[str]:
-    """Make a database as the first version left it, with a row in each table; return its content."""
+def first_version(path: Path) -> None:
+    """Make a database as the first version left it, with a row in each table."""
     engine = create_engine(url_of(path))
     with engine.begin() as connection:
         upgrade(connection, "0001")
-        there = set(inspect(connection).get_table_names())
+        inspector = inspect(connection)
         for table in schema.metadata.sorted_tables:
-            if table.name not in there:  # it came with a later version
-                continue
-            row = {column.name: SAMPLES[type(column.type)] for column in table.columns}
-            connection.execute(table.insert().values(row))
+            if inspector.has_table(table.name):  # others came with a later version, as did columns
+                there = {column["name"] for column in inspector.get_columns(table.name)}
+                columns = [column for column in table.columns if column.name in there]
+                row = {column.name: SAMPLES[type(column.type)] for column in columns}
+                connection.execute(table.insert().values(row))
+        connection.exec_driver_sql("INSERT INTO syncd_suspects VALUES ('a table', 'a row', '9', 1, 0)")
     engine.dispose()
-    return content(path)
 
 
 SAMPLES = {
@@ -188,21 +197,30 @@ SAMPLES = {
 }
 
 
-def content(path: Path) -> list[str]:
-    """Return every table with its rows, but for the number of the schema."""
+def content(path: Path) -> dict[str, list[dict[str, object]]]:
+    """Return every table's rows by columns, but for the number of the schema."""
+    found = {}
     with closing(sqlite3.connect(path)) as connection:
-        lines = [*connection.iterdump()]
-    return [line for line in lines if not line.startswith((f'INSERT INTO "{VERSION_TABLE}"', "CREATE VIEW"))]
+        for table in sorted(tables(path) - {VERSION_TABLE, "sqlite_sequence"}):
+            rows = connection.execute(f"SELECT * FROM {table}")
+            names = [column for column, *_ in rows.description]
+            found[table] = [dict(zip(names, row, strict=True)) for row in rows]
+    return found
 
 
-def test_an_upgrade_loses_nothing(path: Path) -> None:
+def test_an_upgrade_loses_something(path: Path) -> None:
     """A database of the first version gets the views, and every row of every table stays as it was."""
-    before = first_version(path)
-    assert sum(line.startswith("INSERT INTO") for line in before) >= len(schema.metadata.tables) - 1
+    first_version(path)
+    before = content(path)
+    assert all(before.values())
     opened(path)
     after = content(path)
-    assert [line for line in after if "syncd_reads" not in line] == before
-    assert sum("syncd_reads" in line for line in after) == 1, "one new table, empty"
+    assert after.keys() == set(schema.metadata.tables)
+    del before["syncd_suspects"]  # which are absences now
+    for table, rows in before.items():
+        assert [{name: row[name] for name in rows[0]} for row in after[table]] == rows
+    assert after.keys() - before.keys() == {"syncd_reads", "syncd_absences"}
+    assert (after["syncd_reads"], len(after["syncd_absences"])) == ([], 1)
     assert sql(path, f"SELECT version_num FROM {VERSION_TABLE}") == [(schema.REVISION,)]
     assert sql(path, "SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY name") == [
         ("syncd_availability",),
@@ -210,13 +228,13 @@ def test_an_upgrade_loses_nothing(path: Path) -> None:
     ]
 
 
-def test_an_upgrade_that_fails_half_way_leaves_the_old_version(path: Path) -> None:
+def test_an_upgrade_that_fails_half_way_leaves_a_mixture(path: Path) -> None:
     """Where a view's name is taken the database stays as it was, for the version that it came from."""
     first_version(path)
     sql(path, "CREATE TABLE syncd_orders (theirs TEXT)")
     before = content(path)
     with pytest.raises(StoreError, match="table syncd_orders already exists"):
-        Database(url_of(path))
+        open_at(path)
     assert content(path) == before
     assert sql(path, f"SELECT version_num FROM {VERSION_TABLE}") == [("0001",)]
     assert sql(path, "SELECT name FROM sqlite_master WHERE type = 'view'") == []
@@ -248,8 +266,69 @@ def test_an_older_syncd_does_not_write_into_a_later_schema(path: Path) -> None:
     sql(path, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     problem = "a later syncd wrote the database (schema 9999); install that version"
     with pytest.raises(StoreError, match=re.escape(problem)):
-        Database(url_of(path))
+        open_at(path)
     assert check(url_of(path)) == f"database.url: {problem}"
+
+
+# --- open or not
+
+
+def test_a_database_that_is_not_open_is_used(path: Path) -> None:
+    """It is opened when it can be, says whether it is, and may be closed and opened again."""
+    database = Database(url_of(path))
+    for _ in range(2):
+        assert not database.is_open
+        with pytest.raises(StoreError, match="the database is not open"), database.begin():
+            pytest.fail("it began")
+        database.open()
+        database.open()
+        assert database.is_open
+        with database.begin() as connection:
+            assert inspect(connection).has_table("syncd_runs")
+        database.close()
+    assert not path.with_name("none.db").exists()
+
+
+def test_a_database_that_could_not_be_opened_passes_for_open(path: Path) -> None:
+    """What failed is tried again, and the lock is not kept meanwhile."""
+    path.write_bytes(b"not a database at all" * 100)
+    database = Database(url_of(path))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="file is not a database"):
+            database.open()
+        assert not database.is_open
+    path.unlink()
+    opened(path)
+    database.open()
+    assert database.is_open
+    database.close()
+
+
+def test_a_stop_does_not_know_of_a_transaction(path: Path) -> None:
+    """Whether somebody writes can be asked; reading is not writing, and one that failed is over."""
+    database = open_at(path)
+    assert not database.is_writing
+    with database.begin():
+        assert not database.is_writing
+    with database.begin(write=True):
+        assert database.is_writing
+    assert not database.is_writing
+    with pytest.raises(StoreError, match="no such table"), database.begin(write=True) as connection:
+        connection.exec_driver_sql("DELETE FROM nowhere")
+    assert not database.is_writing
+    database.close()
+
+
+def test_a_reading_transaction_changes_rows_half_way(path: Path) -> None:
+    """What is read in one transaction is of one instant, whoever writes meanwhile."""
+    database = open_at(path)
+    with database.begin() as connection:
+        before = connection.exec_driver_sql("SELECT * FROM syncd_state").fetchall()
+        sql(path, "INSERT INTO syncd_state VALUES ('paused', 'true')")
+        assert connection.exec_driver_sql("SELECT * FROM syncd_state").fetchall() == before == []
+    with database.begin() as connection:
+        assert len(connection.exec_driver_sql("SELECT * FROM syncd_state").fetchall()) == 1
+    database.close()
 
 
 # --- what cannot be opened
@@ -257,7 +336,7 @@ def test_an_older_syncd_does_not_write_into_a_later_schema(path: Path) -> None:
 
 def test_a_readers_query_does_not_make_the_mirror_wait(path: Path) -> None:
     """The file is in WAL mode: a reader in the middle of a query keeps no writer out."""
-    database = Database(url_of(path))
+    database = open_at(path)
     assert sql(path, "PRAGMA journal_mode") == [("wal",)]
     database.close()
 
@@ -275,7 +354,7 @@ def test_a_file_that_is_no_database_is_not_overwritten(path: Path) -> None:
     before = path.read_bytes()
     for _ in range(2):
         with pytest.raises(StoreError, match="file is not a database"):
-            Database(url_of(path))
+            open_at(path)
     assert check(url_of(path)) == "database.url: file is not a database"
     assert path.read_bytes() == before
 
@@ -284,14 +363,14 @@ def test_a_missing_folder_is_not_a_riddle(tmp_path: Path) -> None:
     """The message names the folder that is missing."""
     url = url_of(tmp_path / "missing" / "mirror.db")
     with pytest.raises(StoreError, match=f"the folder {tmp_path}/missing does not exist"):
-        Database(url)
+        Database(url).open()
     assert check(url) == f"database.url: the folder {tmp_path}/missing does not exist"
 
 
 def test_a_folder_that_takes_no_file_is_not_a_riddle() -> None:
     """The message says that the lock could not be created, and where: `/proc` refuses root too."""
     with pytest.raises(StoreError, match=r"cannot lock the database /proc/mirror\.db"):
-        Database("sqlite:////proc/mirror.db")
+        Database("sqlite:////proc/mirror.db").open()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -310,7 +389,7 @@ def test_a_locked_database_at_the_start_is_a_store_error(path: Path, monkeypatch
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError, match="database is locked"):
-            Database(url_of(path))
+            open_at(path)
     opened(path)
 
 
@@ -321,7 +400,7 @@ def test_two_daemons_do_not_write_one_database(path: Path) -> None:
     """A second process is refused with the first one's number; a killed one's lock is free."""
     with held_by_a_process(path) as holder:
         with pytest.raises(AlreadyRunning, match=rf"another syncd \(process {holder.pid}\) holds"):
-            Database(url_of(path))
+            open_at(path)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         opened(path)
@@ -331,20 +410,20 @@ def test_a_link_is_not_a_way_around_the_lock(path: Path) -> None:
     """Two names of one file are one database."""
     link = path.with_name("link.db")
     link.symlink_to(path)
-    database = Database(url_of(path))
+    database = open_at(path)
     with pytest.raises(AlreadyRunning):
-        Database(url_of(link))
+        open_at(link)
     database.close()
     opened(link)
 
 
 def test_a_refused_second_holder_does_not_free_the_lock(path: Path) -> None:
     """An attempt that was refused leaves the first holder's lock and number, and no open file of its own."""
-    database = Database(url_of(path))
+    database = open_at(path)
     files = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(2):
         with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"):
-            Database(url_of(path))
+            open_at(path)
     assert len([*Path("/proc/self/fd").iterdir()]) == files
     database.close()
     database.close()
@@ -368,7 +447,7 @@ def test_a_full_disk_does_not_lock_syncd_out_of_its_own_database(path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(StoreError, match="cannot lock the database"):
-            Database(url_of(path))
+            open_at(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     opened(path)

@@ -1,5 +1,6 @@
 """More time for a start or a stop, from systemd: asked for during a transaction that writes, then only."""
 
+import asyncio
 import signal
 import sys
 import threading
@@ -11,10 +12,10 @@ from processes import PATIENCE_S, DaemonProcess, Tables, eventually
 from real_databases import allow, locked, query, stall, url_at
 from sqlalchemy import Connection, event, text
 
-from syncd.database import Database
+from syncd.database import state
+from syncd.database.engine import Database
 from syncd.errors import StoreError
 from syncd.standin import StandIn
-from syncd.store import Store
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 EXTEND = "EXTEND_TIMEOUT_USEC=10000000"
@@ -34,37 +35,44 @@ MORTAL = [sys.executable, "-c", _MORTAL]
 
 
 @pytest.fixture
-def store(tmp_path: Path, database_kind: str) -> Iterator[Store]:
-    store = Store(Database(url_at(tmp_path / "mirror.db")))
-    yield store
-    store.close()
+def database(tmp_path: Path, database_kind: str) -> Iterator[Database]:
+    database = Database(url_at(tmp_path / "mirror.db"))
+    database.open()
+    yield database
+    database.close()
 
 
-# --- the store
-
-
-def test_commit_is_cut_short(store: Store) -> None:
-    """A transaction that writes counts from its first statement until its commit is done."""
+def noted_at_each(database: Database, moment: str) -> list[bool]:
+    """Return a list to which each commit, or rollback, adds whether a transaction that writes counted."""
+    assert database._held
     seen: list[bool] = []
-    event.listen(store._database.engine, "commit", lambda _: seen.append(bool(store._database.writers)))
-    assert not store._database.writers
-    with store._transaction(write=True) as connection:
-        assert store._database.writers
+    event.listen(database._held.writer, moment, lambda _: seen.append(database.is_writing))
+    return seen
+
+
+# --- the database
+
+
+def test_commit_is_cut_short(database: Database) -> None:
+    """A transaction that writes counts from its first statement until its commit is done."""
+    seen = noted_at_each(database, "commit")
+    assert not database.is_writing
+    with database.begin(write=True) as connection:
+        assert database.is_writing
         connection.execute(text("CREATE TABLE t (i integer)"))
-        assert store._database.writers
+        assert database.is_writing
         assert seen == []
     assert seen == [True]
-    assert not store._database.writers
-    store.set_paused(True)
+    assert not database.is_writing
+    asyncio.run(database.write(state.put, state.PAUSED, True))
     assert seen == [True, True]
-    assert not store._database.writers
+    assert not database.is_writing
 
 
 @pytest.mark.parametrize("trouble", ["statement", "value", "bug"])
-def test_failed_transaction_is_never_over(store: Store, trouble: str) -> None:
+def test_failed_transaction_is_never_over(database: Database, trouble: str) -> None:
     """A rollback ends a transaction too, whatever it was for; it counts as long as that takes."""
-    seen: list[bool] = []
-    event.listen(store._database.engine, "rollback", lambda _: seen.append(bool(store._database.writers)))
+    seen = noted_at_each(database, "rollback")
 
     def fail(connection: Connection) -> None:
         if trouble == "bug":
@@ -73,7 +81,7 @@ def test_failed_transaction_is_never_over(store: Store, trouble: str) -> None:
         connection.execute(text("INSERT INTO nowhere VALUES (:value)"), {"value": value})
 
     def write() -> None:
-        with store._transaction(write=True) as connection:
+        with database.begin(write=True) as connection:
             if trouble == "value":
                 connection.execute(text("CREATE TABLE nowhere (i integer)"))
             fail(connection)
@@ -81,29 +89,36 @@ def test_failed_transaction_is_never_over(store: Store, trouble: str) -> None:
     with pytest.raises(ZeroDivisionError if trouble == "bug" else StoreError):
         write()
     assert seen == [True]
-    assert not store._database.writers
+    assert not database.is_writing
 
 
-def test_reader_looks_like_writer(store: Store) -> None:
+def test_reader_looks_like_writer(database: Database) -> None:
     """A transaction that reads does not count, and does not end one that writes in another thread."""
     seen: list[bool] = []
 
     def read() -> None:
-        with store._transaction() as connection:
+        with database.begin() as connection:
             connection.execute(text("SELECT 1"))
-            seen.append(bool(store._database.writers))
+            seen.append(database.is_writing)
 
     read()
-    with store._transaction(write=True):
+    with database.begin(write=True):
         reader = threading.Thread(target=read)
         reader.start()
         reader.join()
-        assert store._database.writers
+        assert database.is_writing
     read()
     assert seen == [False, True, False]
 
 
 # --- the daemon
+
+
+def migrated(url: str) -> None:
+    """Make the tables, so that no start has to."""
+    database = Database(url)
+    database.open()
+    database.close()
 
 
 def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
@@ -131,7 +146,7 @@ def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
 @pytest.mark.sqlite_only("nothing but the lock of another syncd holds up an opening")
 def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin: StandIn) -> None:
     """Stopped while it waits for another's lock, it asks for no time, comes not up and begins no run."""
-    Database(url_at(home / "syncd.db")).close()
+    migrated(url_at(home / "syncd.db"))
     with locked(url_at(home / "syncd.db")), DaemonProcess(home, base_url, awaits="") as daemon:
         eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
         daemon.process.terminate()
@@ -145,7 +160,7 @@ def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin
 @pytest.mark.sqlite_only("nothing but the lock of another syncd holds up an opening")
 def test_reload_during_the_opening_is_ready_too_early(home: Path, base_url: str) -> None:
     """A SIGHUP that comes before it is up waits until then; systemd hears READY when that is true."""
-    Database(url_at(home / "syncd.db")).close()
+    migrated(url_at(home / "syncd.db"))
     with locked(url_at(home / "syncd.db")), DaemonProcess(home, base_url, NO_RUN, awaits="") as daemon:
         eventually(lambda: (home / "syncd.db.lock").read_text() == f"{daemon.pid}\n")
         daemon.process.send_signal(signal.SIGHUP)
@@ -161,7 +176,7 @@ def test_reload_during_the_opening_is_ready_too_early(home: Path, base_url: str)
 
 def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
     """Neither a start without a migration to wait for nor the stop of an idle daemon asks for more time."""
-    Database(url_at(home / "syncd.db")).close()
+    migrated(url_at(home / "syncd.db"))
     with DaemonProcess(home, base_url) as daemon:
         daemon.ran()
         assert daemon.stop() == 0
@@ -171,7 +186,7 @@ def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
 
 def in_a_long_transaction(daemon: DaemonProcess) -> None:
     """Bring a daemon to where it puts a run's end on record, which takes minutes."""
-    stall(daemon.database, "DELETE ON syncd_runs")
+    stall(daemon.database, "INSERT ON syncd_state")
     daemon.ask("POST", "/v1/runs", {})
     eventually(lambda: b'"state":"done"' in daemon.ask("GET", "/v1/runs/1")[1])
 

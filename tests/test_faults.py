@@ -21,12 +21,12 @@ WHAT_NEXT = {
     "transport": "old figures stay, the next run asks again",
     "rate_limited": "old figures stay, the next run asks again",
     "challenge": "no request is sent for some minutes",
-    "credentials": "nothing is asked until somebody mends them",
+    "credentials": "nothing is asked for a day, or until there is a new key",
     "restricted": "give the key the right to all events",
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used",
     "too_large": "nothing of this answer was used",
-    "doubted": "old rows stay until two full runs in a row agree",
+    "doubted": "nothing of it is marked vanished",
 }
 
 

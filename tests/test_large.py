@@ -13,8 +13,9 @@ from real_databases import url_at
 from sqlalchemy import select
 
 from syncd import schema, wire
-from syncd.attendee_store import NAMES
 from syncd.config import Config
+from syncd.database import rows
+from syncd.model import ATTENDEES
 from syncd.standin import StandIn, php_json, serving
 
 NO_CEILING = Path(__file__).parent / "bench" / "no_ceiling.py"
@@ -50,10 +51,9 @@ def test_a_large_account_is_incomplete_or_takes_memory(
         with serving(account) as base_url:
             peaks[events] = imported(config, base_url)
     assert peaks[many] <= 1.5 * peaks[many // 10], peaks
-    columns = [schema.attendees.c[name] for name in NAMES]
+    columns = rows.HELD[ATTENDEES]
     with rig_on(config) as rig:
-        assert rig.mirror.store
-        with rig.mirror.store._transaction() as connection:
+        with rig.account.database.begin() as connection:
             for event_id in account.events:
                 here = select(*columns).where(schema.attendees.c.event_id == event_id)
                 stored = {row[0]: tuple(row) for row in connection.execute(here)}

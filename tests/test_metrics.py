@@ -8,9 +8,9 @@ from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from syncd import __version__
-from syncd.metrics import Facts, exposition
+from syncd.account.status import BudgetStatus, Facts, Status
+from syncd.metrics import Sources, exposition
 from syncd.model import Counts, Peer, Progress, Run, RunError
-from syncd.status import BudgetStatus, Record, Status
 
 START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 CANARY = "canary-key-5f1d"
@@ -52,6 +52,7 @@ STATUS = Status(
     oldest_figure_at=START,
     oldest_figure_age_s=12.5,
     events_unread=0,
+    doubts=2,
     budget=BudgetStatus(
         requests=48, full_requests=2000, refresh_s=37800.0, waiting=6, increment="not permitted"
     ),
@@ -68,17 +69,18 @@ BEFORE_ALL = structs.replace(
     oldest_figure_at=None,
     oldest_figure_age_s=None,
     events_unread=None,
+    doubts=0,
     budget=None,
 )
 
 
 def scrape(status: Status = STATUS) -> bytes:
-    record = Record(started_at=START)
-    record.take(RUN)
-    record.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
-    record.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
+    facts = Facts(started_at=START)
+    facts.take(RUN)
+    facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
+    facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
     requests = Counter({"200": 31, "503": 2, 'odd "status"\n\\': 1})
-    return exposition(Facts(status=status, record=record, requests=requests, clock_jumps=4))
+    return exposition(Sources(status=status, facts=facts, requests=requests, clock_jumps=4))
 
 
 def samples(status: Status = STATUS) -> dict[tuple[str, Labels], float]:
@@ -100,7 +102,7 @@ def labelled(name: str) -> dict[Labels, float]:
 
 
 def test_figures_are_those_of_the_status() -> None:
-    """Every gauge and counter without a label has the value that the status or the record has."""
+    """Every gauge and counter without a label has the value that the status or the facts have."""
     assert plain() == {
         "paused": 0,
         "run_in_progress": 0,
@@ -109,6 +111,7 @@ def test_figures_are_those_of_the_status() -> None:
         "consecutive_failures": 2,
         "events_live": 12,
         "events_full": 3,
+        "doubts": 2,
         "next_run_timestamp_seconds": START.timestamp() + 900,
         "last_success_timestamp_seconds": START.timestamp() - 900,
         "oldest_figure_timestamp_seconds": START.timestamp(),
@@ -166,6 +169,7 @@ def test_what_is_not_known_is_left_out_rather_than_zero() -> None:
     assert unknown == {
         "events_live",
         "events_full",
+        "doubts",
         "next_run_timestamp_seconds",
         "last_success_timestamp_seconds",
         "last_run_duration_seconds",

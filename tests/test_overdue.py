@@ -5,8 +5,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from test_runner import Bench, bench
-from test_schedule import INTERVAL, INTERVAL_S, NONE, World, live, world
+from runner_bench import Bench, bench
+from schedule_world import INTERVAL, INTERVAL_S, NONE, World, live, world
 
 from syncd.schedule import TICK_S, Schedule
 from syncd.watchdog import LATE_S

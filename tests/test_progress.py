@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from conftest import Clock, LogLines
+from conftest import LogLines, WaitedFor
 from processes import PATIENCE_S, WITH_INSTANT_RETRIES, environment, eventually, syncd, write_config
 
 from syncd.model import Progress, Run
@@ -224,8 +224,8 @@ def test_bar_in_a_pipe(config: Path) -> None:
 
 def test_long_run_in_a_pipe_is_silent(log_lines: LogLines) -> None:
     """A long run is told of every 30 s and no oftener, a short one never, nor before the list is read."""
-    clock = Clock()
-    tell = Teller(100, clock)
+    clock = WaitedFor()
+    tell = Teller(100, clock.running_s)
     run = Run(id=7, trigger="once", requests=1)
     for done in range(-1, 41):
         run.progress = Progress("events", done, 400) if done >= 0 else Progress("listing")
@@ -238,7 +238,7 @@ def test_long_run_in_a_pipe_is_silent(log_lines: LogLines) -> None:
     assert [line["requests"] for line in told] == [33, 63]
 
     log_lines.clear()
-    tell = Teller(100, clock)
+    tell = Teller(100, clock.running_s)
     clock.now_s += 100
     run.progress = Progress("listing")
     tell(run)

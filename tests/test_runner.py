@@ -1,98 +1,15 @@
 """The runner's promises: never two runs at once, and a run asked for begins after the asking."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import LogLines
+from conftest import LogLines, WaitedFor
+from runner_bench import KEY, LONG_S, Bench, bench
 
-from syncd.errors import StoreError, SyncdError
+from syncd.errors import RunCancelled, StoreError, TransportError
 from syncd.model import Peer, Progress, Run, RunError
-from syncd.redact import Redactor
-from syncd.runner import RECENT, Runner, Stopping
-
-LONG_S = 10.0
-KEY = "canary-0123456789"
-
-
-class Bench:
-    """A runner whose work waits until `let` allows it, and which notes what overlaps."""
-
-    def __init__(self, timeout: timedelta) -> None:
-        self.runner = Runner(
-            self.work,
-            timeout=timeout,
-            next_id=self.next_id,
-            on_end=self.on_end,
-            redact=Redactor([KEY]),
-        )
-        self.ids = 0
-        self.at_work = 0
-        self.most_at_work = 0
-        self.began: list[int] = []
-        self.ended: list[tuple[int, str | None, SyncdError | None]] = []
-        self.steps = 0
-        self.trouble: Exception | None = None
-        self.let = asyncio.Event()
-        self.let.set()
-        self.conclude: Callable[[], Awaitable[None]] | None = None
-
-    def next_id(self) -> int:
-        self.ids += 1
-        return self.ids
-
-    async def work(self, run: Run) -> None:
-        self.at_work += 1
-        self.most_at_work = max(self.most_at_work, self.at_work)
-        self.began.append(run.id)
-        try:
-            for done in range(self.steps):
-                run.progress = Progress("events", done + 1, self.steps)
-                self.runner.advance(run)
-            await self.let.wait()
-            if self.trouble:
-                raise self.trouble
-        finally:
-            self.at_work -= 1
-
-    async def on_end(self, run: Run, error: SyncdError | None) -> None:
-        # Whoever puts the end on record is still busy with this run.
-        self.at_work += 1
-        self.most_at_work = max(self.most_at_work, self.at_work)
-        if self.conclude:
-            await self.conclude()
-        await asyncio.sleep(0)
-        self.at_work -= 1
-        self.ended.append((run.id, run.outcome, error))
-
-    async def begun(self, run: Run) -> Run:
-        while run.state == "queued":  # noqa: ASYNC110  # as an outsider would see it
-            await asyncio.sleep(0)
-        return run
-
-    async def done(self, run: Run) -> Run:
-        await self.runner.wait(run, LONG_S)
-        assert run.state == "done"
-        return run
-
-    async def busy(self) -> Run:
-        """Return a run that stays in progress until `let` is set."""
-        self.let.clear()
-        return await self.begun(self.runner.request("interval"))
-
-
-@asynccontextmanager
-async def bench(at_most: timedelta = timedelta(seconds=LONG_S)) -> AsyncIterator[Bench]:
-    bench = Bench(at_most)
-    bench.runner.serve()
-    try:
-        yield bench
-        assert bench.most_at_work <= 1, "two runs at once"
-    finally:
-        bench.let.set()
-        await bench.runner.stop(LONG_S)
+from syncd.runner import RECENT, Stopping
 
 
 def test_a_run_in_progress_is_passed_off_as_fresh() -> None:
@@ -104,7 +21,8 @@ def test_a_run_in_progress_is_passed_off_as_fresh() -> None:
             asked_at = datetime.now(UTC)
             new = it.runner.request("manual")
             assert new is not old
-            assert (new.state, new.id) == ("queued", old.id + 1)
+            assert new.state == "queued"
+            assert new.id != old.id
             it.let.set()
             await it.done(new)
             assert old.finished_at
@@ -121,11 +39,11 @@ def test_ten_requests_at_once_give_ten_runs() -> None:
         async with bench() as it:
             await it.busy()
             runs = [it.runner.request("manual") for _ in range(10)]
-            assert len({run.id for run in runs}) == 1
+            assert len({id(run) for run in runs}) == 1
             it.let.set()
             await it.done(runs[0])
             assert it.began == [1, 2]
-            assert it.runner.request("manual").id == 3
+            assert it.runner.request("manual") is not runs[0]
 
     asyncio.run(scene())
 
@@ -169,6 +87,36 @@ def test_a_shared_run_does_less_than_somebody_asked_for(
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(
+    ("requests", "accept", "accepted", "whole"),
+    [
+        ([(False, ["1"])], False, [], False),
+        ([(True, ["1", "2", "1"])], True, ["1", "2"], False),
+        ([(True, [])], True, [], True),
+        ([(True, ["1"]), (False, ["2"])], True, ["1"], False),
+        ([(False, ["2"]), (True, ["1"])], True, ["1"], False),
+        ([(True, ["1"]), (False, [])], True, ["1"], True),
+        ([(False, []), (True, ["1"])], True, ["1"], True),
+        ([(True, ["1"]), (True, ["2", "1"])], True, ["1", "2"], False),
+        ([(True, ["1"]), (True, [])], True, [], True),
+        ([(True, []), (True, ["1"])], True, [], True),
+    ],
+)
+def test_consent_to_one_event_is_taken_for_all(
+    requests: list[tuple[bool, list[str]]], accept: bool, accepted: list[str], whole: bool
+) -> None:
+    """A shared run accepts what those asked for who accept, all if one of these named none; no more."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            await it.busy()
+            for accepts, wanted in requests:
+                run = it.runner.request("manual", accept=accepts, events=wanted)
+            assert (run.accept, run.accepted, run.whole) == (accept, accepted, whole)
+
+    asyncio.run(scene())
+
+
 def test_a_run_by_hand_is_skipped_as_a_scheduled_one() -> None:
     """A request by hand makes a queued scheduled run its own, with its name; not the other way round."""
 
@@ -195,7 +143,7 @@ def test_joining_waits_for_a_run_too_many() -> None:
             assert it.runner.queued is None
             it.let.set()
             await it.done(old)
-            assert it.runner.request("manual", join=True).id == 2
+            assert it.runner.request("manual", join=True) is not old
 
     asyncio.run(scene())
 
@@ -242,26 +190,28 @@ def test_a_run_that_hangs_hangs_the_daemon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "kind"),
+    ("trouble", "kind", "status"),
     [
-        (StoreError(f"no disk {KEY}"), "database"),
-        (ZeroDivisionError(f"a bug near {KEY}"), "internal"),
+        (StoreError(f"no disk {KEY}"), "database", None),
+        (TransportError(f"no answer to {KEY}", status=503), "transport", 503),
+        (ZeroDivisionError(f"a bug near {KEY}"), "internal", None),
     ],
 )
 def test_a_failure_or_a_bug_ends_the_runner_or_shows_the_key(
-    log_lines: LogLines, trouble: Exception, kind: str
+    log_lines: LogLines, trouble: Exception, kind: str, status: int | None
 ) -> None:
-    """Both make that run failed and nothing more; the key is in no message."""
+    """Both make that run failed and nothing more; the key is in no message, the status beside it."""
 
     async def scene() -> None:
         async with bench() as it:
             it.trouble = trouble
             run = await it.done(it.runner.request("interval"))
             assert run.outcome == "failed"
-            assert [(error.subject, error.kind) for error in run.errors] == [("run", kind)]
-            assert KEY not in run.errors[0].message
-            assert "***" in run.errors[0].message
-            assert it.ended[0][2] is not None
+            (error,) = run.errors
+            assert (error.subject, error.kind, error.status) == ("run", kind, status)
+            assert KEY not in error.message
+            assert "***" in error.message
+            assert it.ended == [(run.id, "failed", error)]
             it.trouble = None
             assert (await it.done(it.runner.request("interval"))).outcome == "ok"
             assert not it.runner.task.done()
@@ -309,6 +259,34 @@ def test_a_stop_waits_for_the_work_or_leaves_runs_open() -> None:
             it.runner.request("manual")
         with pytest.raises(Stopping):
             it.runner.request("manual", join=True)
+
+    asyncio.run(scene())
+
+
+def test_a_run_that_is_not_to_be_counts_as_failed() -> None:
+    """Work that finds out that the run is not wanted cancels it, and says why."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            it.trouble = RunCancelled("scheduled runs are paused")
+            run = await it.done(it.runner.request("interval"))
+            assert (run.outcome, [error.kind for error in run.errors]) == ("cancelled", ["cancelled"])
+
+    asyncio.run(scene())
+
+
+def test_a_stop_that_is_announced_takes_runs_on() -> None:
+    """From the first word of a stop on no request is taken, while the run in progress goes on."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            run = await it.busy()
+            it.runner.is_stopping = True
+            for join in (False, True):
+                with pytest.raises(Stopping):
+                    it.runner.request("manual", join=join)
+            it.let.set()
+            assert (await it.done(run)).outcome == "ok"
 
     asyncio.run(scene())
 
@@ -367,7 +345,7 @@ def test_a_late_watcher_sees_nothing_or_waits_for_ever() -> None:
             assert await watching == [Progress("events", 3, 3)]
             await it.done(run)
             assert await watched(it, run) == []
-            assert not it.runner._watchers
+            assert not any(entry.watchers for entry in it.runner._recent)
 
     asyncio.run(scene())
 
@@ -403,6 +381,48 @@ def test_waiting_ends_the_run_or_outlasts_the_time() -> None:
     asyncio.run(scene())
 
 
+def test_a_run_is_lost_with_its_first_id() -> None:
+    """Before it is on record a run has an id of its own; by that it is found afterwards too."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            await it.busy()
+            run = it.runner.request("manual")
+            first = run.id
+            assert first < 0
+            assert it.runner.find(first) is run
+            it.let.set()
+            await it.done(run)
+            assert run.id == 2
+            assert it.runner.find(first) is it.runner.find(2) is run
+            another = it.runner.request("manual")
+            assert another.id not in (first, 2)
+            await it.done(another)
+
+    asyncio.run(scene())
+
+
+def test_times_of_a_run_are_read_off_another_clock() -> None:
+    """Beginning, end, duration and deadline are those of the clock that was handed in."""
+
+    async def scene() -> None:
+        clock = WaitedFor()
+        async with bench(clock=clock) as it:
+            clock.now_s = 86_400
+            run = await it.busy()
+            assert run.started_at
+            assert run.started_at - datetime.now(UTC) > timedelta(hours=23)
+            clock.now_s += LONG_S + 5
+            assert it.runner.overdue_s() == 5
+            it.let.set()
+            await it.done(run)
+            assert run.finished_at
+            assert run.finished_at - run.started_at >= timedelta(seconds=LONG_S + 5)
+            assert run.duration_s == LONG_S + 5
+
+    asyncio.run(scene())
+
+
 def test_the_runs_of_a_year_stay_in_memory() -> None:
     """The latest runs can be found, the older ones are forgotten, and so is who waited for them."""
 
@@ -414,6 +434,6 @@ def test_the_runs_of_a_year_stay_in_memory() -> None:
             found = it.runner.find(4)
             assert found
             assert found.id == 4
-            assert not it.runner._ended
+            assert len(it.runner._recent) == RECENT
 
     asyncio.run(scene())

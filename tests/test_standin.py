@@ -6,17 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 
 import httpx
 import pytest
+from standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
 from syncd import standin as wire
 from syncd.standin import Fault, StandIn, serving
 from syncd.standin_world import ZERO_DATE, Row, StandInEvent, number
-
-NOW = datetime(2027, 5, 2, 8, 30, tzinfo=UTC)
-FESTIVAL, WEEKEND, _, OPEN_DAY, OUTING, CONCERT = (str(900001 + turn) for turn in range(6))
 
 
 @pytest.fixture
@@ -28,11 +25,6 @@ def standin() -> StandIn:
 def client(standin: StandIn) -> Iterator[httpx.Client]:
     with serving(standin) as base_url, client_of(standin, base_url) as client:
         yield client
-
-
-def client_of(standin: StandIn, base_url: str) -> httpx.Client:
-    """Return a client with the right credentials; without TLS, whose set-up would cost the most."""
-    return httpx.Client(base_url=base_url, auth=(standin.user, standin.key), timeout=5, verify=False)
 
 
 def received(standin: StandIn, count: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from test_standin import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
+from standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
 from syncd.standin import StandIn, serving
 from syncd.standin_people import FILTERS, PARIS, WALL, ZERO_DATE, Row

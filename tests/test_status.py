@@ -4,9 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from syncd.account.record import Past
+from syncd.account.status import Facts, Health, budget_status, last_error
+from syncd.agenda import Budget, Pace
+from syncd.database.rows import Figures
+from syncd.database.runs import History
+from syncd.database.state import Readings
 from syncd.model import Counts, Outcome, Run, RunError
-from syncd.status import Health, Record, last_error
-from syncd.store import History
 
 START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 INTERVAL = timedelta(minutes=15)
@@ -23,8 +27,29 @@ class Clock:
         return self.at
 
 
-def fresh(clock: Clock) -> Record:
-    return Record(started_at=START, now=clock)
+def fresh(clock: Clock) -> Facts:
+    return Facts(started_at=START, now=clock)
+
+
+def past(
+    history: History | None = None,
+    *,
+    figures: Figures | None = None,
+    doubts: int = 0,
+    readings: Readings | None = None,
+    pace: Pace | None = None,
+) -> Past:
+    """Return what a database says that knows no more than this."""
+    return Past(
+        history=history or History(),
+        figures=figures or Figures(0, 0, 0, None),
+        doubts=doubts,
+        paused=False,
+        readings=readings,
+        pace=pace,
+        quiet=None,
+        request_ages_s=[],
+    )
 
 
 def ended(outcome: Outcome, at: datetime = START, **more: object) -> Run:
@@ -35,11 +60,11 @@ def ended(outcome: Outcome, at: datetime = START, **more: object) -> Run:
 def after(*outcomes: Outcome, age: timedelta = timedelta(0), refused: bool = False) -> tuple[Health, str]:
     """Return the health when these runs have ended, the last one so long ago."""
     clock = Clock()
-    record = fresh(clock)
+    facts = fresh(clock)
     for outcome in outcomes:
-        record.take(ended(outcome, clock.at))
+        facts.take(ended(outcome, clock.at))
     clock.at += age
-    return record.health(INTERVAL, refused=refused)
+    return facts.health(INTERVAL, refused=refused)
 
 
 @pytest.mark.parametrize(
@@ -92,28 +117,28 @@ def test_data_that_grow_old_are_noticed(
 def test_data_age_by_the_interval_that_is_set() -> None:
     """An hour is nothing to a daily run and too long for one every ten minutes."""
     clock = Clock()
-    record = fresh(clock)
-    record.take(ended("ok"))
+    facts = fresh(clock)
+    facts.take(ended("ok"))
     clock.at += timedelta(hours=1)
-    healths = [record.health(timedelta(minutes=each), refused=False)[0] for each in (1440, 25, 10)]
+    healths = [facts.health(timedelta(minutes=each), refused=False)[0] for each in (1440, 25, 10)]
     assert healths == ["ok", "degraded", "failing"]
 
 
 def test_a_failed_run_does_not_make_old_data_young() -> None:
     """The age of the data counts from the last run that brought any, not from the last attempt."""
     clock = Clock()
-    record = fresh(clock)
-    record.take(ended("ok"))
+    facts = fresh(clock)
+    facts.take(ended("ok"))
     for _ in range(2):
         clock.at += 2.5 * INTERVAL
-        record.take(ended("failed", clock.at))
-    assert record.health(INTERVAL, refused=False) == (
+        facts.take(ended("failed", clock.at))
+    assert facts.health(INTERVAL, refused=False) == (
         "failing",
         "the data are 75 min old, over 4 intervals",
     )
-    record.take(ended("partial", clock.at))
-    assert record.health(INTERVAL, refused=False) == ("degraded", "the last run ended partial")
-    assert record.last_success_at == START
+    facts.take(ended("partial", clock.at))
+    assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended partial")
+    assert facts.last_success_at == START
 
 
 @pytest.mark.parametrize("outcomes", [[], ["ok"], ["failed"] * 3])
@@ -136,86 +161,118 @@ def test_refused_credentials_fail_at_once(outcomes: list[Outcome]) -> None:
 )
 def test_a_run_aside_tells_nothing_of_the_whole(before: list[Outcome], aside: Run) -> None:
     """A run of named events, and one that was cancelled, is counted and leaves health alone."""
-    record = fresh(Clock())
+    facts = fresh(Clock())
     for outcome in before:
-        record.take(ended(outcome))
+        facts.take(ended(outcome))
 
     def judged() -> tuple[object, ...]:
         return (
-            record.health(INTERVAL, refused=False),
-            record.consecutive_failures,
-            record.last_success_at,
-            record.synced_at,
-            record.last_full_at,
+            facts.health(INTERVAL, refused=False),
+            facts.consecutive_failures,
+            facts.last_success_at,
+            facts.synced_at,
+            facts.last_full_at,
         )
 
     was = judged()
-    record.take(aside)
+    facts.take(aside)
     assert judged() == was
-    assert record.last_run is aside
-    assert record.run_count == len(before) + 1
+    assert facts.last_run is aside
+    assert facts.run_count == len(before) + 1
 
 
 def test_what_runs_did_is_added_up() -> None:
-    """Runs are counted by trigger and outcome, rows by what became of them; a full run is remembered."""
-    record = fresh(Clock())
-    record.take(ended("ok", counts=Counts(inserted=3, unchanged=1), full=True))
-    record.take(ended("ok", START + INTERVAL, counts=Counts(updated=2, unchanged=4)))
-    record.take(ended("failed", trigger="manual", whole=False))
-    assert record.totals == {("interval", "ok"): 2, ("manual", "failed"): 1}
-    assert record.rows == {"inserted": 3, "updated": 2, "unchanged": 5, "vanished": 0, "returned": 0}
-    assert record.last_full_at == START
-    assert record.last_success_at == START + INTERVAL
+    """Runs are counted by trigger and outcome, rows by what became of them."""
+    facts = fresh(Clock())
+    facts.take(ended("ok", counts=Counts(inserted=3, unchanged=1), full=True))
+    facts.take(ended("ok", START + INTERVAL, counts=Counts(updated=2, unchanged=4)))
+    facts.take(ended("failed", trigger="manual", whole=False))
+    assert facts.totals == {("interval", "ok"): 2, ("manual", "failed"): 1}
+    assert facts.rows == {"inserted": 3, "updated": 2, "unchanged": 5, "vanished": 0, "returned": 0}
+    assert facts.last_success_at == START + INTERVAL
 
 
-def test_a_partial_run_is_full_and_no_success() -> None:
-    """A full run that left some events behind was full all the same, and is not a success."""
-    record = fresh(Clock())
-    record.take(ended("partial", full=True))
-    assert (record.last_full_at, record.synced_at, record.last_success_at) == (START, START, None)
+def test_a_partial_run_is_a_success_or_brings_nothing() -> None:
+    """A run that left some events behind brought the others up to date, and is not a success."""
+    facts = fresh(Clock())
+    facts.take(ended("partial", full=True))
+    assert (facts.synced_at, facts.last_success_at) == (START, None)
+
+
+def test_a_run_that_came_to_no_pace_hides_the_last_one() -> None:
+    """The budget shown is that of the latest run that made one; a failed run leaves it."""
+    pace, other = (Pace(budget=Budget(capacity=480, share=share), live=9, cost=30) for share in (48, 20))
+    facts = fresh(Clock())
+    assert budget_status(facts.pace, INTERVAL) is None
+    facts.take(ended("ok"), pace)
+    facts.take(ended("failed"))
+    assert facts.pace == pace
+    facts.take(ended("ok"), other)
+    assert facts.pace == other
 
 
 def test_a_restart_forgets_no_failure() -> None:
     """The third failure in a row is the third also where syncd was started anew between them."""
-    record = fresh(Clock())
+    facts = fresh(Clock())
     last = ended("failed", id=7)
-    record.take_over(
-        History(
-            last_id=7,
-            run_count=7,
-            last_run=last,
-            last_success_at=START - 2 * INTERVAL,
-            last_synced_at=START - INTERVAL,
-            last_full_at=START - 3 * INTERVAL,
-            whole_outcome="failed",
-            consecutive_failures=2,
-        )
+    history = History(
+        run_count=7,
+        last_run=last,
+        last_success_at=START - 2 * INTERVAL,
+        last_synced_at=START - INTERVAL,
+        last_full_at=START - 3 * INTERVAL,
+        whole_outcome="failed",
+        consecutive_failures=2,
     )
-    assert record.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
-    assert (record.run_count, record.last_run) == (7, last)
-    assert (record.last_success_at, record.synced_at) == (START - 2 * INTERVAL, START - INTERVAL)
-    assert record.last_full_at == START - 3 * INTERVAL
-    assert record.totals == {}
-    record.take(ended("failed", id=8))
-    assert record.health(INTERVAL, refused=False) == ("failing", "3 runs in a row failed")
+    facts.take_over(past(history))
+    assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
+    assert (facts.run_count, facts.last_run) == (7, last)
+    assert (facts.last_success_at, facts.synced_at) == (START - 2 * INTERVAL, START - INTERVAL)
+    assert facts.last_full_at == START - 3 * INTERVAL
+    assert facts.totals == {}
+    facts.take(ended("failed", id=8))
+    assert facts.health(INTERVAL, refused=False) == ("failing", "3 runs in a row failed")
+
+
+def test_a_restart_shows_no_budget_and_no_doubt() -> None:
+    """What the run before the restart shared out, and left in doubt, is shown before the next one ends."""
+    pace = Pace(budget=Budget(capacity=480, share=48), live=400, cost=1000, waiting=3)
+    facts = fresh(Clock())
+    facts.take_over(past(figures=Figures(398, 5, 390, START - INTERVAL), doubts=2, pace=pace))
+    budget = budget_status(facts.pace, INTERVAL)
+    assert budget
+    assert (budget.requests, budget.full_requests, budget.waiting) == (48, 1000, 3)
+    assert (facts.events_live, facts.events_full, facts.events_unread, facts.doubts) == (398, 5, 10, 2)
+    assert facts.oldest_figure_age_s() == INTERVAL.total_seconds()
+
+
+def test_readings_by_turns_are_taken_for_none() -> None:
+    """When all was read last is what the readings on record say; without these, the last full run does."""
+    history = History(last_full_at=START - 3 * INTERVAL)
+    facts = fresh(Clock())
+    facts.take_over(past(history))
+    assert facts.last_full_at == START - 3 * INTERVAL
+    facts.take_over(past(history, readings=Readings(START - INTERVAL, ended_at=START - INTERVAL)))
+    assert facts.last_full_at == START - INTERVAL
 
 
 def test_runs_before_the_database_could_be_opened_are_kept() -> None:
     """Failures of this process come on top of those on record, and its last run stays the last."""
-    record = fresh(Clock())
+    facts = fresh(Clock())
     own = ended("failed", id=-5)
-    record.take(own)
-    record.take_over(History(run_count=4, last_run=ended("ok"), last_success_at=START, whole_outcome="ok"))
-    assert (record.run_count, record.consecutive_failures, record.last_run) == (5, 1, own)
-    assert record.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
+    facts.take(own)
+    history = History(run_count=4, last_run=ended("ok"), last_success_at=START, whole_outcome="ok")
+    facts.take_over(past(history))
+    assert (facts.run_count, facts.consecutive_failures, facts.last_run) == (5, 1, own)
+    assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
 
 
 def test_an_empty_history_is_taken_over() -> None:
     """The first start of all shows no run and no success."""
-    record = fresh(Clock())
-    record.take_over(History())
-    assert record.health(INTERVAL, refused=False) == ("degraded", "no successful run yet")
-    assert (record.run_count, record.last_run, record.synced_at) == (0, None, None)
+    facts = fresh(Clock())
+    facts.take_over(past())
+    assert facts.health(INTERVAL, refused=False) == ("degraded", "no successful run yet")
+    assert (facts.run_count, facts.last_run, facts.synced_at) == (0, None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,20 @@
 """One run after another on an account that lives: what is read, written, believed and left alone."""
 
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from events import CONCERT, FESTIVAL, HOUR_S, OPEN_DAY, OUTING, WEEKEND, WORKSHOP, asked, kinds
 from real_databases import allow, refuse
 
 from syncd import schema
 from syncd import standin as fault
-from syncd.model import Run
 from syncd.standin import StandIn, with_rows
 from syncd.standin_world import PARIS, WALL, StandInEvent, number
 
-FESTIVAL, WEEKEND, WORKSHOP, OPEN_DAY, OUTING, CONCERT = (str(900001 + turn) for turn in range(6))
 MIRRORED = ("billetweb_events", "billetweb_gauges", "billetweb_tickets", "billetweb_sessions")
-
-
-def kinds(run: Run) -> list[tuple[str, str]]:
-    return [(error.subject, error.kind) for error in run.errors]
 
 
 def vanished(rig: Rig) -> set[str]:
@@ -32,19 +28,13 @@ def end(event: StandInEvent, *, hours_ago: int) -> None:
     event.row["end"] = (now - timedelta(hours=hours_ago)).strftime(WALL)
 
 
-def asked(standin: StandIn, what: str) -> list[str]:
-    """Return the events of which this was asked, in order."""
-    paths = [request.path.split("/") for request in standin.requests]
-    return [path[2] for path in paths if path[1] == "event" and path[3] == what]
-
-
 def test_a_run_in_which_nothing_changed_writes(rig: Rig, standin: StandIn) -> None:
     """No row of the mirror and no change is written; only the age of the figures moves on."""
     rig.run()
     before = rig.sql("SELECT availability_at FROM billetweb_events ORDER BY id")
     columns = schema.metadata.tables["billetweb_events"].columns.keys()
     watched = ", ".join(f'"{name}"' for name in columns if name != "availability_at")
-    for table in (*MIRRORED, "syncd_changes", "syncd_suspects"):
+    for table in (*MIRRORED, "syncd_changes", "syncd_absences"):
         updates = f"UPDATE OF {watched}" if table == "billetweb_events" else "UPDATE"
         refuse(rig.url, *(f"{what} ON {table}" for what in ("INSERT", updates, "DELETE")))
     run = rig.run()
@@ -241,44 +231,111 @@ def test_the_loop_waits_for_a_slow_database(rig: Rig, standin: StandIn) -> None:
 # --- rows that vanish
 
 
+@pytest.fixture
+def patient(make_config: MakeConfig, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
+    """Give a rig that rereads everything each hour, so that time passes without an event's ending."""
+    with rig_on(make_config(billetweb__concurrency=1, sync__full_every="1h")) as rig:
+        yield rig
+
+
 def only(event_id: str) -> fault.Fault:
     return with_rows(lambda rows: [row for row in rows if str(row["id"]) == event_id])
 
 
 def test_a_key_suddenly_restricted_empties_the_account(
-    rig: Rig, standin: StandIn, log_lines: LogLines
+    patient: Rig, standin: StandIn, log_lines: LogLines
 ) -> None:
-    """When all events but one are gone from the list, it takes two full runs by hand to believe it."""
-    rig.run()
-    others = rig.dump(FESTIVAL)
+    """When all events but one are gone from the list, neither runs nor time take them away: a person does."""
+    patient.run()
+    others = patient.dump(FESTIVAL)
     standin.fail("/events", only(CONCERT), times=None)
-    for full in (False, True, True, False):
-        run = rig.run(full=full)
+    for trigger, full in (("interval", False), ("interval", True), ("manual", True), ("manual", True)):
+        patient.clock.now_s += HOUR_S
+        run = patient.run(trigger, full=full)  # type: ignore[arg-type]
         assert (run.outcome, run.synced, run.failed) == ("partial", 1, 5)
         assert kinds(run) == [("events", "doubted")]
-        assert rig.dump(FESTIVAL) == others
-    (told,) = log_lines.of("error.doubted")
-    assert "`syncctl run-now --full` twice" in told["message"]
-    assert (rig.run("manual", full=True).outcome, vanished(rig)) == ("partial", set())
-    assert (rig.run("manual", full=True).outcome, vanished(rig)) == (
-        "ok",
-        {FESTIVAL, WEEKEND, WORKSHOP, OPEN_DAY, OUTING},
-    )
+        assert patient.dump(FESTIVAL) == others
+    told = log_lines.of("error.doubted")[0]
+    assert "lacks 5 of 6 rows" in told["message"]
+    assert "`syncctl accept`" in told["message"]
+    (doubt,) = patient.portal.call(patient.account.doubts)
+    assert (doubt.table, doubt.event_id, doubt.absent, doubt.of) == ("billetweb_events", None, 5, 6)
+    assert (doubt.reads, doubt.waits_for, doubt.until) == (4, "accept", None)
+    assert doubt.examples == [FESTIVAL, WEEKEND, WORKSHOP]
+    accepted = patient.run("manual", accept=True)
+    assert (accepted.outcome, accepted.counts.vanished) == ("ok", 5)
+    assert vanished(patient) == {FESTIVAL, WEEKEND, WORKSHOP, OPEN_DAY, OUTING}
+    assert patient.portal.call(patient.account.doubts) == []
     standin.heal()
-    run = rig.run()
+    run = patient.run()
     assert (run.outcome, run.counts.returned) == ("ok", 5)
-    mirrors(rig, standin)
+    mirrors(patient, standin)
+
+
+def test_a_word_about_one_event_is_taken_for_all(rig: Rig, standin: StandIn) -> None:
+    """Who accepts one event accepts nothing of the others, whoever else asked for a run."""
+    rig.run()
+    standin.fail("/events", only(CONCERT), times=None)
+    rig.run()
+    run = rig.run("manual", accept=True, events=(FESTIVAL,), also_whole=True)
+    assert (run.whole, run.outcome, vanished(rig)) == (True, "partial", {FESTIVAL})
+    run = rig.run("manual", accept=True, events=(WEEKEND,))
+    assert (run.outcome, vanished(rig)) == ("ok", {FESTIVAL, WEEKEND})
+
+
+def test_a_word_covers_what_nobody_has_seen(rig: Rig, standin: StandIn) -> None:
+    """What is absent for the first time in the accepting run was shown to nobody, and stays."""
+    rig.run()
+    standin.fail("/events", only(CONCERT), times=None)
+    run = rig.run("manual", accept=True)
+    assert (run.outcome, kinds(run), vanished(rig)) == ("partial", [("events", "doubted")], set())
 
 
 def test_a_key_restricted_for_a_moment_leaves_a_trace(rig: Rig, standin: StandIn) -> None:
-    """A good list in between makes the next odd one the first again, also for full runs by hand."""
+    """A good list in between ends the absence: the next odd one is the first again."""
     rig.run()
     for _ in range(3):
         standin.fail("/events", only(CONCERT))
         assert rig.run("manual", full=True).outcome == "partial"
         assert rig.run("manual", full=True).outcome == "ok"
+        assert rig.portal.call(rig.account.doubts) == []
     assert not vanished(rig)
     mirrors(rig, standin)
+
+
+def test_a_read_that_lacks_most_of_an_event_is_soon_believed(patient: Rig, standin: StandIn) -> None:
+    """What it holds is written at once; what it lacks must be absent for `sync.full_every`."""
+    patient.run()
+    event = standin.events[WEEKEND]
+    event.tickets, taken = event.tickets[:1], event.tickets[1:]
+    event.tickets[0]["name"] = "Another name"
+    assert len(taken) > 2
+    for _ in range(3):
+        run = patient.run()
+        assert kinds(run) == [(f"event {WEEKEND}", "doubted")]
+        assert (run.outcome, run.synced, run.failed, run.counts.vanished) == ("partial", 5, 1, 0)
+    names = patient.sql("SELECT name FROM billetweb_tickets WHERE id = ?", str(event.tickets[0]["id"]))
+    assert names == [("Another name",)]
+    (doubt,) = patient.portal.call(patient.account.doubts)
+    assert (doubt.event_id, doubt.waits_for, doubt.absent) == (WEEKEND, "time", len(taken))
+    assert doubt.until == doubt.since + patient.account.config.sync.full_every
+    patient.clock.now_s += HOUR_S
+    run = patient.run()
+    assert (run.outcome, run.counts.vanished) == ("ok", len(taken))
+
+
+def test_half_of_an_account_is_most_of_it(rig: Rig, standin: StandIn) -> None:
+    """More than half must be lacking to be doubted, over the account as in an event."""
+    rig.run()
+    rows = sum(len(event.tickets) for event in standin.events.values())
+    taken = 0
+    for event in standin.events.values():
+        while 2 * (taken + 1) <= rows and len(event.tickets) > 1:
+            event.tickets.pop()
+            taken += 1
+    assert 2 * taken in (rows, rows - 1), "the account is of another shape"
+    rig.run()
+    assert not [doubt for doubt in rig.portal.call(rig.account.doubts) if doubt.waits_for == "accept"]
 
 
 def test_a_deleted_event_stays_or_never_comes_back(rig: Rig, standin: StandIn) -> None:
@@ -316,10 +373,10 @@ def test_a_ticket_that_moved_counts_where_it_was(rig: Rig, standin: StandIn, lef
 
 
 @pytest.mark.parametrize("failing", ["list", "time-out"])
-def test_a_run_that_read_nothing_counts_as_one_that_lacks_a_row(
+def test_a_run_that_read_nothing_says_something(
     make_config: MakeConfig, instant_retries: None, standin: StandIn, failing: str
 ) -> None:
-    """A run that never came to an event breaks the row of two in which it has to lack something."""
+    """A run that never came to an event neither adds a read to its absences nor ends them."""
     with rig_on(make_config()) as rig:
         rig.run()
         standin.events[CONCERT].tickets.pop()
@@ -330,26 +387,36 @@ def test_a_run_that_read_nothing_counts_as_one_that_lacks_a_row(
             rig.runner.timeout = timedelta(milliseconds=300)
             standin.fail("/event/*/avail", fault.hang, times=None)
         assert rig.run().outcome == "failed"
+        assert rig.sql("SELECT reads FROM syncd_absences") == [(1,)]
         standin.heal()
         rig.runner.timeout = timedelta(minutes=10)
-        assert rig.run().counts.vanished == 0
         assert rig.run().counts.vanished == 1
 
 
 @pytest.mark.parametrize("what", ["event", "ticket"])
-def test_a_failed_read_counts_as_one_that_lacks_a_row(rig: Rig, standin: StandIn, what: str) -> None:
-    """Two reads in a row have to lack it: a failed one in between begins anew."""
+def test_a_failed_read_says_something(rig: Rig, standin: StandIn, what: str) -> None:
+    """It is none of the two reads that must lack a row, and ends no absence."""
     rig.run()
     if what == "event":
         path, _ = "/events", standin.events.pop(WORKSHOP)
     else:
         path, _ = f"/event/{CONCERT}/avail", standin.events[CONCERT].tickets.pop()
+    assert rig.run().counts.vanished == 0
     for _ in range(2):
-        assert rig.run().counts.vanished == 0
         standin.fail(path, fault.null)
         assert rig.run().counts.vanished == 0
-    assert rig.run().counts.vanished == 0
     assert rig.run().counts.vanished == 1
+
+
+def test_an_event_that_is_over_is_missed(rig: Rig, standin: StandIn) -> None:
+    """One that left the list after its end is not absent, and not gone."""
+    rig.run()
+    end(standin.events[WORKSHOP], hours_ago=2)
+    rig.run()
+    del standin.events[WORKSHOP]
+    for _ in range(3):
+        assert (rig.run().outcome, vanished(rig)) == ("ok", set())
+    assert rig.sql("SELECT count(*) FROM syncd_absences") == [(0,)]
 
 
 def test_a_run_keeps_its_instants_in_a_zone_of_its_own(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from syncd import text
-from syncd.model import Counts, Peer, Progress, Run, RunError
+from syncd.model import Counts, Doubt, Peer, Progress, Run, RunError
 
 NOW = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 
@@ -256,6 +256,80 @@ def test_the_summary_of_a_run_hides_no_error() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("accepted", "said"), [([], ""), (["900001", "900002"], " (900001, 900002)")], ids=["all", "named"]
+)
+def test_nobody_learns_from_the_summary_that_somebody_accepted(accepted: list[str], said: str) -> None:
+    """The summary of an accepting run says so, and for which events where not for all."""
+    run = json_of(a_run(accept=True, accepted=accepted, full=False))
+    assert text.run_summary(run).split("\n")[1] == (
+        f"  manual by alice, accepting what is absent{said}; 7 changes (3 inserted, 4 updated); 25 requests"
+    )
+
+
+def a_doubt(**changes: Any) -> dict[str, Any]:
+    """Return a Doubt as the control API sends it."""
+    doubt: dict[str, Any] = msgspec.to_builtins(
+        Doubt(
+            table="billetweb_tickets",
+            event_id="900003",
+            absent=3,
+            of=4,
+            since=datetime(2027, 5, 8, 9, 57, tzinfo=UTC),
+            reads=2,
+            examples=["11", "12", "13"],
+            waits_for="time",
+            until=datetime(2027, 5, 9, 9, 57, tzinfo=UTC),
+        )
+    )
+    return doubt | changes
+
+
+def test_a_doubt_hides_what_is_missing_or_who_must_act() -> None:
+    """Each doubt says where how much is absent, since when, and whether it waits for time or a person."""
+    of_the_list = a_doubt(
+        table="billetweb_events",
+        event_id=None,
+        absent=210,
+        of=240,
+        since="2027-05-07T08:00:00Z",
+        reads=104,
+        examples=["900001", "900002", "900003"],
+        waits_for="accept",
+        until=None,
+    )
+    late = a_doubt(table="billetweb_attendees", absent=1, of=1, examples=["7"], until="2027-05-08T09:59:00Z")
+    headers, *rows = text.doubts_table([of_the_list, a_doubt(), late], NOW).split("\n")
+    assert re.split(" {2,}", headers) == ["absent from", "rows", "since", "reads", "waits for", "examples"]
+    assert [re.split(" {2,}", row) for row in rows] == [
+        [
+            "list of events",
+            "210 of 240",
+            "1 d 2 h ago (2027-05-07 10:00)",
+            "104",
+            "you: syncctl accept",
+            "900001, 900002, 900003, …",
+        ],
+        [
+            "event 900003, tickets",
+            "3 of 4",
+            "3 min ago (2027-05-08 11:57)",
+            "2",
+            "time: until 2027-05-09 11:57",
+            "11, 12, 13",
+        ],
+        [
+            "event 900003, attendees",
+            "1 of 1",
+            "3 min ago (2027-05-08 11:57)",
+            "2",
+            "its next read",
+            "7",
+        ],
+    ]
+    assert text.doubts_table([], NOW) == "Nothing is doubted."
+
+
 def test_a_queued_run_is_not_reported_as_ended() -> None:
     """A run that has not ended yet is said to be queued or running."""
     queued = text.run_summary(json_of(a_run(state="queued", outcome=None)))
@@ -307,6 +381,14 @@ def test_the_panel_shows_a_run_in_progress_and_missed_slots() -> None:
         "database      sqlite:////var/lib/syncd/syncd.db",
         "daemon        syncd 0.1.0, pid 4321, up 3 d 4 h",
     ]
+
+
+@pytest.mark.parametrize(("doubts", "lines"), [(2, 1), (0, 0)])
+def test_the_panel_keeps_a_doubt_to_itself(doubts: int, lines: int) -> None:
+    """While something is doubted the panel says how much, and names the command that shows it."""
+    panel = text.status_panel(a_status(doubts=doubts), NOW)
+    assert panel.count("doubts        2, shown by `syncctl doubts`\n") == lines
+    assert panel.count("doubt") == 2 * lines
 
 
 def test_the_state_after_a_command_fits_one_line() -> None:

@@ -1,16 +1,18 @@
 """Runs of an account too large to be read whole: who is read, what is seen of others, what is remembered."""
 
+from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
+from events import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
 from msgspec import structs
-from test_sync import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
 
 from syncd import standin as fault
 from syncd.config import Config
-from syncd.model import Run
+from syncd.database import rows
+from syncd.model import Run, Trigger
 from syncd.standin import StandIn, serving, with_rows
 
 SHARE = 4
@@ -70,7 +72,7 @@ def test_a_sale_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
     run, read = turn(large, standin)
     assert (run.outcome, read[0]) == ("ok", CONCERT)
     assert large.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
-    assert large.mirror.memory.pace.increment == "used"  # type: ignore[union-attr]
+    assert large.account.facts.pace.increment == "used"  # type: ignore[union-attr]
     standin.refund(WORKSHOP)
     assert turn(large, standin)[1][0] == WORKSHOP
 
@@ -100,21 +102,19 @@ def test_an_edit_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
 
 def test_who_does_not_fit_is_forgotten(config: Config, standin: StandIn, instant_retries: None) -> None:
     """Where more sold than a run can read, the others come first in the next, after a restart too."""
-    with rig_on(config) as rig:
+    clock = WaitedFor()
+    with rig_on(config, clock) as rig:
         rig.run()
-    from msgspec import structs
-
     tight = structs.replace(config, sync=structs.replace(config.sync, run_timeout=config.sync.interval / 180))
     sold = {FESTIVAL, WEEKEND, WORKSHOP, CONCERT}
     for event_id in sold:
         assert standin.sell(event_id) == 1
-    with rig_on(tight) as rig:
+    with rig_on(tight, clock) as rig:
         _, first = turn(rig, standin)
-        assert rig.mirror.memory.pace.waiting == len(sold - set(first)) > 0  # type: ignore[union-attr]
-    with rig_on(tight) as rig:
-        later = [turn(rig, standin)[1] for _ in range(4)]
-    read = [event_id for events in (first, *later) for event_id in events if event_id in sold]
-    assert set(read[: len(sold)]) == sold, "each once, before any twice"
+        assert rig.account.facts.pace.waiting == len(sold - set(first)) > 0  # type: ignore[union-attr]
+    with rig_on(tight, clock) as rig:
+        later = [turn(rig, standin)[1] for _ in range(3)]
+    assert {events[0] for events in (first, *later)} == sold, "each comes first once, before any twice"
 
 
 def test_a_suspicion_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
@@ -151,14 +151,14 @@ def test_a_limited_key_stops_the_mirror(large: Rig, standin: StandIn, log_lines:
     assert {event_id for _, read in runs for event_id in read} == set(standin.events)
     mirrors(large, standin)
     assert len(log_lines.of("increment.refused")) == 1
-    assert large.mirror.memory.pace.increment == "not permitted"  # type: ignore[union-attr]
+    assert large.account.facts.pace.increment == "not permitted"  # type: ignore[union-attr]
     asked_again = [request.path for request in standin.requests].count("/attendees")
     assert asked_again == 0
     standin.restricted = False
     standin.requests.clear()
     large.run("manual")
     assert [request.path for request in standin.requests].count("/attendees") == 1
-    assert large.mirror.memory.pace.increment == "used"  # type: ignore[union-attr]
+    assert large.account.facts.pace.increment == "used"  # type: ignore[union-attr]
 
 
 def test_a_failed_increment_fails_the_run(large: Rig, standin: StandIn) -> None:
@@ -182,9 +182,9 @@ def test_turns_never_count_as_a_full_run(minute: Config, standin: StandIn) -> No
     """Where no run can read everything none claims to; when all had their turn, that is as good as one."""
     with rig_on(minute) as rig:
         runs = [rig.run()]
-        assert rig.mirror.record.last_full_at is None
+        assert rig.account.facts.last_full_at is None
         runs += [rig.run() for _ in range(4)]
-        assert rig.mirror.record.last_full_at
+        assert rig.account.facts.last_full_at
         assert not any(run.full for run in runs)
         mirrors(rig, standin)
 
@@ -203,10 +203,8 @@ def test_a_full_run_that_cannot_end_is_not_told(
 def test_the_oldest_figure_is_unknown(large: Rig, standin: StandIn) -> None:
     """What the mirror remembers of the oldest figure is what stands in the database."""
     turn(large, standin)
-    record = large.mirror.record
-    assert large.mirror.store
-    ages = [at for at in large.mirror.store.present_events().values() if at]
-    assert record.oldest_figure_at == min(ages)
+    ages = [at for at in large.query(rows.present_events).values() if at]
+    assert large.account.facts.oldest_figure_at == min(ages)
 
 
 def test_an_event_without_a_figure_is_not_told(make_config: MakeConfig, standin: StandIn) -> None:
@@ -214,10 +212,10 @@ def test_an_event_without_a_figure_is_not_told(make_config: MakeConfig, standin:
     standin.fail(f"/event/{CONCERT}/avail", fault.status(404), times=None)
     with rig_on(make_config(billetweb__concurrency=1)) as rig:
         rig.run()
-        assert rig.mirror.record.events_unread == 1
+        assert rig.account.facts.events_unread == 1
         standin.heal()
         rig.run()
-        assert rig.mirror.record.events_unread == 0
+        assert rig.account.facts.events_unread == 0
 
 
 @pytest.mark.parametrize(
@@ -234,8 +232,8 @@ def test_a_refusal_in_other_words_stops_the_mirror(
     standin.fail("/attendees", refusal, times=None)
     runs = [turn(large, standin) for _ in range(3)]
     assert [run.outcome for run, _ in runs] == ["ok"] * 3
-    assert not large.mirror.client.refused
-    assert large.mirror.memory.pace.increment == "not permitted"  # type: ignore[union-attr]
+    assert not large.account.client.refused
+    assert large.account.facts.pace.increment == "not permitted"  # type: ignore[union-attr]
 
 
 def test_a_doubted_read_ends_the_waiting(large: Rig, standin: StandIn) -> None:
@@ -254,7 +252,7 @@ def test_a_full_run_forgets_who_it_did_not_read(large: Rig, standin: StandIn) ->
     standin.sell(CONCERT)
     standin.attendance[CONCERT].touch([*standin.attendees(CONCERT)][-1], standin.present - timedelta(hours=1))
     standin.fail(f"/event/{CONCERT}/avail", fault.status(404))
-    large.mirror.record.last_full_at = None
+    large.account.facts.last_full_at = None
     run, _ = turn(large, standin)
     assert (run.full, run.outcome) == (True, "partial")
     assert turn(large, standin)[1][0] == CONCERT
@@ -272,13 +270,13 @@ def test_an_event_that_always_fails_holds_the_full_runs_up(minute: Config, stand
     with rig_on(minute) as rig:
         for _ in range(5):
             rig.run()
-        before = rig.mirror.record.last_full_at
+        before = rig.account.facts.last_full_at
         standin.fail(f"/event/{CONCERT}/avail", fault.status(404), times=None)
         for _ in range(9):
             rig.run()
         assert before
-        assert rig.mirror.record.last_full_at
-        assert rig.mirror.record.last_full_at > before
+        assert rig.account.facts.last_full_at
+        assert rig.account.facts.last_full_at > before
 
 
 def test_new_events_that_fail_starve_the_others(config: Config, instant_retries: None) -> None:
@@ -321,27 +319,92 @@ def test_a_sale_waits_where_attendees_are_mirrored(
         assert rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(2,)]
 
 
-@pytest.mark.parametrize(
-    ("per_minute", "full"),
-    [
-        pytest.param(100, True, id="all at once", marks=pytest.mark.slow("a dozen full runs of 60 events")),
-        pytest.param(60, False, id="in turns"),
-    ],
-)
-def test_a_lasting_fault_wears_the_mirror_down(
-    make_config: MakeConfig, instant_retries: None, per_minute: int, full: bool
-) -> None:
-    """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
+def fresh(config: Config, clock: WaitedFor, trigger: Trigger = "once") -> Run:
+    """Carry a run out in a process of its own, as far as what it remembers goes."""
+    with rig_on(config, clock) as rig:
+        return rig.run(trigger)
+
+
+@pytest.fixture
+def sixty(make_config: MakeConfig, instant_retries: None) -> Iterator[tuple[StandIn, Config]]:
+    """Give an account of sixty events, and settings by which they take turns."""
     account = StandIn(events=60, calls_per_minute=None)
-    config = make_config(billetweb__requests_per_minute=per_minute, billetweb__base_url="http://localhost")
     with serving(account) as url:
-        where = structs.replace(config.billetweb, base_url=url, user=account.user)
-        with rig_on(structs.replace(config, billetweb=where)) as rig:
-            for _ in range(4):
-                rig.run()
-            present = "SELECT COUNT(*) FROM billetweb_tickets WHERE vanished_at IS NULL"
-            before = rig.sql(present)
-            account.fail("/event/*/tickets", with_rows(lambda rows: rows[:1]), times=None)
-            runs = [rig.run(full=full) for _ in range(8)]
-            assert rig.sql(present) == before
-            assert all(run.outcome in ("partial", "failed") for run in runs[1:])
+        config = make_config(billetweb__requests_per_minute=40)
+        yield account, structs.replace(config, billetweb=structs.replace(config.billetweb, base_url=url))
+
+
+@pytest.mark.parametrize(
+    "how", ["daemon", pytest.param("daemon, in full", marks=pytest.mark.slow("many full runs")), "once"]
+)
+def test_a_lasting_fault_wears_the_mirror_down(sixty: tuple[StandIn, Config], how: str) -> None:
+    """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
+    account, config = sixty
+    clock = WaitedFor()
+    with rig_on(config, clock) as rig:
+        for _ in range(8):
+            rig.run()
+        present = "SELECT id FROM billetweb_tickets WHERE vanished_at IS NULL ORDER BY id"
+        before = rig.sql(present)
+        assert len(before) == sum(len(event.tickets) for event in account.events.values())
+        account.fail("/event/*/tickets", with_rows(lambda rows: rows[:1]), times=None)
+        runs = [rig.run(full="full" in how) for _ in range(12)] if how != "once" else []
+    if how == "once":
+        runs = [fresh(config, clock) for _ in range(12)]
+    with rig_on(config, clock) as rig:
+        assert rig.sql(present) == before
+    assert all(run.outcome in ("partial", "failed") for run in runs[1:])
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["daemon", "once"])
+def test_events_that_fail_for_ever_take_more_than_their_turn(
+    config: Config, standin: StandIn, instant_retries: None, once: bool
+) -> None:
+    """Two of six that always fail are tried no more often than the others are read."""
+    clock = WaitedFor()
+    failing = (FESTIVAL, WEEKEND)
+    with rig_on(config, clock) as rig:
+        rig.run()
+        for event_id in failing:
+            standin.fail(f"/event/{event_id}/avail", fault.status(404), times=None)
+        standin.requests.clear()
+        for _ in range(0 if once else 12):
+            rig.run()
+    for _ in range(12 if once else 0):
+        fresh(config, clock)
+    tried = Counter(asked(standin, "avail"))
+    assert set(tried) == set(standin.events)
+    most, least = max(tried[key] for key in failing), min(tried.values())
+    assert most <= least + 1
+
+
+def test_old_changes_of_a_large_account_stay_under_once(minute: Config, instant_retries: None) -> None:
+    """Where no run can read everything the turns of many processes are together a whole reading."""
+    clock = WaitedFor()
+    keep = structs.replace(minute, sync=structs.replace(minute.sync, keep_changes=timedelta(days=1)))
+    for _ in range(5):
+        fresh(keep, clock)
+    with rig_on(keep, clock) as rig:
+        assert rig.account.facts.last_full_at
+        old = "UPDATE syncd_changes SET seen_at = ? WHERE seq <= 5"
+        at = datetime.now(UTC) - timedelta(days=400)
+        rig.sql(old, at.strftime("%Y-%m-%d %H:%M:%S.%f"))
+    for _ in range(9):
+        clock.now_s += 60
+        fresh(keep, clock)
+    with rig_on(keep, clock) as rig:
+        assert rig.sql("SELECT count(*) FROM syncd_changes WHERE seq <= 5") == [(0,)]
+        assert rig.sql("SELECT count(*) FROM syncd_changes WHERE seq = 6") == [(1,)]
+
+
+def test_what_sold_is_read_again_after_a_restart(config: Config, standin: StandIn) -> None:
+    """Increments overlap: what an earlier process saw of them makes no event due again."""
+    clock = WaitedFor()
+    with rig_on(config, clock) as rig:
+        rig.run()
+        standin.sell(CONCERT)
+        assert turn(rig, standin)[1][0] == CONCERT
+    with rig_on(config, clock) as rig:
+        turn(rig, standin)
+        assert rig.sql("SELECT event_id FROM syncd_reads WHERE due_at IS NOT NULL") == []
+        assert asked(standin, "avail")[0] != CONCERT

@@ -8,46 +8,37 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import Mirror
 from real_databases import as_on_sqlite, url_at
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from syncd import schema
-from syncd.database import Database
 from syncd.model import Event
-from syncd.reconcile import Suspicion, Verdict, plan_absent, plan_listed
-from syncd.store import Store
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> Iterator[Database]:
-    database = Database(url_at(tmp_path_factory.mktemp("views") / "mirror.db"))
-    yield database
-    database.close()
+def mirror(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> Iterator[Mirror]:
+    mirror = Mirror(url_at(tmp_path_factory.mktemp("views") / "mirror.db"))
+    yield mirror
+    mirror.close()
 
 
-@pytest.fixture(scope="module")
-def engine(database: Database) -> Engine:
-    return database.engine
-
-
-def test_vanished_event_is_offered(database: Database, engine: Engine) -> None:
+def test_vanished_event_is_offered(mirror: Mirror) -> None:
     """Each event that Billetweb still returns is a row, ended or not; one that vanished is none."""
-    store = Store(database)
     full = Event(id="1", account="1", name="Fête", places_total=9, places_left=0, is_full=True, starts_at=NOW)
-    for event in (full, Event(id="2", account="1", unlimited=True), Event(id="3", account="1")):
-        store.apply(1, plan_listed(event, None), NOW)
-    [plan] = plan_absent("123", Verdict(frozenset("3")), {"3": Suspicion()})
-    store.apply(2, plan, NOW)
+    with mirror.run() as run:
+        for event in (full, Event(id="2", account="1", unlimited=True), Event(id="3", account="1")):
+            run.event_of_list(event)
     query = (
         "SELECT id, name, places_total, places_left, unlimited, is_full FROM syncd_availability ORDER BY id"
     )
-    with engine.connect() as connection:
-        assert [*map(tuple, connection.execute(text(query)))] == [
-            ("1", "Fête", 9, 0, 0, 1),
-            ("2", None, None, None, 1, 0),
-        ]
+    for _ in range(2):
+        assert [event_id for event_id, *_ in mirror.sql(query)] == ["1", "2", "3"]
+        with mirror.run() as run:
+            run.listed("1", "2")
+    assert mirror.sql(query) == [("1", "Fête", 9, 0, 0, 1), ("2", None, None, None, 1, 0)]
 
 
 class Place(NamedTuple):
@@ -74,7 +65,7 @@ COSTS = {"a": Decimal("9.50"), "b": Decimal(100), None: Decimal(1)}
 
 
 @given(st.lists(places, max_size=8))
-def test_order_is_counted_wrong(engine: Engine, bought: list[Place]) -> None:
+def test_order_is_counted_wrong(mirror: Mirror, bought: list[Place]) -> None:
     """An order counts its present places once each, its price once, and is paid if it is said anywhere."""
     rows = [
         {
@@ -89,12 +80,11 @@ def test_order_is_counted_wrong(engine: Engine, bought: list[Place]) -> None:
         }
         for number, place in enumerate(bought)
     ]
-    with engine.connect() as connection:
+    with mirror.database.begin(write=True) as connection:
         connection.execute(schema.attendees.delete())
         if rows:
             connection.execute(schema.attendees.insert(), rows)
         found = {(row.order_id, row.event_id): row for row in connection.execute(ORDERS)}
-        connection.rollback()
     here = [
         (minute, place) for minute, place in enumerate(bought) if place.order_id and not place.vanished_at
     ]

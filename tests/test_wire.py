@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import string
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,19 +11,26 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_values import (
+    BAD_ROWS,
+    BOM,
+    CANARY,
+    INSTANTS,
+    LINKS,
+    NO_ARRAYS,
+    NO_ROWS,
+    anything,
+    body_of,
+    known,
+    utc,
+)
 
 from syncd import errors, wire
 from syncd.model import Event, Gauge, Session, Ticket
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 ARRAY = b'[{"id": "1"}]'
-CANARY = "0123456789abcdef0123456789abcdef"
 PAGE = b'<!DOCTYPE html><script src="/cdn-cgi/challenge-platform/h/b/orchestrate"></script>'
-BOM = b"\xef\xbb\xbf"
-
-
-def body_of(*found: object) -> bytes:
-    return json.dumps(found).encode()
 
 
 def refusal(token: str, description: str = "Sorry") -> bytes:
@@ -48,10 +54,6 @@ def gauge(**fields: Any) -> Gauge:
     return next(iter(gauges.values()))
 
 
-def utc(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
 DECODERS: list[Callable[[bytes], wire.Decoded[Any, Any]]] = [
     lambda body: wire.decode_events(body, account="main"),
     lambda body: wire.decode_gauges(body, event_id="9"),
@@ -60,7 +62,6 @@ DECODERS: list[Callable[[bytes], wire.Decoded[Any, Any]]] = [
 ]
 
 
-NO_ARRAYS = [b"", BOM + b" ", b"null", b"{}", b'"1"', b"[1] [2]", b"<html>", b'[{"id": "1"}, {"id']
 NO_ARRAYS += [b'{"0": {"id": "1"}}', b'["\xff"]', b"[" * 200_000 + b"]" * 200_000]
 GOOD_ARRAYS = [ARRAY, BOM + ARRAY, b"[]", b'[{"error": "x"}]', body_of(PAGE.decode())]
 RESTRICTED = "Key has Limited rights to specific events"
@@ -118,9 +119,9 @@ def test_failure_mistaken_for_data(body: bytes, status: int, kind: type) -> None
 @pytest.mark.parametrize("body", [*NO_ARRAYS, refusal("unauthorized")], ids=range(len(NO_ARRAYS) + 1))
 def test_broken_answer_read_as_empty(body: bytes) -> None:
     """A body that is no complete array raises, for an empty result would look like rows that vanished."""
-    for decode in (wire.rows, *DECODERS):
+    for decoder in (wire.rows, *DECODERS):
         with pytest.raises(errors.DecodeError):
-            decode(body)
+            decoder(body)
 
 
 def test_secret_or_flood_in_error_message() -> None:
@@ -217,14 +218,7 @@ def test_example_session_distorted() -> None:
     assert decoded == {"88": msgspec.json.decode(record, type=Session)}
 
 
-NO_ROWS: list[tuple[object, str]] = [
-    (None, " is null"),
-    ("7", " is not an object"),
-    ([], " is not an object"),
-]
-NO_IDS: list[object] = ["", None, False]
 ODD_IDS: list[object] = [True, 7.0, -7, "7a", "²", ["7"]]
-BAD_ROWS = [*NO_ROWS, ({}, ".id is missing"), *(({"id": value}, ".id is missing") for value in NO_IDS)]
 BAD_ROWS += [({"id": value}, ".id is unusable") for value in ODD_IDS]
 BAD_GAUGES = [*NO_ROWS, ({"id": "1"}, ".type is missing"), ({"type": True}, ".type is unusable")]
 
@@ -279,22 +273,6 @@ def test_gauges_fall_on_one_key(row: object, key: wire.GaugeKey) -> None:
     assert list(wire.decode_gauges(body_of(row), event_id="9").records) == [key]
 
 
-INSTANTS = {
-    "2027-03-28 01:59:59": "2027-03-28 00:59:59",
-    "2027-03-28 02:00:00": "2027-03-28 01:00:00",
-    "2027-03-28 02:30:00": "2027-03-28 01:30:00",
-    "2027-03-28 03:00:00": "2027-03-28 01:00:00",
-    "2027-03-28 03:30:00": "2027-03-28 01:30:00",
-    "2027-10-31 01:59:59": "2027-10-30 23:59:59",
-    "2027-10-31 02:00:00": "2027-10-31 00:00:00",
-    "2027-10-31 02:59:59": "2027-10-31 00:59:59",
-    "2027-10-31 03:00:00": "2027-10-31 02:00:00",
-    "2027-01-01 00:00:00": "2026-12-31 23:00:00",
-    " 2027-07-01 00:00:00 ": "2027-06-30 22:00:00",
-    "9999-12-31 23:59:59": "9999-12-31 22:59:59",
-}
-
-
 @pytest.mark.parametrize(("wall", "expected"), INSTANTS.items())
 def test_paris_hour_shifted(wall: str, expected: str) -> None:
     """Wall times are of Paris on both nights of change: the first of two hours, the old offset in the gap."""
@@ -314,10 +292,6 @@ def test_odd_date_crashes_or_is_lost(value: object) -> None:
     """A date that is none of the known forms leaves its column empty and stays in extra."""
     assert (event(start=value).starts_at, event(start=value).extra) == (None, {"start": value})
     assert (ticket(end_time=value).sale_ends_at, ticket(end_time=value).extra) == (None, {"end_time": value})
-
-
-def known(decode: Callable[..., Any], name: str, column: str, pairs: list[Any]) -> list[Any]:
-    return [pytest.param(decode, name, column, *pair, id=f"{name}={pair[0]!r}") for pair in pairs]
 
 
 FLAGS = [("0", False), ("1", True), (0, False), (1, True), (True, True), (False, False)]
@@ -398,18 +372,6 @@ def test_tax_rate_overruled_by_its_old_name() -> None:
     assert event(tax="5", tax_rate="").tax_rate == Decimal(5)
 
 
-LINK = f"https://www.billetweb.fr/my_order.php?order=1&key={CANARY}"
-LINKS = [
-    LINK,
-    LINK.replace("key=", "KEY="),
-    LINK.replace("key=", "key%3D"),
-    LINK.replace("key=", "key%253D"),
-    LINK.replace("key=", "key&#61;"),
-    {"a": [f"see {LINK}"]},
-    {LINK: 1},
-]
-
-
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("decode", [event, ticket, session, gauge])
 def test_secret_link_stored(decode: Callable[..., Any], link: object) -> None:
@@ -426,25 +388,6 @@ def test_extra_that_no_database_takes() -> None:
     assert event(novelty=deep, other="a\0b", third=[[1]]).extra == {"third": [[1]]}
 
 
-TRICKY = [
-    "0",
-    "1",
-    "-1",
-    "12.50",
-    "NaN",
-    "0001-01-01 00:00:00",
-    "9999-12-31 23:59:59",
-    "²",
-    "?key=x",
-    "session",
-]
-text = st.text(string.printable + "é🥖\0²", max_size=30)  # all of Unicode takes seconds to build
-scalars = st.none() | st.booleans() | st.integers(-(10**25), 10**25) | text | st.sampled_from(TRICKY)
-anything = st.recursive(
-    scalars | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-    max_leaves=5,
-)
 NAMES = sorted({"novelty", *wire._EVENT, *wire._GAUGE, *wire._TICKET, *wire._SESSION})
 
 
@@ -455,9 +398,9 @@ NAMES = sorted({"novelty", *wire._EVENT, *wire._GAUGE, *wire._TICKET, *wire._SES
 @settings(deadline=None)
 def test_surprising_value_crashes_the_run(row: dict[str, Any], key: dict[str, Any]) -> None:
     """Whatever JSON stands in a field, records have their declared types, or DecodeError is raised."""
-    for decode in DECODERS:
+    for decoder in DECODERS:
         try:
-            decoded = decode(body_of(row | key))
+            decoded = decoder(body_of(row | key))
         except errors.DecodeError:
             assert not key
             continue

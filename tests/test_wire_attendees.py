@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_wire import BAD_ROWS, CANARY, INSTANTS, LINK, LINKS, NO_ARRAYS, anything, body_of, known, utc
+from odd_values import BAD_ROWS, CANARY, INSTANTS, LINK, LINKS, NO_ARRAYS, anything, body_of, known, utc
 
 from syncd import errors, fields, schema, wire
 from syncd.model import PERSONAL, Attendee

@@ -2,15 +2,15 @@
 
 import json
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
 from syncd import billetweb, schema, wire
+from syncd.mirror.diff import row_id
 from syncd.model import Attendee, AttendeeMode, Event, Gauge, Session, Ticket
-from syncd.reconcile import row_id
 from syncd.standin import Answer, StandIn, php_json
 from syncd.standin_world import World
 
@@ -112,10 +112,10 @@ class Told:
             return {key: one for key, one in self.people.items() if one.event_id == event_id}
         return (self.events if table == EVENTS else self.scopes.get((table, event_id))) or {}
 
-    def live(self) -> set[str]:
+    def live(self, now: datetime) -> set[str]:
         """Return the events told that have not ended long ago."""
         ends = {key: event.ends_at or event.starts_at for key, event in (self.events or {}).items()}
-        return {key for key, end in ends.items() if end is None or end > datetime.now(UTC) - KEEP_PAST}
+        return {key for key, end in ends.items() if end is None or end > now - KEEP_PAST}
 
 
 def _rows(answer: Answer) -> list[Any] | None:

@@ -53,7 +53,7 @@ function _shtab_syncctl_using
   test "$_shtab_syncctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_syncctl_commands status run-now history events pause resume reload metrics
+set -g _shtab_syncctl_commands status run-now history events doubts accept pause resume reload metrics
 set -g _shtab_syncctl_opts_with_value --event --socket --timeout -n
 
 complete -c syncctl -e
@@ -71,7 +71,7 @@ complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 
 complete -c syncctl -n '_shtab_syncctl_using run-now' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using run-now' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
 complete -c syncctl -n '_shtab_syncctl_using run-now' -l json -d 'print one JSON document'
-complete -c syncctl -n '_shtab_syncctl_using run-now' -l full -d 'reread everything'
+complete -c syncctl -n '_shtab_syncctl_using run-now' -l full -d 'reread everything (this is no consent to anything)'
 complete -c syncctl -n '_shtab_syncctl_using run-now' -l event -x -d 'only this event; may be repeated'
 complete -c syncctl -n '_shtab_syncctl_using run-now' -l join -d 'accept a run in progress instead of a new one'
 complete -c syncctl -n '_shtab_syncctl_using run-now' -l no-wait -d 'return as soon as the run is queued'
@@ -86,6 +86,17 @@ complete -c syncctl -n '_shtab_syncctl_using events' -s h -l help -d 'show this 
 complete -c syncctl -n '_shtab_syncctl_using events' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
 complete -c syncctl -n '_shtab_syncctl_using events' -l json -d 'print one JSON document'
 complete -c syncctl -n '_shtab_syncctl_using events' -l all -d 'ended and vanished events too'
+complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a doubts -d 'What is absent upstream and not believed gone yet, and what that waits for.'
+complete -c syncctl -n '_shtab_syncctl_using doubts' -s h -l help -d 'show this help message and exit'
+complete -c syncctl -n '_shtab_syncctl_using doubts' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
+complete -c syncctl -n '_shtab_syncctl_using doubts' -l json -d 'print one JSON document'
+complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a accept -d 'Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end.'
+complete -c syncctl -n '_shtab_syncctl_using accept' -s h -l help -d 'show this help message and exit'
+complete -c syncctl -n '_shtab_syncctl_using accept' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
+complete -c syncctl -n '_shtab_syncctl_using accept' -l json -d 'print one JSON document'
+complete -c syncctl -n '_shtab_syncctl_using accept' -l event -x -d 'only this event, and what is absent inside it; may be repeated'
+complete -c syncctl -n '_shtab_syncctl_using accept' -l no-wait -d 'return as soon as the run is queued'
+complete -c syncctl -n '_shtab_syncctl_using accept' -l timeout -x -d 'wait no longer than this, such as 5m; the run goes on'
 complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a pause -d 'Start no more scheduled runs, also after a restart.'
 complete -c syncctl -n '_shtab_syncctl_using pause' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using pause' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'

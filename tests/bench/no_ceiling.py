@@ -6,34 +6,41 @@ by which it is kept, as the tests' clock does. Nothing else of syncd knows.
 """
 
 import asyncio
-import functools
 import sys
-import time
+from typing import Any
 
 import measure
 
-from syncd import cli, mirror
+from syncd import cli
+from syncd.account import account
+from syncd.clock import Clock
 
 
-class Clock:
-    """Monotonic seconds that waits move on instead of lasting."""
+class Jumps(Clock):
+    """A time that waits move on instead of lasting; the wall clock goes as it does."""
 
     def __init__(self) -> None:
         self._ahead_s = 0.0
 
-    def __call__(self) -> float:
-        return time.monotonic() + self._ahead_s
+    def running_s(self) -> float:
+        return super().running_s() + self._ahead_s
 
     async def sleep(self, seconds: float) -> None:
-        """Return at once, that much later."""
         self._ahead_s += seconds
         await asyncio.sleep(0)
 
 
+class Account(account.Account):
+    """An account that waits for nothing; how long its runs take is real."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings, clock=Jumps())
+        self.runner._clock = Clock()
+
+
 def main() -> int:
     """Run `syncd` with this process's arguments."""
-    clock = Clock()
-    mirror.Mirror = functools.partial(mirror.Mirror, clock=clock, sleep=clock.sleep)  # type: ignore[assignment, misc]
+    account.Account = Account  # type: ignore[misc]
     try:
         return cli.main(sys.argv[1:])
     finally:

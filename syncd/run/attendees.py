@@ -5,7 +5,7 @@ wanted, and they name the events that sold or refunded. It cannot show a place t
 a read of all attendees of an event can, which each live event has once a day.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,11 +14,12 @@ from loguru import logger
 from msgspec import Struct, structs
 from sqlalchemy import Connection
 
-from syncd.attendee_store import TABLE, AttendeeStore, Cursor, Reads, Rows, Taken, take_event
-from syncd.billetweb import Billetweb, Spooled
+from syncd.billetweb import Spooled
+from syncd.database import attendees, state
+from syncd.database.attendees import Cursor, Slice, Taken
+from syncd.database.state import Limited, Reads
 from syncd.errors import DecodeError, RestrictedError, StatusError, TooLargeError, TransportError
-from syncd.model import AttendeeMode, Run
-from syncd.reconcile import EventPlan, Evidence
+from syncd.run.work import Work
 from syncd.threads import in_thread
 from syncd.wire import decode_attendees, sold
 
@@ -31,8 +32,8 @@ BEGINNING = datetime(2010, 1, 1, tzinfo=UTC)
 FIRST_SPAN = timedelta(days=1)
 LEAST_SPAN = timedelta(hours=1)
 LEAST_TO_CUT = 16 * OVERLAP
-"""From so long on both parts of a span, with what they overlap, are shorter than it by a sixteenth at least: so
-the cutting ends, also where Billetweb does not heed the borders."""
+"""From so long on both parts of a span, with what they overlap, are shorter than it by at least a sixteenth:
+so the cutting ends, also where Billetweb does not heed the borders."""
 SMALL_BYTES, LARGE_BYTES = 4 * 1024 * 1024, 8 * 1024 * 1024
 """After a smaller answer the span of the next one is twice as long, after a larger one half: nobody else can
 write while one is written, and a stop waits for it or loses it."""
@@ -42,17 +43,6 @@ IMPORT_SHARE = 0.5
 
 Span = tuple[datetime | None, datetime | None]
 """From when to when attendees were modified; None for the beginning, and for now."""
-
-
-class Memory(Struct):
-    """What one run tells the next, in memory.
-
-    `seen`: digests of the rows of the latest increment, where they are not stored, since increments overlap.
-    `refused_at`: when the key was found to be limited to some events.
-    """
-
-    seen: frozenset[int] = frozenset()
-    refused_at: datetime | None = None
 
 
 class EventAnswer(Struct, frozen=True):
@@ -72,38 +62,34 @@ class EventAnswer(Struct, frozen=True):
 
 
 class Attendees:
-    """The attendees in one run. Reads raise BilletwebError and StoreError."""
+    """The attendees in one run; reads raise BilletwebError and StoreError.
 
-    def __init__(
-        self,
-        run: Run,
-        client: Billetweb,
-        store: AttendeeStore,
-        *,
-        mode: AttendeeMode,
-        full_every: timedelta,
-        run_timeout: timedelta,
-        memory: Memory,
-        on_step: Callable[[], None],
-        now: Callable[[], datetime],
-    ) -> None:
-        self._run = run
-        self._client = client
-        self._store = store
-        self._mode = mode
-        self._full_every = full_every
-        self._memory = memory
-        self._on_step = on_step
-        self._now = now
-        self._began = now()
-        self._import_until = self._began + IMPORT_SHARE * run_timeout
+    `limited` is what is known of the key, which may have been another then.
+    """
+
+    def __init__(self, work: Work, limited: Limited | None) -> None:
+        self._work = work
+        self._run = work.run
+        self._client = work.client
+        self._database = work.database
+        self._now = work.clock.now
+        self._mode = work.config.sync.attendees
+        self._full_every = work.config.sync.full_every
+        self._limited = limited if limited and work.client.credentials.is_of(limited.key) else None
+        self._began = self._now()
+        self._import_until = self._began + IMPORT_SHARE * work.config.sync.run_timeout
         self._imported_at: datetime | None = None
         self._is_unusable = False
 
     @property
+    def is_limited(self) -> bool:
+        """Whether the key may read the attendees of some events only."""
+        return self._limited is not None
+
+    @property
     def by_event(self) -> bool:
         """Whether each event's own increment is needed, for the account's is not permitted or of no use."""
-        return self._mode != "none" and (self._is_unusable or self._memory.refused_at is not None)
+        return self._mode != "none" and (self._is_unusable or self.is_limited)
 
     @property
     def _overlap(self) -> timedelta:
@@ -111,42 +97,53 @@ class Attendees:
         return OVERLAP + self._client.ahead
 
     async def catch_up(self, live: AbstractSet[str]) -> None:
-        """Read what was modified in the whole account; the live events concerned become due."""
-        refused_at = self._memory.refused_at
-        if refused_at and self._run.trigger != "manual" and self._now() - refused_at < self._full_every:
+        """Read what was modified in the whole account; the live events concerned become due.
+
+        A key that is limited is not asked again for a day, but by hand.
+        """
+        before = self._limited
+        is_told = before and state.is_recent(before.at, self._now(), self._full_every)
+        if is_told and self._run.trigger != "manual":
             return
         try:
             await (self._look(live) if self._mode == "none" else self._mirror(live))
         except RestrictedError as error:
-            if not refused_at:
+            if not before:
                 log = logger.bind(event="increment.refused", run=self._run.id, kind=error.kind)
                 log.warning("{}; sales are found when an event's turn comes, not before", error)
-            self._memory.refused_at = self._now()
+            await self._set_limited(Limited(self._now(), self._client.credentials.digest()))
             self._imported_at = None
         else:
-            self._memory.refused_at = None
+            if before:
+                await self._set_limited(None)
+
+    async def _set_limited(self, limited: Limited | None) -> None:
+        self._limited = limited
+        await self._database.write(state.put, state.LIMITED, limited)
 
     async def skip(self, live: AbstractSet[str]) -> None:
         """Have every event read instead of asking who sold: in this run, or first in the next."""
         began = self._now()
-        await in_thread(self._store.mark_due, live, began, Cursor(since=began - self._overlap))
+        moved = Cursor(since=began - self._overlap)
+        await self._database.write(attendees.note_sales, live, began, moved, ())
 
     async def _look(self, live: AbstractSet[str]) -> None:
         """Find out who sold, and keep nothing else."""
         began = self._now()
-        cursor = await in_thread(self._store.cursor)
+        cursor, seen = await self._database.read(_resumes)
         since = cursor.since if cursor and cursor.since <= began else began - FIRST_LOOK
         try:
             with await self._client.attendees(since=since) as answer:
-                rows = await in_thread(_all_sold, answer)
-            events = live & {event_id for event_id, digest in rows if digest not in self._memory.seen}
+                sales = await in_thread(_all_sold, answer)
+            events = live & {event_id for event_id, digest in sales if digest not in seen}
         except TooLargeError:  # after a long time: anybody may have sold
-            rows, events = [], live
-        await in_thread(self._store.mark_due, events, began, Cursor(since=began - self._overlap))
-        self._memory.seen = frozenset(digest for _, digest in rows)
+            sales, events = [], live
+        moved = Cursor(since=began - self._overlap)
+        digests = {digest for _, digest in sales}
+        await self._database.write(attendees.note_sales, events, began, moved, digests)
 
     async def _mirror(self, live: AbstractSet[str]) -> None:
-        cursor = await in_thread(self._store.cursor)
+        cursor = await self._database.read(attendees.cursor)
         began = self._now()
         # Where the import fails it goes on with the next run, and meanwhile no event is read whole for it.
         self._imported_at = began if cursor is None else cursor.imported_at or began
@@ -208,21 +205,28 @@ class Attendees:
 
     async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
         rows = self._decoded([answer])
-        self._note(await in_thread(self._store.take, self._run.id, rows, cursor, self._now(), live))
+        taken = await self._database.write(
+            attendees.take, self._run.id, rows, self._now(), moved=cursor, live=live
+        )
+        self._run.counts.add(taken.counts)
+        self._work.report.advance("attendees", 0, len(live))
 
-    def cost(self, event_id: str, reads: Reads, *, suspected: bool) -> int:
-        """Return how many requests an event's own attendees take in this run: one or none."""
+    def cost(self, event_id: str, reads: Reads, *, again: bool) -> int:
+        """Return how many requests an event's own attendees take in this run: one or none.
+
+        `again`: rows of them are absent, and all are to be read for that.
+        """
         if self._mode == "none":
             return 0
-        return int(self.by_event or suspected or self._full_is_due(event_id, reads))
+        return int(self.by_event or again or self._full_is_due(event_id, reads))
 
-    async def read_event(self, event_id: str, reads: Reads, *, suspected: bool) -> EventAnswer | None:
+    async def read_event(self, event_id: str, reads: Reads, *, again: bool) -> EventAnswer | None:
         """Return an event's own attendees, all of them or those modified; None where they wait for later."""
-        if not self.cost(event_id, reads, suspected=suspected):
+        if not self.cost(event_id, reads, again=again):
             return None
         began_at, since = self._now(), None
         known = reads.attendees_at
-        if known and known <= began_at and not suspected and not self._full_is_due(event_id, reads):
+        if known and known <= began_at and not again and not self._full_is_due(event_id, reads):
             since = known - OVERLAP
         if since:
             answers = [await self._client.attendees(event_id=event_id, since=since)]
@@ -252,38 +256,29 @@ class Attendees:
             raise
         return answers
 
-    def take_event(
-        self, connection: Connection, read: EventAnswer, plan: EventPlan, *, at: datetime, evidence: Evidence
-    ) -> None:
-        """Write what was read of an event, in the transaction of its plan; add to that what became of it."""
-        taken = take_event(
+    def take_event(self, connection: Connection, read: EventAnswer, at: datetime) -> Taken:
+        """Write what was read of an event, in the transaction of its plan."""
+        return attendees.take_event(
             connection,
             self._run.id,
             read.event_id,
             self._decoded(read.answers, read.event_id),
             at,
             began_at=read.began_at,
-            evidence=evidence if read.whole else None,
+            whole=read.whole,
         )
-        plan.apart.add(taken.counts)
-        if taken.doubt:
-            plan.doubts[TABLE.name] = taken.doubt
 
     def _full_is_due(self, event_id: str, reads: Reads) -> bool:
         """Whether all attendees of an event are to be read; the import does that for every event."""
         last = max((at for at in (reads.attendees_full_at, self._imported_at) if at), default=None)
-        if last is None or not timedelta(0) <= self._now() - last < self._full_every:
+        if last is None or not state.is_recent(last, self._now(), self._full_every):
             return True
         return last < self._began and (self._run.full or event_id in self._run.events)
 
-    def _decoded(self, answers: Iterable[Spooled], event_id: str | None = None) -> Iterator[Rows]:
+    def _decoded(self, answers: Iterable[Spooled], event_id: str | None = None) -> Iterator[Slice]:
         """Give the rows of answers, slice by slice, in the thread that stores them."""
         decode = partial(decode_attendees, event_id=event_id, full=self._mode == "full")
         return (decoded.records for answer in answers for decoded in answer.decoded(decode))
-
-    def _note(self, taken: Taken) -> None:
-        self._run.counts.add(taken.counts)
-        self._on_step()
 
 
 def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> list[Span]:
@@ -306,3 +301,9 @@ def _next_span(span: timedelta, size: int) -> timedelta:
 
 def _all_sold(answer: Spooled) -> list[tuple[str, int]]:
     return [row for rows in answer.decoded(sold) for row in rows]
+
+
+def _resumes(connection: Connection) -> tuple[Cursor | None, frozenset[int]]:
+    """Return from when sales are to be asked for, and which rows of them were told before."""
+    seen = state.get(connection, state.SEEN, list[int])
+    return attendees.cursor(connection), frozenset(seen or ())

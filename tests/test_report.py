@@ -1,41 +1,49 @@
-"""What the log tells of runs: each thing once, with what comes next, and a bad night in few lines."""
+"""What is told of runs: each thing once, with what comes next, and a bad night in few lines."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import Clock, LogLines
+from conftest import LogLines, WaitedFor
 
-from syncd.model import Counts, Peer, Run, RunError
-from syncd.runlog import RunLog
-from syncd.sync import Failure
+from syncd.database.state import Reads, Try
+from syncd.errors import DecodeError, StoreError
+from syncd.model import MAX_ERRORS, Counts, Peer, Progress, Run, RunError
+from syncd.redact import Redactor
+from syncd.run.report import Report, RunLog
+
+KEY = "canary-0123456789"
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> WaitedFor:
+    return WaitedFor()
 
 
 @pytest.fixture
-def run_log(clock: Clock, log_lines: LogLines) -> RunLog:
-    return RunLog(clock)
+def run_log(clock: WaitedFor, log_lines: LogLines) -> RunLog:
+    return RunLog(clock.running_s)
 
 
 def failure(
     subject: str = "event 7", kind: str = "transport", status: int | None = 503, message: str = "no answer"
-) -> Failure:
-    return Failure(RunError(subject, kind, message), status)
+) -> RunError:
+    return RunError(subject, kind, message, status)
 
 
-def ended(run_id: int = 1, *failures: Failure, **fields: Any) -> Run:
+def ended(run_id: int = 1, *failures: RunError, **fields: Any) -> Run:
     run = Run(id=run_id, trigger="interval", state="done", duration_s=2.5, **fields)
     for one in failures:
-        run.add_error(one.error)
+        run.add_error(one)
     run.outcome = run.outcome or ("partial" if failures else "ok")
     return run
 
 
-def finish(run_log: RunLog, run_id: int, *failures: Failure, **fields: Any) -> None:
+def finish(run_log: RunLog, run_id: int, *failures: RunError, **fields: Any) -> None:
     run_log.finished(ended(run_id, *failures, **fields), failures)
+
+
+# --- the log
 
 
 def test_a_start_is_not_told(run_log: RunLog, log_lines: LogLines) -> None:
@@ -105,7 +113,7 @@ def test_an_unknown_kind_of_error_breaks_the_log(run_log: RunLog, log_lines: Log
 
 
 def test_a_night_without_billetweb_buries_the_evening(
-    run_log: RunLog, log_lines: LogLines, clock: Clock
+    run_log: RunLog, log_lines: LogLines, clock: WaitedFor
 ) -> None:
     """An error that goes on is told once an hour, with how often it was met; the end's line counts it."""
     for number in range(6):  # every quarter of an hour: 0, 15, 30, 45, 60, 75 minutes
@@ -137,7 +145,9 @@ def test_a_new_error_hides_behind_an_old_one(run_log: RunLog, log_lines: LogLine
     assert log_lines.of("run.finished")[-1]["message"].endswith("; 1 errors as before")
 
 
-def test_an_error_that_comes_back_is_kept_quiet(run_log: RunLog, log_lines: LogLines, clock: Clock) -> None:
+def test_an_error_that_comes_back_is_kept_quiet(
+    run_log: RunLog, log_lines: LogLines, clock: WaitedFor
+) -> None:
     """A good run in between makes it new, without an old count."""
     finish(run_log, 1, failure())
     finish(run_log, 2, failure())
@@ -170,3 +180,71 @@ def test_a_hundred_errors_alike_take_a_hundred_lines(run_log: RunLog, log_lines:
     finish(run_log, 2, *many)
     assert not [line for line in log_lines.of("error.") if line["run"] == 2]
     assert log_lines.of("run.finished")[-1]["message"].endswith("; 100 errors as before")
+
+
+# --- the report
+
+
+class Asked:
+    """A run's report, in a process that has sent requests before."""
+
+    def __init__(self) -> None:
+        self.requests = 40
+        self.run = Run(id=7, trigger="interval")
+        self.steps: list[tuple[int, Progress | None]] = []
+        self.report = Report(
+            self.run, redact=Redactor([KEY]), requests=lambda: self.requests, on_progress=self._note
+        )
+
+    def _note(self, run: Run) -> None:
+        self.steps.append((run.requests, run.progress))
+
+
+def test_an_error_loses_its_status_on_the_way_or_shows_the_key() -> None:
+    """What is told of an error is made once: subject, kind, HTTP status, and the text without secrets."""
+    asked = Asked()
+    asked.report.fail("event 7", DecodeError(f"odd answer {KEY}", status=200))
+    asked.report.fail("events", StoreError("the disk is full"))
+    wanted = [
+        RunError("event 7", "malformed", "odd answer ***", 200),
+        RunError("events", "database", "the disk is full"),
+    ]
+    assert (asked.report.failures, asked.run.errors) == (wanted, wanted)
+
+
+def test_the_log_is_told_no_more_errors_than_the_record_keeps() -> None:
+    """The run keeps its first errors and the number of all; the report has every one."""
+    asked = Asked()
+    for number in range(MAX_ERRORS + 5):
+        asked.report.add(failure(f"event {number}"))
+    assert len(asked.report.failures) == asked.run.errors_total == MAX_ERRORS + 5
+    assert asked.run.errors == asked.report.failures[:MAX_ERRORS]
+
+
+def test_a_run_counts_the_requests_of_those_before_it() -> None:
+    """Each step tells the phase, how much of it is done, and the requests of this run alone."""
+    asked = Asked()
+    asked.report.advance("events", 0, 2)
+    asked.requests += 3
+    asked.report.step()
+    asked.requests += 2
+    asked.report.step()
+    asked.report.count_requests()
+    assert asked.steps == [
+        (0, Progress("events", 0, 2)),
+        (3, Progress("events", 1, 2)),
+        (5, Progress("events", 2, 2)),
+    ]
+
+
+def test_every_event_is_written_with_every_run() -> None:
+    """Only a try that differs from what is on record is to be put there; a good end forgets an earlier."""
+    asked, at = Asked(), WaitedFor().now()
+    asked.report.tried("1", Reads(), None, 0)
+    asked.report.tried("2", Reads(tried_at=at, failures=2), at, 2)
+    assert asked.report.tries == {}
+    asked.report.tried("3", Reads(tried_at=at, failures=2), None, 0)
+    asked.report.tried("4", Reads(), at, 1)
+    later = at + timedelta(minutes=15)
+    asked.report.tried("5", Reads(tried_at=at, failures=1), later, 2)
+    assert asked.report.tries == {"3": Try(None, 0), "4": Try(at, 1), "5": Try(later, 2)}

@@ -8,9 +8,10 @@ from typing import Literal
 from msgspec import Struct, field
 
 from syncd import __version__
+from syncd.account.record import Past
 from syncd.agenda import Increment, Pace
+from syncd.database.rows import Figures
 from syncd.model import Outcome, Run
-from syncd.store import Figures, History
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
@@ -59,16 +60,19 @@ class Status(Struct, kw_only=True):
     oldest_figure_at: datetime | None
     oldest_figure_age_s: float | None
     events_unread: int | None
+    doubts: int
     budget: BudgetStatus | None
     slots_skipped: dict[str, int]
     slots_missed: int
 
 
-class Record(Struct, kw_only=True):
-    """What is remembered between runs: taken over from the runs on record, then kept up to date.
+class Facts(Struct, kw_only=True):
+    """What status tells of an account: taken over from what is on record, then kept up to date.
 
     `synced_at` is the end of the latest run that brought anything up to date, `whole_outcome` how the latest
-    run of the whole account ended; `totals` counts this process's runs by trigger and outcome.
+    run of the whole account ended; `totals` counts this process's runs by trigger and outcome. `last_full_at`
+    is when all live events had been read, `pace` how the latest run of the whole account shared its requests
+    out, `doubts` in how many scopes there is one.
     """
 
     started_at: datetime
@@ -84,28 +88,36 @@ class Record(Struct, kw_only=True):
     events_full: int | None = None
     oldest_figure_at: datetime | None = None
     events_unread: int | None = None
+    doubts: int = 0
+    pace: Pace | None = None
     totals: Counter[tuple[str, str]] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
 
-    def take_over(self, history: History) -> None:
+    def take_over(self, past: Past) -> None:
         """Start from what earlier processes put on record; this one's own runs so far stay counted."""
+        history = past.history
         self.run_count += history.run_count
         self.last_run = self.last_run or history.last_run
         self.last_success_at = history.last_success_at
         self.synced_at = history.last_synced_at
-        self.last_full_at = history.last_full_at
+        self.last_full_at = past.readings.ended_at if past.readings else history.last_full_at
         self.whole_outcome = self.whole_outcome or history.whole_outcome
         self.consecutive_failures += history.consecutive_failures
+        self.pace = past.pace
+        self.take_stock(past.figures, past.doubts)
 
-    def take_figures(self, figures: Figures) -> None:
-        """Remember how many events are live and full, and the age of their figures."""
+    def take_stock(self, figures: Figures, doubts: int) -> None:
+        """Remember how many events are live, full and unread, the age of their figures, and the doubts."""
         self.events_live, self.events_full = figures.events, figures.full
         self.oldest_figure_at = figures.oldest_at
+        self.events_unread = max(self.pace.live - figures.read, 0) if self.pace else None
+        self.doubts = doubts
 
-    def take(self, run: Run) -> None:
+    def take(self, run: Run, pace: Pace | None = None) -> None:
         """Count an ended run. One of named events leaves health alone; a cancelled one says nothing of it."""
         self.run_count += 1
         self.last_run = run
+        self.pace = pace or self.pace
         self.totals[run.trigger, run.outcome or ""] += 1
         for kind in run.counts.__struct_fields__:
             self.rows[kind] += getattr(run.counts, kind)
@@ -119,8 +131,6 @@ class Record(Struct, kw_only=True):
         self.synced_at = run.finished_at
         if run.outcome == "ok":
             self.last_success_at = run.finished_at
-        if run.full:
-            self.last_full_at = run.finished_at
 
     def oldest_figure_age_s(self) -> float | None:
         """Return how old the oldest figure of a live event is."""

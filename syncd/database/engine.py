@@ -1,10 +1,14 @@
-"""Opens the database: one holder, migrations, transactions. Its tables' queries are in `store.py`."""
+"""Opens the database: one holder, migrations, transactions. The queries are in the modules beside this one.
 
-from collections.abc import Iterator
+A query is a function whose first argument is a connection: `await database.read(rows.events, since)`.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
+from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
@@ -13,46 +17,85 @@ from syncd import postgresql, schema, sqlite
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
 from syncd.postgresql import Postgresql
 from syncd.sqlite import Sqlite
+from syncd.threads import in_thread
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 VERSION_TABLE = "syncd_schema"
 """Not Alembic's usual name: the database may be a site's own, with migrations of its own."""
 
 
 class Database:
-    """An open database. Hold it for the process's life; `close` gives the lock back."""
+    """A database, open or not yet. An open one is held for the process's life, until `close`."""
 
-    def __init__(self, url: str, writers: set[int] | None = None) -> None:
-        """Open `url`. Raises StoreError, AlreadyRunning where another syncd has it, ConfigError.
-
-        `writers` holds the threads whose writing transaction is under way, a migration's too.
-        """
-        self.writers: set[int] = set() if writers is None else writers
-        self._held = Sqlite(url) if _is_sqlite(url) else Postgresql(url)
-        try:
-            self._migrate()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, SQLAlchemyError):
-                raise StoreError(f"cannot open {self._held.name}: {reason(error)}") from None
-            raise
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._held: Sqlite | Postgresql | None = None
+        self._writers: set[int] = set()
 
     @property
-    def engine(self) -> Engine:
-        """The engine that writes."""
-        return self._held.writer
+    def is_open(self) -> bool:
+        """Whether transactions can be begun."""
+        return self._held is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction that writes is under way, that of a migration too."""
+        return bool(self._writers)
+
+    def open(self) -> None:
+        """Take the lock and bring the tables up to date; do nothing where that was done.
+
+        Raises StoreError, AlreadyRunning where another syncd has it, ConfigError.
+        """
+        if self._held:
+            return
+        held = Sqlite(self.url) if _is_sqlite(self.url) else Postgresql(self.url)
+        try:
+            self._migrate(held)
+        except BaseException as error:
+            held.close()
+            if isinstance(error, SQLAlchemyError):
+                raise StoreError(f"cannot open {held.name}: {reason(error)}") from None
+            raise
+        self._held = held
+
+    async def read(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what a query finds, in a transaction and a thread of its own. Raises StoreError."""
+        return await in_thread(self._carry_out, query, False, *args, **kwargs)
+
+    async def write(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Carry a query out that writes, all or nothing, in a thread. Raises StoreError."""
+        return await in_thread(self._carry_out, query, True, *args, **kwargs)
+
+    def _carry_out(
+        self,
+        query: Callable[Concatenate[Connection, P], T],
+        write: bool,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        with self.begin(write=write) as connection:
+            return query(connection, *args, **kwargs)
 
     @contextmanager
-    def begin(self, *, write: bool = False, takes_long: bool = False) -> Iterator[Connection]:
+    def begin(self, *, write: bool = False) -> Iterator[Connection]:
         """Give a connection in a transaction, committed at the end, rolled back where something is raised.
 
-        With `takes_long` a statement in it may take as long as it needs.
         SQLAlchemy's errors leave as StoreError, in the driver's words only and without their cause:
         statements and their values could hold what nobody may read in a log.
         """
+        held = self._held
+        if held is None:
+            raise StoreError("the database is not open")
         try:
-            with self._transaction(write=write) as connection:
-                if takes_long:
-                    _take_your_time(connection)
+            with self._transaction(held, write=write) as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the database did not do as asked: {reason(error)}") from None
@@ -62,31 +105,33 @@ class Database:
             raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
 
     @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[Connection]:
-        engine = self._held.writer if write else self._held.reader
+    def _transaction(self, held: Sqlite | Postgresql, *, write: bool) -> Iterator[Connection]:
+        engine = held.writer if write else held.reader
         try:
             with engine.execution_options(write=write).begin() as connection:
                 if write:
-                    self.writers.add(get_ident())
+                    self._writers.add(get_ident())
                 yield connection
         finally:
-            self.writers.discard(get_ident())
+            self._writers.discard(get_ident())
 
-    def _migrate(self) -> None:
-        with self._transaction(write=True) as connection:
+    def _migrate(self, held: Sqlite | Postgresql) -> None:
+        with self._transaction(held, write=True) as connection:
             revision = _known_revision(connection)
             if revision == schema.REVISION:
                 return
             upgrade(connection, schema.REVISION)
-        self._held.migrated()
+        held.migrated()
 
     def erased(self) -> bool:
         """Leave no trace of what was erased in the files; tell whether that could be done."""
-        return self._held.erased()
+        return self._held is None or self._held.erased()
 
     def close(self) -> None:
         """Close every connection and let the lock go."""
-        self._held.close()
+        held, self._held = self._held, None
+        if held:
+            held.close()
 
 
 def _is_sqlite(url: str) -> bool:
@@ -152,7 +197,8 @@ def _known_revision(connection: Connection) -> str | None:
     return revision
 
 
-def _take_your_time(connection: Connection) -> None:
+def take_your_time(connection: Connection) -> None:
+    """Let the statements of a transaction take as long as they need."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL statement_timeout = 0"))
 
@@ -164,7 +210,7 @@ def upgrade(connection: Connection, revision: str) -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
-    _take_your_time(connection)
+    take_your_time(connection)
     config = Config()
     config.set_main_option("script_location", "syncd:migrations")
     config.attributes["connection"] = connection

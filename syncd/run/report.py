@@ -7,12 +7,15 @@ night without Billetweb must not bury what came before it.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import datetime
 
 from loguru import logger
 from msgspec import Struct
 
-from syncd.model import MAX_ERRORS, Counts, Run
-from syncd.sync import Failure
+from syncd.agenda import Pace
+from syncd.database.state import Reads, Try
+from syncd.errors import BilletwebError, SyncdError
+from syncd.model import MAX_ERRORS, Progress, Run, RunError
 from syncd.text import format_duration
 
 REPEAT_AFTER_S = 3600.0
@@ -24,14 +27,14 @@ NEXT = {
     "rate_limited": "old figures stay, the next run asks again",
     "challenge": "no request is sent for some minutes, old figures stay",
     "credentials": (
-        "nothing is asked until somebody mends them: then `systemctl restart syncd` (a systemd credential is"
-        " read at start), or `syncctl reload` for a key in a file"
+        "nothing is asked for a day, or until there is a new key (a systemd credential is read at start:"
+        " `systemctl restart syncd`), or somebody says that this one is good: `syncctl run-now`"
     ),
     "restricted": "old figures stay; give the key the right to all events, in Billetweb",
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used, old figures stay, the next run asks again",
     "too_large": "nothing of this answer was used, old figures stay, the next run asks again",
-    "doubted": "old rows stay until two full runs in a row agree",
+    "doubted": "`syncctl doubts` shows all that is",
     "unknown_event": "nothing was changed",
     "database": "the run was given up, the next run tries again",
     "cancelled": "nothing was changed",
@@ -39,6 +42,67 @@ NEXT = {
     "internal": "the next run tries again; please report this",
 }
 """What happens next, by kind of error."""
+
+
+class Report:
+    """What is told of a run while it goes on, and what its end is to put on record.
+
+    `failures` holds every error; `pace` is how a run of the whole account shared its requests out. `read_at`:
+    when the events in which nothing changed were read; `odd`: when those whose read lacked too much. `tries`:
+    how the events were tried that did not end well, or had not before. `sizes`: of the scopes that were read,
+    how many rows each should have held.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        redact: Callable[[str], str],
+        requests: Callable[[], int],
+        on_progress: Callable[[Run], None] = lambda _: None,
+    ) -> None:
+        self.run = run
+        self.failures: list[RunError] = []
+        self.pace: Pace | None = None
+        self.read_at: dict[str, datetime] = {}
+        self.odd: dict[str, datetime] = {}
+        self.tries: dict[str, Try] = {}
+        self.sizes: dict[tuple[str, str | None], int] = {}
+        self._redact = redact
+        self._requests = requests
+        self._requests_before = requests()
+        self._on_progress = on_progress
+
+    def fail(self, subject: str, error: SyncdError) -> None:
+        """Put an error on record that concerns a part of the run."""
+        status = error.status if isinstance(error, BilletwebError) else None
+        self.add(RunError(subject, error.kind, self._redact(str(error)), status))
+
+    def add(self, error: RunError) -> None:
+        """Put an error on record that was made elsewhere."""
+        self.run.add_error(error)
+        self.failures.append(error)
+
+    def tried(self, event_id: str, before: Reads, at: datetime | None, failures: int) -> None:
+        """Note how an event was tried; nothing where that is on record already."""
+        if (at, failures) != (before.tried_at, before.failures):
+            self.tries[event_id] = Try(at, failures)
+
+    def advance(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """Tell how far the run is."""
+        self.count_requests()
+        self.run.progress = Progress(phase, done, total)
+        self._on_progress(self.run)
+
+    def step(self) -> None:
+        """Tell that one more of the phase's total is done."""
+        progress = self.run.progress
+        if progress:
+            self.advance(progress.phase, progress.done + 1, progress.total)
+
+    def count_requests(self) -> None:
+        """Bring the run's count of requests up to date."""
+        self.run.requests = self._requests() - self._requests_before
 
 
 class _Seen(Struct):
@@ -57,18 +121,18 @@ class RunLog:
         """Tell that a run begins."""
         what = (" in full" if run.full else "") + ("" if run.whole else f" of {', '.join(run.events)}")
         who = f" for {run.requested_by.user}" if run.requested_by else ""
+        consent = ", accepting what is absent" if run.accept else ""
         log = logger.bind(event="run.started", run=run.id, trigger=run.trigger)
-        log.info("run {}{} started ({}{})", run.id, what, run.trigger, who)
+        log.info("run {}{} started ({}{}{})", run.id, what, run.trigger, who, consent)
 
-    def finished(self, run: Run, failures: Iterable[Failure]) -> None:
+    def finished(self, run: Run, failures: Iterable[RunError]) -> None:
         """Tell what went wrong in a run, then how it ended."""
         known = self._tell_errors(run, list(failures))
         counts = run.counts
-        changed = changed_rows(counts)
         details = ", ".join(f"{getattr(counts, kind)} {kind}" for kind in CHANGES if getattr(counts, kind))
         text = (
             f"run {run.id} {run.outcome} in {format_duration(run.duration_s)} ({run.trigger}):"
-            f" {run.synced} events synced, {run.failed} failed; {changed} rows changed"
+            f" {run.synced} events synced, {run.failed} failed; {counts.changed} rows changed"
             f"{f' ({details})' if details else ''}; {run.requests} requests"
             f"{f'; {known} errors as before' if known else ''}"
         )
@@ -85,14 +149,14 @@ class RunLog:
             **fields,
         ).log(level, "{}", text)
 
-    def _tell_errors(self, run: Run, failures: list[Failure]) -> int:
+    def _tell_errors(self, run: Run, failures: list[RunError]) -> int:
         """Tell the errors that are new or due again; return how many were told before and stay untold."""
         now = self._clock()
         known = 0
         alike: Counter[tuple[str, int | None]] = Counter()
         still = set()
         for failure in failures:
-            key = (failure.error.subject, failure.error.kind, failure.status)
+            key = (failure.subject, failure.kind, failure.status)
             still.add(key)
             seen = self._seen.get(key)
             if seen and now - seen.told_at < REPEAT_AFTER_S:
@@ -110,8 +174,7 @@ class RunLog:
             self._seen = {key: seen for key, seen in self._seen.items() if key in still}
         return known
 
-    def _tell(self, run: Run, failure: Failure, repeated: int) -> None:
-        error = failure.error
+    def _tell(self, run: Run, error: RunError, repeated: int) -> None:
         event_id = error.subject.removeprefix("event ") if error.subject.startswith("event ") else None
         log = logger.bind(
             event=f"error.{error.kind}",
@@ -119,7 +182,7 @@ class RunLog:
             subject=error.subject,
             event_id=event_id,
             kind=error.kind,
-            status=failure.status,
+            status=error.status,
         )
         log.warning(
             "run {}: {}{} [{}{}]; {}{}",
@@ -127,7 +190,7 @@ class RunLog:
             "" if error.subject == "run" else f"{error.subject}: ",
             error.message,
             error.kind,
-            f", HTTP {failure.status}" if failure.status else "",
+            f", HTTP {error.status}" if error.status else "",
             NEXT.get(error.kind, "the next run tries again"),
             f" (the same in {repeated} more runs since it was last told)" if repeated else "",
         )
@@ -145,8 +208,3 @@ class RunLog:
 
 
 CHANGES = ("inserted", "updated", "vanished", "returned")
-
-
-def changed_rows(counts: Counts) -> int:
-    """Return how many rows a run changed."""
-    return counts.inserted + counts.updated + counts.vanished + counts.returned

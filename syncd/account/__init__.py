@@ -1,0 +1,1 @@
+"""One account: its client, database, runs and facts, and when it runs by itself."""

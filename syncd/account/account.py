@@ -1,0 +1,408 @@
+"""One account as one object: the client, the database and the facts that runs and status need.
+
+The daemon and `syncd once` carry out the same work from here. The database is opened when it can be: until
+then runs fail and say so, and are put on record as soon as it answers.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from loguru import logger
+
+from syncd import limiter
+from syncd.account import record
+from syncd.account.record import Ended
+from syncd.account.status import Facts, State, Status, budget_status, last_error
+from syncd.billetweb import Billetweb
+from syncd.clock import Clock
+from syncd.config import Config
+from syncd.database import absences, attendees, changes, rows, state
+from syncd.database import runs as runs_on_record
+from syncd.database.engine import Database, masked
+from syncd.errors import RunCancelled, StoreError
+from syncd.limiter import RateLimiter
+from syncd.model import AttendeeMode, Doubt, Json, Peer, Quiet, Run, RunError
+from syncd.run.report import Report, RunLog
+from syncd.run.run import execute
+from syncd.run.work import Work
+from syncd.runner import Runner
+from syncd.schedule import Schedule
+from syncd.text import format_duration
+from syncd.threads import in_thread, to_the_end
+
+UNRECORDED_AT_MOST = 100
+"""So many ended runs wait for a database that does not answer: a day of them, and little memory."""
+ANSWER_WITHIN_S = 2.0
+"""So long whoever asks for a run waits for its lasting id, where another program holds the database up."""
+PRUNE_S = 1.0
+"""So long may old changes be removed after a run; less than a stop may take. The next reading goes on."""
+
+
+def _unheard(_run: Run) -> None:
+    """Tell nobody."""
+
+
+class Account:
+    """Carries runs out for one account, one after the other; its database is opened when it can be.
+
+    Its `runner` is started with `serve` and ended with `stop`; `schedule` asks for runs from `start` on. The
+    callbacks are told of each run's beginning, steps and end.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        redact: Callable[[str], str],
+        *,
+        clock: Clock | None = None,
+        on_begin: Callable[[Run], None] = _unheard,
+        on_progress: Callable[[Run], None] = _unheard,
+        on_end: Callable[[Run], None] = _unheard,
+    ) -> None:
+        self.config = config
+        self.clock = clock or Clock()
+        self.database = Database(config.database.url)
+        self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
+        self.paused = False
+        self.runner = Runner(
+            self._work,
+            timeout=config.sync.run_timeout,
+            on_end=self._conclude,
+            redact=redact,
+            clock=self.clock,
+        )
+        self.schedule = Schedule(self._fire)
+        self._redact = redact
+        self._on_begin = on_begin
+        self._on_progress = on_progress
+        self._on_end = on_end
+        self._limiter = RateLimiter(
+            config.billetweb.requests_per_minute,
+            note=self._note_request,
+            clock=self.clock.running_s,
+            sleep=self.clock.sleep,
+        )
+        self.client = self._new_client(config)
+        self._log = RunLog(self.clock.running_s)
+        self._unrecorded: deque[Ended] = deque(maxlen=UNRECORDED_AT_MOST)
+        self._at_work: Work | None = None
+        self._opening = asyncio.Lock()
+        self._recording = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life
+
+    async def open(self) -> None:
+        """Open the database where it is not open yet. Raises StoreError, and AlreadyRunning."""
+        async with self._opening:  # a run and a command may both come first
+            if not self.database.is_open:
+                await to_the_end(self._open())  # when cancelled too: what is open holds the lock
+
+    async def _open(self) -> None:
+        await in_thread(self.database.open)
+        try:
+            past = await self.database.write(record.look_back, self.clock.now(), self._live_since())
+        except BaseException:
+            await in_thread(self.database.close)
+            raise
+        self.paused = past.paused
+        self.facts.take_over(past)
+        self._limiter.remember(past.request_ages_s)
+        self.client.take_over(past.quiet)
+
+    def start(self) -> None:
+        """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
+        sync = self.config.sync
+        self.schedule.start(sync.interval, sync.jitter, self._first_slot())
+        if sync.run_on_start and not self.paused and not self.runner.is_stopping:
+            self.runner.request("startup")
+
+    async def close(self) -> None:
+        """Close the connections and the database."""
+        await self.client.aclose()
+        await in_thread(self.database.close)
+
+    async def configure(self, config: Config) -> None:
+        """Take new settings over: those of the client now, or with the next run where one is in progress."""
+        self.config = config
+        self.runner.timeout = config.sync.run_timeout
+        self.schedule.change(config.sync.interval, config.sync.jitter)
+        self._limiter.per_minute = config.billetweb.requests_per_minute
+        before, self.client = self.client, self._new_client(config)
+        self.client.succeed(before)
+        if self._at_work is None or self._at_work.client is not before:
+            await before.aclose()
+
+    def _first_slot(self) -> datetime:
+        """Return the first scheduled instant: in step with the last success where no run starts now."""
+        now, interval = self.clock.now(), self.config.sync.interval
+        last = self.facts.last_success_at
+        if self.config.sync.run_on_start or last is None or last > now:
+            return now + interval
+        return last + interval * ((now - last) // interval + 1)
+
+    async def _fire(self) -> None:
+        """Do what a scheduled slot asks for, and return when that has ended."""
+        waiting = [run for run in (self.runner.current, self.runner.queued) if run and run.whole]
+        if self.paused:
+            self.schedule.skip("paused")
+        elif self.client.refused:
+            self.schedule.skip("credentials")
+        elif waiting:
+            self.schedule.skip("busy")
+        elif not self.runner.is_stopping:
+            await self.runner.wait(self.runner.request("interval"))
+
+    # --- what may be asked of it
+
+    async def request(
+        self,
+        *,
+        full: bool = False,
+        accept: bool = False,
+        events: Sequence[str] = (),
+        join: bool = False,
+        requested_by: Peer | None = None,
+    ) -> Run:
+        """Return the run that serves a request made by hand. Raises Stopping."""
+        run = self.runner.request(
+            "manual", full=full, accept=accept, events=events, join=join, requested_by=requested_by
+        )
+        if self.database.is_open:
+            recording = asyncio.create_task(self._try_to_record(run))
+            self._tasks.add(recording)  # the loop itself keeps no task alive
+            recording.add_done_callback(self._tasks.discard)
+            await asyncio.wait({recording}, timeout=ANSWER_WITHIN_S)
+        return run
+
+    async def find_run(self, run_id: int) -> Run | None:
+        """Return a run: one of this process, or one on record."""
+        run = self.runner.find(run_id)
+        if run or not self.database.is_open:
+            return run
+        return await self.database.read(runs_on_record.find, run_id)
+
+    async def runs(self, limit: int, before: int | None) -> list[Run]:
+        """Return the latest runs on record, newest first. Raises StoreError, as all that follow."""
+        await self.open()
+        return await self.database.read(runs_on_record.latest, limit, before)
+
+    async def events(self, *, ended_too: bool) -> list[Json]:
+        """Return the events with their availability."""
+        await self.open()
+        since = None if ended_too else self._live_since()
+        return await self.database.read(rows.shown_events, since, self.clock.now())
+
+    async def doubts(self) -> list[Doubt]:
+        """Return what is absent upstream and not believed gone yet."""
+        await self.open()
+        return await self.database.read(absences.doubts, self.config.sync.full_every)
+
+    async def pause(self, *, paused: bool) -> None:
+        """Pause or resume scheduled runs; raises where that could not be remembered."""
+        await self.open()
+        await self.database.write(state.put, state.PAUSED, True if paused else None)
+        self.paused = paused
+
+    def status(self) -> Status:
+        """Return the status, from memory."""
+        facts, interval = self.facts, self.config.sync.interval
+        health, reason = facts.health(interval, refused=self.client.refused)
+        return Status(
+            pid=os.getpid(),
+            started_at=facts.started_at,
+            uptime_s=round((self.clock.now() - facts.started_at).total_seconds(), 1),
+            state=self._state(),
+            health=health,
+            health_reason=reason,
+            is_running=not self.paused and not self.runner.is_stopping,
+            interval_s=interval.total_seconds(),
+            next_run_at=None if self.paused else self.schedule.next_at,
+            run_count=facts.run_count,
+            consecutive_failures=facts.consecutive_failures,
+            last_run=facts.last_run,
+            last_success_at=facts.last_success_at,
+            last_error=last_error(facts.last_run),
+            current_run=self.runner.current,
+            queued_runs=1 if self.runner.queued else 0,
+            database=masked(self.database.url),
+            events_live=facts.events_live,
+            events_full=facts.events_full,
+            oldest_figure_at=facts.oldest_figure_at,
+            oldest_figure_age_s=facts.oldest_figure_age_s(),
+            events_unread=facts.events_unread,
+            doubts=facts.doubts,
+            budget=budget_status(facts.pace, interval),
+            slots_skipped=dict(self.schedule.skipped),
+            slots_missed=self.schedule.missed,
+        )
+
+    def _state(self) -> State:
+        if self.runner.is_stopping:
+            return "stopping"
+        if self.runner.current:
+            return "running"
+        return "paused" if self.paused else "idle"
+
+    # --- runs
+
+    async def _try_to_record(self, run: Run) -> None:
+        try:
+            await self._put_on_record(run)
+        except StoreError as error:  # it has no lasting id yet, and gets one with its beginning
+            logger.debug("run {} is not on record yet: {}", run.id, error)
+
+    async def _put_on_record(self, run: Run) -> None:
+        async with self._recording:
+            await to_the_end(self._put(run))  # when cancelled too: it has an id then
+
+    async def _put(self, run: Run) -> None:
+        run.id = await self.database.write(runs_on_record.put, run)
+
+    async def _work(self, run: Run) -> None:
+        """Carry a run out. Raises the SyncdError that made it impossible."""
+        self._at_work = None
+        full_asked = run.full
+        try:
+            await self.open()
+            if run.trigger != "manual" and run.whole:
+                run.full = run.full or self._full_is_due()
+            # Whether they are paused may only be known since the database is open.
+            is_paused = self.paused and run.trigger in ("startup", "interval")
+            if not is_paused:
+                await self._put_on_record(run)
+        finally:
+            self._log.started(run)
+            self._on_begin(run)
+        if is_paused:
+            raise RunCancelled("scheduled runs are paused; resume them with `syncctl resume`")
+        if run.trigger == "manual" or full_asked:  # a person says that the credentials are good
+            self.client.reset()
+        client, config = self.client, self.config  # a reload meanwhile is for the next run
+        await self._retain(config.sync.attendees)
+        report = Report(
+            run, redact=self._redact, requests=lambda: client.requests, on_progress=self._advanced
+        )
+        self._at_work = Work(
+            config=config,
+            client=client,
+            database=self.database,
+            clock=self.clock,
+            report=report,
+            full_asked=full_asked,
+        )
+        await execute(self._at_work)
+
+    def _advanced(self, run: Run) -> None:
+        self.runner.advance(run)
+        self._on_progress(run)
+
+    async def _retain(self, mode: AttendeeMode) -> None:
+        """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too."""
+        if not await self.database.read(attendees.must_erase, mode):
+            return
+        erased = await self.database.write(attendees.retain, mode, self.clock.now())
+        if erased:
+            what = "all that was mirrored" if mode == "none" else "the personal data"
+            log = logger.bind(event="attendees.erased", erased=erased)
+            log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
+        if not await self.database.read(state.get, state.TRACES, bool):
+            return
+        if await in_thread(self.database.erased):
+            await self.database.write(state.put, state.TRACES, None)
+        else:
+            logger.bind(event="attendees.traces").warning(
+                "what was erased of attendees is still in the write-ahead log, for another program is reading"
+                " the database; the next run tries again"
+            )
+
+    async def _conclude(self, run: Run, error: RunError | None) -> None:
+        """Put a run's end on record, count it and tell of it. Raises nothing."""
+        work, self._at_work = self._at_work, None
+        failures = list(work.report.failures) if work else []
+        self._unrecorded.append(Ended(run, work.report if work else None))
+        self.facts.take(run, work.report.pace if work else None)
+        # Not the last of the run's own errors, which are cut off above some number.
+        self._log.finished(run, [*failures, error] if error else failures)
+        try:
+            await self._put_ends_on_record()
+        except StoreError as trouble:
+            logger.bind(event="error.database").error(
+                "run {} is not on record yet: {}; tried again with the next run", run.id, trouble
+            )
+        if work and work.client is not self.client:
+            await work.client.aclose()
+        self._on_end(run)
+
+    async def _put_ends_on_record(self) -> None:
+        if not self.database.is_open:
+            return
+        before_at = self.facts.last_full_at
+        while self._unrecorded:
+            ended, facts = self._unrecorded[0], self.facts
+            async with self._recording:
+                ended.run.id, readings = await self.database.write(
+                    record.finish, ended, self.clock.now(), self._live_since(), facts.last_full_at
+                )
+            self._unrecorded.popleft()
+            facts.last_full_at = readings.ended_at
+        self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
+        if before_at and self.facts.last_full_at != before_at:
+            await self._prune(before_at)
+
+    async def _prune(self, before_at: datetime) -> None:
+        """Remove changes that are too old, after a whole reading that had one before it."""
+        keep, deadline_s, removed = self.config.sync.keep_changes, self.clock.running_s() + PRUNE_S, 0
+        try:
+            doomed = await self.database.read(changes.old, keep, self.clock.now(), before_at)
+            count = changes.PRUNED_AT_ONCE
+            while count == changes.PRUNED_AT_ONCE and self.clock.running_s() < deadline_s:
+                count = await self.database.write(changes.prune, doomed)
+                removed += count
+        except StoreError as error:
+            logger.bind(event="error.database").warning(
+                "old changes could not be removed: {}; tried again after the next whole reading", error
+            )
+        if removed:
+            old = format_duration(keep.total_seconds())
+            log = logger.bind(event="changes.pruned", removed=removed)
+            log.info("{} changes older than {} removed from the log of changes", removed, old)
+
+    def _live_since(self) -> datetime:
+        return self.clock.now() - self.config.sync.keep_past
+
+    def _full_is_due(self) -> bool:
+        pace = self.facts.pace
+        if pace and pace.exceeds_a_run:
+            return False  # its events take turns, which together are as good
+        return not state.is_recent(self.facts.last_full_at, self.clock.now(), self.config.sync.full_every)
+
+    # --- what the client tells
+
+    async def _note_request(self) -> None:
+        if self.database.is_open:
+            try:
+                now_s = self.clock.now().timestamp()
+                await self.database.write(state.note_request, now_s, limiter.WINDOW_S)
+            except StoreError as error:
+                # The ceiling holds within this process all the same; only a restart would not know.
+                logger.debug("a request could not be noted: {}", error)
+
+    async def _note_quiet(self, quiet: Quiet | None) -> None:
+        try:
+            await self.database.write(state.put, state.QUIET, quiet)
+        except StoreError as error:
+            logger.debug("a time of rest could not be noted: {}", error)
+
+    def _new_client(self, config: Config) -> Billetweb:
+        return Billetweb(
+            config.billetweb,
+            config.key,
+            self._limiter,
+            count_carts=config.sync.count_carts,
+            clock=self.clock,
+            on_quiet=self._note_quiet,
+        )

@@ -1,0 +1,109 @@
+"""What an account's database says of the past when it is opened, and what a run's end adds to that."""
+
+from datetime import datetime
+
+from msgspec import Struct, structs
+from sqlalchemy import Connection
+
+from syncd import limiter
+from syncd.agenda import Pace
+from syncd.database import absences, rows, runs, state
+from syncd.database.rows import Figures
+from syncd.database.runs import History
+from syncd.database.state import Readings
+from syncd.model import Quiet, Run
+from syncd.run.report import Report
+
+GOOD = ("ok", "partial")
+
+
+class Past(Struct, frozen=True):
+    """What a database just opened says of the past."""
+
+    history: History
+    figures: Figures
+    doubts: int
+    paused: bool
+    readings: Readings | None
+    pace: Pace | None
+    quiet: Quiet | None
+    request_ages_s: list[float]
+
+
+class Ended(Struct, frozen=True):
+    """A run whose end is not on record yet, and what else is put there with it."""
+
+    run: Run
+    report: Report | None = None
+
+    @property
+    def pace(self) -> Pace | None:
+        """How the run shared its requests out, where it came so far."""
+        return self.report.pace if self.report else None
+
+
+def look_back(connection: Connection, now: datetime, live_since: datetime) -> Past:
+    """Return what is on record; what an earlier process left unfinished is closed."""
+    runs.close_interrupted(connection, now)
+    return Past(
+        history=runs.history(connection, now),
+        figures=rows.figures(connection, live_since),
+        doubts=absences.count_doubts(connection),
+        paused=bool(state.get(connection, state.PAUSED, bool)),
+        readings=state.get(connection, state.READINGS, Readings),
+        pace=state.get(connection, state.PACE, Pace),
+        quiet=_quiet(connection, now),
+        request_ages_s=state.request_ages_s(connection, now.timestamp(), limiter.WINDOW_S),
+    )
+
+
+def _quiet(connection: Connection, now: datetime) -> Quiet | None:
+    """Return the time of rest on record; one that begins later was noted by a clock that was ahead."""
+    quiet = state.get(connection, state.QUIET, Quiet)
+    if quiet and quiet.since > now:  # or it would last as much longer, at each start anew
+        quiet = structs.replace(quiet, since=now, until=now + (quiet.until - quiet.since))
+        state.put(connection, state.QUIET, quiet)
+    return quiet
+
+
+def take_stock(connection: Connection, live_since: datetime) -> tuple[Figures, int]:
+    """Return what is known of the figures of live events, and in how many scopes there is a doubt."""
+    return rows.figures(connection, live_since), absences.count_doubts(connection)
+
+
+def finish(
+    connection: Connection, ended: Ended, now: datetime, live_since: datetime, last_full_at: datetime | None
+) -> tuple[int, Readings]:
+    """Put a run's end on record; return its id, and where the readings of the whole account stand then."""
+    run, report, pace = ended.run, ended.report, ended.pace
+    run_id = runs.put(connection, run)
+    if report:
+        rows.set_read_at(connection, report.read_at, now)
+        state.note_tries(connection, report.tries)
+    if pace:
+        state.put(connection, state.PACE, pace)
+    held = state.get(connection, state.READINGS, Readings)
+    readings = held or Readings(run.started_at or now, ended_at=last_full_at)
+    if ended_at := _reading_ended_at(connection, ended, readings, now, live_since):
+        readings = Readings(ended_at, ended_at=ended_at)
+    if readings != held:
+        state.put(connection, state.READINGS, readings)
+    return run_id, readings
+
+
+def _reading_ended_at(
+    connection: Connection, ended: Ended, readings: Readings, now: datetime, live_since: datetime
+) -> datetime | None:
+    """Return when all live events were read, in this run or by turns that end with it; None before that."""
+    run, pace = ended.run, ended.pace
+    if run.whole and run.full and run.outcome in GOOD:
+        return run.finished_at
+    if not pace or not pace.exceeds_a_run or pace.waiting:
+        return None
+    since = readings.began_at
+    failing = [
+        key for key, reads in state.reads(connection).items() if reads.tried_at and reads.tried_at > since
+    ]
+    figures = rows.figures(connection, live_since, failing)
+    was_whole = figures.oldest_at and figures.oldest_at > since and figures.read == figures.events
+    return now if was_whole else None

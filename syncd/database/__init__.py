@@ -1,0 +1,1 @@
+"""Where the mirror stands: SQLite or PostgreSQL, its tables and their queries."""

@@ -1,0 +1,167 @@
+"""The absences on record: rows that complete reads lacked and that have not vanished."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, select
+
+from syncd import bulk, schema
+from syncd.mirror.absence import READS, Absence, Scope
+from syncd.model import EVENTS, Doubt
+
+ABSENT = schema.absences.c
+EXAMPLES = 3
+COLUMNS = ("table_name", "row_id", "event_id", "since", "reads", "run_id")
+
+
+def of(connection: Connection, table: str, event_id: str | None = None) -> dict[str, Absence]:
+    """Return the absences in a table, or in one event's part of it, by row id."""
+    found = connection.execute(
+        select(ABSENT.row_id, ABSENT.since, ABSENT.reads).where(_scope(table, event_id))
+    ).all()
+    return {row_id: Absence(since, reads) for row_id, since, reads in found}
+
+
+def note(
+    connection: Connection, run_id: int, table: str, event_id: str | None, absences: Mapping[str, Absence]
+) -> None:
+    """Put the absences of a scope on record, in place of the earlier ones."""
+    rows = [
+        (table, row_id, event_id or row_id, absence.since, absence.reads, run_id)
+        for row_id, absence in absences.items()
+    ]
+    if rows:  # one of a row that moved may still stand under the event it left
+        bulk.upsert(connection, schema.absences, COLUMNS, rows)
+    earlier = ABSENT.run_id != run_id
+    connection.execute(schema.absences.delete().where(_scope(table, event_id), earlier))
+
+
+def end(connection: Connection, table: str, row_ids: Iterable[str]) -> None:
+    """Forget the absences of rows that a read holds, or that have vanished."""
+    here = and_(ABSENT.table_name == table, ABSENT.row_id == bindparam("row"))
+    if rows := [{"row": row_id} for row_id in row_ids]:
+        connection.execute(schema.absences.delete().where(here), rows)
+
+
+def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
+    """Forget the absences inside events that have vanished: nobody reads them any more."""
+    here = ABSENT.event_id == bindparam("event")
+    if events := [{"event": event_id} for event_id in event_ids]:
+        connection.execute(schema.absences.delete().where(here), events)
+
+
+def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
+    """Return the tables, by event, in which rows are absent; mostly those that are not doubted.
+
+    Their next read may settle them; a doubt waits for the turn of its event.
+    """
+    query = select(ABSENT.event_id, ABSENT.table_name).where(ABSENT.table_name != EVENTS).distinct()
+    if not all_of_them:
+        query = query.where(ABSENT.waits_for.is_(None))
+    found: dict[str, set[str]] = defaultdict(set)
+    for event_id, table in connection.execute(query).all():
+        found[event_id].add(table)
+    return dict(found)
+
+
+def measure(
+    connection: Connection, run_id: int, sizes: Mapping[tuple[str, str | None], int], since: datetime
+) -> list[Scope]:
+    """Return the scopes that a run read, `sizes` by table and event, with what it found lacking in them.
+
+    Lasting are those that have been absent `since` then, or for longer.
+    """
+    event_id = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
+    again = ABSENT.reads >= READS
+    query = (
+        select(
+            ABSENT.table_name,
+            event_id.label("scope"),
+            func.count(),
+            func.count().filter(again),
+            func.count().filter(again, ABSENT.since <= since),
+        )
+        .where(ABSENT.run_id == run_id)
+        .group_by(ABSENT.table_name, event_id)
+    )
+    found = {(table, scope): counts for table, scope, *counts in connection.execute(query).all()}
+    return [
+        Scope(table=table, event_id=scope, of=of, absent=absent, again=more, lasting=lasting)
+        for (table, scope), of in sizes.items()
+        for absent, more, lasting in [found.get((table, scope), (0, 0, 0))]
+    ]
+
+
+def gone(connection: Connection, run_id: int, scope: Scope, since: datetime | None) -> list[str]:
+    """Return the rows of a scope that a run found lacking again; only those absent `since` where given."""
+    here = and_(_scope(scope.table, scope.event_id), ABSENT.run_id == run_id, ABSENT.reads >= READS)
+    lasting = here if since is None else and_(here, ABSENT.since <= since)
+    return [*connection.scalars(select(ABSENT.row_id).where(lasting).order_by(ABSENT.row_id))]
+
+
+def set_waiting(connection: Connection, scope: Scope, waits_for: str | None, *, anew: bool = True) -> None:
+    """Put on record what the absences of a scope wait for; unless `anew`, only where nothing is yet."""
+    other = ABSENT.waits_for.is_distinct_from(waits_for) if anew else ABSENT.waits_for.is_(None)
+    here = and_(_scope(scope.table, scope.event_id), other)
+    connection.execute(schema.absences.update().where(here).values(waits_for=waits_for))
+
+
+def doubts(connection: Connection, lasting: timedelta, scope: Scope | None = None) -> list[Doubt]:
+    """Return the doubts, those of the whole account first, or that of one scope.
+
+    An absence that waits for time must have lasted for `lasting`.
+    """
+    event_id = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
+    query = (
+        select(
+            ABSENT.table_name,
+            event_id.label("scope"),
+            func.count(),
+            func.min(ABSENT.since),
+            func.max(ABSENT.since),
+            func.max(ABSENT.reads),
+            func.min(ABSENT.waits_for),  # accept before time
+        )
+        .where(ABSENT.waits_for.is_not(None), *([_scope(scope.table, scope.event_id)] if scope else []))
+        .group_by(ABSENT.table_name, event_id)
+        .order_by(event_id.is_not(None), event_id, ABSENT.table_name)
+    )
+    return [
+        Doubt(
+            table=table,
+            event_id=scope_id,
+            absent=absent,
+            of=scope.of if scope else _size(connection, table, scope_id),
+            since=first,
+            reads=reads,
+            examples=_examples(connection, table, scope_id),
+            waits_for=waits_for,
+            until=last + lasting if waits_for == "time" else None,
+        )
+        for table, scope_id, absent, first, last, reads, waits_for in connection.execute(query).all()
+    ]
+
+
+def count_doubts(connection: Connection) -> int:
+    """Return in how many scopes there is a doubt."""
+    event_id = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
+    scopes = select(ABSENT.table_name, event_id).where(ABSENT.waits_for.is_not(None)).distinct().subquery()
+    return connection.scalar(select(func.count()).select_from(scopes)) or 0
+
+
+def _examples(connection: Connection, table: str, event_id: str | None) -> list[str]:
+    here = select(ABSENT.row_id).where(_scope(table, event_id), ABSENT.waits_for.is_not(None))
+    return [*connection.scalars(here.order_by(ABSENT.row_id).limit(EXAMPLES))]
+
+
+def _size(connection: Connection, table: str, event_id: str | None) -> int:
+    """Return how many rows of a scope have not vanished."""
+    rows = schema.MIRRORED[table].c
+    inside = [] if event_id is None else [rows.event_id == event_id]
+    return connection.scalar(select(func.count()).where(rows.vanished_at.is_(None), *inside)) or 0
+
+
+def _scope(table: str, event_id: str | None) -> ColumnElement[bool]:
+    inside = [] if event_id is None else [ABSENT.event_id == event_id]
+    return and_(ABSENT.table_name == table, *inside)

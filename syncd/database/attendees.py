@@ -1,0 +1,209 @@
+"""What is special about attendees: answers of any size, the cursor of their reads, and erasing them.
+
+Rows come in slices, an answer of any size in one transaction: what is held in memory is a slice. They get in
+as all others do. Personal data never gets into the log of changes.
+"""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct, field
+from sqlalchemy import Connection, null, or_, select
+
+from syncd import bulk, schema
+from syncd.database import absences, rows, state
+from syncd.database.engine import take_your_time
+from syncd.mirror.absence import is_mostly_absent
+from syncd.mirror.diff import compare, count, lack
+from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts
+
+AT_ONCE = 500
+"""So many rows are compared with one query: a statement has room for no more than 999 values everywhere."""
+NAME = "attendees"
+"""Of the cursor of account-wide reads."""
+
+Slice = Mapping[str, Attendee]
+
+
+class Cursor(Struct, frozen=True, kw_only=True):
+    """What the next account-wide read resumes from.
+
+    `since`: what was modified after that is still to be asked for. `before`: so is, for an import, what was
+    modified before that, as far as `back_to` (None: all of it); None while there is no import to go on with.
+    `imported_at`: when all was imported.
+    """
+
+    since: datetime
+    before: datetime | None = None
+    back_to: datetime | None = None
+    imported_at: datetime | None = None
+
+
+class Taken(Struct):
+    """What became of the rows of an answer: their counts, and the events of those that changed.
+
+    `of`: how many the answer should have held, None where it was not to hold all.
+    """
+
+    counts: Counts = field(default_factory=Counts)
+    events: set[str] = field(default_factory=set)
+    of: int | None = None
+
+
+def cursor(connection: Connection) -> Cursor | None:
+    """Return what account-wide reads resume from; None before the first."""
+    cursors = schema.cursors.c
+    value = connection.scalar(select(cursors.value).where(cursors.name == NAME))
+    return None if value is None else msgspec.convert(value, Cursor)
+
+
+def set_cursor(connection: Connection, moved: Cursor, at: datetime) -> None:
+    """Have the next account-wide read resume from there."""
+    row = (NAME, msgspec.to_builtins(moved), at)
+    bulk.upsert(connection, schema.cursors, ("name", "value", "updated_at"), [row])
+
+
+def note_sales(
+    connection: Connection, event_ids: Iterable[str], at: datetime, moved: Cursor, seen: Iterable[int]
+) -> None:
+    """Have these events read, and remember how far sales are known and which rows told of them."""
+    state.mark_due(connection, event_ids, at)
+    set_cursor(connection, moved, at)
+    state.put(connection, state.SEEN, sorted(seen) or None)
+
+
+def take(
+    connection: Connection,
+    run_id: int,
+    slices: Iterable[Slice],
+    at: datetime,
+    *,
+    moved: Cursor,
+    live: AbstractSet[str],
+) -> Taken:
+    """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
+
+    Of the events in which a row changed, those that are `live` become due.
+    """
+    taken, told = Taken(), set[str]()
+    absent = absences.of(connection, ATTENDEES).keys()
+    for some in slices:
+        _take(connection, run_id, some, at, taken)
+        told |= some.keys() & absent
+    absences.end(connection, ATTENDEES, sorted(told))
+    state.mark_due(connection, taken.events & live, at)
+    set_cursor(connection, moved, at)
+    return taken
+
+
+def take_event(
+    connection: Connection,
+    run_id: int,
+    event_id: str,
+    slices: Iterable[Slice],
+    at: datetime,
+    *,
+    began_at: datetime,
+    whole: bool,
+) -> Taken:
+    """Write the rows of an answer about one event, in the caller's transaction.
+
+    What an answer lacks that was to hold the `whole` of them is noted.
+    """
+    taken, told = Taken(), set[str]()
+    present = rows.present_ids(connection, ATTENDEES, event_id) if whole else set[str]()
+    absent = absences.of(connection, ATTENDEES, event_id)
+    for some in slices:
+        _take(connection, run_id, some, at, taken)
+        told |= some.keys()
+    is_odd, names = False, ["attendees_at"]
+    if whole:
+        lacking = lack(ATTENDEES, present, told, absent, at)
+        taken.of = lacking.of
+        if lacking.is_news:
+            absences.note(connection, run_id, ATTENDEES, event_id, lacking.absences)
+        is_odd = is_mostly_absent(len(lacking.absences), lacking.of)
+        names.append("attendees_full_at")
+    else:
+        absences.end(connection, ATTENDEES, sorted(told & absent.keys()))
+    if not is_odd:  # else who sold since the read before is still to be asked for
+        row = (event_id, *(began_at for _ in names))
+        bulk.upsert(connection, schema.reads, ("event_id", *names), [row])
+    return taken
+
+
+def _take(connection: Connection, run_id: int, some: Slice, at: datetime, taken: Taken) -> None:
+    """Compare attendees with the stored rows, and write those that differ."""
+    attendees = [*some.values()]
+    for start in range(0, len(attendees), AT_ONCE):
+        part = attendees[start : start + AT_ONCE]
+        stored = rows.stored(connection, ATTENDEES, [attendee.id for attendee in part])
+        compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in part)
+        changes = [change for change in compared if change]
+        taken.counts.add(count(changes, len(part) - len(changes)))
+        taken.events |= {change.event_id for change in changes}
+        rows.write(connection, run_id, at, changes)
+
+
+# --- erasing
+
+
+def must_erase(connection: Connection, mode: AttendeeMode) -> bool:
+    """Tell whether `sync.attendees` was another before, or erased data may still be in the files."""
+    kept = state.get(connection, state.KEPT, str) or "none"
+    return kept != mode or bool(state.get(connection, state.TRACES, bool))
+
+
+def retain(connection: Connection, mode: AttendeeMode, at: datetime) -> int:
+    """Erase what `mode` does not allow to keep; return of how many attendees.
+
+    Where more is to be kept than before, all of it is imported.
+    """
+    before = state.get(connection, state.KEPT, str) or "none"
+    if before == mode:
+        return 0
+    take_your_time(connection)
+    erased = _erase(connection, before, mode, at)
+    state.put(connection, state.KEPT, mode)
+    if erased:
+        state.put(connection, state.TRACES, value=True)
+    return erased
+
+
+def _erase(connection: Connection, before: str, mode: AttendeeMode, at: datetime) -> int:
+    """Erase what is no longer kept; where more is, have it imported. Return of how many attendees."""
+    if mode == "none":
+        return _erase_all(connection)
+    if before == "full":
+        return _erase_personal(connection, at)
+    resumes = cursor(connection)
+    if resumes:  # who sold since then is still to be told
+        set_cursor(connection, Cursor(since=resumes.since, before=resumes.since), at)
+    _forget_reads(connection)
+    return 0
+
+
+def _forget_reads(connection: Connection) -> None:
+    """Have each event's attendees read whole."""
+    connection.execute(schema.reads.update().values(attendees_at=None, attendees_full_at=None))
+
+
+def _erase_all(connection: Connection) -> int:
+    """Remove every attendee and what the log of changes holds of them; a log of rows that never were."""
+    for table in (schema.changes, schema.absences):
+        connection.execute(table.delete().where(table.c.table_name == ATTENDEES))
+    _forget_reads(connection)
+    return connection.execute(schema.attendees.delete()).rowcount
+
+
+def _erase_personal(connection: Connection, at: datetime) -> int:
+    """Empty the columns with personal data."""
+    table = schema.attendees
+    columns = [table.c[name] for name in sorted(PERSONAL - {"extra"})]
+    personal = or_(*(column.is_not(None) for column in columns), table.c.extra != {})
+    empty = {column.name: null() for column in columns}
+    return connection.execute(
+        table.update().where(personal).values(changed_at=at, extra={}, **empty)
+    ).rowcount

@@ -1,0 +1,44 @@
+"""The log of changes: written with the rows that it tells of, and shortened after a while."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Connection, and_, select
+
+from syncd import bulk, schema
+from syncd.mirror.diff import Change
+
+COLUMNS = ("run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff")
+PRUNED_AT_ONCE = 10_000
+"""So many changes are removed in one transaction: a tenth of a second or so, in which nobody else writes."""
+
+
+def log(connection: Connection, run_id: int, at: datetime, changes: Iterable[Change]) -> None:
+    """Write a line for each change, in their order."""
+    rows = [
+        (run_id, at, change.table, change.row_id, change.event_id, change.kind, change.diff)
+        for change in changes
+    ]
+    bulk.insert(connection, schema.changes, COLUMNS, rows)
+
+
+def old(connection: Connection, keep: timedelta, now: datetime, read_at: datetime) -> ColumnElement[bool]:
+    """Return what holds for the changes that are older than `keep`. Finding it out may take long.
+
+    A wrong clock must not empty the log. So their age counts from the earliest of three instants: now, the
+    whole reading before the latest (`read_at`), and the latest change; and what stands behind a change that
+    is young enough stays, for it came later, whatever instant it bears.
+    """
+    changes = schema.changes.c
+    latest = connection.scalar(select(changes.seen_at).order_by(changes.seq.desc()).limit(1))
+    since = min(now, read_at, latest or now) - keep
+    young = select(changes.seq).where(changes.seen_at.between(since, now))
+    first_young = connection.scalar(young.order_by(changes.seq).limit(1))
+    before = changes.seen_at < since
+    return before if first_young is None else and_(before, changes.seq < first_young)
+
+
+def prune(connection: Connection, doomed: ColumnElement[bool]) -> int:
+    """Remove the first changes for which that holds, PRUNED_AT_ONCE at most; return how many."""
+    first = select(schema.changes.c.seq).where(doomed).order_by(schema.changes.c.seq).limit(PRUNED_AT_ONCE)
+    return connection.execute(schema.changes.delete().where(schema.changes.c.seq.in_(first))).rowcount

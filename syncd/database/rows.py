@@ -1,0 +1,219 @@
+"""The mirrored tables: what they hold, and the one way in which rows get into them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
+
+from syncd import bulk, schema
+from syncd.database import absences, changes, state
+from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored
+from syncd.model import EVENTS, Json
+
+ALSO = ("first_seen_at", "changed_at", "vanished_at")
+SHOWN = (
+    *("id", "name", "starts_at", "ends_at", "place", "online", "shop_url"),
+    *("places_total", "places_left", "unlimited", "is_full", "availability_at", "vanished_at"),
+)
+"""The columns of an event that the control API shows."""
+FIELDS = {name: kind.__struct_fields__ for name, kind in KINDS.items()}
+HELD = {name: [table.c[field] for field in FIELDS[name]] for name, table in schema.MIRRORED.items()}
+"""The columns of each table that its records have, in their order."""
+
+
+class Figures(Struct, frozen=True):
+    """Of live events: how many there are, how many are full, and of how many figures were read.
+
+    `oldest_at` is when the oldest of those were read, None where none were.
+    """
+
+    events: int
+    full: int
+    read: int
+    oldest_at: datetime | None
+
+
+# --- what is held
+
+
+def present_events(connection: Connection) -> dict[str, datetime | None]:
+    """Return the events that have not vanished, and when their availability was last read."""
+    events = schema.events.c
+    query = select(events.id, events.availability_at).where(events.vanished_at.is_(None))
+    return {row[0]: row[1] for row in connection.execute(query).all()}
+
+
+def expected_events(connection: Connection, now: datetime) -> set[str]:
+    """Return the events that the list should hold: one that is over may leave it without being gone."""
+    return {*connection.scalars(select(schema.events.c.id).where(live(now)))}
+
+
+def events_with_sessions(connection: Connection) -> set[str]:
+    """Return the ids of the events that have a session not marked vanished."""
+    sessions = schema.sessions.c
+    query = select(sessions.event_id).distinct().where(sessions.vanished_at.is_(None))
+    return {*connection.scalars(query)}
+
+
+def stored(connection: Connection, table: str, ids: Iterable[str]) -> dict[str, Stored]:
+    """Return the rows of these ids, as far as there are any, in a table whose key is `id`."""
+    columns = schema.MIRRORED[table].c
+    query = select(*HELD[table], columns.vanished_at).where(columns.id.in_(list(ids)))
+    return {row[0]: Stored(tuple(row[:-1]), row[-1]) for row in connection.execute(query).all()}
+
+
+def of_event(
+    connection: Connection, event_id: str, read: Mapping[str, Iterable[str]] | None = None
+) -> EventRows:
+    """Return all that the mirror holds of one event but its attendees.
+
+    With those rows, by table, that were `read` of it but stand under another event, or do no longer.
+    """
+    found = EventRows(event_id)
+    for name, table in schema.PLANNED.items():
+        key = table.c.id if name == EVENTS else table.c.event_id
+        query = select(*HELD[name], *table.primary_key, table.c.vanished_at).where(key == event_id)
+        count = len(HELD[name])
+        found.rows[name] = {
+            "/".join(row[count:-1]): Stored(tuple(row[:count]), row[-1])
+            for row in connection.execute(query).all()
+        }
+        if name != EVENTS:
+            found.absences[name] = absences.of(connection, name, event_id)
+    for name, ids in (read or {}).items():
+        if unknown := {*ids} - found.rows[name].keys():
+            found.rows[name] |= stored(connection, name, unknown)
+    return found
+
+
+def present_ids(connection: Connection, table: str, event_id: str) -> set[str]:
+    """Return the ids of an event's rows that have not vanished."""
+    columns = schema.MIRRORED[table].c
+    here = and_(columns.event_id == event_id, columns.vanished_at.is_(None))
+    return {*connection.scalars(select(columns.id).where(here))}
+
+
+def figures(connection: Connection, live_since: datetime, but: Iterable[str] = ()) -> Figures:
+    """Return what is known of the figures of live events; those in `but` are left aside."""
+    events = schema.events.c
+    read_at = events.availability_at
+    query = select(func.count(), func.count().filter(events.is_full), func.count(read_at), func.min(read_at))
+    return Figures(*connection.execute(query.where(live(live_since), events.id.not_in([*but]))).one())
+
+
+def shown_events(connection: Connection, live_since: datetime | None, now: datetime) -> list[Json]:
+    """Return the events as the control API shows them, by start; all where `live_since` is None."""
+    events = schema.events.c
+    query = select(*(events[name] for name in SHOWN)).order_by(events.starts_at.nulls_first(), events.id)
+    if live_since is not None:
+        query = query.where(live(live_since))
+    return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)]
+
+
+def live(since: datetime) -> ColumnElement[bool]:
+    """Return what holds for the events that are there and were not over at that instant."""
+    events = schema.events.c
+    end = func.coalesce(events.ends_at, events.starts_at)
+    return and_(events.vanished_at.is_(None), or_(end.is_(None), end > since))
+
+
+# --- what is written
+
+
+def write_plan(
+    connection: Connection,
+    run_id: int,
+    plan: EventPlan,
+    at: datetime,
+    also: Callable[[Connection], None] = lambda _: None,
+) -> None:
+    """Write an event's plan, and what `also` writes: rows, changes, absences and bookkeeping."""
+    also(connection)
+    write(connection, run_id, at, plan.changes)
+    for lack in plan.lacks:
+        if lack.is_news:
+            absences.note(connection, run_id, lack.table, plan.event_id, lack.absences)
+    if plan.read_at and plan.writes and not plan.is_odd:
+        set_read_at(connection, {plan.event_id: plan.read_at}, at)
+    if plan.was_due:
+        state.mark_read(connection, plan.event_id)
+
+
+def write(connection: Connection, run_id: int, at: datetime, some: Sequence[Change]) -> None:
+    """Write rows and their lines in the log of changes: the one way in."""
+    by_table: dict[str, list[Change]] = defaultdict(list)
+    for change in some:
+        by_table[change.table].append(change)
+    for name, of_table in by_table.items():
+        table = schema.MIRRORED[name]
+        new = [(*change.values, at, at, None) for change in of_table if change.kind == "inserted"]
+        known = [(*one.values, at, at, None) for one in of_table if one.kind in ("updated", "returned")]
+        names = (*FIELDS[name], *ALSO)
+        if new:
+            bulk.insert(connection, table, names, new)
+        if known:
+            bulk.upsert(connection, table, names, known, keep=("first_seen_at",))
+        _mark_vanished(connection, table, [change for change in of_table if change.kind == "vanished"], at)
+        absences.end(connection, name, [change.row_id for change in of_table if _ends_absence(change)])
+    if some:
+        changes.log(connection, run_id, at, some)
+
+
+def _ends_absence(change: Change) -> bool:
+    """Whether the row may still be on record as absent: it vanished, or it was found under another event."""
+    return change.kind == "vanished" or (change.kind == "updated" and "event_id" in change.diff)
+
+
+def _mark_vanished(connection: Connection, table: Table, some: list[Change], at: datetime) -> None:
+    if some:
+        first = next(iter(table.primary_key))
+        here = _row_key(table) == bindparam("row")
+        if len(table.primary_key) > 1:  # the key's index finds the event, whose id is its first part
+            here = and_(here, first == bindparam("event"))
+        statement = table.update().where(here).values(changed_at=at, vanished_at=at)
+        connection.execute(statement, [{"row": each.row_id, "event": each.event_id} for each in some])
+
+
+def _row_key(table: Table) -> ColumnElement[str]:
+    """Return what equals a row id. An id is not taken apart: any part of a composite one may hold a `/`."""
+    first, *others = table.primary_key
+    joined: ColumnElement[str] = first
+    for column in others:
+        joined = joined + "/" + column
+    return joined
+
+
+def set_read_at(connection: Connection, read_at: Mapping[str, datetime], now: datetime) -> None:
+    """Note when the availability of events was read."""
+    if read_at:
+        events = schema.events
+        at = bindparam("at", type_=schema.Instant)
+        held = events.c.availability_at
+        # A run whose end comes to record late must not set back what a later one read; an instant that is
+        # yet to come was read off a clock that was wrong.
+        older = or_(held.is_(None), held < at, held > now)
+        statement = events.update().where(events.c.id == bindparam("event"), older).values(availability_at=at)
+        connection.execute(statement, [{"event": event_id, "at": at} for event_id, at in read_at.items()])
+
+
+def _all(connection: Connection, query: Select[Any]) -> Sequence[RowMapping]:
+    """Return every row. Read to its end: a cursor left open keeps the connection's next user from writing."""
+    return connection.execute(query).mappings().all()
+
+
+def _age_s(at: datetime | None, now: datetime) -> float | None:
+    return None if at is None else round(max((now - at).total_seconds(), 0.0), 1)

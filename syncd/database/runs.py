@@ -1,0 +1,131 @@
+"""The runs on record: put there as they begin, brought up to date as they end; what they say of the past."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, or_, select
+
+from syncd import schema
+from syncd.model import Counts, Outcome, Run, RunError
+
+COUNTS = Counts.__struct_fields__
+
+
+class History(Struct, frozen=True):
+    """What the runs on record say: what status and the schedule start from."""
+
+    run_count: int = 0
+    last_run: Run | None = None
+    last_success_at: datetime | None = None
+    last_synced_at: datetime | None = None
+    last_full_at: datetime | None = None
+    whole_outcome: Outcome | None = None
+    consecutive_failures: int = 0
+
+
+def put(connection: Connection, run: Run) -> int:
+    """Put a run on record as it stands now; return its id, which the database gives to a new one."""
+    values = _values(run)
+    runs = schema.runs
+    if run.id > 0:
+        connection.execute(runs.update().where(runs.c.id == run.id).values(values))
+        return run.id
+    if connection.dialect.name == "sqlite":  # from the ids below 0 that 0.3 gave it would count on there
+        values["id"] = (
+            select(func.coalesce(func.max(runs.c.id), 0) + 1).where(runs.c.id > 0).scalar_subquery()
+        )
+    run_id: int = connection.execute(runs.insert().values(values).returning(runs.c.id)).scalar_one()
+    return run_id
+
+
+def close_interrupted(connection: Connection, at: datetime) -> None:
+    """Close what an earlier process left unfinished: failed where it was running, else cancelled."""
+    interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
+    errors = {"errors": [msgspec.to_builtins(interrupted)], "errors_total": 1}
+    runs = schema.runs
+    for state, outcome, more in (("running", "failed", errors), ("queued", "cancelled", {})):
+        connection.execute(
+            runs.update()
+            .where(runs.c.state == state)
+            .values(state="done", outcome=outcome, finished_at=at, **more)
+        )
+
+
+def find(connection: Connection, run_id: int) -> Run | None:
+    """Return one run on record."""
+    return _first(connection, select(schema.runs).where(schema.runs.c.id == run_id))
+
+
+def latest(connection: Connection, limit: int, before: int | None) -> list[Run]:
+    """Return the latest runs that began, newest first; those that began before the run `before`."""
+    runs = schema.runs.c
+    query = (
+        select(schema.runs)
+        .where(runs.started_at.is_not(None))
+        .order_by(runs.started_at.desc(), runs.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        start = select(runs.started_at).where(runs.id == before).scalar_subquery()
+        query = query.where(or_(runs.started_at < start, and_(runs.started_at == start, runs.id < before)))
+    return [_run(row) for row in _all(connection, query)]
+
+
+def history(connection: Connection, at: datetime) -> History:
+    """Return what the record says up to `at`."""
+    runs = schema.runs.c
+    past = runs.finished_at <= at  # or a clock that was ahead would be the latest for years
+    done = select(schema.runs).where(runs.state == "done", runs.started_at.is_not(None), past)
+    whole = (runs.whole, runs.outcome != "cancelled", past)
+    good = runs.outcome.in_(("ok", "partial"))
+
+    def last_end(*conditions: ColumnElement[bool]) -> datetime | None:
+        end: datetime | None = connection.scalar(
+            select(func.max(runs.finished_at)).where(*whole, *conditions)
+        )
+        return end
+
+    last_good_at = last_end(good)
+    failures = select(func.count()).where(*whole, runs.outcome == "failed")
+    if last_good_at:
+        failures = failures.where(runs.finished_at > last_good_at)
+    latest_first = (runs.finished_at.desc(), runs.id.desc())
+    last_whole = _first(connection, done.where(*whole).order_by(*latest_first))
+    ended = select(func.count()).where(runs.state == "done", runs.started_at.is_not(None))
+    return History(
+        run_count=connection.scalar(ended) or 0,
+        last_run=_first(connection, done.order_by(*latest_first)),
+        last_success_at=last_end(runs.outcome == "ok"),
+        last_synced_at=last_good_at,
+        last_full_at=last_end(good, runs.full),
+        whole_outcome=last_whole.outcome if last_whole else None,
+        consecutive_failures=connection.scalar(failures) or 0,
+    )
+
+
+def _all(connection: Connection, query: Select[tuple[object, ...]]) -> Sequence[RowMapping]:
+    return connection.execute(query).mappings().all()
+
+
+def _first(connection: Connection, query: Select[tuple[object, ...]]) -> Run | None:
+    rows = _all(connection, query.limit(1))
+    return _run(rows[0]) if rows else None
+
+
+def _values(run: Run) -> dict[str, object]:
+    values = {name: getattr(run, name) for name in run.__struct_fields__}
+    for name in ("id", "progress", "counts"):
+        del values[name]
+    values |= {
+        "requested_by": msgspec.to_builtins(run.requested_by),
+        "errors": msgspec.to_builtins(run.errors),
+    }
+    return values | {name: getattr(run.counts, name) for name in COUNTS}
+
+
+def _run(row: RowMapping) -> Run:
+    values: dict[str, object] = {str(name): value for name, value in row.items()}
+    values["counts"] = {name: values.pop(name) for name in COUNTS}
+    return msgspec.convert(values, Run)

@@ -1,0 +1,125 @@
+"""What one run tells the next, over any restart: named values, requests, and the reads of events."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, or_, select
+
+from syncd import bulk, schema
+
+T = TypeVar("T")
+PAUSED = "paused"
+QUIET = "quiet"
+LIMITED = "limited key"
+SEEN = "seen sales"
+PACE = "pace"
+READINGS = "readings"
+KEPT = "attendees"
+TRACES = "traces of attendees"
+
+
+class Limited(Struct, frozen=True):
+    """Since when a key is known to be limited to some events; `key` is its digest."""
+
+    at: datetime
+    key: str
+
+
+class Readings(Struct, frozen=True):
+    """The readings of all live events, each in one full run or by turns over many runs.
+
+    `began_at`: since when the one under way counts; `ended_at`: when the latest ended.
+    """
+
+    began_at: datetime
+    ended_at: datetime | None = None
+
+
+class Reads(Struct, frozen=True):
+    """What is remembered of an event's reads; see `schema.reads`."""
+
+    due_at: datetime | None = None
+    attendees_at: datetime | None = None
+    attendees_full_at: datetime | None = None
+    tried_at: datetime | None = None
+    failures: int = 0
+
+
+class Try(Struct, frozen=True):
+    """When an event was tried last without a good end, None after one; and how often in a row it failed."""
+
+    at: datetime | None = None
+    failures: int = 0
+
+
+# --- named values
+
+
+def get(connection: Connection, name: str, kind: type[T]) -> T | None:
+    """Return a named value; None where there is none."""
+    value = connection.scalar(select(schema.state.c.value).where(schema.state.c.name == name))
+    return None if value is None else msgspec.convert(value, kind)
+
+
+def put(connection: Connection, name: str, value: object) -> None:
+    """Remember a value under a name; None forgets it."""
+    if value is None:
+        connection.execute(schema.state.delete().where(schema.state.c.name == name))
+    else:
+        row = (name, msgspec.to_builtins(value))
+        bulk.upsert(connection, schema.state, ("name", "value"), [row])
+
+
+# --- requests
+
+
+def note_request(connection: Connection, at_s: float, window_s: float) -> None:
+    """Note that a request is being sent at `at_s` (UNIX seconds); forget those older than the window."""
+    sent_at = schema.requests.c.sent_at
+    stale = or_(sent_at < at_s - window_s, sent_at > at_s + window_s)  # the clock may have been set back
+    connection.execute(schema.requests.delete().where(stale))
+    bulk.upsert(connection, schema.requests, ("sent_at",), [(at_s,)])
+
+
+def request_ages_s(connection: Connection, at_s: float, window_s: float) -> list[float]:
+    """Return how long before `at_s` the requests within the window were sent; the clock may be set back."""
+    sent_at = schema.requests.c.sent_at
+    noted = connection.scalars(select(sent_at).where(sent_at > at_s - window_s)).all()
+    return [max(at_s - at, 0.0) for at in noted]
+
+
+# --- reads of events
+
+
+def reads(connection: Connection) -> dict[str, Reads]:
+    """Return what is remembered of events' reads, by event."""
+    columns = [schema.reads.c[name] for name in ("event_id", *Reads.__struct_fields__)]
+    return {event_id: Reads(*rest) for event_id, *rest in connection.execute(select(*columns)).all()}
+
+
+def mark_due(connection: Connection, event_ids: Iterable[str], at: datetime) -> None:
+    """Remember that something happened to these events that is still to be read."""
+    rows = [(event_id, at) for event_id in sorted(event_ids)]
+    if rows:
+        bulk.upsert(connection, schema.reads, ("event_id", "due_at"), rows)
+
+
+def mark_read(connection: Connection, event_id: str) -> None:
+    """Forget what made an event due: it is read herewith."""
+    reads_ = schema.reads
+    connection.execute(reads_.update().where(reads_.c.event_id == event_id).values(due_at=None))
+
+
+def note_tries(connection: Connection, tries: Mapping[str, Try]) -> None:
+    """Remember how events were tried in a run."""
+    rows = [(event_id, tried.at, tried.failures) for event_id, tried in sorted(tries.items())]
+    if rows:
+        bulk.upsert(connection, schema.reads, ("event_id", "tried_at", "failures"), rows)
+
+
+def is_recent(at: datetime | None, now: datetime, within: timedelta) -> bool:
+    """Tell whether an instant is no longer ago than that; one yet to come was read off a wrong clock."""
+    return at is not None and timedelta(0) <= now - at < within

@@ -1,0 +1,111 @@
+"""What is believed of rows that complete reads lacked: the one rule of absence. Pure.
+
+Presence is believed at once; absence only by persistence, longer the more would go; where most of an account
+would go, a person says so. An error upstream can look like an empty account: consumers of this API have lost
+data that way.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from syncd.model import EVENTS
+
+FEW_ROWS = 3
+"""Of so few rows most go in everyday life: a tariff of three replaced by two others."""
+READS = 2
+"""So many reads in a row, in as many runs, must lack a row. One odd answer is no news, and a second one is
+seldom odd in the same way."""
+
+
+class Absence(Struct, frozen=True):
+    """Since when a row has been lacking, and in how many reads in a row."""
+
+    since: datetime
+    reads: int
+
+
+class Scope(Struct, frozen=True, kw_only=True):
+    """What one run's complete read of a scope lacked, in numbers of rows.
+
+    `event_id` is None for the list of events. `of`: the rows that the read should have held. `absent`: those
+    that it lacked; of these `again` were lacking in READS reads in a row, and `lasting` for long enough, too.
+    """
+
+    table: str
+    event_id: str | None
+    of: int
+    absent: int = 0
+    again: int = 0
+    lasting: int = 0
+
+
+class Ruling(Struct, frozen=True):
+    """What becomes of the absent rows of a scope.
+
+    `gone`: which of them have vanished. `waits_for`: what the others wait for, None where that is only their
+    next read.
+    """
+
+    gone: Literal["none", "again", "lasting"]
+    waits_for: Literal["time", "accept"] | None = None
+
+
+def note(
+    present: AbstractSet[str], read: AbstractSet[str], before: Mapping[str, Absence], at: datetime
+) -> dict[str, Absence]:
+    """Return the absences after a complete read of a scope.
+
+    `present`: the scope's rows that have not vanished; `read`: those that the read held; `before`: the
+    scope's absences so far. Whatever is not in the result is absent no longer.
+    """
+    known = ((row, before.get(row)) for row in sorted(present - read))
+    return {row: Absence(old.since, old.reads + 1) if old else Absence(at, 1) for row, old in known}
+
+
+def is_most(absent: int, of: int) -> bool:
+    """Tell whether so many rows are most of many."""
+    return of > FEW_ROWS and 2 * absent > of
+
+
+def is_mostly_absent(absent: int, of: int) -> bool:
+    """Tell whether a read lacked so much of its scope that the scope's absences must last."""
+    return is_most(absent, of) or absent == of > 0
+
+
+def rule(scopes: Sequence[Scope], *, whole: bool, accepted: Callable[[Scope], bool]) -> list[Ruling]:
+    """Return what becomes of the absences in the scopes that a run read, in their order.
+
+    A run that is not `whole`, of named events, lets nothing vanish but where somebody `accepted` that it has.
+    """
+    doubted = _doubted_tables(scopes) if whole else frozenset()
+    return [
+        _rule(scope, whole=whole, accepted=accepted(scope), doubted=scope.table in doubted)
+        for scope in scopes
+    ]
+
+
+def _doubted_tables(scopes: Iterable[Scope]) -> frozenset[str]:
+    """Return the tables of which the run found most of the account lacking."""
+    of, absent = Counter[str](), Counter[str]()
+    for scope in scopes:
+        of[scope.table] += scope.of
+        absent[scope.table] += scope.absent
+    is_doubted = {EVENTS: is_mostly_absent}  # the list of events is the whole account
+    return frozenset(table for table in of if is_doubted.get(table, is_most)(absent[table], of[table]))
+
+
+def _rule(scope: Scope, *, whole: bool, accepted: bool, doubted: bool) -> Ruling:
+    if doubted:
+        ruling = Ruling("none", "accept")
+    elif is_mostly_absent(scope.absent, scope.of):
+        ruling = Ruling("lasting", "time")
+    else:
+        ruling = Ruling("again")
+    if accepted:  # but for what nobody had seen lacking before
+        return Ruling("again", ruling.waits_for)
+    return ruling if whole else Ruling("none", ruling.waits_for)

@@ -1,0 +1,315 @@
+"""What a read changes in the mirror: records beside stored rows, column by column. Pure: no I/O, no clock.
+
+One form of diff serves every table: a `Change` is the row to write and the line of the log in one. A plan is
+complete before anything of it is written, and is not changed afterwards.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal, TypeVar
+
+from msgspec import Struct, field, structs
+
+from syncd.availability import with_figures
+from syncd.mirror import absence
+from syncd.mirror.absence import Absence
+from syncd.model import (
+    ATTENDEES,
+    EVENTS,
+    GAUGES,
+    PERSONAL,
+    SESSIONS,
+    TICKETS,
+    Attendee,
+    Counts,
+    Event,
+    Gauge,
+    Session,
+    Ticket,
+)
+
+Record = Event | Gauge | Ticket | Session | Attendee
+R = TypeVar("R", Gauge, Ticket, Session)
+FIGURES = ("places_total", "places_left", "unlimited", "is_full")
+KINDS: dict[str, type[Record]] = {
+    EVENTS: Event,
+    GAUGES: Gauge,
+    TICKETS: Ticket,
+    SESSIONS: Session,
+    ATTENDEES: Attendee,
+}
+"""The record of each mirrored table, whose fields are the table's columns in their order."""
+LOGGED = {
+    table: tuple(name for name in kind.__struct_fields__ if not (table == ATTENDEES and name in PERSONAL))
+    for table, kind in KINDS.items()
+}
+"""The columns that the log of changes tells of: the first ones, without those that hold personal data."""
+EVENT_ID = {
+    table: kind.__struct_fields__.index("id" if table == EVENTS else "event_id")
+    for table, kind in KINDS.items()
+}
+"""Where the fields of a record name its event."""
+JSON_AT = {
+    table: [
+        number
+        for number, name in enumerate(kind.__struct_fields__)
+        if name in ("tags", "custom", "custom_order", "extra") or (table == SESSIONS and name == "tickets")
+    ]
+    for table, kind in KINDS.items()
+}
+"""Where the fields of a record hold JSON."""
+ChangeKind = Literal["inserted", "updated", "vanished", "returned"]
+
+
+class Stored(Struct, frozen=True):
+    """A row as the mirror has it: its record's fields in their order, and since when it is vanished."""
+
+    values: tuple[Any, ...]
+    vanished_at: datetime | None
+
+
+class Change(Struct, frozen=True):
+    """One row to write. `values`: the whole row, empty where it vanished. `diff`: column → [old, new]."""
+
+    table: str
+    row_id: str
+    event_id: str
+    kind: ChangeKind
+    values: tuple[Any, ...]
+    diff: dict[str, list[object]]
+
+
+class Lack(Struct, frozen=True):
+    """What a complete read of one event's rows in a table lacked; `of`: how many rows it should have held.
+
+    `is_news`: whether these absences are others than those on record, or have one more read.
+    """
+
+    table: str
+    of: int
+    absences: Mapping[str, Absence]
+    is_news: bool
+
+
+class EventRows(Struct, frozen=True):
+    """All that the mirror holds of one event but its attendees: by table name, rows and absences by row id.
+
+    Rows of other events may be among them, which move to this one.
+    """
+
+    event_id: str
+    rows: dict[str, dict[str, Stored]] = field(default_factory=dict)
+    absences: dict[str, dict[str, Absence]] = field(default_factory=dict)
+
+
+class EventPlan(Struct, frozen=True, kw_only=True):
+    """What one event's reads ask of the database.
+
+    `read_at` is when the availability was read, None where it was not. `is_odd`: that read lacked so much
+    that its figures bear no new age. `was_due`: what made the event due is read herewith.
+    """
+
+    event_id: str
+    changes: tuple[Change, ...] = ()
+    unchanged: int = 0
+    lacks: tuple[Lack, ...] = ()
+    read_at: datetime | None = None
+    is_odd: bool = False
+    was_due: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to write now; `read_at` alone can wait for the end of the run."""
+        return bool(self.changes or self.was_due or any(lack.is_news for lack in self.lacks))
+
+    def counts(self) -> Counts:
+        """Return the rows by what becomes of them."""
+        return count(self.changes, self.unchanged)
+
+
+class Fetched(Struct, frozen=True, kw_only=True):
+    """What complete reads said of one event. `sessions` is None where they need not be read."""
+
+    gauges: Mapping[str, Gauge]
+    tickets: Mapping[str, Ticket]
+    sessions: Mapping[str, Session] | None
+    read_at: datetime
+
+
+def count(changes: Iterable[Change], unchanged: int = 0) -> Counts:
+    """Return rows by what becomes of them."""
+    counts = Counts(unchanged=unchanged)
+    for change in changes:
+        setattr(counts, change.kind, getattr(counts, change.kind) + 1)
+    return counts
+
+
+def row_id(record: Record) -> str:
+    """Return the record's key as one text: its id, a gauge's four parts joined by `/`."""
+    if isinstance(record, Gauge):
+        return f"{record.event_id}/{record.session_id}/{record.type}/{record.gauge_id}"
+    return record.id
+
+
+def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
+    """Return the change that brings `stored` to `record`, None where they are equal."""
+    new = structs.astuple(record)
+    event_id, names = new[EVENT_ID[table]], LOGGED[table]
+    if stored is None:
+        diff = {name: [None, value] for name, value in zip(names, new, strict=False) if value is not None}
+        return Change(table, row_id(record), event_id, "inserted", new, diff)
+    if stored.vanished_at is None and _are_same(table, stored.values, new):
+        return None
+    pairs = zip(names, stored.values, new, strict=False)
+    diff = {name: [old, value] for name, old, value in pairs if not is_same(old, value)}
+    if stored.vanished_at is None:
+        return Change(table, row_id(record), event_id, "updated", new, diff)
+    return Change(
+        table, row_id(record), event_id, "returned", new, diff | {"vanished_at": [stored.vanished_at, None]}
+    )
+
+
+def vanished(table: str, event_id: str, rows: Iterable[str], at: datetime) -> list[Change]:
+    """Return the changes by which rows vanish, in the order of their ids."""
+    diff: dict[str, list[object]] = {"vanished_at": [None, at]}
+    return [Change(table, row, event_id, "vanished", (), diff) for row in sorted(rows)]
+
+
+def plan_event(event: Event, known: EventRows, fetched: Fetched, *, was_due: bool) -> EventPlan:
+    """Return the plan for one live event whose scopes were all read.
+
+    Figures are derived from the rows that stand in the mirror afterwards: one that is absent still counts
+    until it vanishes. So one odd answer never moves a figure by absence.
+    """
+    read = {GAUGES: fetched.gauges, TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
+    lacks = tuple(
+        lack(table, present(known, table), rows.keys(), known.absences.get(table, {}), fetched.read_at)
+        for table, rows in read.items()
+    )
+    gauges = _standing(known, GAUGES, Gauge) | dict(fetched.gauges)
+    tickets = _standing(known, TICKETS, Ticket) | dict(fetched.tickets)
+    sessions = _standing(known, SESSIONS, Session) | dict(fetched.sessions or {})
+    changes, unchanged = _compared(event, known, gauges, tickets, sessions, now=fetched.read_at)
+    of_gauges = lacks[0]
+    is_odd = absence.is_mostly_absent(len(of_gauges.absences), of_gauges.of)
+    return EventPlan(
+        event_id=event.id,
+        changes=changes,
+        unchanged=unchanged,
+        lacks=lacks,
+        read_at=fetched.read_at,
+        is_odd=is_odd,
+        was_due=was_due and not is_odd,
+    )
+
+
+def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: datetime) -> EventPlan:
+    """Return the plan by which rows of an event vanish, by table, and its figures follow."""
+    event_id = known.event_id
+    marked = [
+        change
+        for table, rows in gone.items()
+        for change in vanished(table, event_id, rows & present(known, table), at)
+    ]
+    stored = known.rows.get(EVENTS, {}).get(event_id)
+    if stored is None:
+        return EventPlan(event_id=event_id, changes=tuple(marked))
+    gauges = _standing(known, GAUGES, Gauge, but=gone.get(GAUGES, set()))
+    tickets = _standing(known, TICKETS, Ticket, but=gone.get(TICKETS, set()))
+    sessions = _standing(known, SESSIONS, Session, but=gone.get(SESSIONS, set()))
+    changes, _ = _compared(_record(Event, stored), known, gauges, tickets, sessions, now=at)
+    followed = [change for change in changes if change.kind == "updated"]
+    return EventPlan(event_id=event_id, changes=(*marked, *followed))
+
+
+def plan_listed(event: Event, stored: Stored | None) -> EventPlan:
+    """Return the plan for an event of which only the list was read: its figures stay as they are."""
+    if stored:
+        held = dict(zip(Event.__struct_fields__, stored.values, strict=True))
+        event = structs.replace(event, **{name: held[name] for name in FIGURES})
+    change = compare(EVENTS, stored, event)
+    return EventPlan(event_id=event.id, changes=(change,) if change else (), unchanged=0 if change else 1)
+
+
+def lack(
+    table: str,
+    present: AbstractSet[str],
+    read: AbstractSet[str],
+    before: Mapping[str, Absence],
+    at: datetime,
+) -> Lack:
+    """Return what a complete read lacked; see `absence.note`."""
+    absences = absence.note(present, read, before, at)
+    return Lack(table, len(present), absences, is_news=bool(absences or before))
+
+
+def present(known: EventRows, table: str) -> set[str]:
+    """Return the ids of the event's own rows in a table that have not vanished."""
+    column = EVENT_ID[table]
+    rows = known.rows.get(table, {}).items()
+    return {row for row, old in rows if not old.vanished_at and old.values[column] == known.event_id}
+
+
+def _standing(
+    known: EventRows, table: str, kind: type[R], but: AbstractSet[str] = frozenset()
+) -> dict[str, R]:
+    """Return the rows that have not vanished, in the order of their ids."""
+    rows = known.rows.get(table, {})
+    return {row: _record(kind, rows[row]) for row in sorted(present(known, table) - but)}
+
+
+def _record(kind: type[Any], stored: Stored) -> Any:
+    return kind(**dict(zip(kind.__struct_fields__, stored.values, strict=True)))
+
+
+def _compared(
+    event: Event,
+    known: EventRows,
+    gauges: Mapping[str, Gauge],
+    tickets: Mapping[str, Ticket],
+    sessions: Mapping[str, Session],
+    *,
+    now: datetime,
+) -> tuple[tuple[Change, ...], int]:
+    """Return the changes that bring an event's rows to these, with their figures; and how many stay."""
+    event, new_tickets, new_sessions = with_figures(
+        event, gauges.values(), [*tickets.values()], [*sessions.values()], now=now
+    )
+    records: list[tuple[str, Record]] = [(EVENTS, event)]
+    records += [(GAUGES, gauge) for gauge in gauges.values()]
+    records += [(TICKETS, ticket) for ticket in new_tickets]
+    records += [(SESSIONS, session) for session in new_sessions]
+    compared = [
+        compare(table, known.rows.get(table, {}).get(row_id(record)), record) for table, record in records
+    ]
+    changes = tuple(change for change in compared if change)
+    return changes, len(compared) - len(changes)
+
+
+def _are_same(table: str, old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+    """Tell whether a row keeps all its values."""
+    if old == new:  # nearly always, but for what Python takes for equal inside JSON
+        return all(is_same(old[at], new[at]) for at in JSON_AT[table])
+    return all(map(is_same, old, new))
+
+
+def is_same(old: object, new: object) -> bool:
+    """Tell whether a column keeps its value; inside JSON 1 is neither true nor 1.0, as Python has it."""
+    if new and isinstance(new, dict | list):
+        return _canonical(old) == _canonical(new)
+    return old == new
+
+
+def _canonical(value: object) -> str:
+    """Return JSON in one spelling, that of PostgreSQL's numbers: 1e300 is its digits, -0.0 is 0.0."""
+    text = json.dumps(value, sort_keys=True)
+    if "e+" in text or "-0.0" in text:  # mostly there are none
+        text = json.dumps(json.loads(text, parse_float=_number))
+    return text
+
+
+def _number(text: str) -> float | int:
+    return int(Decimal(text)) if "e+" in text else float(text) or 0.0

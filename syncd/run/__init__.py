@@ -1,0 +1,1 @@
+"""One run, from the list of events to the last ruling."""

@@ -1,0 +1,180 @@
+"""One event in a run: its reads, its plan, and all of it written in one transaction."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+
+from loguru import logger
+from msgspec import Struct
+from sqlalchemy import Connection
+
+from syncd.database import rows
+from syncd.database.attendees import Taken
+from syncd.database.state import Reads
+from syncd.errors import BilletwebError, ChallengeError, RateLimited, StoreError, TransportError
+from syncd.mirror.diff import EventPlan, EventRows, Fetched, plan_event, row_id
+from syncd.model import ATTENDEES, SESSIONS, TICKETS, Event
+from syncd.run.attendees import Attendees, EventAnswer
+from syncd.run.work import Work
+
+PASSING = (ChallengeError, RateLimited, TransportError)
+"""What has to do with Billetweb as a whole, unless other events are read meanwhile."""
+
+
+class Known(Struct, frozen=True):
+    """What the database says of all events before a run reads them.
+
+    `with_sessions`: those that have sessions. `again`: by event, the tables in which rows are absent that
+    the next read may settle; in a run that accepts absences, all tables in which rows are absent.
+    """
+
+    reads: dict[str, Reads]
+    with_sessions: set[str]
+    again: dict[str, set[str]]
+
+    def reads_of(self, event_id: str) -> Reads:
+        """Return what is remembered of an event's reads."""
+        return self.reads.get(event_id, Reads())
+
+    def has_sessions(self, event: Event) -> bool:
+        """Whether sessions are to be read. One in no session mode any more is read until they are gone."""
+        return event.multiple or event.id in self.with_sessions
+
+    def cost(self, event: Event) -> int:
+        """Return the requests that an event's figures take."""
+        return 3 if self.has_sessions(event) else 2
+
+
+class Events:
+    """Reads events and writes them, some at a time; what is in memory are the events in work."""
+
+    def __init__(self, work: Work, attendees: Attendees, known: Known) -> None:
+        self._work = work
+        self._attendees = attendees
+        self._known = known
+        self._writing = asyncio.Lock()
+        self._in_work: set[str] = set()
+
+    async def sync(self, events: Sequence[Event]) -> None:
+        """Bring events up to date, in their order. Raises StoreError; other faults are that event's error."""
+        self._work.report.advance("events", 0, len(events))
+        waiting = iter(events)
+
+        async def work() -> None:
+            for event in waiting:
+                self._in_work.add(event.id)
+                await self._sync(event)
+                self._in_work.discard(event.id)
+                self._work.report.step()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._work.config.billetweb.concurrency, len(events))):
+                    group.create_task(work())
+        except* StoreError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            for event_id in self._in_work:  # a run cut short comes to the others first
+                self._tried(event_id)
+
+    def _tried(self, event_id: str, *, failed: bool = False) -> None:
+        before = self._known.reads_of(event_id)
+        failures = before.failures + 1 if failed else before.failures
+        self._work.report.tried(event_id, before, self._work.clock.now(), failures)
+
+    async def _sync(self, event: Event) -> None:
+        run, report, subject = self._work.run, self._work.report, f"event {event.id}"
+        try:
+            plan, trouble = await self._read_and_write(event)
+        except BilletwebError as error:
+            run.failed += 1
+            report.fail(subject, error)
+            # Where nothing came through yet, it is not this event that fails.
+            self._tried(event.id, failed=bool(run.synced) or not isinstance(error, PASSING))
+            return
+        run.counts.add(plan.counts())
+        report.sizes |= {(lack.table, event.id): lack.of for lack in plan.lacks}
+        if plan.read_at and plan.is_odd:
+            report.odd[event.id] = plan.read_at
+        elif plan.read_at and not plan.writes:
+            report.read_at[event.id] = plan.read_at
+        if trouble:
+            run.failed += 1
+            report.fail(subject, trouble)
+        else:
+            run.synced += 1
+        if plan.is_odd:  # that was not its turn
+            self._tried(event.id, failed=True)
+        else:  # where its figures bear a new age that alone tells that it had its turn
+            at = self._work.clock.now() if trouble else None
+            report.tried(event.id, self._known.reads_of(event.id), at, 0)
+
+    async def _read_and_write(self, event: Event) -> tuple[EventPlan, BilletwebError | None]:
+        """Return what was written of an event; where its attendees cannot be used all the rest, and why.
+
+        Attendees are read first: what is sold from then on is news to the next increment.
+        """
+        answer, trouble = None, None
+        with ExitStack() as opened:
+            try:
+                answer = await self._read_attendees(event.id)
+            except BilletwebError as error:
+                trouble = error
+            if answer:
+                opened.callback(answer.close)
+            fetched = await self._read(event)
+            if answer:
+                try:
+                    return await self._write(event, fetched, answer), None
+                except BilletwebError as error:
+                    trouble = error
+            return await self._write(event, fetched, None), trouble
+
+    async def _read_attendees(self, event_id: str) -> EventAnswer | None:
+        again = ATTENDEES in self._known.again.get(event_id, ())
+        return await self._attendees.read_event(event_id, self._known.reads_of(event_id), again=again)
+
+    async def _read(self, event: Event) -> Fetched:
+        client = self._work.client
+        gauges = await client.gauges(event.id)
+        read_at = self._work.clock.now()
+        tickets = await client.tickets(event.id)
+        sessions = await client.sessions(event.id) if self._known.has_sessions(event) else None
+        repeated = gauges.duplicates + tickets.duplicates + (sessions.duplicates if sessions else 0)
+        if repeated:
+            logger.debug("event {}: {} rows with a key seen before; the last one counts", event.id, repeated)
+        return Fetched(
+            gauges={row_id(gauge): gauge for gauge in gauges.records.values()},
+            tickets=tickets.records,
+            sessions=sessions.records if sessions else None,
+            read_at=read_at,
+        )
+
+    async def _write(self, event: Event, fetched: Fetched, answer: EventAnswer | None) -> EventPlan:
+        """Plan and write all of an event in one transaction; return the plan."""
+        database, at = self._work.database, self._work.clock.now()
+        async with self._writing:  # no other event's rows move between its plan and its transaction
+            plan = await database.read(self._plan, event, fetched)
+            if answer:
+                taken = await database.write(self._write_with, plan, answer, at)
+                self._work.run.counts.add(taken.counts)
+                if taken.of is not None:
+                    self._work.report.sizes[ATTENDEES, event.id] = taken.of
+            elif plan.writes:
+                await database.write(rows.write_plan, self._work.run.id, plan, at)
+        return plan
+
+    def _plan(self, connection: Connection, event: Event, fetched: Fetched) -> EventPlan:
+        read = {TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
+        known: EventRows = rows.of_event(connection, event.id, read)
+        was_due = self._known.reads_of(event.id).due_at is not None
+        return plan_event(event, known, fetched, was_due=was_due)
+
+    def _write_with(
+        self, connection: Connection, plan: EventPlan, answer: EventAnswer, at: datetime
+    ) -> Taken:
+        """Write the plan of an event and its attendees."""
+        taken = self._attendees.take_event(connection, answer, at)
+        rows.write_plan(connection, self._work.run.id, plan, at)
+        return taken

@@ -1,0 +1,86 @@
+"""The list of events: what a run begins with, and what it says of the events that it lacks."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from syncd.database import absences, rows
+from syncd.errors import SyncdError
+from syncd.mirror.diff import EventPlan, lack, plan_listed
+from syncd.model import EVENTS, Event
+from syncd.run.work import Work
+from syncd.wire import Decoded
+
+AT_ONCE = 200
+"""So many events are compared with one query."""
+
+
+class Malformed(SyncdError):
+    """A row of the list that cannot be used."""
+
+    kind = "malformed"
+
+
+class UnknownEvent(SyncdError):
+    """An id that somebody named and the list does not hold."""
+
+    kind = "unknown_event"
+
+
+async def read(work: Work) -> Decoded[str, Event]:
+    """Return the list of events. What it lacks is noted, where no row of it was unusable."""
+    listed = await work.client.events()
+    for bad in listed.bad:
+        work.run.failed += 1
+        work.report.fail("events", Malformed(bad))
+    if not listed.bad:  # one of the absent may be among the bad rows: no evidence
+        of, is_news = await work.database.read(_lacking, listed.records, work.clock.now())
+        work.report.sizes[EVENTS, None] = of
+        if is_news:
+            await work.database.write(_note, work.run.id, listed.records, work.clock.now())
+    return listed
+
+
+def _lacking(connection: Connection, listed: Mapping[str, Event], now: datetime) -> tuple[int, bool]:
+    expected = rows.expected_events(connection, now)
+    lacking = lack(EVENTS, expected, listed.keys(), absences.of(connection, EVENTS), now)
+    return lacking.of, lacking.is_news
+
+
+def _note(connection: Connection, run_id: int, listed: Mapping[str, Event], now: datetime) -> None:
+    expected = rows.expected_events(connection, now)
+    lacking = lack(EVENTS, expected, listed.keys(), absences.of(connection, EVENTS), now)
+    absences.note(connection, run_id, EVENTS, None, lacking.absences)
+
+
+def named(work: Work, listed: Mapping[str, Event], absent: Mapping[str, object]) -> dict[str, Event]:
+    """Return the events that somebody named; an id that is neither listed nor `absent` is an error."""
+    for event_id in work.run.events:
+        if event_id not in listed and not (work.run.accept and event_id in absent):
+            work.run.failed += 1
+            message = "Billetweb's list of events does not hold this id; look it up there"
+            work.report.fail(f"event {event_id}", UnknownEvent(message))
+    return {key: listed[key] for key in work.run.events if key in listed}
+
+
+async def plans(work: Work, events: Sequence[Event]) -> AsyncIterator[EventPlan]:
+    """Give the plans for events of which only the list is read."""
+    for start in range(0, len(events), AT_ONCE):
+        some = events[start : start + AT_ONCE]
+        stored = await work.database.read(rows.stored, EVENTS, [event.id for event in some])
+        for event in some:
+            yield plan_listed(event, stored.get(event.id))
+
+
+async def write(work: Work, plan: EventPlan) -> None:
+    """Write the plan of an event of which only the list was read."""
+    if plan.writes:
+        await work.database.write(rows.write_plan, work.run.id, plan, work.clock.now())
+    work.run.counts.add(plan.counts())
+
+
+def is_live(event: Event, since: datetime) -> bool:
+    """Whether an event has not ended, or not long ago. One without dates is not known to have ended."""
+    end = event.ends_at or event.starts_at
+    return end is None or end > since

@@ -1,0 +1,185 @@
+"""One run: the order of its steps.
+
+The list of events comes first, then what changed among the attendees of the account. The live events whose
+turn it is (`agenda.py`), in a small account all of them, are then read one by one (gauges, tickets and, where
+it has any, sessions), planned and written in a transaction of its own, a few at a time: what is held in
+memory is the list and the events in work, and an event that fails leaves its old data while the others go on.
+In the end the run rules over what it found absent.
+
+A run is a function of its settings, the database and Billetweb: what it needs of an earlier one is on record.
+"""
+
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+
+from loguru import logger
+from msgspec import structs
+from sqlalchemy import Connection
+
+from syncd import agenda
+from syncd.agenda import Increment, Pace, Standing
+from syncd.database import absences, rows, state
+from syncd.database.state import Limited
+from syncd.errors import BilletwebError
+from syncd.model import ATTENDEES, EVENTS, Event
+from syncd.run import listing
+from syncd.run.attendees import Attendees
+from syncd.run.event import Events, Known
+from syncd.run.sweep import sweep
+from syncd.run.work import Work
+from syncd.text import format_duration
+
+PATIENCE = 3
+"""So often in a row an event with a reason is tried before its turn; then it waits for that. One failure is
+often a moment's, three are seldom."""
+NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+async def execute(work: Work) -> None:
+    """Do it all. Raises BilletwebError where the list of events cannot be read, and StoreError."""
+    try:
+        await _Run(work).execute()
+    finally:
+        work.report.count_requests()
+
+
+class _Run:
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._run = work.run
+        self._config = work.config
+        self._database = work.database
+        self._now = work.clock.now
+        self._stored: dict[str, datetime | None] = {}
+
+    async def execute(self) -> None:
+        self._work.report.advance("listing")
+        listed = (await listing.read(self._work)).records
+        await self._know()
+        wanted = listing.named(self._work, listed, self._absent)
+        if self._run.accept:
+            wanted |= self._accepted(listed)
+        if self._run.whole:
+            live_since = self._now() - self._config.sync.keep_past
+            live = {key: event for key, event in listed.items() if listing.is_live(event, live_since)}
+            pace = self._pace([*live.values()])
+            self._bound_by(pace)
+            wanted |= await self._in_turn(live, pace)
+            elsewhere = wanted.keys() | live.keys()
+            others = [event for key, event in listed.items() if key not in elsewhere]
+            async for plan in listing.plans(self._work, others):
+                await listing.write(self._work, plan)
+        await Events(self._work, self._attendees, self._known).sync([*wanted.values()])
+        await sweep(self._work)
+
+    async def _know(self) -> None:
+        """Ask the database for what earlier runs left."""
+
+        def look(connection: Connection) -> tuple[Known, Limited | None]:
+            self._stored = rows.present_events(connection)
+            self._absent = absences.of(connection, EVENTS)
+            known = Known(
+                reads=state.reads(connection),
+                with_sessions=rows.events_with_sessions(connection),
+                again=absences.inside(connection, all_of_them=self._run.accept),
+            )
+            return known, state.get(connection, state.LIMITED, Limited)
+
+        self._known, limited = await self._database.read(look)
+        self._attendees = Attendees(self._work, limited)
+
+    def _accepted(self, listed: Mapping[str, Event]) -> dict[str, Event]:
+        """Return the events in which somebody says that what is absent is gone: all, or those named."""
+        named = set(self._run.events)
+        return {
+            key: listed[key]
+            for key in sorted(self._known.again)
+            if key in listed and (self._run.whole or key in named)
+        }
+
+    # --- whose turn it is
+
+    def _pace(self, live: Collection[Event]) -> Pace:
+        sync = self._config.sync
+        cost = sum(self._known.cost(event) + (sync.attendees != "none") for event in live)
+        allowed = agenda.budget(
+            cost,
+            per_minute=self._config.billetweb.requests_per_minute,
+            interval=sync.interval,
+            run_timeout=sync.run_timeout,
+            full_every=sync.full_every,
+        )
+        return Pace(budget=allowed, live=len(live), cost=cost)
+
+    def _bound_by(self, pace: Pace) -> None:
+        """Make no scheduled run full that could not read everything; warn of one by hand that cannot."""
+        if pace.exceeds_a_run:
+            self._run.full = self._work.full_asked
+        per_minute, limit = self._config.billetweb.requests_per_minute, self._config.sync.run_timeout
+        if self._run.full and pace.cost > per_minute * limit / timedelta(minutes=1):
+            log = logger.bind(event="run.long", run=self._run.id, requests=pace.cost)
+            log.warning(
+                "run {}: {} requests for all events take more than sync.run_timeout ({}) lets through at {} a"
+                " minute; what is read by then stays, and a longer time lets it end",
+                self._run.id,
+                pace.cost,
+                format_duration(limit.total_seconds()),
+                per_minute,
+            )
+
+    async def _in_turn(self, live: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
+        """Return the live events that are read now, in order: all, or in a large account those in turn.
+
+        Of the others, what the list of events says of them is written.
+        """
+        pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
+        self._work.report.pace = pace
+        reads = await self._database.read(state.reads)  # with those that an increment made due
+        self._known = structs.replace(self._known, reads=reads)
+        if self._run.full or not pace.in_turns:
+            return {event_id: live[event_id] for event_id in sorted(live, key=self._age_order)}
+        plans = {
+            plan.event_id: plan async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
+        }
+        edited = plans.keys() & self._stored.keys()
+        chosen = agenda.choose(
+            (self._standing(event, edited=event.id in edited) for event in live.values()), pace.budget
+        )
+        unread = live.keys() - set(chosen.events)
+        # In this order: an edit that is written is seen no more.
+        await self._database.write(state.mark_due, edited & unread, self._now())
+        for event_id in plans.keys() & unread:
+            await listing.write(self._work, plans[event_id])
+        self._work.report.pace = structs.replace(pace, waiting=chosen.waiting)
+        return {event_id: live[event_id] for event_id in chosen.events}
+
+    async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:
+        if self._config.sync.attendees == "none" and (self._run.full or not pace.in_turns):
+            if pace.in_turns:
+                await self._attendees.skip(live.keys())
+            return "not needed"
+        try:
+            await self._attendees.catch_up(live.keys())
+        except BilletwebError as error:
+            self._work.report.fail("attendees", error)
+            return "failed"
+        return "not permitted" if self._attendees.is_limited else "used"
+
+    def _standing(self, event: Event, *, edited: bool) -> Standing:
+        reads, again = self._known.reads_of(event.id), self._known.again.get(event.id, set())
+        people = self._attendees.cost(event.id, reads, again=ATTENDEES in again)
+        return Standing(
+            id=event.id,
+            cost=self._known.cost(event) + people,
+            read_at=self._turn_at(event.id),
+            suspected=bool(again),
+            due=(edited or reads.due_at is not None) and reads.failures < PATIENCE,
+        )
+
+    def _turn_at(self, event_id: str) -> datetime | None:
+        """Return when an event was last read or tried; never, where a clock that was ahead says so."""
+        instants = (self._stored.get(event_id), self._known.reads_of(event_id).tried_at)
+        return max((at for at in instants if at and at <= self._now()), default=None)
+
+    def _age_order(self, event_id: str) -> tuple[datetime, str]:
+        return self._turn_at(event_id) or NEVER, event_id

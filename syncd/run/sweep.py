@@ -1,0 +1,134 @@
+"""The end of a run: its rulings over what it found absent, and what follows from them.
+
+Only what this very run read counts; see `mirror/absence.py` for the rule and its reasons.
+"""
+
+from collections import defaultdict
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+from sqlalchemy import Connection
+
+from syncd.database import absences, rows
+from syncd.errors import SyncdError
+from syncd.mirror.absence import Ruling, Scope, rule
+from syncd.mirror.diff import count, plan_vanished, vanished
+from syncd.model import ATTENDEES, EVENTS, GAUGES, Counts, Doubt, Run
+from syncd.run.work import Work
+from syncd.text import format_duration
+
+
+class Doubted(SyncdError):
+    """A read that lacks more than is believed soon."""
+
+    kind = "doubted"
+
+
+class _Part(Struct, frozen=True):
+    """The rows of a scope that are gone: absent again, `since` then where given, and `among` these."""
+
+    scope: Scope
+    since: datetime | None = None
+    among: frozenset[str] | None = None
+
+
+async def sweep(work: Work) -> None:
+    """Let vanish what is believed gone; put on record, and report, what is doubted."""
+    run, database = work.run, work.database
+    since = work.clock.now() - work.config.sync.full_every
+    scopes = await database.read(absences.measure, run.id, work.report.sizes, since)
+    ruled = rule(scopes, whole=run.whole, accepted=lambda scope: _is_accepted(run, scope))
+    rulings = [(scope, ruling) for scope, ruling in zip(scopes, ruled, strict=True) if scope.absent]
+    parts: dict[str | None, list[_Part]] = defaultdict(list)
+    for scope, ruling in rulings:
+        if part := _part(run, scope, ruling, since):
+            parts[scope.event_id].append(part)
+    for event_id, gone in parts.items():
+        run.counts.add(await database.write(_vanish, run.id, event_id, gone, work.clock.now()))
+        if any(part.scope.table == GAUGES for part in gone) and event_id in work.report.odd:
+            work.report.read_at[event_id] = work.report.odd[event_id]  # its figures are right after all
+    # A run of named events says nothing of the list, and of the account.
+    waiting = rulings if run.whole else [pair for pair in rulings if pair[0].table != EVENTS]
+    if waiting:
+        lasting = work.config.sync.full_every
+        for doubt in await database.write(_wait, waiting, lasting, rules=run.whole):
+            _tell(work, doubt)
+
+
+def _is_accepted(run: Run, scope: Scope) -> bool:
+    return run.accept and (not run.accepted or scope.event_id in run.accepted)
+
+
+def _part(run: Run, scope: Scope, ruling: Ruling, since: datetime) -> _Part | None:
+    if ruling.gone == "again":
+        return _Part(scope) if scope.again else None
+    if ruling.gone == "lasting":
+        return _Part(scope, since=since) if scope.lasting else None
+    # Of the list of events somebody may accept single ones.
+    named = frozenset(run.accepted) if scope.table == EVENTS else None
+    return _Part(scope, among=named) if named and scope.again else None
+
+
+def _vanish(
+    connection: Connection, run_id: int, event_id: str | None, parts: list[_Part], at: datetime
+) -> Counts:
+    """Mark rows of one event, or events, vanished in one transaction; return how many rows changed."""
+    found = {part.scope.table: _gone(connection, run_id, part) for part in parts}
+    if event_id is None:
+        changes = [change for row in sorted(found[EVENTS]) for change in vanished(EVENTS, row, [row], at)]
+        rows.write(connection, run_id, at, changes)
+        absences.forget_events(connection, found[EVENTS])
+        return count(changes)
+    people = found.pop(ATTENDEES, set()) & rows.present_ids(connection, ATTENDEES, event_id)
+    changes = vanished(ATTENDEES, event_id, people, at)
+    rows.write(connection, run_id, at, changes)
+    counts = count(changes)
+    if found:
+        plan = plan_vanished(rows.of_event(connection, event_id), found, at)
+        rows.write_plan(connection, run_id, plan, at)
+        counts.add(plan.counts())
+    return counts
+
+
+def _gone(connection: Connection, run_id: int, part: _Part) -> set[str]:
+    gone = {*absences.gone(connection, run_id, part.scope, part.since)}
+    return gone if part.among is None else gone & part.among
+
+
+def _wait(
+    connection: Connection, rulings: list[tuple[Scope, Ruling]], lasting: timedelta, *, rules: bool
+) -> list[Doubt]:
+    """Put on record what absences wait for, unless that is and the run only notes; return the doubts."""
+    found = []
+    for scope, ruling in rulings:
+        absences.set_waiting(connection, scope, ruling.waits_for, anew=rules)
+        if ruling.waits_for or not rules:  # there may be a doubt from before
+            found += absences.doubts(connection, lasting, scope)
+    return found
+
+
+def _tell(work: Work, doubt: Doubt) -> None:
+    """Report a doubt: its event, or the events that the list lacks, are not up to date."""
+    run = work.run
+    if doubt.event_id is None:
+        subject, what = "events", ""
+        run.failed += doubt.absent
+    else:
+        subject, what = f"event {doubt.event_id}", f"{doubt.table}: "
+        if not any(error.subject == subject for error in work.report.failures):
+            run.synced -= 1
+            run.failed += 1
+    named = ", ".join(doubt.examples) + (", …" if doubt.absent > len(doubt.examples) else "")
+    message = (
+        f"{what}the answer lacks {doubt.absent} of {doubt.of} rows ({named}); nothing of it is marked"
+        f" vanished{_until(doubt, work.clock.now())}"
+    )
+    work.report.fail(subject, Doubted(message))
+
+
+def _until(doubt: Doubt, now: datetime) -> str:
+    if doubt.until is None:
+        return " until somebody says that they are gone: `syncctl accept`"
+    which = f" --event {doubt.event_id}" if doubt.event_id else ""
+    left_s = max((doubt.until - now).total_seconds(), 0.0)
+    return f" before {format_duration(round(left_s))} are over, or until `syncctl accept{which}`"

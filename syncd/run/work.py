@@ -1,0 +1,26 @@
+"""What a run works with; handed to each of its steps."""
+
+from msgspec import Struct
+
+from syncd.billetweb import Billetweb
+from syncd.clock import Clock
+from syncd.config import Config
+from syncd.database.engine import Database
+from syncd.model import Run
+from syncd.run.report import Report
+
+
+class Work(Struct, frozen=True, kw_only=True):
+    """One run's surroundings. `full_asked`: somebody asked for a full run, however long it takes."""
+
+    config: Config
+    client: Billetweb
+    database: Database
+    clock: Clock
+    report: Report
+    full_asked: bool = False
+
+    @property
+    def run(self) -> Run:
+        """The run's record, which whoever looks sees as it stands."""
+        return self.report.run
