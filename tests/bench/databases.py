@@ -1,4 +1,7 @@
-"""New, empty databases to fill: SQLite files, or those of a PostgreSQL server that is started for them."""
+"""New, empty databases to fill: SQLite files, or those of a PostgreSQL server that is started for them.
+
+One at a time: a new one takes the place of the one before, for dozens of large ones would fill a disk.
+"""
 
 import itertools
 import socket
@@ -12,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from real_databases import Server, query
 
 NewDatabase = Callable[[], str]
-"""Gives the URL of a new, empty database."""
+"""Gives the URL of a new, empty database; the one before it is gone then."""
 
 
 @contextmanager
@@ -20,10 +23,23 @@ def databases(kind: str, folder: Path) -> Iterator[tuple[str, NewDatabase]]:
     """Give the engine's name with its version, and a maker of databases; files are below the folder."""
     if kind == "sqlite":
         numbers = itertools.count(1)
-        yield f"SQLite {sqlite3.sqlite_version}", lambda: f"sqlite:///{folder}/{next(numbers)}.db"
+
+        def new_file() -> str:
+            for file in folder.glob("*.db*"):
+                file.unlink()
+            return f"sqlite:///{folder}/{next(numbers)}.db"
+
+        yield f"SQLite {sqlite3.sqlite_version}", new_file
         return
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     with closing(Server(port=port)) as server:
-        ((version,),) = query(server.url("postgres"), "SHOW server_version")
-        yield f"PostgreSQL {version.split()[0]}", lambda: server.new().replace("+psycopg", "")
+        everywhere = server.url("postgres")
+        ((version,),) = query(everywhere, "SHOW server_version")
+
+        def new_database() -> str:
+            for (name,) in query(everywhere, "SELECT datname FROM pg_database WHERE datname LIKE 'mirror%'"):
+                query(everywhere, f"DROP DATABASE {name} WITH (FORCE)")
+            return server.new().replace("+psycopg", "")
+
+        yield f"PostgreSQL {version.split()[0]}", new_database

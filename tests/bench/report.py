@@ -5,55 +5,66 @@ from typing import Any
 
 def markdown(found: dict[str, Any]) -> str:
     """Return the tables."""
-    machine = found["machine"]
-    with_dlt = "dlt" in found["comparisons"][0]["figures"]
+    machine, figures = found["machine"], found["comparisons"][0]["figures"]
     head = (
         f"{machine['database']}, Python {machine['python']}, {machine['cores']} cores; "
         f'`sync.attendees = "{machine["attendees"]}"`. Each with its ratio to the floor.'
     )
-    dlt = " dlt |" if with_dlt else ""
+    columns = ["floor", *(name for name in ("syncd", "dlt") if name in figures)]
+    if "old" in figures:
+        revision, versions = machine["against"], machine["versions"]
+        head += f" syncd {versions['syncd']}, as it is here, against {revision} ({versions['old']})."
+        columns = ["floor", revision, "syncd", f"syncd ÷ {revision}"]
     lines = [
         head,
         "",
-        f"| events × attendees, network | | floor | syncd |{dlt}",
-        "|---|---|--:|--:|" + "--:|" * with_dlt,
+        f"| events × attendees, network | | {' | '.join(columns)} |",
+        "|---|---|" + "--:|" * len(columns),
     ]
     for comparison in found["comparisons"]:
         lines += _rows(comparison)
-    return "\n".join([*lines, "", *_alone(found)])
+    return "\n".join([*lines, "", *_alone(found)] if "rest" in found else lines)
 
 
 BESIDE = {
-    "first import": ("floor with log", "the log of changes filled too, s"),
-    "nothing changed": ("requests alone", "its requests alone, s"),
+    "first import": ("floor with log", "the log of changes filled too, s", ("old", "syncd")),
+    "nothing changed": ("requests alone", "its requests alone, s", ("syncd",)),
 }
-"""The other floors that phases have, and how their rows are called."""
+"""The other floors that phases have, how their rows are called, and whose floors they are."""
+OF_VERSIONS = {"median_s": "s, median", "cpu_s": "s of CPU, start and end too"}
+"""What is shown only where two versions of syncd are compared."""
 
 
 def _rows(comparison: dict[str, Any]) -> list[str]:
     figures = comparison["figures"]
-    programs = [name for name in ("syncd", "dlt") if name in figures]
+    programs = [name for name in ("old", "syncd", "dlt") if name in figures]
     account = f"{comparison['events']} × {comparison['attendees']}, {comparison['latency_ms']} ms"
     rows = []
     for phase, floor in figures["floor"].items():
         of = {name: figures[name][phase] for name in programs}
         rows.append(_row(f"{phase}, s", "seconds", floor, of))
         if phase in BESIDE:
-            other, title = BESIDE[phase]
-            rows.append(_row(title, "seconds", figures[other][phase], {"syncd": of["syncd"]}))
+            other, title, whose = BESIDE[phase]
+            beside = {name: each if name in whose else None for name, each in of.items()}
+            rows.append(_row(title, "seconds", figures[other][phase], beside))
+        if "old" in of:
+            rows += [_row(f"{phase}, {what}", name, floor, of) for name, what in OF_VERSIONS.items()]
         rows.append(_row(f"{phase}, requests", "requests", floor, of))
-        if phase == "first import":
+        if phase == "first import" or "old" in of:
             rows.append(_row(f"{phase}, MiB at most", "peak_mib", floor, of))
-    width = len(programs) + 1
-    return [
-        f"| {'' if n else account} | {' | '.join([*row, ''][: width + 1])} |" for n, row in enumerate(rows)
+    return [f"| {'' if n else account} | {' | '.join(row)} |" for n, row in enumerate(rows)]
+
+
+def _row(title: str, name: str, floor: dict[str, float], of: dict[str, dict[str, float] | None]) -> list[str]:
+    shown = round if name in ("requests", "peak_mib") else _number
+    row = [title, str(shown(floor[name]))]
+    row += [
+        f"{shown(each[name])} (× {_number(each[name] / floor[name])})" if each else "" for each in of.values()
     ]
-
-
-def _row(title: str, name: str, floor: dict[str, float], of: dict[str, dict[str, float]]) -> list[str]:
-    shown = _number if name == "seconds" else round
-    ratios = [f"{shown(each[name])} (× {_number(each[name] / floor[name])})" for each in of.values()]
-    return [title, str(shown(floor[name])), *ratios]
+    if "old" in of:
+        old, new = of["old"], of["syncd"]
+        row.append(f"{new[name] / old[name]:.2f}" if old and new else "")
+    return row
 
 
 def _alone(found: dict[str, Any]) -> list[str]:

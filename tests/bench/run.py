@@ -1,7 +1,7 @@
 """syncd beside the least that its work could cost, and beside dlt: time, requests and memory, as ratios.
 
     python tests/bench/run.py [--events 50,200] [--attendees 40,500] [--latency 0,20]
-                              [--database sqlite|postgresql] [--json FILE]
+                              [--database sqlite|postgresql] [--json FILE] [--against REV]
 
 Each account (50 events × 40 attendees, 200 × 500) is imported into a new database, over each network (0 and
 20 ms per request), then read with nothing changed, then with 1 % changed: by the floor (`floor.py`), by dlt
@@ -18,6 +18,12 @@ Then syncd alone: how its memory grows with the account, how soon `status` answe
 it needs at rest, and how `syncctl status` compares with the start of Python.
 
 Prints Markdown for the README. Other work on the machine changes the figures; the ratios less than the times.
+
+With `--against REV`, any revision that git knows and that has this benchmark, that version's syncd is
+measured too, from a temporary copy of it, in turns with the present one (which is the working tree, committed
+or not). Only what is imported differs: Python, the installed packages, the upstream and the configuration are
+the same. The table then shows syncd ÷ REV for the best and the median of five times, for the CPU time of the
+whole process, for requests and for the peak of memory. dlt and what is of syncd alone are left out.
 """
 
 import argparse
@@ -37,6 +43,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -48,6 +55,10 @@ from sqlalchemy import create_engine, text
 
 ATTENDEES = "full"
 TURNS = 3
+TURNS_AGAINST = 5
+HERE = Path(__file__).resolve().parents[2]
+"""The checkout that this script is of, as the one of another version is given where that is measured."""
+COPIED = "syncd", "tests/bench"
 SYNCD = [sys.executable, "-m", "syncd"]
 OVERLAP_S = 600
 """How much earlier than its last run the floor asks for modifications, as syncd does."""
@@ -60,9 +71,9 @@ Measured = dict[str, Figures]
 """Figures by phase."""
 
 
-def script(name: str) -> list[str]:
-    """Return the command that runs a script beside this one."""
-    return [sys.executable, str(Path(__file__).with_name(name))]
+def script(name: str, root: Path = HERE) -> list[str]:
+    """Return the command that runs a script of the benchmark, of this checkout or of another."""
+    return [sys.executable, str(root / "tests" / "bench" / name)]
 
 
 @dataclass
@@ -92,15 +103,17 @@ def upstream(events: int, attendees: int) -> Iterator[Upstream]:
 
 @dataclass
 class Bench:
-    """Where and with what it is measured."""
+    """Where and with what it is measured. `old` is the checkout of the version to be measured against."""
 
     folder: Path
     new_database: NewDatabase
     dlt: str | None
-    environ: dict[str, str] = field(init=False)
+    old: Path | None
 
-    def __post_init__(self) -> None:
-        self.environ = {
+    def environ(self, root: Path = HERE) -> dict[str, str]:
+        """Return the environment of a process that imports syncd from this checkout."""
+        return {
+            "PYTHONPATH": str(root),
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
             "PYTHONWARNINGS": "ignore",
@@ -108,11 +121,10 @@ class Bench:
             "BILLETWEB_KEY": "bench-key",
         }
 
-    def figures(self, *command: str, given: str = "") -> Figures:
+    def figures(self, *command: str, given: str = "", root: Path = HERE) -> Figures:
         """Return what a finished process told of itself."""
-        subprocess.run(
-            command, env=self.environ, check=True, stdout=subprocess.DEVNULL, input=given, text=True
-        )
+        environ = self.environ(root)
+        subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, input=given, text=True)
         found: Figures = json.loads((self.folder / "figures.json").read_text())
         return found
 
@@ -133,24 +145,18 @@ class Bench:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def with_tables(self, server: Upstream) -> tuple[str, Path]:
-        """Return a new database with the tables that syncd makes, and a configuration that leads to it."""
+    def with_tables(self, server: Upstream, root: Path = HERE) -> tuple[str, Path]:
+        """Return a new database with the tables that syncd makes, and a configuration that leads to it.
+
+        A daemon makes them before it answers, whatever the modules of its version are called.
+        """
         database = self.new_database()
         config = self.config(server, database)
-        subprocess.run([sys.executable, "-c", MAKE_TABLES, config], env=self.environ, check=True)
-        return database, config
+        with daemon(self, script("no_ceiling.py", root), config, root):
+            return database, config
 
 
-MAKE_TABLES = """
-import os, sys
-from pathlib import Path
-from syncd.config import load
-from syncd.database import Database
-Database(load(Path(sys.argv[1]), os.environ).database.url).close()
-"""
-
-
-# --- the three
+# --- those that are compared
 
 
 def by_floor(bench: Bench, server: Upstream) -> Measured:
@@ -188,13 +194,13 @@ def by_dlt(bench: Bench, server: Upstream) -> Measured:
     return found
 
 
-def by_syncd(bench: Bench, server: Upstream) -> Measured:
-    """Return what `syncd once` takes."""
-    database, config = bench.with_tables(server)
-    command = [*script("no_ceiling.py"), "once", "--config", str(config)]
+def by_syncd(bench: Bench, server: Upstream, root: Path = HERE) -> Measured:
+    """Return what `syncd once` takes, the present one or that of another checkout."""
+    database, config = bench.with_tables(server, root)
+    command = [*script("no_ceiling.py", root), "once", "--config", str(config)]
 
     def read(phase: str) -> Figures:
-        figures = bench.figures(*command, *(["--full"] if phase == FIRST else []))
+        figures = bench.figures(*command, *(["--full"] if phase == FIRST else []), root=root)
         run = rows(database, "SELECT outcome, duration_s FROM syncd_runs ORDER BY id DESC LIMIT 1")[0]
         assert run.outcome == "ok", "a run that failed measures nothing"
         return figures | {"seconds": run.duration_s}
@@ -228,34 +234,40 @@ def rows(database: str, query: str) -> Sequence[Any]:
 
 
 def compare(bench: Bench, server: Upstream, latency_ms: int) -> dict[str, Measured]:
-    """Return the best figures of each program, measured in turns, with so much network in between."""
-    programs = {
+    """Return the figures of each program, measured in turns, with so much network in between."""
+    programs: dict[str, Callable[[Bench, Upstream], Measured]] = {
         "floor": by_floor,
         "floor with log": by_floor_with_log,
+        **({"old": partial(by_syncd, root=bench.old)} if bench.old else {}),
         "syncd": by_syncd,
         "requests alone": by_requests,  # of syncd, whom it follows
+        **({"dlt": by_dlt} if bench.dlt else {}),
     }
-    if bench.dlt:
-        programs["dlt"] = by_dlt
     found: dict[str, list[Measured]] = {name: [] for name in programs}
-    for turn in range(TURNS):
+    for turn in range(TURNS_AGAINST if bench.old else TURNS):
         for name, measure_it in programs.items():
             if name != "dlt" or not turn:  # far from the others: once is enough
                 server.ask(f"reset?latency_ms={latency_ms}")
                 found[name].append(measure_it(bench, server))
     return {
-        name: {phase: min((each[phase] for each in all_), key=itemgetter("seconds")) for phase in all_[0]}
+        name: {phase: summed_up([each[phase] for each in all_]) for phase in all_[0]}
         for name, all_ in found.items()
     }
+
+
+def summed_up(turns: list[Figures]) -> Figures:
+    """Return the figures of the quickest turn, with the median of all times."""
+    quickest = min(turns, key=itemgetter("seconds"))
+    return quickest | {"median_s": statistics.median(each["seconds"] for each in turns)}
 
 
 # --- syncd alone
 
 
 @contextlib.contextmanager
-def daemon(bench: Bench, program: list[str], config: Path) -> Iterator[int]:
+def daemon(bench: Bench, program: list[str], config: Path, root: Path = HERE) -> Iterator[int]:
     """Give the process id of a `syncd run` that answers on its socket."""
-    process = subprocess.Popen([*program, "run", "--config", str(config)], env=bench.environ)
+    process = subprocess.Popen([*program, "run", "--config", str(config)], env=bench.environ(root))
     try:
         while not ask(bench, "GET", "/healthz"):
             assert process.poll() is None, "syncd did not start"
@@ -322,6 +334,36 @@ def _seconds(*command: str) -> float:
 # --- the whole
 
 
+def checked_out(revision: str, folder: Path) -> tuple[Path, str]:
+    """Return a copy of a revision's syncd and benchmark, below the folder, and the commit's short name.
+
+    Ends the program where there are none. An archive, not a worktree: the repository is left as it is.
+    """
+    git = ["git", "-C", str(HERE)]
+    archive = subprocess.run([*git, "archive", revision, *COPIED], capture_output=True, check=False)
+    if archive.returncode:
+        sys.exit(f"--against {revision}: {archive.stderr.decode().strip()}")
+    root = folder / "old"
+    root.mkdir()
+    subprocess.run(["tar", "-x", "-C", root], input=archive.stdout, check=True)
+    name = [*git, "rev-parse", "--short", f"{revision}^{{commit}}"]
+    return root, subprocess.run(name, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def version(root: Path) -> str:
+    """Return the version of a checkout's syncd. Fails where another one would be imported.
+
+    It is compiled from now on: in a measured process that would cost memory, the first time.
+    """
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *COPIED], cwd=root, check=True)
+    tell = [sys.executable, "-P", "-c", "import syncd; print(syncd.__version__, syncd.__file__)"]
+    environ = {"PYTHONPATH": str(root)}
+    told = subprocess.run(tell, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+    number, path = told.strip().split(maxsplit=1)
+    assert Path(path).is_relative_to(root), f"{path} would be measured instead of what is in {root}"
+    return number
+
+
 def with_dlt(folder: Path) -> str | None:
     """Return the Python of an environment with dlt in it; None, and a line that says so, where that fails."""
     environment = str(folder / "environment")
@@ -357,13 +399,22 @@ def main() -> None:
     parser.add_argument("--latency", type=numbers, default=[0, 20], help="ms per request (default: 0,20)")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument(
+        "--against",
+        metavar="REV",
+        help="also measure the syncd of this git revision (v0.3, a commit), in turns with the present one",
+    )
     arguments = parser.parse_args()
     if len(arguments.events) != len(arguments.attendees):
         parser.error("--events and --attendees need as many numbers each: together they name the accounts")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sb-")))
         engine, new_database = stack.enter_context(databases(arguments.database, folder))
-        bench = Bench(folder, new_database, with_dlt(folder))
+        old, versions = None, {}
+        if arguments.against:
+            old, commit = checked_out(arguments.against, folder)
+            versions = {"old": f"{version(old)}, {commit}", "syncd": version(HERE)}
+        bench = Bench(folder, new_database, None if old else with_dlt(folder), old)
         found = measure_all(
             bench, list(zip(arguments.events, arguments.attendees, strict=True)), arguments.latency
         )
@@ -372,6 +423,8 @@ def main() -> None:
         "python": platform.python_version(),
         "database": engine,
         "attendees": ATTENDEES,
+        "against": arguments.against,
+        "versions": versions,
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -388,10 +441,12 @@ def measure_all(bench: Bench, accounts: list[tuple[int, int]], latencies: list[i
                 figures = compare(bench, server, latency_ms)
                 account = {"events": events, "attendees": attendees, "latency_ms": latency_ms}
                 found["comparisons"].append({**account, "figures": figures})
-            if (events, attendees) == accounts[-1]:
+            if (events, attendees) == accounts[-1] and not bench.old:
                 _say("status during a first import, memory at rest, syncctl")
                 found["status"] = status_meanwhile(bench, server)
                 found["rest"] = at_rest(bench, server)
+    if bench.old:
+        return found
     events, attendees = accounts[-1]
     with upstream(events // 10, attendees) as server:
         _say("memory for a tenth of it")
