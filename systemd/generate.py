@@ -18,8 +18,10 @@ from typing import NamedTuple
 import shtab
 from msgspec.structs import fields
 
-from syncd import __version__, cli, ctl
+from syncd import __version__
+from syncd.cli import main as cli
 from syncd.config import Config, DatabaseConfig
+from syncd.ctl import main as ctl
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "config.toml"

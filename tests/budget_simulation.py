@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from loguru import logger
 
-from syncd import agenda
-from syncd.agenda import Standing
-from syncd.limiter import RateLimiter
+from syncd.billetweb.limiter import RateLimiter
+from syncd.mirror import agenda
+from syncd.mirror.agenda import Standing
 from syncd.text import format_duration
 
 SIZES = (10, 25, 100, 300, 1000, 5000)

@@ -14,26 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import real_databases as databases
 import stamina
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
 from loguru import logger
 from msgspec import structs
-from processes import short_folder
+from support import real_databases as databases
+from support.processes import short_folder
 
-from syncd import config, log, wire
+from syncd import config
 from syncd.account.account import Account
-from syncd.availability import with_figures
+from syncd.billetweb import decode
 from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database import rows
 from syncd.database.engine import Database
 from syncd.errors import StoreError
+from syncd.log import setup as log
+from syncd.log.redact import Redactor
+from syncd.mirror.availability import with_figures
 from syncd.mirror.diff import KINDS, present, row_id
 from syncd.model import Run, Trigger
-from syncd.redact import Redactor
-from syncd.standin import StandIn, php_json, serving
+from syncd.standin.server import StandIn, php_json, serving
 
 # No property fails for a slow machine. Each is tried on new examples every time, and on the same ones again
 # with the same seed: so it is in CI too, and nothing else is remembered.
@@ -343,7 +345,7 @@ def rig_on(config: Config, clock: WaitedFor | None = None) -> Iterator[Rig]:
 def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
     """Fail unless the mirror holds what the stand-in serves, decoded and with its figures, and no more."""
     served = [event.row for event in standin.events.values()]
-    events = wire.decode_events(php_json(served), account=standin.user).records
+    events = decode.decode_events(php_json(served), account=standin.user).records
     assert rig.query(rows.present_events).keys() - set(but) == events.keys() - set(but)
     for event_id in events.keys() - set(but):
         known = rig.query(rows.of_event, event_id)
@@ -356,12 +358,12 @@ def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
         }
         source = standin.events[event_id]
         served_gauges = (standin.with_carts(source) if carts else source).gauges
-        gauges = wire.decode_gauges(php_json(served_gauges), event_id=event_id).records.values()
+        gauges = decode.decode_gauges(php_json(served_gauges), event_id=event_id).records.values()
         event, tickets, sessions = with_figures(
             events[event_id],
             gauges,
-            [*wire.decode_tickets(php_json(source.tickets), event_id=event_id).records.values()],
-            [*wire.decode_sessions(php_json(source.sessions), event_id=event_id).records.values()],
+            [*decode.decode_tickets(php_json(source.tickets), event_id=event_id).records.values()],
+            [*decode.decode_sessions(php_json(source.sessions), event_id=event_id).records.values()],
             now=rig.clock.now(),
         )
         assert held == {

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 import syncd
-from syncd import runner  # noqa: F401 - defines errors of its own
 from syncd.errors import SyncdError
-from syncd.log import message_id
-from syncd.run import listing, sweep  # noqa: F401 - so do these
+from syncd.log.setup import message_id
+from syncd.run import (  # noqa: F401 - so do these
+    listing,
+    runner,
+    sweep,
+)
 from syncd.run.report import NEXT
 
 PACKAGE = Path(syncd.__file__).parent

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import fields
 
-from syncd import cli, config, ctl
+from syncd import config
+from syncd.cli import main as cli
+from syncd.ctl import main as ctl
 
 ROOT = Path(__file__).parent.parent
 GENERATE = ROOT / "systemd/generate.py"
@@ -124,7 +126,7 @@ def test_page_lacks_option(program: str, command: str) -> None:
 
 def test_page_lacks_variable() -> None:
     """Every environment variable that the code reads stands in one of the pages."""
-    sources = "".join(path.read_text("utf-8") for path in (ROOT / "syncd").glob("*.py"))
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "syncd").rglob("*.py"))
     names = set(re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', sources))
     assert {"SYNCD_CONFIG", "SYNCD_SOCKET", "NO_COLOR"} <= names
     pages = page_of("syncd.8") + page_of("syncctl.1")

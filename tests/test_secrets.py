@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from processes import (
+from support.processes import (
     WITH_INSTANT_RETRIES,
     DaemonProcess,
     Tables,
@@ -14,11 +14,11 @@ from processes import (
     syncd,
     write_config,
 )
-from real_databases import is_postgresql, query
+from support.real_databases import is_postgresql, query
 
-from syncd import schema
-from syncd import standin as wire
-from syncd.standin import Fault, StandIn, serving
+from syncd.database import schema
+from syncd.standin import server as wire
+from syncd.standin.server import Fault, StandIn, serving
 
 KEY = "canary/k3y+with%20signs&=#~"
 PULSE = "canary-pulse-7741"

@@ -12,24 +12,24 @@ from datetime import datetime
 
 from loguru import logger
 
-from syncd import limiter
 from syncd.account import record
 from syncd.account.record import Ended
+from syncd.account.schedule import Schedule
 from syncd.account.status import Facts, State, Status, budget_status, last_error
-from syncd.billetweb import Billetweb
+from syncd.billetweb import limiter
+from syncd.billetweb.client import Billetweb
+from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database import absences, attendees, changes, rows, state
 from syncd.database import runs as runs_on_record
 from syncd.database.engine import Database, masked
 from syncd.errors import RunCancelled, StoreError
-from syncd.limiter import RateLimiter
 from syncd.model import AttendeeMode, Doubt, Json, Peer, Quiet, Run, RunError
 from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
+from syncd.run.runner import Runner
 from syncd.run.work import Work
-from syncd.runner import Runner
-from syncd.schedule import Schedule
 from syncd.text import format_duration
 from syncd.threads import in_thread, to_the_end
 

@@ -5,12 +5,12 @@ from datetime import datetime
 from msgspec import Struct, structs
 from sqlalchemy import Connection
 
-from syncd import limiter
-from syncd.agenda import Pace
+from syncd.billetweb import limiter
 from syncd.database import absences, rows, runs, state
 from syncd.database.rows import Figures
 from syncd.database.runs import History
 from syncd.database.state import Readings
+from syncd.mirror.agenda import Pace
 from syncd.model import Quiet, Run
 from syncd.run.report import Report
 

@@ -9,8 +9,8 @@ from msgspec import Struct, field
 
 from syncd import __version__
 from syncd.account.record import Past
-from syncd.agenda import Increment, Pace
 from syncd.database.rows import Figures
+from syncd.mirror.agenda import Increment, Pace
 from syncd.model import Outcome, Run
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, select
 
-from syncd import bulk, schema
+from syncd.database import bulk, schema
 from syncd.mirror.absence import READS, Absence, Scope
 from syncd.model import EVENTS, Doubt
 

@@ -12,8 +12,7 @@ import msgspec
 from msgspec import Struct, field
 from sqlalchemy import Connection, null, or_, select
 
-from syncd import bulk, schema
-from syncd.database import absences, rows, state
+from syncd.database import absences, bulk, rows, schema, state
 from syncd.database.engine import take_your_time
 from syncd.mirror.absence import is_mostly_absent
 from syncd.mirror.diff import compare, count, lack

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, and_, select
 
-from syncd import bulk, schema
+from syncd.database import bulk, schema
 from syncd.mirror.diff import Change
 
 COLUMNS = ("run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff")

@@ -13,10 +13,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
-from syncd import postgresql, schema, sqlite
+from syncd.database import postgresql, schema, sqlite
+from syncd.database.postgresql import Postgresql
+from syncd.database.sqlite import Sqlite
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
-from syncd.postgresql import Postgresql
-from syncd.sqlite import Sqlite
 from syncd.threads import in_thread
 
 P = ParamSpec("P")
@@ -212,7 +212,7 @@ def upgrade(connection: Connection, revision: str) -> None:
 
     take_your_time(connection)
     config = Config()
-    config.set_main_option("script_location", "syncd:migrations")
+    config.set_main_option("script_location", "syncd:database/migrations")
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, revision)

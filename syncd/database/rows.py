@@ -19,8 +19,7 @@ from sqlalchemy import (
     select,
 )
 
-from syncd import bulk, schema
-from syncd.database import absences, changes, state
+from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored
 from syncd.model import EVENTS, Json
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, or_, select
 
-from syncd import schema
+from syncd.database import schema
 from syncd.model import Counts, Outcome, Run, RunError
 
 COUNTS = Counts.__struct_fields__

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, or_, select
 
-from syncd import bulk, schema
+from syncd.database import bulk, schema
 
 T = TypeVar("T")
 PAUSED = "paused"

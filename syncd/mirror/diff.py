@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import Struct, field, structs
 
-from syncd.availability import with_figures
 from syncd.mirror import absence
 from syncd.mirror.absence import Absence
+from syncd.mirror.availability import with_figures
 from syncd.model import (
     ATTENDEES,
     EVENTS,

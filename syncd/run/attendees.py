@@ -14,14 +14,14 @@ from loguru import logger
 from msgspec import Struct, structs
 from sqlalchemy import Connection
 
-from syncd.billetweb import Spooled
+from syncd.billetweb.client import Spooled
+from syncd.billetweb.decode import decode_attendees, sold
 from syncd.database import attendees, state
 from syncd.database.attendees import Cursor, Slice, Taken
 from syncd.database.state import Limited, Reads
 from syncd.errors import DecodeError, RestrictedError, StatusError, TooLargeError, TransportError
 from syncd.run.work import Work
 from syncd.threads import in_thread
-from syncd.wire import decode_attendees, sold
 
 OVERLAP = timedelta(minutes=10)
 """Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known."""

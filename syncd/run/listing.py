@@ -5,12 +5,12 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from syncd.billetweb.decode import Decoded
 from syncd.database import absences, rows
 from syncd.errors import SyncdError
 from syncd.mirror.diff import EventPlan, lack, plan_listed
 from syncd.model import EVENTS, Event
 from syncd.run.work import Work
-from syncd.wire import Decoded
 
 AT_ONCE = 200
 """So many events are compared with one query."""

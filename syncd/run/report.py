@@ -12,9 +12,9 @@ from datetime import datetime
 from loguru import logger
 from msgspec import Struct
 
-from syncd.agenda import Pace
 from syncd.database.state import Reads, Try
 from syncd.errors import BilletwebError, SyncdError
+from syncd.mirror.agenda import Pace
 from syncd.model import MAX_ERRORS, Progress, Run, RunError
 from syncd.text import format_duration
 

@@ -16,11 +16,11 @@ from loguru import logger
 from msgspec import structs
 from sqlalchemy import Connection
 
-from syncd import agenda
-from syncd.agenda import Increment, Pace, Standing
 from syncd.database import absences, rows, state
 from syncd.database.state import Limited
 from syncd.errors import BilletwebError
+from syncd.mirror import agenda
+from syncd.mirror.agenda import Increment, Pace, Standing
 from syncd.model import ATTENDEES, EVENTS, Event
 from syncd.run import listing
 from syncd.run.attendees import Attendees

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from syncd.billetweb import Billetweb
+from syncd.billetweb.client import Billetweb
 from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database.engine import Database

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from real_databases import Server, query
+from support.real_databases import Server, query
 
 NewDatabase = Callable[[], str]
 """Gives the URL of a new, empty database; the one before it is gone then."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import measure
 
-from syncd import cli
 from syncd.account import account
+from syncd.cli import main as cli
 from syncd.clock import Clock
 
 

@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 import uvicorn
 from inside import FAULT, KEY, PORT, USER
 
-from syncd import standin
-from syncd.notify import Notifier
-from syncd.standin_world import Row
+from syncd.daemon.notify import Notifier
+from syncd.standin import server as standin
+from syncd.standin.world import Row
 
 FAULTS = {"hang": standin.hang, "503": standin.status(503), "unauthorized": standin.unauthorized}
 

@@ -11,8 +11,10 @@ import threading
 from datetime import datetime, timedelta
 from typing import NoReturn
 
-from syncd import cli, watchdog, wire
-from syncd.schedule import Schedule
+from syncd.account.schedule import Schedule
+from syncd.billetweb import decode
+from syncd.cli import main as cli
+from syncd.daemon import watchdog
 
 OVERRUN_S = 10.0
 start_schedule = Schedule.start
@@ -36,7 +38,7 @@ def never_return(*_body: object, **_about: object) -> NoReturn:
 
 def hang_runs() -> None:
     """Let the next run hang at the first answer that it decodes."""
-    wire.decode_events = never_return
+    decode.decode_events = never_return
 
 
 def start(self: Schedule, interval: timedelta, jitter: timedelta, first: datetime) -> None:

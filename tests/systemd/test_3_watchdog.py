@@ -14,8 +14,8 @@ import pytest
 from inside import Json, Twin, eventually, fault, journal, pid, run, shown, systemctl
 from sabotaged import OVERRUN_S
 
-from syncd.schedule import TICK_S
-from syncd.watchdog import LATE_S
+from syncd.account.schedule import TICK_S
+from syncd.daemon.watchdog import LATE_S
 
 WATCHDOG_S = 8
 ABORT_S = 5

@@ -1,0 +1,1 @@
+"""Billetweb's API: its requests, its limits and its spelling, which nobody else knows."""

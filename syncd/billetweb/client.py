@@ -1,0 +1,450 @@
+"""The client of Billetweb's API (https://www.billetweb.fr/bo/api.php): bytes over HTTP, records out.
+
+An answer with attendees may be large: it is laid down in a temporary file and read from there in slices.
+
+The key travels in the Authorization header, never in a URL: URLs end up in logs and error texts. httpx's
+exceptions leave as `errors.BilletwebError`. What the answers mean is `decode.py`'s knowledge.
+"""
+
+import asyncio
+import ipaddress
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from typing import IO, Literal, Self, TypeVar
+
+import httpx
+import stamina
+import stamina.instrumentation
+from loguru import logger
+
+from syncd import __version__
+from syncd.billetweb import decode, slices
+from syncd.billetweb.decode import Decoded, GaugeKey
+from syncd.billetweb.limiter import RateLimiter
+from syncd.clock import Clock
+from syncd.config import BilletwebConfig, Secret
+from syncd.errors import (
+    AuthError,
+    BilletwebError,
+    ChallengeError,
+    DecodeError,
+    RateLimited,
+    RestrictedError,
+    TooLargeError,
+    TransportError,
+)
+from syncd.model import Event, Gauge, Quiet, Session, Ticket
+from syncd.threads import in_thread
+
+T = TypeVar("T")
+HTTP_OK = 200
+EVENTS = "/events"
+ATTEMPTS = 3
+RETRY_WITHIN_S = 180.0
+"""Long enough for three time-outs with a wait for the ceiling between them."""
+MAX_BODY_BYTES = 64 * 1024 * 1024
+IN_MEMORY_BYTES = 1024 * 1024
+"""An answer to be read in slices goes to a file from here on; a refusal has no more than this to say."""
+PIECE_BYTES = 256 * 1024
+CHALLENGE_WAIT_S = 300.0
+"""Minutes, not seconds, is what others tell their users whom the protection stopped."""
+CHALLENGE_WAIT_MAX_S = 3600.0
+REFUSED_S = 24 * 3600.0
+"""A key may be good again without anybody's telling so: it is tried once a day."""
+
+
+class Spooled:
+    """An answer that is an array, or begins as one, laid down to be read in slices; close it after use.
+
+    The methods block, on a disk and on parsing: they are for a worker thread.
+    """
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file = file
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget the answer."""
+        self._file.close()
+
+    @property
+    def size(self) -> int:
+        """How many bytes the answer has."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def decoded(self, decode: Callable[[bytes], T]) -> Iterator[T]:
+        """Give what `decode` makes of each slice, a small array of the rows, from the start.
+
+        Raises DecodeError, which names the request, where the answer turns out to be no whole array, or
+        where `decode` does: what came before is then not to be believed either.
+        """
+        self._file.seek(0)
+        chunks = iter(partial(self._file.read, PIECE_BYTES), b"")
+        found = slices.slices(chunks)
+        while True:
+            with _named(self._path), _ok():
+                piece = next(found, None)
+                if piece is None:
+                    return
+                made = decode(piece)
+            yield made
+
+
+class Billetweb:
+    """Reads one account.
+
+    A request that failed for a passing reason is asked again, ATTEMPTS times in all and not once
+    RETRY_WITHIN_S are over. After the list of events was refused to the credentials nothing is sent for a
+    day, or until `reset`; after a challenge page, for some minutes (twice as long each time, up to an hour);
+    and for as long as Billetweb asks for a rest: every request then raises the same error at once.
+    `quiet` is the latest such time; `on_quiet` is told of each that begins, and None when it is over.
+    `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
+    `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
+    """
+
+    def __init__(
+        self,
+        config: BilletwebConfig,
+        key: Secret,
+        limiter: RateLimiter,
+        *,
+        count_carts: bool = False,
+        clock: Clock | None = None,
+        quiet: Quiet | None = None,
+        on_quiet: Callable[[Quiet | None], Awaitable[None]] | None = None,
+    ) -> None:
+        self._account = config.user
+        self._timeout_s = config.timeout.total_seconds()
+        self._limiter = limiter
+        self._count_carts = count_carts
+        self._clock = clock or Clock()
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self.credentials = Secret(f"{config.user}:{key.value}")
+        self.quiet: Quiet | None = None
+        self._quiet_until_s = 0.0
+        self._on_quiet = on_quiet
+        self._is_noted = False
+        self.take_over(quiet)
+        self.ahead = timedelta(0)
+        self.requests = 0
+        self.statuses: Counter[str] = Counter()
+        self._http = httpx.AsyncClient(
+            base_url=config.base_url.rstrip("/"),
+            auth=httpx.BasicAuth(config.user, key.value),
+            headers={"User-Agent": f"syncd/{__version__}", "Accept": "application/json"},
+            follow_redirects=False,  # the credentials are for this host alone
+            trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
+        )
+
+    def take_over(self, quiet: Quiet | None) -> None:
+        """Keep quiet as an earlier client was asked to; a refusal is that of the key that was refused."""
+        if quiet is None:
+            return
+        self._is_noted = True
+        if quiet.key and not self.credentials.is_of(quiet.key):
+            return
+        self._be_quiet(quiet)
+        if quiet.kind == "rate_limited":
+            self._limiter.pause(self._left_s)
+
+    def succeed(self, before: "Billetweb") -> None:
+        """Go on where the client of earlier settings was; but ask again with a key that was refused to it."""
+        self.statuses = before.statuses  # the same counter: a run in progress still counts there
+        self.ahead = before.ahead
+        self.take_over(before.quiet)
+        self.reset()
+
+    def _be_quiet(self, quiet: Quiet) -> None:
+        self.quiet = quiet
+        # By the clock that nobody sets: the other one is for the next process.
+        self._quiet_until_s = self._clock.running_s() + quiet.lasts_s(self._clock.now())
+
+    @property
+    def _left_s(self) -> float:
+        """How long nothing is to be sent; 0 where something may be."""
+        return max(self._quiet_until_s - self._clock.running_s(), 0.0) if self.quiet else 0.0
+
+    @property
+    def refused(self) -> bool:
+        """Whether Billetweb refused the credentials, so that nothing is sent for a day, or until `reset`."""
+        return self._lasting("credentials") is not None
+
+    def _lasting(self, kind: str) -> Quiet | None:
+        quiet = self.quiet
+        return quiet if quiet and quiet.kind == kind and self._left_s else None
+
+    def reset(self) -> None:
+        """Ask again with the same credentials: somebody says that they are good now."""
+        if self.refused:
+            self.quiet = None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def events(self) -> Decoded[str, Event]:
+        """Return all events of the account, ended ones too. Raises BilletwebError, as all reads do."""
+        return await self._read(
+            EVENTS, lambda body: decode.decode_events(body, account=self._account), past="1", description="1"
+        )
+
+    async def gauges(self, event_id: str) -> Decoded[GaugeKey, Gauge]:
+        """Return the availability rows of one event, past sessions' too."""
+        return await self._read(
+            f"/event/{event_id}/avail",
+            lambda body: decode.decode_gauges(body, event_id=event_id),
+            past="1",
+            temp="1" if self._count_carts else "0",
+        )
+
+    async def tickets(self, event_id: str) -> Decoded[str, Ticket]:
+        """Return the tariffs of one event."""
+        return await self._read(
+            f"/event/{event_id}/tickets", lambda body: decode.decode_tickets(body, event_id=event_id)
+        )
+
+    async def sessions(self, event_id: str) -> Decoded[str, Session]:
+        """Return the sessions of one event, past ones too."""
+        return await self._read(
+            f"/event/{event_id}/dates", lambda body: decode.decode_sessions(body, event_id=event_id), past="1"
+        )
+
+    async def attendees(
+        self, *, since: datetime | None, until: datetime | None = None, event_id: str | None = None
+    ) -> Spooled:
+        """Return the attendees of an event or of the account, refunded ones too; all or the lately changed.
+
+        The rows are for `decode.decode_attendees`. Raises RestrictedError where the key may not read them,
+        and TooLargeError where a shorter time, or an event, should be asked for.
+        """
+        params = {"disabled": "1"}
+        if since is not None:
+            params["last_update"] = str(math.floor(since.timestamp()))
+        if until is not None:
+            params["to"] = str(math.ceil(until.timestamp()))
+        path = "/attendees" if event_id is None else f"/event/{event_id}/attendees"
+        async with self._slots:
+            return Spooled(await self._get(path, params, large=True), path)
+
+    async def _read(self, path: str, decode: Callable[[bytes], T], **params: str) -> T:
+        async with self._slots:
+            with await self._get(path, params) as file:
+                body = file.read()
+        with _named(path), _ok():
+            return await in_thread(decode, body)
+
+    async def _get(self, path: str, params: dict[str, str], *, large: bool = False) -> IO[bytes]:
+        with _named(path):
+            await self._turn()  # outside the retries, whose time does not run while a request is held back
+        async for attempt in stamina.retry_context(
+            on=_backoff, attempts=ATTEMPTS, timeout=RETRY_WITHIN_S, wait_initial=0.5, wait_max=10.0
+        ):
+            with attempt, _named(path):
+                if attempt.num > 1:
+                    await self._turn()
+                # A size of 0 keeps it in memory, whatever it is.
+                file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES if large else 0)  # noqa: SIM115
+                try:
+                    await self._attempt(path, params, file, self._timeout_s * (2 if large else 1))
+                except BaseException as error:
+                    file.close()
+                    if isinstance(error, BilletwebError):
+                        await self._learn(error)
+                    raise
+                await self._forget_quiet()
+                return file
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _turn(self) -> None:
+        self._refuse_where_pointless()
+        await self._limiter.acquire()
+        self._refuse_where_pointless()  # another request may have found out meanwhile
+
+    async def _attempt(self, path: str, params: dict[str, str], file: IO[bytes], timeout_s: float) -> None:
+        self.requests += 1
+        status: int | None = None
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream("GET", path, params=params, timeout=_timeouts(timeout_s)) as answer,
+            ):
+                status = answer.status_code
+                await _lay_down(answer, file)
+        except TimeoutError as error:
+            raise TransportError(f"no complete answer within {timeout_s:g} s") from error
+        except httpx.DecodingError as error:
+            raise DecodeError("the answer's compression is broken", status=status) from error
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:
+            said = str(error) or "no answer"
+            raise TransportError(f"{self._http.base_url.host}: {type(error).__name__}: {said}") from error
+        finally:
+            self.statuses[str(status or "none")] += 1
+        retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
+        self.ahead = decode.ahead(answer.headers.get("Date"), now=now)
+        body = file.read(IN_MEMORY_BYTES)
+        file.seek(0)
+        refusal = decode.classify(body, answer.status_code, retry_after, now=now)
+        if isinstance(refusal, AuthError) and path != EVENTS:
+            # The key is good: it was given the list of events, with which every run begins.
+            raise RestrictedError(str(refusal), status=answer.status_code)
+        if refusal:
+            raise refusal
+
+    async def _learn(self, error: BilletwebError) -> None:
+        """Keep quiet where the error asks for that."""
+        wait_s, before = error.wait_s or 0.0, self.quiet
+        if isinstance(error, AuthError):
+            await self._keep_quiet("credentials", REFUSED_S, error)
+        elif isinstance(error, ChallengeError):
+            if self._lasting("challenge"):
+                return  # requests under way together meet the same challenge: it counts once
+            again = before if before and before.kind == "challenge" else None
+            length_s = 2 * (again.until - again.since).total_seconds() if again else CHALLENGE_WAIT_S
+            await self._keep_quiet("challenge", min(length_s, CHALLENGE_WAIT_MAX_S), error)
+        elif isinstance(error, RateLimited) or wait_s > RETRY_WITHIN_S:
+            self._limiter.pause(wait_s)
+            await self._keep_quiet("rate_limited", self._limiter.paused_s, error)
+
+    async def _keep_quiet(
+        self,
+        kind: Literal["rate_limited", "challenge", "credentials"],
+        seconds: float,
+        error: BilletwebError,
+    ) -> None:
+        now = self._clock.now()
+        if self._left_s >= seconds:
+            return
+        quiet = Quiet(
+            kind=kind,
+            since=now,
+            until=now + timedelta(seconds=seconds),
+            status=error.status,
+            key=self.credentials.digest() if kind == "credentials" else "",
+        )
+        self._be_quiet(quiet)
+        self._is_noted = True
+        if self._on_quiet:
+            await self._on_quiet(quiet)
+
+    async def _forget_quiet(self) -> None:
+        """Forget a time that is over, since an answer came; one that began meanwhile goes on."""
+        if self._is_noted and not self._left_s:
+            self.quiet, self._is_noted = None, False
+            if self._on_quiet:
+                await self._on_quiet(None)
+
+    def _refuse_where_pointless(self) -> None:
+        if self._limiter.paused_s > RETRY_WITHIN_S:
+            minutes, asked = self._limiter.paused_s / 60, self._lasting("rate_limited")
+            raise RateLimited(
+                f"not sent: Billetweb asked for {minutes:.0f} min of rest",
+                status=asked.status if asked else None,
+            )
+        if refused := self._lasting("credentials"):
+            raise AuthError(
+                "not sent: Billetweb refused the user or the key before",
+                status=refused.status,
+            )
+        if challenge := self._lasting("challenge"):
+            minutes = self._left_s / 60
+            raise ChallengeError(
+                f"not sent: Billetweb's protection asked for a browser; asked again in {minutes:.0f} min",
+                status=challenge.status,
+            )
+
+
+def _backoff(error: Exception) -> bool | float:
+    """Tell stamina whether to ask again, and after how many seconds where the error knows."""
+    if isinstance(error, RateLimited):
+        # The limiter is paused and holds back every request. A long rest is for a later run.
+        return 0.0 if (error.wait_s or 0.0) <= RETRY_WITHIN_S else False
+    if not isinstance(error, BilletwebError) or not error.retry:
+        return False
+    if error.wait_s is None:
+        return True
+    return error.wait_s if error.wait_s <= RETRY_WITHIN_S else False  # a longer rest is for the next run
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BilletwebError as error:
+        error.args = (f"GET {path}: {error}",)
+        raise
+
+
+@contextmanager
+def _ok() -> Iterator[None]:
+    try:
+        yield
+    except DecodeError as error:
+        error.status = HTTP_OK  # or `decode.classify` would have refused it
+        raise
+
+
+async def _lay_down(answer: httpx.Response, file: IO[bytes]) -> None:
+    """Write the body to the file, in pieces and from a worker thread: a disk may be slow."""
+    size, piece = 0, bytearray()
+    async for chunk in answer.aiter_bytes():
+        piece += chunk
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            limit = f"{MAX_BODY_BYTES // 1024**2} MiB"
+            raise TooLargeError(f"the answer is larger than {limit}", status=answer.status_code)
+        if len(piece) >= PIECE_BYTES:
+            await in_thread(_write, file, piece)
+            piece = bytearray()
+    if len(piece) == size:  # in memory
+        _write(file, piece)
+    else:
+        await in_thread(_write, file, piece)
+    file.seek(0)
+
+
+def _write(file: IO[bytes], piece: bytearray) -> None:
+    try:
+        file.write(piece)
+    except OSError as error:
+        raise TransportError(f"no room for the answer in the temporary folder: {error.strerror}") from error
+
+
+def _timeouts(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(connect=min(10.0, seconds), read=seconds, write=10.0, pool=seconds)
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    """Say that a request is asked again; for stamina's hooks, in place of its own.
+
+    Only of Billetweb's: httpx's own errors, met by the heartbeat, hold the address in their text.
+    """
+    error = details.caused_by
+    if isinstance(error, BilletwebError):
+        logger.info(
+            "{} [{}]; asking again in {:.1f} s (attempt {} of {})",
+            error,
+            error.kind,
+            max(details.wait_for, error.wait_s or 0.0),  # the limiter's pause counts too
+            details.retry_num + 1,
+            ATTEMPTS,
+        )

@@ -1,0 +1,442 @@
+"""Billetweb's answers into records: with `fields.py`, the only room that knows Billetweb's spelling. Pure.
+
+The source of the shapes is the Billetweb API page (/events, /event/:id/avail, /tickets, /dates, /attendees)
+and what its users met.
+
+Strict per row: a row needs an id (a gauge its type). Lenient per field: a value that does not fit leaves
+its column at the default, and stays in `extra` under its wire name next to the fields unknown here.
+Nothing that holds a secret link (`key=…`) gets into a record's `extra` or into an error.
+"""
+
+import codecs
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from syncd.billetweb.fields import (
+    KEY_IN_LINK,
+    Table,
+    UnfitError,
+    columns_of,
+    remembering,
+    storable_items,
+    to_code,
+    to_count,
+    to_decimal,
+    to_flag,
+    to_id,
+    to_instant,
+    to_integer,
+    to_limit,
+    to_map,
+    to_safe_text,
+    to_sale_time,
+    to_tags,
+    to_text,
+)
+from syncd.errors import (
+    AuthError,
+    BilletwebError,
+    ChallengeError,
+    DecodeError,
+    RateLimited,
+    RestrictedError,
+    StatusError,
+    TransportError,
+)
+from syncd.model import Attendee, Event, Gauge, Session, Ticket
+
+CHALLENGE_MARKER = b"cdn-cgi/challenge-platform"
+RATE_LIMIT_WAIT_S = 60.0  # the limit is counted per minute, and no Retry-After was ever seen
+DATE_TOLERANCE = timedelta(seconds=5)  # the header counts whole seconds, and an answer may take some
+DATE_MAX = timedelta(days=1)
+RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 3600.0
+SAID_MAX_CHARS = 160
+
+_TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error means, sent with 200 or not
+_CREDENTIAL = re.compile(KEY_IN_LINK + r"\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
+_SECONDS = re.compile(r"[+-]?[0-9]{1,15}")
+
+K = TypeVar("K")
+R = TypeVar("R")
+GaugeKey = tuple[str, str, str, str]  # event_id, session_id, type, gauge_id
+
+
+class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
+    """The records of one answer, by key.
+
+    `bad` names each row that could not be used, with the reason ("events[2].id is missing"): where there
+    are any, the read is not complete. `duplicates` counts the rows replaced by a later one of their key.
+    """
+
+    records: dict[K, R]
+    bad: list[str] = msgspec.field(default_factory=list)
+    duplicates: int = 0
+
+
+# -- whole answers
+
+
+def rows(body: bytes) -> list[object]:
+    """Give the rows of an answer: the bare array that every list of Billetweb is.
+
+    A UTF-8 byte order mark is tolerated. Raises DecodeError for anything else, also for an error object:
+    `classify` comes first.
+    """
+    document = _document(body)
+    if not isinstance(document, list):
+        raise DecodeError(_not_an_array(document))
+    return document
+
+
+def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime) -> BilletwebError | None:
+    """Give the error that an answer stands for, or None for a success: 2xx and the beginning of an array.
+
+    Decided by the error's token first, then by the challenge page's marker, then by the status, whatever
+    the content type says: Billetweb answers errors with 200 too. Whether the array is complete is found out
+    by decoding it. `retry_after` is the header's text.
+    """
+    if 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # noqa: PLR2004
+        return None
+    try:
+        document, malformed = _document(body), ""
+    except DecodeError as error:
+        document, malformed = None, str(error)
+    said = document if isinstance(document, dict) and "error" in document else {}
+    token, description = _line(said.get("error")), _line(said.get("description"))
+    detail = ", ".join(filter(None, (f"HTTP {status}", token, description)))
+    meant = _TOKEN_STATUS.get(token, status)
+    failure: BilletwebError
+    if malformed and (CHALLENGE_MARKER in body or status == 403):  # noqa: PLR2004  # Billetweb speaks JSON
+        failure = ChallengeError(f"Billetweb's protection answered with a page for browsers ({detail})")
+    elif token == "unauthorized" and "limited rights" in str(said.get("description")).lower():  # noqa: S105 a word
+        failure = RestrictedError(f"the key has limited rights and may not read this ({detail})")
+    elif said or meant not in range(200, 300):
+        failure = _refusal(meant, detail, retry_after_s(retry_after, now=now))
+    else:
+        failure = DecodeError(malformed or _not_an_array(document))
+    failure.status = status
+    return failure
+
+
+def retry_after_s(header: str | None, *, now: datetime) -> float | None:
+    """Give the seconds that a Retry-After header asks to wait, within 1 s and 1 h; None if it is unusable.
+
+    Both forms of RFC 9110 §10.2.3 are read: seconds, and an HTTP date, compared with `now` (aware).
+    """
+    text = (header or "").strip()
+    if _SECONDS.fullmatch(text):
+        wait_s = float(text)
+    else:
+        try:
+            until = parsedate_to_datetime(text)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+        wait_s = (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()
+    return min(max(wait_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
+
+
+def ahead(date: str | None, *, now: datetime) -> timedelta:
+    """Give how far `now` (aware) is ahead of the clock that wrote a Date header, where it plainly is.
+
+    A day at most: what is further off is no clock.
+    """
+    try:
+        gap = now - parsedate_to_datetime(date or "").astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return timedelta(0)
+    return min(gap, DATE_MAX) if gap > DATE_TOLERANCE else timedelta(0)
+
+
+def _document(body: bytes, kind: Any = Any) -> Any:
+    text = body.removeprefix(codecs.BOM_UTF8).strip()
+    if not text:
+        raise DecodeError("Billetweb's answer is empty where a JSON array is due")
+    if text.startswith(b"<"):
+        raise DecodeError("Billetweb's answer is a page where a JSON array is due")
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    # Raised outside the handler, for the cause may hold a piece of the body.
+    raise DecodeError(f"Billetweb's answer is not well-formed JSON: {reason}")
+
+
+def _not_an_array(document: object) -> str:
+    found = "null" if document is None else "an object" if isinstance(document, dict) else "a single value"
+    return f"Billetweb's answer is {found} where a JSON array is due"
+
+
+def _line(value: object) -> str:
+    """Make a text of upstream fit for a message: one short line, without what looks like a credential."""
+    if not isinstance(value, str):
+        return ""
+    text = _CREDENTIAL.sub("…", " ".join(value.split()))
+    text = "".join(character for character in text if character.isprintable())
+    return text if len(text) <= SAID_MAX_CHARS else text[: SAID_MAX_CHARS - 1] + "…"
+
+
+def _refusal(status: int, detail: str, wait_s: float | None) -> BilletwebError:
+    match status // 100, status:
+        case _, 401 | 403:
+            return AuthError(f"Billetweb refused the user or the key ({detail})")
+        case _, 429:
+            wait_s = wait_s or RATE_LIMIT_WAIT_S
+            message = f"Billetweb refused for too many requests ({detail}); it wants {wait_s:.0f} s of rest"
+            return RateLimited(message, wait_s=wait_s)
+        case (5, _) | (_, 408):
+            return TransportError(f"Billetweb cannot answer now ({detail})", wait_s=wait_s)
+        case 3, _:
+            advice = "a redirect is not followed; check billetweb.base_url"
+            return StatusError(f"Billetweb sends the request elsewhere ({detail}): {advice}")
+    return StatusError(f"Billetweb refused the request ({detail})")
+
+
+def _texts(*names: str) -> Table:
+    """Give the table of those text fields whose column has their wire name."""
+    return {name: (name, to_text) for name in names}
+
+
+_EVENT = _texts("ext_id", "name", "place", "description", "confirmation_message") | {
+    "id": ("id", to_id),
+    "start": ("starts_at", to_instant),
+    "end": ("ends_at", to_instant),
+    "multiple": ("multiple", to_flag),
+    "shop": ("shop_url", to_safe_text),
+    "online": ("online", to_flag),
+    "tax_rate": ("tax_rate", to_decimal),
+    "tax": ("tax_rate", to_decimal),  # the name in the API page's example
+    "tags": ("tags", to_tags),
+    "image": ("image_url", to_safe_text),
+    "cover": ("cover_url", to_safe_text),
+}
+_GAUGE = _texts("type", "name", "status") | {
+    "id": ("id", to_id),
+    "quota": ("places_total", to_count),
+    "avail": ("places_left", to_integer),
+}
+_TICKET = _texts("name", "full_name", "category", "label", "description", "instructions", "form") | {
+    "id": ("id", to_id),
+    "price": ("price", to_decimal),
+    "commission": ("commission", to_decimal),
+    "tax": ("tax", to_decimal),
+    "quota": ("places_total", to_limit),
+    "visibility": ("visibility", to_code),
+    "start_time": ("sale_starts_at", to_sale_time),
+    "end_time": ("sale_ends_at", to_sale_time),
+}
+_SESSION = _texts("name", "place", "description", "instructions") | {
+    "id": ("id", to_id),
+    "start": ("starts_at", to_instant),
+    "end": ("ends_at", to_instant),
+    "disabled": ("visibility", to_code),
+    "quota": ("places_total", to_limit),
+    "total_sales": ("places_sold", to_count),
+    "tickets": ("tickets", to_map),
+    "last_update": ("last_update_at", to_instant),
+}
+
+
+def _session_id(value: object) -> str | None:
+    """Give the session of an order, "0" where it has none."""
+    session_id = to_id(value)
+    return session_id if session_id and session_id.strip("0") else None
+
+
+def _use(value: object) -> int | None:
+    """Give how far a place was used, "0" to "3"; a number that fits no small integer is none."""
+    number = to_integer(value)
+    if number is not None and not 0 <= number < 2**15:
+        raise UnfitError
+    return number
+
+
+# In the order of the record's fields. One memory each: an order's dates are alike, and so are its rows.
+_id, _word, _price, _date = map(remembering, (to_id, to_safe_text, to_decimal, to_instant))
+_state, _yes = map(remembering, (to_code, to_flag))
+_ATTENDEE: Table = {
+    "id": ("id", to_id),
+    "event": ("event_id", _id),
+    "ticket_id": ("ticket_id", _id),
+    "order_session": ("session_id", remembering(_session_id)),
+    "order_id": ("order_id", _id),
+    "ext_id": ("ext_id", to_safe_text),
+    "barcode": ("barcode", to_safe_text),
+    "category": ("category", _word),
+    "price": ("price", _price),
+    "order_price": ("order_price", _price),
+    "used": ("used", remembering(_use)),
+    "used_date": ("used_at", _date),
+    "disabled": ("disabled", _yes),
+    "order_paid": ("order_paid", _yes),
+    "order_payment_type": ("order_payment_type", _word),
+    "order_origin": ("order_origin", _word),
+    "order_accreditation": ("order_accreditation", _state),
+    "pass": ("pass_id", _state),
+    "seating_location": ("seating_location", _word),
+    "order_date": ("ordered_at", _date),
+    "order_payment_date": ("paid_at", _date),
+    "last_update": ("last_update_at", _date),
+}
+_FULL = _ATTENDEE | {
+    "firstname": ("firstname", to_safe_text),
+    "name": ("name", to_safe_text),
+    "email": ("email", to_safe_text),
+    "order_firstname": ("order_firstname", _word),
+    "order_name": ("order_name", _word),
+    "order_email": ("order_email", _word),
+    "order_language": ("order_language", _word),
+    "reduction_code": ("reduction_code", _word),
+    "authorization_code": ("authorization_code", _word),
+    "custom": ("custom", to_map),
+    "custom_order": ("custom_order", to_map),
+}
+# A scanner's address, and links that open the order, are never stored; the rest stands in other tables.
+_LEFT_OUT = {"lane", "product_management", "product_download", "order_management"}
+_LEFT_OUT |= {"event", "event_name", "event_start", "session_start", "ticket"}
+_HANDLED = _LEFT_OUT | _FULL.keys()
+
+
+class _Sale(msgspec.Struct):
+    event: object = None
+
+
+_SALE = msgspec.json.Decoder(_Sale)
+
+
+# -- rows
+
+
+def decode_events(body: bytes, *, account: str) -> Decoded[str, Event]:
+    """Give the events of `/events` by id; an unusable row is named in `bad`, and the others stand.
+
+    Raises DecodeError for a body that is no array.
+    """
+    events, bad = [], []
+    for index, row in enumerate(rows(body)):
+        try:
+            events.append(Event(account=account, **columns_of(row, _EVENT, f"events[{index}]")))
+        except DecodeError as error:
+            bad.append(str(error))
+    return _keyed(((event.id, event) for event in events), bad)
+
+
+def decode_gauges(body: bytes, *, event_id: str) -> Decoded[GaugeKey, Gauge]:
+    """Give the gauges of `/event/:id/avail`, by (event_id, session_id, type, gauge_id).
+
+    Raises DecodeError, naming row and field, for a row that is no object or has no type.
+    """
+    found = [_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", required="type")]
+    return _keyed(((gauge.event_id, gauge.session_id, gauge.type, gauge.gauge_id), gauge) for gauge in found)
+
+
+def decode_tickets(body: bytes, *, event_id: str) -> Decoded[str, Ticket]:
+    """Give the tariffs of `/event/:id/tickets` by id; `position` counts from 1 in the answer's order.
+
+    `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
+    row and field, for a row that is no object or has no id.
+    """
+    found = [
+        Ticket(event_id=event_id, position=n, **row)
+        for n, row in enumerate(_each(body, _TICKET, "tickets"), 1)
+    ]
+    return _keyed((ticket.id, ticket) for ticket in found)
+
+
+def decode_sessions(body: bytes, *, event_id: str) -> Decoded[str, Session]:
+    """Give the sessions of `/event/:id/dates` by id.
+
+    `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
+    row and field, for a row that is no object or has no id.
+    """
+    found = [Session(event_id=event_id, **row) for row in _each(body, _SESSION, "sessions")]
+    return _keyed((session.id, session) for session in found)
+
+
+def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) -> Decoded[str, Attendee]:
+    """Give the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
+
+    The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
+    naming row and field, for a row that is no object, has no id, or has to name its event and does not.
+    """
+    found = []
+    for index, row in enumerate(rows(body)):
+        attendee = _quickly(row, event_id, full=full)
+        found.append(attendee or _carefully(row, f"attendees[{index}]", event_id, full=full))
+    return _keyed((attendee.id, attendee) for attendee in found)
+
+
+def sold(body: bytes) -> list[tuple[str, int]]:
+    """Give the event and a digest of each row of `/attendees`, and nothing else of it.
+
+    A digest has 64 bits, is the same in every process and changes with any byte of the row. Raises
+    DecodeError, naming row and field, for a row that is no object or names no event.
+    """
+    found: list[tuple[str, int]] = []
+    for index, raw in enumerate(_document(body, list[msgspec.Raw])):
+        try:
+            event_id = to_id(_SALE.decode(raw).event)
+        except ValueError:
+            event_id = None
+        if event_id is None:
+            row, subject = _document(bytes(raw)), f"attendees[{index}]"
+            event_id = columns_of(row, _ATTENDEE, subject, required=("event",))["event_id"]
+        digest = hashlib.blake2b(raw, digest_size=8).digest()
+        found.append((event_id, int.from_bytes(digest)))
+    return found
+
+
+def _quickly(row: object, event_id: str | None, *, full: bool) -> Attendee | None:
+    """Give an attendee where every value fits, as nearly always, else None: half the time."""
+    if not isinstance(row, dict):
+        return None
+    try:
+        values: list[Any] = [
+            convert(row.get(name)) for name, (_, convert) in (_FULL if full else _ATTENDEE).items()
+        ]
+    except (TypeError, ValueError):
+        return None
+    values[1] = event_id or values[1]
+    if not (values[0] and values[1]):
+        return None
+    if full:
+        unknown = sorted(row.keys() - _HANDLED)
+        values.append(storable_items({name: row[name] for name in unknown}))
+    return Attendee(*values)
+
+
+def _carefully(row: object, subject: str, event_id: str | None, *, full: bool) -> Attendee:
+    required = ("id",) if event_id else ("id", "event")
+    columns = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
+    left = columns.pop("extra")
+    if full:
+        columns["extra"] = {name: value for name, value in left.items() if name not in _LEFT_OUT}
+    if event_id:
+        columns["event_id"] = event_id
+    return Attendee(**columns)
+
+
+def _keyed(pairs: Iterable[tuple[K, R]], bad: Iterable[str] = ()) -> Decoded[K, R]:
+    """Give the records by key; of several with one key the last wins."""
+    found = list(pairs)
+    records = dict(found)
+    return Decoded(records=records, bad=list(bad), duplicates=len(found) - len(records))
+
+
+def _gauge(columns: dict[str, Any], event_id: str) -> Gauge:
+    row_id = columns.pop("id", "")
+    if columns.get("places_left", 0) < 0:
+        columns.update(places_left=None, unlimited=True)
+    session_id = row_id if columns["type"] == "session" else ""
+    gauge_id = row_id or columns.get("name", "")
+    return Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns)
+
+
+def _each(body: bytes, table: Table, kind: str, *, required: str = "id") -> Iterator[dict[str, Any]]:
+    for index, row in enumerate(rows(body)):
+        yield columns_of(row, table, f"{kind}[{index}]", required=(required,))

@@ -1,0 +1,256 @@
+"""The `syncd` program: reads its arguments, sets logging up, and turns errors into exit codes."""
+
+import argparse
+import asyncio
+import base64
+import faulthandler
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+import stamina.instrumentation
+from loguru import logger
+
+from syncd import __version__, text
+from syncd.billetweb.client import Billetweb, tell_retry
+from syncd.billetweb.limiter import RateLimiter
+from syncd.config import Config, load
+from syncd.database import engine
+from syncd.errors import AlreadyRunning, AuthError, BilletwebError, ConfigError, StoreError, SyncdError
+from syncd.log import setup as log
+from syncd.log.redact import Redactor
+from syncd.model import Run
+
+EXIT_CODES = """exit codes:
+  0   done; a clean stop by SIGTERM or SIGINT
+  1   the run of `once` failed, or an unexpected error
+  2   wrong usage
+  69  `once`, `check`: the database cannot be opened
+  75  another syncd holds this database or this socket
+  78  bad configuration, or missing or refused credentials
+"""
+EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, AlreadyRunning: 75}
+DEFAULT_CONFIG = "/etc/syncd/config.toml"
+SWITCH_S = 0.001
+"""So long a thread that works may keep the loop from answering, a few times in each answer; Python's own 5 ms
+make one status in a hundred take 30."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of `syncd` and return its exit code."""
+    arguments = parser().parse_args(argv)
+    redact = Redactor()
+    log.configure(level="INFO", format="auto", redact=redact)
+    stamina.instrumentation.set_on_retry_hooks([tell_retry])
+    try:
+        code: int = arguments.command(arguments, redact)
+    except SyncdError as error:
+        for problem in error.problems if isinstance(error, ConfigError) else [error]:
+            logger.bind(event=f"error.{error.kind}").critical("{}", problem)
+        return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
+    except KeyboardInterrupt:  # before there was anything to stop
+        return 0
+    except Exception as error:  # noqa: BLE001  # the last door: nothing may leave it unredacted
+        record = logger.bind(event="error.internal").opt(exception=error)
+        record.critical("unexpected {}; please report this", type(error).__name__)
+        return 1
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `syncd`'s arguments."""
+    top = argparse.ArgumentParser(
+        prog="syncd",
+        description="Mirrors a Billetweb account into a SQL database, every 15 minutes, by itself.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"syncd {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="the daemon, in the foreground (systemd starts this)")
+    run.set_defaults(command=_run)
+    once = commands.add_parser("once", help="one run, without the daemon: for cron and first imports")
+    once.add_argument("--full", action="store_true", help="reread everything")
+    once.set_defaults(command=_once)
+    check = commands.add_parser("check", help="tell every problem of the configuration and the database")
+    check.add_argument("--online", action="store_true", help="also ask Billetweb once, with the credentials")
+    check.set_defaults(command=_check)
+    for command in (run, once, check):
+        command.add_argument(
+            "--config",
+            type=Path,
+            default=Path(os.environ.get("SYNCD_CONFIG") or DEFAULT_CONFIG),
+            metavar="FILE",
+            help=f"the configuration (default: $SYNCD_CONFIG, else {DEFAULT_CONFIG})",
+        )
+    demo = commands.add_parser(
+        "demo", help="try it: the real daemon against a built-in Billetweb stand-in; needs no key"
+    )
+    demo.add_argument("--dir", type=Path, help="where to keep its files (default: a folder that is removed)")
+    help_ = "time between runs (default: 10s)"
+    demo.add_argument("--interval", type=_duration, default="10s", metavar="DUR", help=help_)
+    demo.add_argument("--events", type=_count, default=6, metavar="N", help="how many events (default: 6)")
+    demo.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="another seed, other sales (default: 1)"
+    )
+    demo.set_defaults(command=_demo)
+    return top
+
+
+def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
+    # Imported where they are used: `--help` and wrong usage need neither the server nor the scheduler.
+    from syncd.daemon import watchdog  # noqa: PLC0415
+    from syncd.daemon.activation import inherited_socket, turn_away  # noqa: PLC0415
+    from syncd.daemon.daemon import Daemon  # noqa: PLC0415
+    from syncd.daemon.notify import Notifier  # noqa: PLC0415
+
+    faulthandler.enable()
+    sys.setswitchinterval(SWITCH_S)
+    gc.freeze()  # what is loaded stays: no collection need look through it again
+
+    def load_config() -> Config:
+        return _configured(lambda: load(arguments.config, os.environ), redact)
+
+    async def run() -> int:
+        listening = inherited_socket(os.environ)
+        try:
+            daemon = Daemon(
+                load_config(),
+                load_config=load_config,
+                redact=redact,
+                notifier=Notifier.from_environ(os.environ),
+                listening=listening,
+                feed_every_s=watchdog.interval_s(os.environ, os.getpid()),
+            )
+            return await daemon.run()
+        except ConfigError:
+            if listening:
+                turn_away(listening)
+            raise
+
+    return asyncio.run(run())
+
+
+def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
+    config = _configured(lambda: load(arguments.config, os.environ), redact)
+    run = asyncio.run(_run_once(config, redact, full=arguments.full))
+    print(text.run_summary(msgspec.to_builtins(run)))  # noqa: T201
+    return 0 if run.outcome in ("ok", "partial") else 1
+
+
+async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
+    from syncd.account.account import Account  # noqa: PLC0415
+    from syncd.cli.progress import shown  # noqa: PLC0415
+    from syncd.feed.heartbeat import ping  # noqa: PLC0415
+
+    gc.freeze()  # as for `run`
+    with shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to)) as show:
+        account = Account(config, redact, on_progress=show)
+        try:
+            await account.open()
+            run = account.runner.request("once", full=full)
+            account.runner.serve()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, account.runner.task.cancel)
+            await account.runner.wait(run)
+        finally:
+            await account.close()
+    await ping(config.heartbeat.url, run)
+    return run
+
+
+def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
+    from syncd.control.server import socket_obstacle  # noqa: PLC0415
+
+    code, problems = 0, []
+    try:
+        config = _configured(lambda: load(arguments.config, os.environ), redact)
+    except ConfigError as error:
+        code, problems = EXIT_OF[ConfigError], error.problems
+    else:
+        trouble = engine.check(config.database.url)
+        if trouble:
+            code, problems = EXIT_OF[StoreError], [trouble]
+        obstacle = socket_obstacle(config.control.socket, config.control.group)
+        if obstacle:
+            code = EXIT_OF[ConfigError]
+            problems.append(obstacle)
+        if arguments.online:
+            refusal = asyncio.run(_ask_billetweb(config))
+            if refusal:
+                code = EXIT_OF[ConfigError] if isinstance(refusal, AuthError) else code or 1
+                problems.append(f"Billetweb: {redact(str(refusal))}")
+    for problem in problems:
+        print(problem, file=sys.stderr)  # noqa: T201
+    if not problems:
+        print(f"{arguments.config} is good{', and Billetweb answers' if arguments.online else ''}")  # noqa: T201
+    return code
+
+
+async def _ask_billetweb(config: Config) -> BilletwebError | None:
+    async def note() -> None:
+        """Forget it: a few requests need no memory."""
+
+    limiter = RateLimiter(config.billetweb.requests_per_minute, note=note)
+    client = Billetweb(config.billetweb, config.key, limiter)
+    try:
+        await client.events()
+    except BilletwebError as error:
+        return error
+    finally:
+        await client.aclose()
+    return None
+
+
+def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:
+    from syncd.cli.demo import demo  # noqa: PLC0415
+
+    return demo(
+        arguments.dir,
+        interval=arguments.interval,
+        events=arguments.events,
+        seed=arguments.seed,
+        configured=lambda load_config: _configured(load_config, redact),
+        redact=redact,
+    )
+
+
+def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
+    """Return the configuration; from now on its secrets are masked and its log settings in force."""
+    config = load_config()
+    for secret in secrets(config):
+        redact.add(secret)
+    _log(config, redact)
+    return config
+
+
+def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
+    log.configure(level=config.log.level, format=config.log.format, redact=redact, stream=to)
+
+
+def secrets(config: Config) -> list[str]:
+    """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
+    token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
+    return [config.key.value, token, engine.password(config.database.url), config.heartbeat.url or ""]
+
+
+def _duration(value: str) -> timedelta:
+    try:
+        duration = text.parse_duration(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if duration < timedelta(seconds=1):
+        raise argparse.ArgumentTypeError("at least 1s")
+    return duration
+
+
+def _count(value: str) -> int:
+    if not value.isdecimal() or not int(value):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1")
+    return int(value)

@@ -1,0 +1,152 @@
+"""Shows whoever waits for `syncd once` how far it is: a bar on a terminal, elsewhere a line now and then.
+
+The bar stands on the terminal's last line; what is logged meanwhile is written above it, and in the end it is
+gone. Leans on rich.
+"""
+
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from loguru import logger
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from syncd.billetweb.limiter import WINDOW_S
+from syncd.model import Progress, Run
+from syncd.text import count, format_duration
+
+TELL_EVERY_S = 30.0
+TELLING = 10
+"""So many events say how long the others will take; of fewer, too many requests are still under way."""
+
+Show = Callable[[Run], None]
+
+
+@contextmanager
+def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[Show]:
+    """Give what is called with a run at each of its steps. `per_minute` is the ceiling on its requests.
+
+    `log_to` leads the log to another stream, and with None back to stderr.
+    """
+    console = Console(stderr=True)
+    if sys.stderr is None or not sys.stderr.isatty() or not console.is_interactive:
+        yield Teller(per_minute)
+        return
+    bar = _Bar(per_minute)
+    live = Live(
+        console=console,
+        get_renderable=bar.drawn,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,  # nothing but the log is written there, and that keeps its own redaction
+    )
+    log_to(_AboveTheBar(console))
+    try:
+        with suppress(OSError):  # the terminal went away: that is no fault of the run
+            live.start()
+        yield bar.show
+    finally:
+        with suppress(OSError):
+            live.stop()
+        log_to(None)
+
+
+class Teller:
+    """Tells the log of a long run's progress. `clock` is monotonic seconds."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._began = self._told_at = clock()
+
+    def __call__(self, run: Run) -> None:
+        """Tell how far the run is, unless that was told not long ago."""
+        now, progress = self._clock(), run.progress
+        if not progress or progress.phase == "listing" or now - self._told_at < TELL_EVERY_S:
+            return
+        self._told_at = now
+        log = logger.bind(
+            event="run.progress",
+            run=run.id,
+            done=progress.done,
+            total=progress.total,
+            requests=run.requests,
+        )
+        figures = _figures(run, now - self._began, self._per_minute)
+        far = f"{progress.done} of {progress.total} events" if progress.total else progress.phase
+        log.info("run {}: {}, {}", run.id, far, figures)
+
+
+class _Bar:
+    """What the bar shows of a run; drawn from a thread of its own."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._began = time.monotonic()
+        self._run: Run | None = None
+
+    def show(self, run: Run) -> None:
+        self._run = run
+
+    def drawn(self) -> Table:
+        run = self._run
+        progress = (run.progress or Progress("ending")) if run else Progress("starting")
+        far = f"{progress.phase} {progress.done}/{progress.total}" if progress.total else progress.phase
+        elapsed_s = time.monotonic() - self._began
+        figures = _figures(run, elapsed_s, self._per_minute) if run else format_duration(int(elapsed_s))
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1, min_width=4)
+        line.add_column(no_wrap=True)
+        # Without a total it only moves.
+        line.add_row(far, ProgressBar(total=progress.total or None, completed=progress.done), figures)
+        return line
+
+
+class _AboveTheBar(io.StringIO):
+    """The terminal, for lines that are to stand above the bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        # The terminal wraps it, so that a long line is copied as one.
+        self._console.print(Text.from_ansi(text.removesuffix("\n")), soft_wrap=True)
+        return len(text)
+
+
+def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:
+    """Return what a run has compared and asked so far, how long that took, and how long the rest may."""
+    rows = run.counts.changed + run.counts.unchanged
+    parts = [f"{count(rows, 'row')} ({rows / elapsed_s:.0f}/s)"] if rows and elapsed_s else []
+    parts += [count(run.requests, "request"), format_duration(int(elapsed_s))]
+    if rest_s := remaining_s(run, elapsed_s, per_minute):
+        step = 60 if rest_s > 60 else 10  # noqa: PLR2004 - a minute
+        parts.append(f"about {format_duration(math.ceil(rest_s / step) * step)} left")
+    return ", ".join(parts)
+
+
+def remaining_s(run: Run, elapsed_s: float, per_minute: int) -> float:
+    """Return about how long a run's other events will take; 0 while nothing tells that, or none is left.
+
+    By their pace so far, but no less than the ceiling lets their requests take: it lets the first minute's
+    through at once.
+    """
+    progress = run.progress
+    if not progress or progress.done < TELLING:
+        return 0
+    rest = (progress.total - progress.done) / progress.done
+    requests = run.requests * (1 + rest)
+    return max(elapsed_s * rest, (requests / per_minute - 1) * WINDOW_S - elapsed_s) if rest else 0

@@ -1,0 +1,1 @@
+"""The program `syncctl`: the standard library and `syncd.text` alone, for it must start fast."""

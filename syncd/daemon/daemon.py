@@ -1,0 +1,334 @@
+"""The daemon's life: start, serve, stop. Wires the account, the control server and systemd.
+
+Everything happens on one event loop; decoding and the database work in threads beside it. A dead part ends
+the process, so that systemd starts it again; a failed run is only an event and a status.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loguru import logger
+from msgspec import structs
+
+from syncd.account.account import Account
+from syncd.account.status import Status
+from syncd.config import Config
+from syncd.control import metrics
+from syncd.control.server import ControlServer, application
+from syncd.daemon.notify import Notifier
+from syncd.daemon.watchdog import Watchdog
+from syncd.database.engine import masked
+from syncd.errors import ConfigError, StoreError
+from syncd.feed.heartbeat import ping
+from syncd.log.redact import Redactor
+from syncd.model import Doubt, Json, Peer, Progress, Run
+from syncd.text import format_duration
+from syncd.threads import in_thread
+
+RUN_GRACE_S = 3.0
+"""How long a stop waits for the run in progress to be cancelled or its transaction to end."""
+STOP_WITHIN_S = 4.5
+"""After so long a stop gives up waiting for anything at all."""
+EXTEND_EVERY_S = 1.0
+EXTEND_S = 10.0
+"""How much more time a start or a stop asks systemd for, every second of a transaction that takes longer."""
+
+
+class Daemon:
+    """A long-running syncd. `run` returns the exit code; `on_run` is told of each ended run.
+
+    `load_config` reads the configuration again for a reload, masks its secrets and puts its log settings in
+    force; it raises ConfigError, with nothing changed. `listening` is a socket to serve instead of making
+    one; `feed_every_s` is how often systemd's watchdog is to be fed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        load_config: Callable[[], Config],
+        redact: Redactor,
+        notifier: Notifier,
+        listening: socket.socket | None = None,
+        feed_every_s: float | None = None,
+        on_run: Callable[[Run], None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._load_config = load_config
+        self._redact = redact
+        self._notifier = notifier
+        self._listening = listening
+        self._feed_every_s = feed_every_s
+        self._on_run = on_run
+        self._account = Account(config, redact, on_begin=self._began, on_end=self._ended)
+        self._control: ControlServer | None = None
+        self._watchdog: Watchdog | None = None
+        self._stop_asked = asyncio.Event()
+        self._guard: threading.Timer | None = None
+        self._is_up = False
+        self._reload_waits = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life
+
+    async def run(self) -> int:
+        """Start, serve until a signal or a dead part, stop. The start raises AlreadyRunning, ConfigError."""
+        try:
+            serving = await self._start()
+        except BaseException:
+            await self._account.close()
+            if self._control:
+                self._control.remove()
+            raise
+        code = await self._until_stopped(serving)
+        await self._stop(serving, code)
+        return code
+
+    async def _start(self) -> "asyncio.Task[None]":
+        settings = self._config.control
+        self._control = control = ControlServer(
+            settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        with self._extending():
+            try:
+                await self._account.open()
+            except StoreError as error:
+                logger.bind(event="error.database").error("{}; tried again with each run", error)
+        self._account.runner.serve()
+        serving = asyncio.create_task(control.serve(application(self)), name="control server")
+        up = asyncio.create_task(control.up.wait())
+        await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
+        self._account.start()
+        if self._stop_asked.is_set():
+            return serving
+        every = f"every {format_duration(self._config.sync.interval.total_seconds())}"
+        logger.bind(event="started").info(
+            "syncd {} is up: runs {}, answers on {}, writes to {}",
+            *(self.status().version, every, control.path, masked(self._config.database.url)),
+        )
+        if control.up.is_set():
+            without = (
+                ""
+                if self._account.database.is_open
+                else "; the database cannot be opened, each run tries again"
+            )
+            self._notifier.ready(STATUS=f"up, runs {every}{without}")
+            self._feed_watchdog(control.path)
+        self._is_up = True
+        if self._reload_waits:
+            self._on_hangup()
+        return serving
+
+    def _feed_watchdog(self, path: Path) -> None:
+        if self._feed_every_s:
+            self._watchdog = Watchdog(
+                self._notifier,
+                self._feed_every_s,
+                path=path,
+                schedule_is_alive=lambda: self._account.schedule.is_alive,
+                slot_overdue_s=self._account.schedule.overdue_s,
+                run_overdue_s=self._account.runner.overdue_s,
+            )
+            self._watchdog.start()
+
+    @contextmanager
+    def _extending(self) -> Iterator[None]:
+        """Keep systemd from ending a start or a stop while, and only while, a transaction is under way.
+
+        A stop is over in STOP_WITHIN_S anyhow; this is for units with a TimeoutStopSec= shorter than that.
+        """
+
+        async def extend() -> None:
+            while True:
+                await asyncio.sleep(EXTEND_EVERY_S)
+                if self._account.database.is_writing:
+                    self._notifier.extend(EXTEND_S)
+
+        task = asyncio.create_task(extend())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _until_stopped(self, serving: "asyncio.Task[None]") -> int:
+        stopped = asyncio.create_task(self._stop_asked.wait())
+        parts = {serving, self._account.runner.task, self._account.schedule.task}
+        await asyncio.wait({stopped, *parts}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            return 0
+        dead = next(part for part in parts if part.done())
+        reason = dead.exception() if not dead.cancelled() else None
+        logger.bind(event="dead").critical("the {} died ({!r}): ending the process", dead.get_name(), reason)
+        stopped.cancel()
+        return 1
+
+    async def _stop(self, serving: "asyncio.Task[None]", code: int) -> None:
+        """Stop in order: no new run, the run in progress, the socket, the connections."""
+        if not self._stop_asked.is_set():
+            self._begin_stop(code)
+        if self._watchdog:
+            self._watchdog.stop()
+        self._account.schedule.stop()
+        with self._extending():
+            ended = await self._account.runner.stop(RUN_GRACE_S)
+        assert self._control
+        self._control.stop()
+        await asyncio.wait({serving})
+        self._control.remove()
+        if not ended:
+            self._give_up("the database did not answer, its transaction is rolled back", code)
+        for task in self._tasks:
+            task.cancel()
+        await self._account.close()
+        if self._guard:
+            self._guard.cancel()
+        logger.bind(event="stopped").info("stopped")
+
+    def _on_stop_signal(self, number: int) -> None:
+        if self._stop_asked.is_set():
+            self._give_up("a second signal", 1)
+        self._begin_stop(0)
+        logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
+
+    def _begin_stop(self, code: int) -> None:
+        """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
+        self._stop_asked.set()
+        self._account.runner.is_stopping = True
+        self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", code])
+        self._guard.daemon = True
+        self._guard.start()
+        self._notifier.stopping()
+
+    def _give_up(self, why: str, code: int) -> None:
+        """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
+        try:
+            logger.bind(event="cut").warning("ending at once: {}", why)
+            if self._control:
+                self._control.remove()
+        finally:
+            os._exit(code)
+
+    def _on_hangup(self) -> None:
+        if not self._is_up:  # a reload ends with READY, which would be too early
+            self._reload_waits = True
+            return
+
+        async def reload() -> None:
+            try:
+                await self.reload()
+            except ConfigError:
+                logger.debug("the reload was refused, see above")
+
+        self._in_background(reload())
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._tasks.discard)
+
+    # --- what the account tells
+
+    def _began(self, run: Run) -> None:
+        """Show systemd that a run is in progress."""
+        self._notifier.status(f"run {run.id} ({run.trigger}) in progress")
+
+    def _ended(self, run: Run) -> None:
+        """Tell systemd, the heartbeat and whoever else wants to know how a run ended."""
+        self._notifier.status(
+            self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
+        )
+        self._in_background(ping(self._config.heartbeat.url, run))
+        self._on_run(run)
+
+    # --- the verbs of the control server
+
+    def status(self) -> Status:
+        """Return the status, from memory."""
+        return self._account.status()
+
+    async def request_run(
+        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
+    ) -> Run:
+        """Return the run that serves a request made by hand. Raises Stopping."""
+        return await self._account.request(
+            full=full, accept=accept, events=events, join=join, requested_by=requested_by
+        )
+
+    async def find_run(self, run_id: int) -> Run | None:
+        """Return a run: one of this process, or one on record."""
+        return await self._account.find_run(run_id)
+
+    async def wait(self, run: Run, seconds: float) -> None:
+        """Return when the run has ended or the time is over."""
+        await self._account.runner.wait(run, seconds)
+
+    def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
+        """Yield a run's steps until it has ended."""
+        return self._account.runner.watch(run, keep_alive_s)
+
+    async def runs(self, limit: int, before: int | None) -> list[Run]:
+        """Return the latest runs on record, newest first."""
+        return await self._account.runs(limit, before)
+
+    async def events(self, *, ended_too: bool) -> list[Json]:
+        """Return the events with their availability."""
+        return await self._account.events(ended_too=ended_too)
+
+    async def doubts(self) -> list[Doubt]:
+        """Return what is absent upstream and not believed gone yet."""
+        return await self._account.doubts()
+
+    async def pause(self, *, paused: bool) -> Status:
+        """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""
+        await self._account.pause(paused=paused)
+        logger.bind(event="paused" if paused else "resumed").info(
+            "scheduled runs are {}", "paused" if paused else "on again"
+        )
+        return self.status()
+
+    async def reload(self) -> Status:
+        """Take a changed configuration over. Raises ConfigError, and then nothing has changed."""
+        self._notifier.reloading()
+        try:
+            config = await in_thread(self._load_config)
+        except ConfigError as error:
+            for problem in error.problems:
+                logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
+            raise
+        else:
+            await self._take_over(config)
+        finally:
+            self._notifier.ready()
+        return self.status()
+
+    async def _take_over(self, config: Config) -> None:
+        if (config.database, config.control) != (self._config.database, self._config.control):
+            logger.bind(event="reload.partly").warning(
+                "[database] and [control] take effect at the next start; until then the old settings stay"
+            )
+            config = structs.replace(config, database=self._config.database, control=self._config.control)
+        self._config = config
+        await self._account.configure(config)
+        logger.bind(event="reloaded").info("the configuration was read again")
+
+    def metrics(self) -> bytes:
+        """Return the Prometheus text."""
+        account = self._account
+        return metrics.exposition(
+            metrics.Sources(
+                status=self.status(),
+                facts=account.facts,
+                requests=account.client.statuses,
+                clock_jumps=account.schedule.clock_jumps,
+            )
+        )

@@ -1,0 +1,106 @@
+"""Feeds systemd's watchdog, but only after proving that the daemon does its work; says why where it does not.
+
+A thread of its own, since a blocked event loop is one of the things to be found out. What it cannot find out,
+a stopped process or a deadlock that catches it too, systemd notices by its silence.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from loguru import logger
+
+from syncd.daemon.notify import Notifier
+
+LATE_S = 10.0
+"""A slot that has been due for so long shows a dead scheduler: a live one is milliseconds late."""
+OVERRUN_S = 150.0
+"""A run past its deadline for so long hangs: on a slow server the statement under way may take a minute more,
+its time-out, and so may that which puts the run's end on record. SQLite's waits are of 3 s."""
+
+
+class Watchdog(threading.Thread):
+    """Pings systemd each `every_s` seconds while all proofs succeed; asks for a restart when one fails.
+
+    `schedule_is_alive` says whether a next slot will come, `slot_overdue_s` and `run_overdue_s` how late the
+    schedule and the run in progress are; all are called from this thread. A trouble must last for half of
+    `every_s`, so that a moment's load, or a clock just stepped, restarts nothing. By then less than twice
+    `every_s` has passed since the last ping.
+    """
+
+    def __init__(
+        self,
+        notifier: Notifier,
+        every_s: float,
+        *,
+        path: Path,
+        schedule_is_alive: Callable[[], bool],
+        slot_overdue_s: Callable[[], float],
+        run_overdue_s: Callable[[], float],
+    ) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._notifier = notifier
+        self._every_s = every_s
+        self._path = path
+        self._schedule_is_alive = schedule_is_alive
+        self._slot_overdue_s = slot_overdue_s
+        self._run_overdue_s = run_overdue_s
+        self._quit = threading.Event()
+
+    def stop(self) -> None:
+        """Feed no more; systemd expects nothing of a service that is stopping."""
+        self._quit.set()
+
+    def run(self) -> None:
+        """Feed until `stop`, or until a trouble lasts."""
+        while not self._quit.wait(self._every_s):
+            trouble = self._lasting_trouble()
+            if self._quit.is_set():
+                return
+            if trouble:
+                logger.bind(event="watchdog").critical("{}: asking systemd for a restart", trouble)
+                self._notifier.send(STATUS=f"hangs: {trouble}", WATCHDOG="trigger")
+                return
+            self._notifier.send(WATCHDOG="1")
+
+    def _lasting_trouble(self) -> str | None:
+        """Return what is wrong, as soon as nothing is or once that has lasted."""
+        patience_s = self._every_s / 2
+        until = time.monotonic() + patience_s
+        while True:
+            trouble = self._trouble(patience_s / 4)
+            if trouble is None or time.monotonic() >= until or self._quit.wait(patience_s / 10):
+                return trouble
+
+    def _trouble(self, timeout_s: float) -> str | None:
+        if not self._schedule_is_alive():
+            return "the scheduler is dead: nothing is set to wake it"
+        if (late_s := self._slot_overdue_s()) > LATE_S:
+            return f"the scheduler is dead: a slot has been due for {late_s:.0f} s"
+        if (late_s := self._run_overdue_s()) > OVERRUN_S:
+            return f"the run in progress hangs: its deadline passed {late_s:.0f} s ago"
+        try:
+            answer = _first_line(self._path, timeout_s)
+        except OSError as error:
+            return f"the control server does not answer: {error}"
+        return None if b" 200 " in answer else f"the control server answers {answer!r}"
+
+
+def _first_line(path: Path, timeout_s: float) -> bytes:
+    """Return the status line of an answer to a real request. Raises OSError, TimeoutError among them."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(str(path))
+        connection.sendall(b"GET /v1/status HTTP/1.0\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            return answer.readline(100)
+
+
+def interval_s(environ: Mapping[str, str], pid: int) -> float | None:
+    """Return how often to feed, half of what systemd allows (sd_watchdog_enabled(3)); None for never."""
+    allowed_us = environ.get("WATCHDOG_USEC", "")
+    if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not allowed_us.isdecimal():
+        return None
+    return int(allowed_us) / 2e6 or None

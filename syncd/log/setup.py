@@ -1,0 +1,289 @@
+"""Sets up the log: every record of the process leaves by one door, redacted, in one of three forms.
+
+The other modules use loguru directly and bind fields, `event` above all: its value is the stable name
+for machines (`run.finished`), the message is for people. The standard library's loggers (httpx,
+APScheduler, uvicorn, warnings and the rest) are led to the same door, one step quieter: what they call
+information is said at every request or tick.
+
+The journal's native protocol is described at systemd.io/JOURNAL_NATIVE_PROTOCOL, its field names in
+systemd.journal-fields(7).
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import re
+import socket
+import struct
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from datetime import UTC
+from typing import TextIO
+from uuid import UUID, uuid5
+
+import loguru
+from loguru import logger
+
+from syncd.log.redact import Redactor
+
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+
+_EVENTS = UUID("bdc30c53-a11d-4ad0-98cb-3432d339d631")  # never to change: the message ids come from it
+_SEND_TIMEOUT_S = 1.0  # a journal that does not read must not stop the daemon
+_KEPT_CHARACTERS = 2000  # at each end of a cut value: two dozen such values fit every socket buffer
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+def configure(
+    *,
+    level: str,
+    format: str,  # noqa: A002 - the name of the setting
+    redact: Redactor,
+    stream: TextIO | None = None,
+    journal_path: str = JOURNAL_SOCKET,
+) -> None:
+    """Replace all logging of this process by one sink of this form; may be called again, as on a reload.
+
+    `level` is a loguru level name, `format` one of auto, journal, text, json. `auto` is the journal when
+    systemd connected `stream` (default: stderr) to it, else text. The journal form goes to the socket
+    `journal_path`, and to `stream` while that cannot be reached.
+    Raises ValueError, with nothing changed, for an unknown level.
+    """
+    stream = stream or sys.stderr
+    threshold = logger.level(level).no
+    if format == "auto":
+        format = "journal" if _is_journal(stream) and _accepts(journal_path) else "text"  # noqa: A001 - as above
+    sink: _Sink
+    if format == "journal":
+        sink = _JournalSink(redact, stream, journal_path)
+    elif format == "json":
+        sink = _JsonSink(redact, stream)
+    else:
+        sink = _TextSink(redact, stream)
+    logger.remove()
+    logger.add(
+        sink,
+        level=level,
+        format=lambda _: "{exception}",  # the rest is in the record
+        colorize=False,
+        backtrace=False,
+        diagnose=False,
+        catch=False,  # loguru's own report of a failing sink prints the record unredacted
+    )
+    logging.basicConfig(handlers=[_Bridge()], level=_stdlib_level(threshold), force=True)
+    logging.captureWarnings(capture=True)
+
+
+def message_id(event: str) -> str:
+    """Give back the journal's MESSAGE_ID for an event name: the same 32 hexadecimal digits for ever."""
+    return uuid5(_EVENTS, event).hex
+
+
+class _Bridge(logging.Handler):
+    """Hands the records of the standard library's logging to loguru, with the place they came from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # arguments that do not fit: logging would print them
+            text = str(record.msg)
+
+        def place(fields: "loguru.Record") -> None:
+            fields["file"].path = record.pathname
+            fields["line"] = record.lineno
+            fields["function"] = record.funcName or ""
+
+        # loguru refuses a record that arises while it writes another, as from a finaliser.
+        with contextlib.suppress(RuntimeError):
+            logger.patch(place).opt(exception=record.exc_info).log(
+                _bridged_level(record.levelno), f"{record.name}: {text}".rstrip()
+            )
+
+
+def _bridged_level(number: int) -> str:
+    """Give back loguru's level for one of the standard library: lowered by one step below WARNING."""
+    for least, name in ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "DEBUG")):
+        if number >= least:
+            return name
+    return "TRACE"
+
+
+def _stdlib_level(threshold: int) -> int:
+    """Give back the root logger's level below which nothing can pass loguru's threshold."""
+    if threshold <= logger.level("TRACE").no:
+        return logging.DEBUG
+    return logging.INFO if threshold <= logger.level("DEBUG").no else logging.WARNING
+
+
+class _Sink(ABC):
+    """What loguru calls with each record; never raises."""
+
+    def __init__(self, redact: Redactor, stream: TextIO) -> None:
+        self._redact = redact
+        self._stream = stream
+
+    def __call__(self, message: "loguru.Message") -> None:
+        self._emit(message.record, str(message).rstrip())
+
+    @abstractmethod
+    def _emit(self, record: "loguru.Record", traceback: str) -> None:
+        """Write the record; `traceback` is empty or its exception's."""
+
+    def _message(self, record: "loguru.Record", traceback: str) -> str:
+        """Give back the message, and the traceback on the lines after it, redacted."""
+        return self._redact(f"{record['message']}\n{traceback}".rstrip())
+
+    def _write(self, line: str) -> None:
+        # Closed, broken or full: there is nowhere left to say so.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+
+class _TextSink(_Sink):
+    """Lines for people: local time, level, message; later lines of a message are indented."""
+
+    def __init__(self, redact: Redactor, stream: TextIO) -> None:
+        super().__init__(redact, stream)
+        self._has_colour = stream.isatty() and not os.environ.get("NO_COLOR")
+
+    def _emit(self, record: "loguru.Record", traceback: str) -> None:
+        name = record["level"].name
+        label = f"{name:<7}"
+        if self._has_colour and name in _COLOURS:
+            label = f"\x1b[{_COLOURS[name]}m{label}\x1b[0m"
+        # Text from elsewhere must neither command the terminal nor pass for a record of its own.
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self._message(record, traceback))
+        text = text.replace("\n", "\n    ")
+        self._write(f"{record['time']:%Y-%m-%d %H:%M:%S} {label} {text}")
+
+
+class _JsonSink(_Sink):
+    """One JSON object a line: `ts`, `level`, `message`, the bound fields, `exception`."""
+
+    def _emit(self, record: "loguru.Record", traceback: str) -> None:
+        ts = record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry: dict[str, object] = {
+            "ts": ts,
+            "level": record["level"].name,
+            "message": self._redact(record["message"]),
+        }
+        for key, value in _bound(record):
+            is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+            entry.setdefault(key, value if is_number else self._redact(_text(value)))
+        if traceback:
+            entry["exception"] = self._redact(traceback)
+        self._write(json.dumps(entry, ensure_ascii=False))
+
+
+class _JournalSink(_Sink):
+    """Records with fields in the journal; lines with a priority on the stream while it is away."""
+
+    def __init__(self, redact: Redactor, stream: TextIO, path: str) -> None:
+        super().__init__(redact, stream)
+        self._path = path
+
+    def _emit(self, record: "loguru.Record", traceback: str) -> None:
+        text = self._message(record, traceback)
+        priority = _priority(record["level"].no)
+        fields = {
+            "MESSAGE": text,
+            "PRIORITY": str(priority),
+            "SYSLOG_IDENTIFIER": "syncd",
+            "CODE_FILE": record["file"].path,
+            "CODE_LINE": str(record["line"]),
+            "CODE_FUNC": record["function"],
+            "TID": str(threading.get_native_id()),
+        }
+        for key, value in _bound(record):
+            if key == "event":
+                fields["MESSAGE_ID"] = message_id(_text(value))
+            fields[_journal_name(key)] = self._redact(_text(value))
+        try:
+            self._send(fields)
+        except OSError:
+            for line in text.split("\n"):  # each with its priority: systemd reads it line by line
+                self._write(f"<{priority}>{line}")
+
+    def _send(self, fields: dict[str, str]) -> None:
+        """Send the fields as one datagram, with long values cut if it would be too large."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(_SEND_TIMEOUT_S)
+            try:
+                channel.sendto(_datagram(fields), self._path)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                shorter = {name: _cut(value) for name, value in fields.items()}
+                channel.sendto(_datagram(shorter), self._path)
+
+
+def _bound(record: "loguru.Record") -> Iterator[tuple[str, object]]:
+    """Give back the bound fields that have a value."""
+    return ((key, value) for key, value in record["extra"].items() if value is not None)
+
+
+def _text(value: object) -> str:
+    """Give back the value as text, or what kept it from being one."""
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - a field that cannot be printed must not end a run
+        return f"({type(value).__name__}: {type(error).__name__} while printing it)"
+
+
+def _priority(number: int) -> int:
+    """Give back the syslog priority of a loguru level, as in syslog(3)."""
+    for least, priority in ((50, 2), (40, 3), (30, 4), (20, 6)):
+        if number >= least:
+            return priority
+    return 7
+
+
+def _journal_name(key: str) -> str:
+    """Give back a field name that the journal takes: at most 64 of A-Z, 0-9 and the underscore."""
+    return re.sub(r"[^A-Z0-9_]", "_", f"SYNCD_{key.upper()}")[:64]
+
+
+def _datagram(fields: dict[str, str]) -> bytes:
+    """Give back the fields in the journal's native form; values of several lines carry their length."""
+    parts = []
+    for name, value in fields.items():
+        data = value.encode(errors="backslashreplace")
+        if b"\n" in data:
+            parts.append(name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
+        else:
+            parts.append(name.encode() + b"=" + data + b"\n")
+    return b"".join(parts)
+
+
+def _cut(value: str) -> str:
+    """Give back the value, or its two ends if it is long: a traceback's last lines say most."""
+    left_out = len(value) - 2 * _KEPT_CHARACTERS
+    if left_out <= 0:
+        return value
+    return f"{value[:_KEPT_CHARACTERS]} […{left_out} characters cut…] {value[-_KEPT_CHARACTERS:]}"
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Tell whether $JOURNAL_STREAM (device:inode, systemd.exec(5)) names this stream."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or not a file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _accepts(path: str) -> bool:
+    """Tell whether this process may send to the datagram socket `path`, and somebody listens."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.connect(path)
+    except OSError:
+        return False
+    return True

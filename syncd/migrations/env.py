@@ -1,9 +1,0 @@
-"""Alembic's environment: syncd hands its own connection over, inside the transaction of the upgrade."""
-
-from alembic import context
-
-from syncd.schema import metadata
-
-connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=metadata, version_table="syncd_schema")
-context.run_migrations()

@@ -1,0 +1,1 @@
+"""A stand-in for Billetweb over real HTTP, for the demo and the tests."""

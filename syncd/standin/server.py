@@ -1,0 +1,463 @@
+"""A stand-in for Billetweb: a real HTTP server on loopback, for `syncd demo` and for the tests.
+
+It speaks the wire style of the Billetweb API (page /events and what consumers of the API report): bare
+arrays, Basic authentication, errors as objects under any status, a limit of calls a minute. The account
+behind it is invented (`standin_world.py`). A `Fault` turns an answer into a faulty one; every case known of
+the real service has a name here. Leans on Starlette and uvicorn.
+"""
+
+import asyncio
+import base64
+import codecs
+import gzip
+import json
+import random
+import socket
+import struct
+import time
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from email.utils import formatdate
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+from urllib.parse import parse_qsl
+
+import uvicorn
+from anyio.from_thread import start_blocking_portal
+from msgspec import Struct, field
+from msgspec.structs import replace
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from syncd.standin.world import Row, StandInEvent, World
+
+WINDOW_S = 60.0
+MAX_REQUESTS = 10_000
+DRIP_STEP_S = 0.05
+MIB = 1024 * 1024
+
+
+class Request(Struct, frozen=True):
+    """One request: `path` relative to /api, `at` by the stand-in's clock, header names in lower case."""
+
+    path: str
+    query: dict[str, str]
+    at: float
+    authorized: bool
+    headers: dict[str, str]
+    method: str = "GET"
+
+
+class Answer(Struct, frozen=True):
+    """What will be sent, and how; the body is encoded as the headers say. `port` is the server's own.
+
+    `drip`: the body trickles for `drip_s`. `cut`: the connection ends in mid-body. `reset`: it breaks before
+    any answer. `hang`: nothing is sent until `StandIn.heal`.
+    """
+
+    body: bytes
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
+    delivery: Literal["whole", "drip", "cut", "reset", "hang"] = "whole"
+    drip_s: float = 0.0
+    port: int = 0
+
+
+Fault = Callable[[Answer], Answer]
+
+
+def php_json(value: object, *, pretty: bool = False) -> bytes:
+    """Return JSON as PHP writes it: ASCII, slashes escaped, compact unless `pretty`."""
+    separators, indent = ((",", ": "), 4) if pretty else ((",", ":"), None)
+    return json.dumps(value, separators=separators, indent=indent).replace("/", "\\/").encode()
+
+
+def raw(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Fault:
+    """Return a fault that answers just this, whatever was asked; as JSON unless `headers` say otherwise."""
+    return lambda _: Answer(body, status) if headers is None else Answer(body, status, headers)
+
+
+def html(body: str, status: int = 200) -> Fault:
+    """Return a fault that answers a page for browsers."""
+    return raw(
+        f"<!DOCTYPE html><html><body>{body}</body></html>".encode(), status, {"content-type": "text/html"}
+    )
+
+
+def error_object(token: str, description: str, status: int = 200) -> Fault:
+    """Return a fault that answers Billetweb's error object; its status is 200 more often than not."""
+    return raw(php_json({"error": token, "description": description}), status)
+
+
+def status(code: int) -> Fault:
+    """Return a fault that answers a bare server page with this status, such as 503."""
+    return html(f"<h1>{code}</h1>", code)
+
+
+def rate_limiting(retry_after: str | None = None) -> Fault:
+    """Return a fault that refuses for too many calls, pretty-printed as the real one is."""
+    sentence = "You exceed the global rate limiter : 100 hits per minute"
+    body = php_json({"error": "rate_limiting", "description": sentence}, pretty=True)
+    return raw(body, 429, {} if retry_after is None else {"retry-after": retry_after})
+
+
+def redirect(host: str = "localhost", path: str = "/api/elsewhere") -> Fault:
+    """Return a fault that sends the client to another name of this same server."""
+    return lambda answer: Answer(b"", 302, {"location": f"http://{host}:{answer.port}{path}"})
+
+
+def drip(seconds: float) -> Fault:
+    """Return a fault that lets the right body trickle, evenly, for so long."""
+    return lambda answer: replace(answer, delivery="drip", drip_s=seconds)
+
+
+def oversized(mib: int = 65) -> Fault:
+    """Return a fault that adds so many MiB of blanks to the right body, gzip-encoded: little on the wire."""
+
+    def add_blanks(answer: Answer) -> Answer:
+        packer = zlib.compressobj(level=1, wbits=zlib.MAX_WBITS | 16)
+        packed = [
+            packer.compress(answer.body),
+            *(packer.compress(b" " * MIB) for _ in range(mib)),
+            packer.flush(),
+        ]
+        return replace(answer, body=b"".join(packed), headers={**answer.headers, "content-encoding": "gzip"})
+
+    return add_blanks
+
+
+def with_rows(edit: Callable[[list[Any]], list[Any]]) -> Fault:
+    """Return a fault that edits the rows of an answer: null, repeated or missing rows, rows without id."""
+
+    def edited(answer: Answer) -> Answer:
+        rows = json.loads(answer.body)
+        return replace(answer, body=php_json(edit(rows))) if isinstance(rows, list) else answer
+
+    return edited
+
+
+def truncated(answer: Answer) -> Answer:
+    """Return the first half of the body as if it were all."""
+    return replace(answer, body=answer.body[: len(answer.body) // 2])
+
+
+def bom(answer: Answer) -> Answer:
+    """Return the right body behind a UTF-8 byte order mark."""
+    return replace(answer, body=codecs.BOM_UTF8 + answer.body)
+
+
+def gzipped(answer: Answer) -> Answer:
+    """Return the right body, compressed: no fault at all."""
+    headers = {**answer.headers, "content-encoding": "gzip"}
+    return replace(answer, body=gzip.compress(answer.body), headers=headers)
+
+
+def cut(answer: Answer) -> Answer:
+    """Return an answer whose connection ends in mid-body."""
+    return replace(answer, delivery="cut")
+
+
+def reset(answer: Answer) -> Answer:
+    """Return no answer: the connection is reset."""
+    return replace(answer, delivery="reset")
+
+
+def hang(answer: Answer) -> Answer:
+    """Return nothing before `StandIn.heal`; then the right answer."""
+    return replace(answer, delivery="hang")
+
+
+unauthorized = error_object("unauthorized", "Wrong user or key")
+unauthorized_401 = error_object("unauthorized", "Wrong user or key", 401)
+restricted = error_object("unauthorized", "Your key has limited rights to specific events")
+challenge = html('Just a moment...<script src="/cdn-cgi/challenge-platform/h/b/orchestrate"></script>', 403)
+html_page = html("<h1>Billetweb</h1>")
+empty = raw(b"")
+null = raw(b"null")
+
+
+class _Planned(Struct):
+    """A fault waiting for requests; `times` None: for all of them."""
+
+    pattern: str
+    fault: Fault
+    times: int | None
+
+
+class StandIn(World):
+    """An invented Billetweb account that answers HTTP; see `World` for its events.
+
+    `user` and `key` are what the Authorization header must carry. `now` fixes today (None: the real one, at
+    the start). More than `calls_per_minute` answers in any 60 s of `clock` are refused (None: no limit).
+    Where `restricted` is set, the key is one for chosen events, and attendees are read by event alone.
+    `requests` holds the latest requests, refused ones too. All methods may be called from any thread; an
+    edit of several rows is seen whole when made under `lock`.
+    """
+
+    def __init__(
+        self,
+        *,
+        events: int = 6,
+        seed: int = 1,
+        user: str = "12345",
+        key: str = "demo-key",
+        now: datetime | None = None,
+        calls_per_minute: int | None = 100,
+        clock: Callable[[], float] = time.monotonic,
+        attendees: int | None = None,
+    ) -> None:
+        super().__init__(events=events, seed=seed, now=now, attendees=attendees)
+        self.restricted = False
+        self.user = user
+        self.key = key
+        self.calls_per_minute = calls_per_minute
+        self.requests: list[Request] = []
+        self._clock = clock
+        self._answered_at: deque[float] = deque()
+        self._planned: list[_Planned] = []
+        self._in_flight: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}  # set: healed
+        self._fault_chance = random.Random(seed)  # noqa: S311  # to be repeatable is its point
+        self.app = Starlette(routes=[Mount("/api", app=self._serve)])
+
+    def fail(self, path: str, fault: Fault, *, times: int | None = 1) -> None:
+        """Give this fault to the next `times` requests for `path` (None: until `heal`).
+
+        `path` is relative to /api, such as "/events", or a pattern such as "/event/*/avail" or "*". Of
+        several that match, the one planned first is spent first.
+        """
+        with self.lock:
+            self._planned.append(_Planned(path, fault, times))
+
+    def heal(self) -> None:
+        """Forget all faults and answer the requests that hang."""
+        with self.lock:
+            self._planned.clear()
+            for healed, loop in self._in_flight.items():
+                loop.call_soon_threadsafe(healed.set)
+
+    def occasional_fault(self, chance: float = 0.02) -> str:
+        """Now and then plan a passing fault, and return a sentence on it, else "".
+
+        A retry heals it, or it makes one event fail for one run.
+        """
+        if self._fault_chance.random() >= chance:
+            return ""
+        path, fault, sentence = self._fault_chance.choice(
+            (
+                ("*", status(503), "Billetweb will answer once with status 503."),
+                ("*", drip(1), "Billetweb will be slow once."),
+                ("/event/*/avail", truncated, "Billetweb will break off one answer in the middle."),
+            )
+        )
+        self.fail(path, fault)
+        return sentence
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        healed = asyncio.Event()
+        gone = asyncio.create_task(_disconnected(receive))
+        # Before the answer: a heal between its making and a registration would be missed.
+        with self.lock:
+            self._in_flight[healed] = asyncio.get_running_loop()
+        try:
+            answer = self._answer(scope)
+            if answer.delivery == "hang":
+                waiting = asyncio.create_task(healed.wait())
+                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+            await _deliver(answer, scope["state"]["transport"], send, gone)
+        finally:
+            gone.cancel()
+            with self.lock:
+                del self._in_flight[healed]
+
+    def _answer(self, scope: Scope) -> Answer:
+        path = str(scope["path"]).removeprefix("/api")
+        query = dict(parse_qsl(scope["query_string"].decode(), keep_blank_values=True))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        basic = base64.b64encode(f"{self.user}:{self.key}".encode()).decode()
+        in_url = bool({"user", "key"} & query.keys())
+        with self.lock:
+            authorized = headers.get("authorization") == f"Basic {basic}" and not in_url
+            request = Request(path, query, self._clock(), authorized, headers, scope["method"])
+            self.requests.append(request)
+            del self.requests[:-MAX_REQUESTS]
+            refusal = self._refusal(request, in_url=in_url)
+            answer = refusal(Answer(b"")) if refusal else self._rows_answer(path, query)
+            fault = self._next_fault(path)
+        return fault(replace(answer, port=scope["server"][1])) if fault else answer
+
+    def _refusal(self, request: Request, *, in_url: bool) -> Fault | None:
+        while self._answered_at and self._answered_at[0] <= request.at - WINDOW_S:
+            self._answered_at.popleft()
+        if self.calls_per_minute is not None and len(self._answered_at) >= self.calls_per_minute:
+            return rate_limiting()
+        self._answered_at.append(request.at)
+        if in_url:
+            return error_object("unauthorized", "The stand-in takes no key in a URL: use the header", 401)
+        if not request.authorized:
+            return unauthorized
+        if request.method != "GET":
+            return error_object("method", "The stand-in is read only", 405)
+        return None
+
+    def _next_fault(self, path: str) -> Fault | None:
+        for planned in self._planned:
+            if fnmatchcase(path, planned.pattern):
+                if planned.times is not None:
+                    planned.times -= 1
+                    if planned.times <= 0:
+                        self._planned.remove(planned)
+                return planned.fault
+        return None
+
+    def _rows_answer(self, path: str, query: dict[str, str]) -> Answer:
+        match path.strip("/").split("/"):
+            case ["events"]:
+                return Answer(php_json(self._event_rows(query)))
+            case ["attendees"] if self.restricted:
+                return restricted(Answer(b""))
+            case ["attendees"]:
+                return Answer(php_json(self._account_attendees(query)))
+            case ["event", event_id, "avail" | "tickets" | "dates" | "attendees" as what]:
+                event = self.events.get(event_id)
+                if event is None:
+                    return Answer(php_json({"error": "not_found", "description": "Unknown event"}))
+                rows = {
+                    "avail": self._gauge_rows,
+                    "tickets": _ticket_rows,
+                    "dates": self._session_rows,
+                    "attendees": self._attendee_rows,
+                }
+                return Answer(php_json(rows[what](event, query)))
+            case _:
+                return Answer(php_json({"error": "not_found", "description": "Unknown operation"}), 404)
+
+    def _event_rows(self, query: dict[str, str]) -> list[Row]:
+        rows = [event.row for event in list(self.events.values())]
+        if "id" in query:
+            rows = [row for row in rows if str(row["id"]) == query["id"]]
+        elif query.get("past") != "1":
+            rows = [row for row in rows if not self.is_over(row)]
+        if query.get("online") == "1":
+            rows = [row for row in rows if row["online"] in (1, "1")]
+        if query.get("description") != "1":
+            rows = [{name: value for name, value in row.items() if name != "description"} for row in rows]
+        return rows
+
+    def _gauge_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
+        if query.get("temp") == "1":
+            event = self.with_carts(event)
+        asked = query.get("session")
+        shown = {
+            str(row["id"])
+            for row in self._session_rows(event, query)
+            if asked in (None, str(row["id"]), row["start"])
+        }
+        return [row for row in event.gauges if row.get("type") != "session" or str(row.get("id")) in shown]
+
+    def _session_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
+        return [row for row in event.sessions if query.get("past") == "1" or not self.is_over(row)]
+
+    def _attendee_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
+        return self.attendance[str(event.row["id"])].asked(query, self.present)
+
+    def _account_attendees(self, query: dict[str, str]) -> list[Row]:
+        found: list[Row] = []
+        for event_id, event in self.events.items():
+            if query.get("futur") == "1" and self.is_over(event.row):
+                continue
+            of_event = {"event": event_id, "event_name": event.row["name"], "event_start": event.row["start"]}
+            found += [row | of_event for row in self._attendee_rows(event, query)]
+        return found
+
+
+@contextmanager
+def serving(standin: StandIn) -> Iterator[str]:
+    """Serve on a free loopback port from a thread of its own; yield the base URL, without a final slash.
+
+    On leaving, connections in whatever state are dropped at once.
+    """
+    with (
+        start_blocking_portal(name="standin") as portal,
+        portal.wrap_async_context_manager(_listening(standin.app)) as base_url,
+    ):
+        yield base_url
+
+
+@asynccontextmanager
+async def _listening(app: Starlette) -> AsyncIterator[str]:
+    # Not uvicorn.Server: it waits for hanging requests, and polls where a stop should be immediate.
+    config = uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(config, state, {}), "127.0.0.1", 0)
+    try:
+        yield "http://{}:{}/api".format(*server.sockets[0].getsockname())
+    finally:
+        server.close()
+        while state.connections or state.tasks:
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
+
+
+async def _deliver(
+    answer: Answer, transport: asyncio.Transport, send: Send, gone: asyncio.Task[None]
+) -> None:
+    if answer.delivery == "reset":
+        # A linger of zero seconds makes the kernel send RST instead of FIN.
+        linger = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.abort()
+        await gone
+        return
+    length = len(answer.body)
+    headers = {"date": formatdate(usegmt=True), **answer.headers, "content-length": str(length)}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    if answer.delivery == "cut":
+        await send({"type": "http.response.body", "body": answer.body[: length // 2], "more_body": True})
+        transport.close()
+        await gone
+        return
+    steps = max(1, round(answer.drip_s / DRIP_STEP_S))
+    for step in range(1, steps):
+        piece = answer.body[length * (step - 1) // steps : length * step // steps]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.wait({gone}, timeout=DRIP_STEP_S)
+        if gone.done():
+            return
+    await send({"type": "http.response.body", "body": answer.body[length * (steps - 1) // steps :]})
+
+
+class _Connection(H11Protocol):
+    """Puts its transport into the request's scope, for faults below HTTP."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {"transport": transport}
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _ticket_rows(event: StandInEvent, _query: dict[str, str]) -> list[Row]:
+    return event.tickets

@@ -1,0 +1,444 @@
+"""The invented account behind the stand-in for Billetweb: its events, and what happens to them.
+
+Data and chance; `standin.py` is the HTTP side. Rows hold wire values exactly as served, with the mixture
+of types that Billetweb's PHP style shows: numbers as strings or not, `false` for no limit, `[]` for an
+empty map, zero dates, "" for missing. Wall times are Europe/Paris. Its people are `standin_people.py`'s.
+"""
+
+import copy
+import itertools
+import random
+import re
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from math import ceil
+
+from msgspec import Struct, field
+
+from syncd.standin.kinds import KINDS, Kind
+from syncd.standin.people import (
+    FIRST_ATTENDEE,
+    FIRST_ORDER,
+    PARIS,
+    PER_EVENT,
+    WALL,
+    ZERO_DATE,
+    Attendance,
+    Row,
+    Slot,
+)
+
+__all__ = ["PARIS", "WALL", "ZERO_DATE", "Row", "StandInEvent", "World", "number"]
+
+NO_LIMIT = ("", "0", "-1", False)  # each is to be understood in a ticket's quota
+FIRST_IDS = {"event": 900001, "category": 501, "ticket": 7001, "session": 880001}
+PLAIN_TICKET = dict.fromkeys(("description", "label", "instructions", "end_time"), "") | {"form": "3301"}
+PLAIN_SESSION = {"name": "", "place": "", "description": "", "instructions": "", "disabled": "0"}
+PLACES = (
+    "Grange aux Hirondelles, Val-des-Saules",
+    "Jardin des Simples, Val-des-Saules",
+    "Maison de l'Étang, 4 chemin de l'Écluse, Val-des-Saules",
+    "Clairière du Grand Chêne, Val-des-Saules",
+)
+EDITIONS = ("en famille", "version longue", "sous abri", "avec goûter", "édition spéciale")
+
+
+class StandInEvent(Struct, kw_only=True):
+    """One event as Billetweb would serve it; every list may be edited at will, best under `World.lock`.
+
+    `carts` places are in baskets: taken only for those who ask with `temp=1`. `sold` counts places by
+    (session id or "", ticket id).
+    """
+
+    row: Row
+    gauges: list[Row] = field(default_factory=list)
+    tickets: list[Row] = field(default_factory=list)
+    sessions: list[Row] = field(default_factory=list)
+    carts: int = 0
+    sold: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class World:
+    """An account of invented events, the same for the same (events, seed, now, attendees).
+
+    The events come in the order of KINDS, over and over: limited as a whole (an event gauge without an id);
+    by category; by ticket only; unlimited; by session (the first of them ended yesterday); as a whole and
+    nearly sold out. Every seventh is not published. With `attendees` each has sold just so many places, and
+    has room for more.
+
+    `now` is today, which stays; a sale and other changes of attendees happen at `present`, which is today
+    where it was given and the real time else. `advance` moves both.
+    """
+
+    def __init__(self, *, events: int, seed: int, now: datetime | None, attendees: int | None = None) -> None:
+        self.lock = threading.RLock()
+        self.now = self._began = now or datetime.now(UTC)
+        self._stands_still = now is not None
+        self.events: dict[str, StandInEvent] = {}
+        self.attendance: dict[str, Attendance] = {}
+        self._seed = seed
+        self._attendees = attendees
+        self._random = random.Random(seed)  # noqa: S311  # to be repeatable is its point
+        self._ids = {kind: itertools.count(first) for kind, first in FIRST_IDS.items()}
+        for index in range(events):
+            self._publish(index, online=bool((index + 1) % 7))
+        self._most_live = len(self.live())
+
+    @property
+    def present(self) -> datetime:
+        """The time at which what is done now is done."""
+        return self.now if self._stands_still else datetime.now(UTC) + (self.now - self._began)
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass."""
+        self.now += by
+
+    @property
+    def now_wall(self) -> str:
+        """The present wall time in Paris; wall times compare as text."""
+        return self.now.astimezone(PARIS).strftime(WALL)
+
+    def is_over(self, row: Row) -> bool:
+        """Whether an event or a session has ended; one without an end has not."""
+        return ZERO_DATE < str(row["end"]) < self.now_wall
+
+    def live(self) -> list[str]:
+        """Return the ids of the events that are published and not over."""
+        published = [key for key, event in list(self.events.items()) if event.row["online"] in (1, "1")]
+        return [key for key in published if not self.is_over(self.events[key].row)]
+
+    def sell(self, event_id: str, count: int = 1, ticket_id: str | None = None) -> int:
+        """Sell places and return how many there were; every gauge above them and total_sales follow.
+
+        Without a ticket id the tickets are taken in their order; coming sessions always are.
+        """
+        with self.lock:
+            event = self.events[event_id]
+            return self._trade(event, self._slots(event, ticket_id), count)
+
+    def refund(self, event_id: str, count: int = 1, ticket_id: str | None = None) -> int:
+        """Give sold places back and return how many there were; the counterpart of `sell`."""
+        with self.lock:
+            event = self.events[event_id]
+            return self._trade(event, self._slots(event, ticket_id), count, refund=True)
+
+    def attendees(self, event_id: str) -> dict[str, Row]:
+        """Return the rows of an event's attendees by id, refunded ones too; they may be edited at will.
+
+        An edit alone is one of those that Billetweb does not tell by `last_update`.
+        """
+        with self.lock:
+            return self.attendance[event_id].rows
+
+    def remove_order(self, order_id: str) -> int:
+        """Delete an order, and return how many places it had; no read shows them again."""
+        with self.lock:
+            event_id = self._event_with(order_id, FIRST_ORDER)
+            rows = [row for row in self.attendees(event_id).values() if row["order_id"] == order_id]
+            for row in rows:
+                self.delete_attendee(row["id"])
+            return len(rows)
+
+    def delete_attendee(self, attendee_id: str) -> None:
+        """Delete one place: no read shows it again, and it can be sold once more."""
+        with self.lock:
+            event_id = self._event_with(attendee_id, FIRST_ATTENDEE)
+            row = self.attendance[event_id].remove(attendee_id)
+            event = self.events[event_id]
+            slots = self._slots(event, row["ticket_id"], past=True)
+            its = [slot for slot in slots if (_key(slot)[0] or "0") == row["order_session"]]
+            if row["disabled"] == "0":
+                _move(event, its, 1, refund=True)
+
+    def check_in(self, attendee_id: str) -> None:
+        """Scan a ticket at the door, which Billetweb does not tell by `last_update`."""
+        row = self.attendees(self._event_with(attendee_id, FIRST_ATTENDEE))[attendee_id]
+        with self.lock:
+            wall = self.present.astimezone(PARIS).strftime(WALL)
+            row |= {"used": "1", "used_date": wall, "lane": "scanner@example.org"}
+
+    def _event_with(self, number: str, first: int) -> str:
+        return str(FIRST_IDS["event"] + (int(number) - first) // PER_EVENT)
+
+    def _trade(self, event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False) -> int:
+        moved = _move(event, slots, count, refund=refund)
+        attendance = self.attendance[str(event.row["id"])]
+        (attendance.refund if refund else attendance.sell)(moved, self.present)
+        return sum(places for _, places in moved)
+
+    def with_carts(self, event: StandInEvent) -> StandInEvent:
+        """Return a copy of the event in which the places in baskets are taken."""
+        taken = copy.deepcopy(event)
+        _move(taken, self._slots(taken), taken.carts)
+        return taken
+
+    def tick(self) -> str:
+        """Take one step of life, mostly a sale, and return a short sentence on what happened."""
+        steps = (self._sale, self._refund, self._edit, self._raise_quota, self._new_event, self._end)
+        with self.lock:
+            (step,) = self._random.choices(steps, weights=(80, 8, 4, 4, 3, 1))
+            return step() or self._sale() or "A quiet moment: nothing to sell."
+
+    def _sale(self) -> str:
+        live = self.live()
+        wanted = self._random.choice((1, 1, 2, 2, 3, 4))
+        for event_id in self._random.sample(live, len(live)):
+            event = self.events[event_id]
+            slots = self._slots(event)
+            self._random.shuffle(slots)
+            if sold := self._trade(event, slots, wanted):
+                return f"{_places(sold)} sold: {event.row['name']}"
+        return ""
+
+    def _refund(self) -> str:
+        if (event := self._any_live(lambda event: event.sold.total() > 0)) is None:
+            return ""
+        given = self._trade(event, self._slots(event), self._random.choice((1, 1, 2)), refund=True)
+        return f"{_places(given)} refunded: {event.row['name']}" if given else ""
+
+    def _edit(self) -> str:
+        if (event := self._any_live()) is None:
+            return ""
+        name, place = event.row["name"], event.row["place"]
+        if self._random.choice((True, False)):
+            edition = self._random.choice([other for other in EDITIONS if not name.endswith(other)])
+            event.row["name"] = f"{name.partition(' · ')[0]} · {edition}"
+            return f"Renamed: {name}, now {event.row['name']}"
+        event.row["place"] = self._random.choice([other for other in PLACES if other != place])
+        return f"Moved: {name}, now at {event.row['place']}"
+
+    def _raise_quota(self) -> str:
+        event = self._any_live(lambda event: any(_left(gauge) is not None for gauge in event.gauges))
+        if event is None:
+            return ""
+        gauge = next(gauge for gauge in event.gauges if _left(gauge) is not None)
+        more = self._random.choice((2, 5, 10))
+        others = {"ticket": event.tickets, "session": event.sessions}.get(gauge["type"], [])
+        for row in (gauge, *(other for other in others if str(other["id"]) == str(gauge["id"]))):
+            _add(row, "quota", more)
+        _add(gauge, "avail", more)
+        return f"{_places(more)} added: {event.row['name']}"
+
+    def _new_event(self) -> str:
+        if len(self.live()) >= self._most_live:
+            return ""
+        return f"Published: {self._publish(len(self.events), online=True).row['name']}"
+
+    def _end(self) -> str:
+        if (event := self._any_live()) is None or len(self.live()) <= len(KINDS) // 2:
+            return ""
+        over = self.now.astimezone(PARIS) - timedelta(minutes=1)
+        for row in (event.row, *event.sessions):
+            row["start"] = min(row["start"], (over - timedelta(hours=2)).strftime(WALL))
+            row["end"] = min(row["end"], over.strftime(WALL))
+        return f"Over: {event.row['name']}"
+
+    def _any_live(self, wanted: Callable[[StandInEvent], bool] = lambda _: True) -> StandInEvent | None:
+        fitting = [event for event in map(self.events.__getitem__, self.live()) if wanted(event)]
+        return self._random.choice(fitting) if fitting else None
+
+    def _slots(self, event: StandInEvent, ticket_id: str | None = None, *, past: bool = False) -> list[Slot]:
+        tickets = [row for row in event.tickets if ticket_id in (None, str(row["id"]))]
+        if not event.sessions:
+            return [(ticket, None) for ticket in tickets]
+        sessions = [row for row in event.sessions if past or not self.is_over(row)]
+        # A session without a map of tickets offers them all.
+        return [
+            (ticket, session)
+            for session in sessions
+            for ticket in tickets
+            if not session["tickets"] or str(ticket["id"]) in session["tickets"]
+        ]
+
+    def _publish(self, index: int, *, online: bool) -> StandInEvent:
+        lap, which = divmod(index, len(KINDS))
+        kind = KINDS[which]
+        round_, which_title = divmod(lap, len(kind.titles))
+        title = kind.titles[which_title] + (f" n° {round_ + 1}" if round_ else "")
+        start = self._at(kind, days=2 + index * 5 % 270)
+        if self._attendees:
+            kind = kind.times(ceil(3 * self._attendees / kind.capacity))
+        event = StandInEvent(row=self._event_row(kind, title, start, online), carts=index % 3)
+        event_id = str(event.row["id"])
+        self.attendance[event_id] = Attendance(event_id, index, self._seed, self.present)
+        self._add_tickets(event, kind)
+        self._add_sessions(event, kind, start)
+        self._presell(event, kind)
+        self.events[event_id] = event
+        return event
+
+    def _event_row(self, kind: Kind, title: str, start: datetime, online: bool) -> Row:
+        slug = _slug(title)
+        return {
+            "id": self._id("event"),
+            "ext_id": slug,
+            "name": title,
+            "start": start.strftime(WALL),
+            "end": (start + timedelta(hours=kind.hours)).strftime(WALL),
+            "multiple": self._mixed(int(kind.sessions > 0)),
+            "place": self._random.choice(PLACES),
+            "shop": f"https://www.billetweb.fr/shop.php?event={slug}",
+            "online": self._mixed(int(online)),
+            "tax_rate": self._random.choice(("20", "5.5", "")),
+            "tags": self._random.choice(([kind.tag], ["", kind.tag])),
+            "image": "",
+            "cover": self._random.choice(("", f"https://www.billetweb.fr/files/page/thumb/{slug}.png")),
+            "confirmation_message": "",
+            "description": f"<p>{title}&nbsp;: à vivre au Val-des-Saules, petits &amp; grands.</p>",
+        }
+
+    def _add_tickets(self, event: StandInEvent, kind: Kind) -> None:
+        on_sale = self.now.astimezone(PARIS) - timedelta(days=30)
+        starts = ("", str(int(on_sale.timestamp())), on_sale.strftime(WALL))
+        if kind.places and not kind.sessions:
+            event.gauges.append(self._gauge("event", kind.places))
+        for name, limit in kind.categories:
+            event.gauges.append(self._gauge("category", limit, id=self._id("category"), name=name))
+        for tariff in kind.tariffs:
+            ticket_id = self._id("ticket")
+            row = {
+                "id": ticket_id,
+                "full_name": " > ".join(filter(None, (tariff.category, tariff.name))),
+                "name": tariff.name,
+                "price": tariff.price,
+                "category": tariff.category,
+                "quota": str(tariff.quota) if tariff.quota else self._random.choice(NO_LIMIT),
+                "visibility": "0",
+                "start_time": self._random.choice(starts),
+                "tax": self._random.choice(("", "5.5")),
+                "commission": tariff.commission,
+            }
+            event.tickets.append(row | PLAIN_TICKET)
+            event.gauges.append(self._gauge("ticket", tariff.quota, id=str(ticket_id), name=tariff.name))
+
+    def _add_sessions(self, event: StandInEvent, kind: Kind, first: datetime) -> None:
+        places = kind.places or 0
+        offered = {str(row["id"]): str(places) for row in event.tickets}
+        for turn in range(kind.sessions):
+            start = first + timedelta(days=7 * (turn - 1)) if turn else self._at(kind, days=-1)
+            end = (start + timedelta(hours=kind.hours)).strftime(WALL)
+            row = {
+                "id": self._id("session"),
+                "start": start.strftime(WALL),
+                "end": end,
+                "last_update": self._random.choice((ZERO_DATE, self.now_wall)),
+                "quota": self._mixed(places),
+                "total_sales": "0",
+                "tickets": [] if turn == kind.sessions - 1 else dict(offered),
+            }
+            event.sessions.append(row | PLAIN_SESSION)
+            event.gauges.append(self._gauge("session", places, id=str(row["id"]), name=row["start"]))
+            event.row["end"] = end
+
+    def _presell(self, event: StandInEvent, kind: Kind) -> None:
+        slots = self._slots(event, past=True)
+        sold: list[tuple[Slot, int]] = []
+        if self._attendees is not None:
+            for slot in slots:
+                sold += _move(event, [slot], self._attendees // len(slots))
+            sold += _move(event, slots, self._attendees - sum(places for _, places in sold))
+        elif kind.left is not None:
+            sold = _move(event, slots, kind.capacity - kind.left)
+        else:
+            for slot in slots:
+                sold += _move(event, [slot], int(kind.capacity / len(slots) * self._random.uniform(0.2, 0.6)))
+        self.attendance[str(event.row["id"])].presell(sold)
+
+    def _gauge(self, kind: str, limit: int | None, **names: object) -> Row:
+        places = {"avail": self._mixed(-1), "quota": False}
+        if limit is not None:
+            places = {"avail": self._mixed(limit), "quota": self._mixed(limit)}
+        return {"type": kind, **names, **places, "status": "active"}
+
+    def _at(self, kind: Kind, *, days: int) -> datetime:
+        today = self.now.astimezone(PARIS).replace(tzinfo=None)
+        return today.replace(hour=kind.hour, minute=0, second=0, microsecond=0) + timedelta(days=days)
+
+    def _id(self, kind: str) -> str | int:
+        return self._mixed(next(self._ids[kind]))
+
+    def _mixed(self, value: int) -> str | int:
+        return self._random.choice((str(value), str(value), value))
+
+
+def number(value: object) -> int | None:
+    """Return the whole number that a wire value stands for; None for `false`, "", null and text."""
+    digits = str(value)
+    return int(digits) if re.fullmatch(r"-?[0-9]+", digits) else None
+
+
+def _left(gauge: Row) -> int | None:
+    left = number(gauge.get("avail"))
+    return left if left is not None and left >= 0 else None
+
+
+def _limits_above(event: StandInEvent, slot: Slot) -> Iterator[Row]:
+    ticket, session = slot
+    for gauge in event.gauges:
+        match gauge.get("type"):
+            case "ticket":
+                above = str(gauge.get("id")) == str(ticket["id"])
+            case "category":
+                above = gauge.get("name") == ticket["category"]
+            case "session":
+                above = session is not None and str(gauge.get("id")) == str(session["id"])
+            case _:
+                above = not gauge.get("id")
+        if above and _left(gauge) is not None:
+            yield gauge
+
+
+def _room(event: StandInEvent, slot: Slot, count: int, *, refund: bool) -> int:
+    rooms = [count]
+    for gauge in _limits_above(event, slot):
+        left, quota = _left(gauge) or 0, number(gauge.get("quota"))
+        rooms += ([quota - left] if quota else []) if refund else [left]
+    if session := slot[1]:
+        sales, quota = number(session["total_sales"]) or 0, number(session["quota"]) or 0
+        rooms += [sales] if refund else [quota - sales] if quota > 0 else []
+    if refund:
+        rooms.append(event.sold[_key(slot)])
+    return max(0, min(rooms))
+
+
+def _move(
+    event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False
+) -> list[tuple[Slot, int]]:
+    """Sell at most so many places in these slots or give them back; return how many in each."""
+    moved = []
+    for slot in slots:
+        if not (places := _room(event, slot, count, refund=refund)):
+            continue
+        sold = -places if refund else places
+        for gauge in _limits_above(event, slot):
+            _add(gauge, "avail", -sold)
+        if session := slot[1]:
+            _add(session, "total_sales", sold)
+        event.sold[_key(slot)] += sold
+        count -= places
+        moved.append((slot, places))
+    return moved
+
+
+def _key(slot: Slot) -> tuple[str, str]:
+    ticket, session = slot
+    return (str(session["id"]) if session else "", str(ticket["id"]))
+
+
+def _add(row: Row, name: str, places: int) -> None:
+    """Add to a number in its own wire type; leave alone what is no number."""
+    old = row.get(name)
+    if (value := number(old)) is not None:
+        row[name] = str(value + places) if isinstance(old, str) else value + places
+
+
+def _places(count: int) -> str:
+    return "1 place" if count == 1 else f"{count} places"
+
+
+def _slug(title: str) -> str:
+    ascii_title = unicodedata.normalize("NFKD", title.lower()).encode("ascii", "ignore").decode()
+    return "-".join(re.findall("[a-z0-9]+", ascii_title))

@@ -1,0 +1,476 @@
+"""When the client asks again, when it holds back, and for how long; over real HTTP, by virtual time."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import freezegun
+import pytest
+import stamina
+import stamina.instrumentation
+from loguru import logger
+from msgspec import structs
+from support.clients import KEY, NOW, Noted, VirtualTime, client_of, limiter_on, nothing, received
+
+from syncd.billetweb.client import (
+    CHALLENGE_WAIT_MAX_S,
+    CHALLENGE_WAIT_S,
+    REFUSED_S,
+    RETRY_WITHIN_S,
+    Billetweb,
+    tell_retry,
+)
+from syncd.billetweb.limiter import RateLimiter
+from syncd.errors import AuthError, BilletwebError, ChallengeError, RateLimited, TransportError
+from syncd.standin import server as standin
+from syncd.standin.server import Fault, StandIn, serving
+
+RetryHook = stamina.instrumentation.RetryHook
+
+
+@pytest.fixture
+def account() -> StandIn:
+    return StandIn(now=NOW, key=KEY)
+
+
+@pytest.fixture
+def base_url(account: StandIn) -> Iterator[str]:
+    with serving(account) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _at_once() -> Iterator[None]:
+    """Ask again without waiting, as often as the code says."""
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield
+
+
+@contextmanager
+def telling(hook: RetryHook) -> Iterator[None]:
+    with ExitStack() as stack:
+        stamina.instrumentation.set_on_retry_hooks([hook])
+        stack.callback(stamina.instrumentation.set_on_retry_hooks, None)
+        yield
+
+
+def hanging(fault: Fault) -> Fault:
+    """Give a fault that answers only when the stand-in heals."""
+    return lambda answer: structs.replace(fault(answer), delivery="hang")
+
+
+async def fails(client: Billetweb, kind: type[BilletwebError]) -> BilletwebError:
+    with pytest.raises(kind) as caught:
+        await client.events()
+    assert type(caught.value) is kind
+    return caught.value
+
+
+# -- asked again
+
+
+def test_hiccup_would_fail_a_run(account: StandIn, base_url: str) -> None:
+    """What passes by itself is over by the third attempt, and the answer is the right one."""
+    for fault in (standin.status(503), standin.reset):
+        account.fail("/events", fault)
+
+    async def main() -> None:
+        async with client_of(base_url) as client:
+            assert (await client.events()).records.keys() == account.events.keys()
+
+    asyncio.run(main())
+    assert len(account.requests) == 3
+
+
+@pytest.mark.parametrize(("header", "least_s", "most_s"), [({"retry-after": "7"}, 7, 7), ({}, 0.5, 1.5)])
+def test_server_that_asks_for_rest_would_be_hammered(
+    account: StandIn, base_url: str, header: dict[str, str], least_s: float, most_s: float
+) -> None:
+    """A 503 is asked again after the seconds that it names, or after about one."""
+    waits: list[float] = []
+    account.fail("/events", standin.raw(b"", 503, header), times=None)
+
+    async def main() -> None:
+        async with client_of(base_url) as client:
+            read = asyncio.create_task(client.events())
+            deadline = time.monotonic() + 5
+            while not waits:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.001)
+            read.cancel()
+            await asyncio.gather(read, return_exceptions=True)
+
+    with telling(lambda details: waits.append(details.wait_for)), stamina.set_testing(False):
+        asyncio.run(main())
+    assert least_s <= waits[0] <= most_s
+
+
+def test_rest_longer_than_a_run_would_hold_the_run(account: StandIn, base_url: str) -> None:
+    """A 503 that asks for more than the time of the retries fails its request at once, and is heeded."""
+    header = {"retry-after": str(RETRY_WITHIN_S + 1)[:-2]}
+    account.fail("/events", standin.raw(b"", 503, header))
+    virtual = VirtualTime()
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            assert (await fails(client, TransportError)).wait_s == RETRY_WITHIN_S + 1
+            error = await fails(client, RateLimited)
+            assert str(error).startswith("GET /events: not sent: ")
+            assert error.status == 503
+            assert len(account.requests) == 1
+            virtual.now_s += RETRY_WITHIN_S + 1
+            await client.events()
+
+    asyncio.run(main())
+    assert len(account.requests) == 2
+
+
+def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_url: str) -> None:
+    """However long a request had to wait for its turn, a hiccup after that is asked again."""
+    account.fail("/events", standin.rate_limiting())
+
+    with freezegun.freeze_time(real_asyncio=True) as frozen, stamina.set_testing(False):
+
+        async def sleep(seconds: float) -> None:
+            frozen.tick(seconds)
+
+        async def main() -> None:
+            limiter = RateLimiter(100, note=nothing, clock=time.monotonic, sleep=sleep)
+            limiter.pause(RETRY_WITHIN_S)
+            async with client_of(base_url, limiter=limiter) as client:
+                await client.events()
+
+        asyncio.run(main())
+    assert len(account.requests) == 2
+
+
+def test_retries_would_go_on_for_ever(account: StandIn, base_url: str) -> None:
+    """When the time for retries is over, the attempt under way was the last."""
+    account.fail("/events", standin.rate_limiting(), times=None)
+
+    with freezegun.freeze_time(real_asyncio=True) as frozen, stamina.set_testing(False):
+
+        async def sleep(seconds: float) -> None:
+            frozen.tick(RETRY_WITHIN_S)
+
+        async def main() -> None:
+            limiter = RateLimiter(100, note=nothing, clock=time.monotonic, sleep=sleep)
+            async with client_of(base_url, limiter=limiter) as client:
+                await fails(client, RateLimited)
+
+        asyncio.run(main())
+    assert len(account.requests) == 2
+
+
+def test_retry_would_go_unsaid_or_unnamed(account: StandIn, base_url: str) -> None:
+    """Each retry is a line with the request, the reason and the wait, the limiter's pause included."""
+    account.fail("/events", standin.rate_limiting("42"))
+    account.fail("/events", standin.status(503))
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="INFO", format="{message}")
+
+    async def main() -> None:
+        async with client_of(base_url) as client:
+            await client.events()
+
+    try:
+        with telling(tell_retry):
+            asyncio.run(main())
+    finally:
+        logger.remove(sink)
+    limited, down = (line for line in lines if "asking again" in line)
+    assert limited.startswith("GET /events: Billetweb refused for too many requests")
+    assert "[rate_limited]; asking again in 42.0 s (attempt 2 of 3)" in limited
+    assert down.startswith("GET /events: Billetweb cannot answer now (HTTP 503) [transport]; asking again in")
+    assert "(attempt 3 of 3)" in down
+
+
+# -- too many calls
+
+
+def test_rate_limit_would_be_met_again_at_once() -> None:
+    """A refusal for too many calls costs one request: the next one comes with the next window."""
+    virtual = VirtualTime()
+    account = StandIn(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.running_s)
+
+    async def main(url: str) -> None:
+        async with client_of(url, virtual=virtual, concurrency=1) as client:
+            await asyncio.gather(*(client.tickets(event_id) for event_id in account.events))
+
+    with serving(account) as url:
+        asyncio.run(main(url))
+    assert [request.at for request in account.requests] == [1000.0] * 5 + [1060.0] * 2
+
+
+def test_other_requests_would_go_on_after_a_rate_limit(account: StandIn, base_url: str) -> None:
+    """The rest of the window is for every request, not only for the one that was refused."""
+    virtual = VirtualTime()
+    account.fail("/events", standin.rate_limiting())
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            with stamina.set_testing(True, attempts=1):
+                await fails(client, RateLimited)
+                assert virtual.now_s == 1000
+                await client.tickets("900001")
+            assert virtual.now_s == 1060
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("retry_after", "rest_s"), [(None, 60), ("7", 7), ("0", 1), ("soon", 60)])
+def test_wish_for_rest_would_be_ignored(
+    account: StandIn, base_url: str, retry_after: str | None, rest_s: float
+) -> None:
+    """The rest after too many calls is the one asked for, and a minute where none is."""
+    virtual = VirtualTime()
+    account.fail("/events", standin.rate_limiting(retry_after))
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            await client.events()
+
+    asyncio.run(main())
+    assert virtual.now_s == 1000 + rest_s
+
+
+# -- credentials refused
+
+
+def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: str) -> None:
+    """After a refusal nothing is sent, whatever is asked, until `reset`; then the mended key works."""
+    virtual = VirtualTime()
+
+    async def main() -> None:
+        limiter = limiter_on(virtual, per_minute=1)
+        async with client_of(base_url, key="not-yet-known", limiter=limiter) as client:
+            assert not client.refused
+            assert "not sent" not in str(await fails(client, AuthError))
+            assert client.refused
+            for _ in range(3):
+                assert "GET /events: not sent: " in str(await fails(client, AuthError))
+            with pytest.raises(AuthError, match=r"^GET /event/900001/avail: not sent"):
+                await client.gauges("900001")
+            assert len(account.requests) == client.requests == 1
+            assert virtual.now_s == 1000  # nor did any of them wait for its turn
+            client.reset()
+            await fails(client, AuthError)
+            assert len(account.requests) == 2
+            account.key = "not-yet-known"
+            client.reset()
+            assert not client.refused
+            await client.events()
+            assert len(account.requests) == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(standin.unauthorized, AuthError), (standin.challenge, ChallengeError)]
+)
+def test_request_in_the_queue_would_follow_a_refused_one(
+    account: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError]
+) -> None:
+    """A request that was waiting for its turn when another was refused is not sent any more."""
+    account.fail("*", fault, times=None)
+    virtual = VirtualTime()
+
+    async def main() -> None:
+        first_has_failed = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            await first_has_failed.wait()
+            await virtual.sleep(seconds)
+
+        limiter = RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
+        async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
+            first, second = (asyncio.create_task(client.events()) for _ in range(2))
+            with pytest.raises(kind):
+                await first
+            first_has_failed.set()
+            with pytest.raises(kind, match="not sent"):
+                await second
+
+    asyncio.run(main())
+    assert len(account.requests) == 1
+
+
+# -- the challenge page
+
+
+def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn, base_url: str) -> None:
+    """After a challenge nothing is sent for minutes, doubled each time up to an hour; success starts anew."""
+    virtual = VirtualTime()
+    waits_s = [300, 600, 1200, 2400, 3600, 3600]
+    assert (waits_s[0], waits_s[-1]) == (CHALLENGE_WAIT_S, CHALLENGE_WAIT_MAX_S)
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            for number, wait_s in enumerate(waits_s, 1):
+                account.fail("/events", standin.challenge)
+                assert "not sent" not in str(await fails(client, ChallengeError))
+                assert len(account.requests) == number
+                virtual.now_s += wait_s - 1
+                error = await fails(client, ChallengeError)
+                assert "not sent" in str(error)
+                assert error.status == 403
+                assert len(account.requests) == number
+                virtual.now_s += 1
+            await client.events()
+            account.fail("/events", standin.challenge)
+            await fails(client, ChallengeError)
+            virtual.now_s += 300
+            await client.events()
+
+    asyncio.run(main())
+
+
+def test_one_challenge_would_count_for_each_request_under_way(account: StandIn, base_url: str) -> None:
+    """Four requests that meet the same challenge together wait five minutes, not forty."""
+    account.fail("*", hanging(standin.challenge), times=4)
+    virtual = VirtualTime()
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            reads = [asyncio.create_task(client.events()) for _ in range(4)]
+            await received(account, 4)
+            account.heal()
+            errors = await asyncio.gather(*reads, return_exceptions=True)
+            assert [type(error) for error in errors] == [ChallengeError] * 4
+            virtual.now_s += 300
+            account.fail("/events", standin.challenge)
+            await fails(client, ChallengeError)  # asked again, and now it is the second challenge
+            virtual.now_s += 599
+            assert "not sent" in str(await fails(client, ChallengeError))
+            virtual.now_s += 1
+            await client.events()
+
+    asyncio.run(main())
+
+
+# -- over the end of the process
+
+RESTS: dict[str, tuple[Fault, type[BilletwebError], int, float]] = {
+    # case: what Billetweb does, the error, its status, how long nothing is sent then
+    "too many calls": (standin.rate_limiting("3600"), RateLimited, 429, 3600),
+    "maintenance": (standin.raw(b"", 503, {"retry-after": "3600"}), TransportError, 503, 3600),
+    "challenge": (standin.challenge, ChallengeError, 403, CHALLENGE_WAIT_S),
+    "refused key": (standin.unauthorized_401, AuthError, 401, REFUSED_S),
+}
+
+
+@pytest.mark.parametrize("case", RESTS)
+def test_next_process_would_not_keep_quiet(account: StandIn, base_url: str, case: str) -> None:
+    """A rest is told once as it begins and once when it is over; a client that is given it sends nothing."""
+    fault, kind, status, rest_s = RESTS[case]
+    account.fail("/events", fault)
+    virtual, noted = VirtualTime(), Noted()
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual, noted=noted) as client:
+            assert "not sent" not in str(await fails(client, kind))
+        (quiet,) = noted.quiet
+        assert quiet
+        assert ((quiet.until - quiet.since).total_seconds(), quiet.status) == (rest_s, status)
+        for waited_s in (0.0, rest_s - RETRY_WITHIN_S - 1):
+            virtual.now_s += waited_s
+            async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
+                with pytest.raises(BilletwebError, match=r"^GET /events: not sent: ") as caught:
+                    await client.events()
+                assert caught.value.status == status
+        assert len(account.requests) == 1
+        virtual.now_s += RETRY_WITHIN_S + 1
+        async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
+            for _ in range(2):
+                await client.events()
+        assert noted.quiet == [quiet, None]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("case", RESTS)
+@pytest.mark.parametrize("set_back_s", [86_400.0, 600.0, -600.0, -86_400.0])
+def test_clock_that_is_set_would_prolong_or_end_a_rest(
+    account: StandIn, base_url: str, case: str, set_back_s: float
+) -> None:
+    """Whatever is done to the wall clock, a rest lasts as long as it was meant to, within the process."""
+    fault, kind, _, rest_s = RESTS[case]
+    account.fail("/events", fault)
+    virtual = VirtualTime()
+
+    async def main() -> None:
+        async with client_of(base_url, virtual=virtual) as client:
+            await fails(client, kind)
+            virtual.set_back_s = set_back_s
+            virtual.now_s += rest_s - RETRY_WITHIN_S - 1
+            with pytest.raises(BilletwebError, match="not sent"):
+                await client.events()
+            virtual.now_s += RETRY_WITHIN_S + 1
+            await client.events()
+
+    asyncio.run(main())
+    assert len(account.requests) == 2
+
+
+def test_challenge_after_a_restart_would_count_as_the_first(account: StandIn, base_url: str) -> None:
+    """A client that is given a challenge's rest, over or not, waits twice as long after the next one."""
+    account.fail("/events", standin.challenge, times=2)
+    virtual, noted = VirtualTime(), Noted()
+
+    async def main() -> None:
+        for wait_s in (CHALLENGE_WAIT_S, 2 * CHALLENGE_WAIT_S):
+            quiet = noted.quiet[-1] if noted.quiet else None
+            async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
+                assert "not sent" not in str(await fails(client, ChallengeError))
+            latest = noted.quiet[-1]
+            assert latest
+            assert latest.lasts_s(virtual.now()) == wait_s
+            virtual.now_s += wait_s
+
+    asyncio.run(main())
+
+
+def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url: str) -> None:
+    """A refusal is known by the digest of user and key, which does not tell them; another key is tried."""
+    account.fail("/events", standin.unauthorized, times=2)
+    virtual, noted = VirtualTime(), Noted()
+
+    async def main() -> None:
+        for _ in range(2):
+            async with client_of(base_url, virtual=virtual, noted=noted) as client:
+                await fails(client, AuthError)
+        one, other = noted.quiet
+        assert one
+        assert other
+        assert one.key != other.key  # each has a salt of its own
+        assert not any(secret in f"{one} {other}" for secret in (KEY, "12345:"))
+        for quiet in (one, other):
+            async with client_of(base_url, virtual=virtual, quiet=quiet) as client:
+                assert client.refused
+        account.key = "another-key"
+        async with client_of(base_url, virtual=virtual, key="another-key", quiet=one, noted=noted) as client:
+            assert not client.refused
+            await client.events()
+        assert noted.quiet == [one, other, None]
+
+    asyncio.run(main())
+
+
+# -- a stop
+
+
+def test_stop_would_wait_for_an_answer(account: StandIn, base_url: str) -> None:
+    """A cancelled request ends at once, and its place is free for the next one."""
+    account.fail("/events", standin.hang)
+
+    async def main() -> None:
+        async with client_of(base_url, concurrency=1, timeout_s=3600) as client:
+            read = asyncio.create_task(client.events())
+            await received(account, 1)
+            read.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await read
+            await client.events()
+
+    asyncio.run(main())

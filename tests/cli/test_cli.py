@@ -1,0 +1,225 @@
+"""The `syncd` commands that are no daemon: `check`, `once`, usage."""
+
+from pathlib import Path
+
+import pytest
+from support.processes import DaemonProcess, syncd, write_config
+from support.real_databases import query, url_at
+
+from syncd import __version__
+from syncd.cli.main import main
+from syncd.standin.server import Fault, StandIn, restricted, truncated, unauthorized
+
+Capsys = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("log_lines", "instant_retries")
+
+
+@pytest.fixture
+def standin() -> StandIn:
+    return StandIn(events=2, calls_per_minute=None)
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take from the environment what would stand in for a setting."""
+    for name in ("BILLETWEB_KEY", "BILLETWEB_USER", "CREDENTIALS_DIRECTORY", "SYNCD_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def check(path: Path, capsys: Capsys, *options: str) -> tuple[int, list[str]]:
+    """Return the exit code of `check` and the problems it printed."""
+    path.write_text(path.read_text().replace('"DEBUG"', '"ERROR"'))
+    code = main(["check", "--config", str(path), *options])
+    return code, capsys.readouterr().err.splitlines()
+
+
+# --- check
+
+
+def test_check_of_good_settings_complains(home: Path, base_url: str, capsys: Capsys) -> None:
+    """Good settings are called good; nothing is created, and Billetweb is asked only by `--online`."""
+    path = write_config(home, base_url)
+    assert main(["check", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} is good\n"
+    assert sorted(file.name for file in home.iterdir()) == ["config.toml", "key"]
+    assert main(["check", "--online", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} is good, and Billetweb answers\n"
+
+
+def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) -> None:
+    """Every mistake in the file is told at once; so is every one outside of it: folders and key together."""
+    bad = {"sync": {"interval": "1s", "jitterr": "1s"}, "control": {"mode": "0666"}}
+    code, problems = check(write_config(home, base_url, bad), capsys)
+    assert (code, len(problems)) == (78, 3)
+
+    elsewhere = {
+        "database": {"url": f"sqlite:///{home}/none/syncd.db"},
+        "control": {"socket": f"{home}/none/syncd.sock"},
+    }
+    path = write_config(home, base_url, elsewhere, key="wrong-key")
+    code, problems = check(path, capsys, "--online")
+    assert code == 78
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "database.url",
+        "control.socket",
+        "Billetweb",
+    ]
+
+
+@pytest.mark.sqlite_only("about files; a server that is none is in test_postgresql.py")
+def test_unusable_database_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
+    """A database that cannot be opened is exit code 69: a missing folder, and a file that is none."""
+    missing = {"database": {"url": f"sqlite:///{home}/none/syncd.db"}}
+    code, [problem] = check(write_config(home, base_url, missing), capsys)
+    assert code == 69
+    assert f"{home}/none does not exist" in problem
+
+    (home / "syncd.db").write_bytes(b"This is a letter to my aunt. " * 100)
+    code, [problem] = check(write_config(home, base_url), capsys)
+    assert code == 69
+    assert "not a database" in problem
+    assert (home / "syncd.db").read_bytes().startswith(b"This is a letter")
+
+
+def test_socket_that_cannot_be_made_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
+    """What would keep the daemon from making its socket is told by `check` already."""
+    (home / "plain").touch()
+    for control, said in (
+        ({"socket": f"{home}/plain"}, "control.socket: {}/plain is there and no socket"),
+        ({"socket": f"{home}/none/s"}, "control.socket: the folder {}/none does not exist"),
+        ({"group": "no-such-group"}, "control.group: there is no group no-such-group"),
+    ):
+        code, problems = check(write_config(home, base_url, {"control": control}), capsys)
+        assert (code, len(problems)) == (78, 1)
+        assert problems[0].startswith(said.format(home))
+
+
+def test_later_version_wrote_the_database(home: Path, base_url: str, capsys: Capsys) -> None:
+    """A database of a later syncd is refused with that advice, by `check` and by `once`."""
+    path = write_config(home, base_url)
+    assert main(["once", "--config", str(path)]) == 0
+    query(url_at(home / "syncd.db"), "UPDATE syncd_schema SET version_num = '9999'")
+    capsys.readouterr()
+    code, [problem] = check(path, capsys)
+    assert code == 69
+    assert "a later syncd wrote the database" in problem
+    assert main(["once", "--config", str(path)]) == 69
+
+
+@pytest.mark.parametrize(("fault", "expected"), [(unauthorized, 78), (restricted, 1)])
+def test_refused_key_passes_check(
+    home: Path, standin: StandIn, base_url: str, fault: Fault, expected: int
+) -> None:
+    """A refused key is exit code 78, as a missing one is; one without the rights is 1."""
+    standin.fail("/events", fault)
+    done = syncd("check", "--online", "--config", write_config(home, base_url))
+    assert done.returncode == expected
+    assert "\nBilletweb: GET /events: " in f"\n{done.stderr}"
+
+
+def test_dead_billetweb_passes_check(home: Path, capsys: Capsys) -> None:
+    """Where nothing listens `--online` says so and exits with 1: the settings may be good."""
+    code, [problem] = check(write_config(home, "http://127.0.0.1:1/api"), capsys, "--online")
+    assert code == 1
+    assert "ConnectError" in problem
+
+
+# --- once
+
+
+def test_once_does_not_sync(home: Path, standin: StandIn, base_url: str, capsys: Capsys) -> None:
+    """One run, its summary, exit code 0; no socket is made; the key comes from the file."""
+    path = write_config(home, base_url)
+    assert main(["once", "--config", str(path)]) == 0
+    assert "2 events synced, 0 failed" in capsys.readouterr().out
+    assert not (home / "syncd.sock").exists()
+    assert query(url_at(home / "syncd.db"), "SELECT count(*) FROM billetweb_events") == [(2,)]
+    assert query(url_at(home / "syncd.db"), 'SELECT "trigger", "full" FROM syncd_runs') == [("once", 1)]
+
+
+def test_monitor_hears_nothing_of_once(home: Path, standin: StandIn, base_url: str) -> None:
+    """A run of cron's is told to the monitor like any other; the stand-in plays the monitor here."""
+    path = write_config(home, base_url, {"heartbeat": {"url": f"{base_url}/monitor"}})
+    assert main(["once", "--config", str(path)]) == 0
+    assert standin.requests[-1].path == "/monitor"
+    assert standin.requests[-1].query["rid"].endswith("-000000000001")
+
+
+def test_full_is_forgotten(home: Path, base_url: str) -> None:
+    """`--full` makes a full run of one that would not have been."""
+    path = str(write_config(home, base_url))
+    for options in ([], [], ["--full"]):
+        assert main(["once", "--config", path, *options]) == 0
+    assert query(url_at(home / "syncd.db"), 'SELECT "full" FROM syncd_runs ORDER BY id') == [(1,), (0,), (1,)]
+
+
+def test_failed_once_looks_like_success(home: Path, standin: StandIn, base_url: str, capsys: Capsys) -> None:
+    """A failed run is exit code 1 and prints the error; a partial one is not a failure."""
+    path = str(write_config(home, base_url))
+    standin.fail("/event/900001/avail", truncated, times=None)
+    assert main(["once", "--config", path]) == 0
+    assert "partial" in capsys.readouterr().out
+    standin.fail("/events", unauthorized)
+    assert main(["once", "--config", path]) == 1
+    assert "failed" in capsys.readouterr().out
+
+
+def test_once_without_database_asks_billetweb(home: Path, standin: StandIn, base_url: str) -> None:
+    """Where the database cannot be opened `once` exits with 69 and asks for nothing."""
+    missing = {"database": {"url": f"sqlite:///{home}/none/syncd.db"}}
+    assert main(["once", "--config", str(write_config(home, base_url, missing))]) == 69
+    assert standin.requests == []
+
+
+def test_once_beside_daemon_writes(home: Path, standin: StandIn, base_url: str) -> None:
+    """While a daemon holds the database `once` exits with 75, as a second daemon does."""
+    with DaemonProcess(home, base_url) as daemon:
+        daemon.ran()
+        before = len(standin.requests)
+        assert main(["once", "--config", str(daemon.config)]) == 75
+        assert len(standin.requests) == before
+
+
+def test_missing_configuration_is_a_traceback(home: Path) -> None:
+    """No file: 78 and a line with its name, for each command that reads one."""
+    for command in ("run", "check"):
+        done = syncd(command, "--config", home / "none.toml")
+        assert done.returncode == 78
+        assert f"{home}/none.toml: cannot be read" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# --- usage
+
+
+def test_usage_is_not_told(capsys: Capsys) -> None:
+    """`--help` names every command and exit code; `--version` is one line; wrong usage is 2."""
+    helped = syncd("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    for word in ("run", "once", "check", "demo", "69", "75", "78"):
+        assert word in helped.stdout
+    for wrong in (
+        [],
+        ["frobnicate"],
+        ["once", "--fulll"],
+        ["demo", "--interval", "0s"],
+        ["demo", "--events", "0"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(wrong)
+        assert left.value.code == 2
+        assert "usage: syncd" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"syncd {__version__}\n"
+
+
+def test_configuration_of_the_environment_is_ignored(
+    home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """$SYNCD_CONFIG names the file where `--config` does not."""
+    path = write_config(home, base_url)
+    monkeypatch.setenv("SYNCD_CONFIG", str(path))
+    assert main(["check"]) == 0
+    assert str(path) in capsys.readouterr().out

@@ -1,0 +1,425 @@
+"""`syncctl` against a real HTTP server on a real Unix socket: every command, every exit code."""
+
+import grp
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.canned_daemon import DOUBT, ENDED, ERROR, EVENT, QUEUED, STATUS, Daemon, Json, serving, stream
+
+import syncd
+from syncd import text
+from syncd.ctl import main as ctl
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give a directory with a path short enough for sockets; no socket is named by the environment."""
+    monkeypatch.delenv("SYNCD_SOCKET", raising=False)
+    path = Path(tempfile.mkdtemp(prefix="ctl"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """Give a control server that answers every command; $SYNCD_SOCKET names its socket."""
+    with serving() as daemon:
+        monkeypatch.setenv("SYNCD_SOCKET", daemon.path)
+        yield daemon
+
+
+@pytest.mark.parametrize(
+    ("argv", "request_", "body"),
+    [
+        ("status", "GET /v1/status", None),
+        ("run-now --no-wait", "POST /v1/runs", {"full": False, "events": [], "join": False}),
+        (
+            "run-now --no-wait --full --event 7 --event 8 --join",
+            "POST /v1/runs",
+            {"full": True, "events": ["7", "8"], "join": True},
+        ),
+        ("history", "GET /v1/runs?limit=20", None),
+        ("history -n 3", "GET /v1/runs?limit=3", None),
+        ("events", "GET /v1/events?all=0", None),
+        ("events --all", "GET /v1/events?all=1", None),
+        ("doubts", "GET /v1/doubts", None),
+        ("accept --no-wait", "POST /v1/accept", {"events": []}),
+        ("accept --no-wait --event 7 --event 8", "POST /v1/accept", {"events": ["7", "8"]}),
+        ("pause", "POST /v1/pause", None),
+        ("resume", "POST /v1/resume", None),
+        ("reload", "POST /v1/reload", None),
+        ("metrics", "GET /metrics", None),
+    ],
+)
+def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: str, body: object) -> None:
+    """Each command is one request to its own route, and done is exit code 0."""
+    daemon.answers |= {"GET /v1/runs?limit=3": {"runs": []}, "GET /v1/events?all=1": {"events": []}}
+    assert ctl.main(argv.split()) == 0
+    assert daemon.asked == [(request_, body)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "printed"),
+    [
+        ("status", "health        ok\n"),
+        (
+            "run-now",
+            "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n  manual by alice; 1 change (1 inserted); ",
+        ),
+        ("run-now --no-wait", "Run 43 is queued"),
+        ("history", "43  2027-05-08 "),
+        ("events", "Fête du pain ☂    12  50  1 min 2 s\n"),
+        ("doubts", "event 900003, tickets  3 of 4  "),
+        ("accept", "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n"),
+        ("accept --no-wait", "Run 43 is queued"),
+        ("pause", "syncd is paused, health ok, next run not scheduled\n"),
+        ("resume", "syncd is idle, health ok, next run "),
+        ("reload", "syncd is idle, health ok, next run "),
+        ("metrics", "# TYPE syncd_paused gauge\nsyncd_paused 0.0\n"),
+    ],
+)
+def test_people_get_words_on_stdout(daemon: Daemon, argv: str, printed: str, capsys: Capsys) -> None:
+    """Without --json every command prints something readable, without colour where there is no terminal."""
+    assert ctl.main(argv.split()) == 0
+    out, err = capsys.readouterr()
+    assert printed in out
+    assert "\x1b" not in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "document"),
+    [
+        ("status", STATUS),
+        ("run-now", ENDED),
+        ("run-now --no-wait", QUEUED),
+        ("history", {"runs": [ENDED]}),
+        ("events", {"events": [EVENT]}),
+        ("doubts", {"doubts": [DOUBT]}),
+        ("accept", ENDED),
+        ("accept --no-wait", QUEUED | {"accept": True}),
+        ("resume", STATUS),
+    ],
+)
+def test_scripts_get_the_answer_untouched(daemon: Daemon, argv: str, document: Json, capsys: Capsys) -> None:
+    """--json prints the daemon's answer as one JSON document and nothing else."""
+    assert ctl.main([*argv.split(), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == document
+    assert err == ""
+
+
+@pytest.mark.parametrize(("health", "exit_code"), [("ok", 0), ("degraded", 1), ("failing", 1)])
+def test_a_monitor_learns_of_bad_health(daemon: Daemon, health: str, exit_code: int) -> None:
+    """--check turns bad health into exit code 1; without it status is always done."""
+    daemon.answers["GET /v1/status"] = STATUS | {"health": health}
+    assert ctl.main(["status"]) == 0
+    assert ctl.main(["status", "--check"]) == exit_code
+    assert ctl.main(["status", "--check", "--json"]) == exit_code
+
+
+@pytest.mark.parametrize("command", ["run-now", "accept"])
+@pytest.mark.parametrize("outcome", ["partial", "failed", "cancelled"])
+def test_a_run_that_went_wrong_is_not_success(
+    daemon: Daemon, outcome: str, command: str, capsys: Capsys
+) -> None:
+    """A run that ends partial, failed or cancelled is exit code 1, and its errors are printed."""
+    ended = ENDED | {"outcome": outcome, "errors": [ERROR], "errors_total": 1}
+    daemon.answers["GET /v1/runs/43/progress"] = stream(ended)
+    assert ctl.main([command]) == 1
+    assert "error: event 9: no answer (transport)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", [b"", b'{"phase": "\xc3', b'{"phase": "events", "done": 1, "total": 2}\n'])
+def test_a_broken_stream_does_not_lose_the_run(daemon: Daemon, broken: bytes, capsys: Capsys) -> None:
+    """Where the stream of progress ends early, the run is asked for until it has ended."""
+    rounds = iter([QUEUED, ENDED | {"outcome": "cancelled"}])
+    daemon.answers["GET /v1/runs/43/progress"] = broken
+
+    def answer(handler: Any) -> None:
+        handler.head()
+        handler.wfile.write(json.dumps(next(rounds)).encode())
+
+    daemon.answers["GET /v1/runs/43?wait=5"] = answer
+    assert ctl.main(["run-now"]) == 1
+    assert "Run 43 cancelled" in capsys.readouterr().out
+
+
+def test_a_silent_stream_does_not_hold_the_command(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream without even keep-alive lines is given up for asking."""
+    monkeypatch.setattr(ctl, "SILENCE_S", 0.05)
+    daemon.answers["GET /v1/runs/43/progress"] = stream(until=daemon.closing)
+    daemon.answers["GET /v1/runs/43?wait=5"] = ENDED
+    assert ctl.main(["run-now"]) == 0
+
+
+@pytest.mark.parametrize("command", ["run-now", "accept"])
+def test_a_daemon_killed_in_mid_run_is_reported(daemon: Daemon, command: str, capsys: Capsys) -> None:
+    """A daemon that goes away while a run is waited for is exit code 3, and where to look is said."""
+    daemon.answers["GET /v1/runs/43/progress"] = lambda _: daemon.vanish()
+    assert ctl.main([command]) == 3
+    assert "went away during run 43. Once it is back `syncctl history`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hanging", ["GET /v1/runs/43/progress", "GET /v1/runs/43?wait=0", None])
+def test_waiting_ends_when_its_time_is_up(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, hanging: str | None, capsys: Capsys
+) -> None:
+    """--timeout bounds the wait, on the stream and while asking, and says that the run goes on."""
+    monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
+    daemon.answers |= {"GET /v1/runs/43/progress": stream(), "GET /v1/runs/43?wait=0": QUEUED}
+    if hanging:
+        daemon.answers[hanging] = stream(until=daemon.closing)
+    begin = time.monotonic()
+    assert ctl.main(["run-now", "--timeout", "1s"]) == 5
+    assert 0.14 < time.monotonic() - begin < 10
+    assert "Gave up waiting. Run 43 goes on: `syncctl status`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "request_"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
+def test_an_unanswered_request_is_not_a_missing_daemon(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: str, request_: str, capsys: Capsys
+) -> None:
+    """--timeout bounds the request for a run too, and nobody claims to know whether it was queued."""
+    monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
+    daemon.answers[f"POST {request_}"] = stream(until=daemon.closing)
+    assert ctl.main([command, "--timeout", "1s"]) == 5
+    assert "may have queued the run" in capsys.readouterr().err
+
+
+def no_socket(path: Path) -> None:
+    """Leave `path` empty."""
+
+
+def dead_socket(path: Path) -> None:
+    """Leave a socket at `path` that nobody listens on."""
+    with socket.socket(socket.AF_UNIX) as forgotten:
+        forgotten.bind(str(path))
+
+
+@pytest.mark.parametrize("left", [no_socket, dead_socket, Path.touch])
+@pytest.mark.parametrize(
+    "command", ["status", "run-now", "history", "events", "doubts", "accept", "pause", "metrics"]
+)
+def test_a_stopped_daemon_is_told_from_a_bad_answer(
+    directory: Path, left: Callable[[Path], None], command: str, capsys: Capsys
+) -> None:
+    """Where nothing listens every command is exit code 3 and says how to start the daemon."""
+    left(directory / "s")
+    assert ctl.main([command, "--socket", str(directory / "s")]) == 3
+    out, err = capsys.readouterr()
+    assert "systemctl start syncd" in err
+    assert out == ""
+
+
+def test_a_path_too_long_for_a_socket_is_no_traceback(capsys: Capsys) -> None:
+    """A path that no socket can have is exit code 3."""
+    assert ctl.main(["status", "--socket", "/" + "x" * 200]) == 3
+    assert "path too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda _: None, "closed the connection"),
+        (lambda handler: handler.head(length=10), "closed the connection"),
+        (lambda handler: handler.server.stop.wait(10), "does not answer in time"),
+    ],
+)
+def test_a_daemon_that_hangs_or_dies_does_not_hang_the_command(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, answer: Any, said: str, capsys: Capsys
+) -> None:
+    """No answer, half an answer and an endless wait are exit code 3."""
+    monkeypatch.setattr(ctl, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(daemon.server, "stop", daemon.closing, raising=False)
+    daemon.answers["GET /metrics"] = answer
+    assert ctl.main(["metrics"]) == 3
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_full_queue_is_waited_for(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, *, served: bool
+) -> None:
+    """With many commands at once a connection waits for its turn, but not for ever."""
+    monkeypatch.setattr(ctl, "ANSWER_TIMEOUT_S", 2.0 if served else 0.1)
+    path = str(directory / "s")
+    answer = f"HTTP/1.1 200 OK\r\nSyncd-Version: {syncd.__version__}\r\n\r\nsyncd_paused 0.0\n".encode()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+
+        def serve() -> None:
+            listener.accept()[0].close()
+            with listener.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        later = threading.Timer(0.05, serve if served else lambda: None)
+        later.start()
+        assert ctl.main(["metrics", "--socket", path]) == (0 if served else 3)
+        later.join()
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_an_outsider_learns_which_group_to_join(daemon: Daemon, capsys: Capsys, *, visible: bool) -> None:
+    """No permission is exit code 4 with the socket's group, where that can be seen."""
+    path = Path(daemon.path)
+    group = f"the group {grp.getgrgid(path.stat().st_gid).gr_name}" if visible else "the daemon's group"
+    path.chmod(0)
+    path.parent.chmod(0o755 if visible else 0)
+    me = os.geteuid()
+    try:
+        if me == 0:
+            os.seteuid(65_534)
+        exit_code = ctl.main(["status"])
+    finally:
+        os.seteuid(me)
+        path.parent.chmod(0o700)
+    assert exit_code == 4
+    assert f"join {group} and log in again" in capsys.readouterr().err
+
+
+def refusal(code: str, message: str) -> Json:
+    """Return the control API's error document."""
+    return {"error": {"code": code, "message": message}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((409, refusal("stopping", "syncd is stopping")), "syncd is stopping"),
+        ((404, refusal("not_found", "no such route")), "no such route"),
+        ((422, refusal("configuration", "sync.interval: no")), "sync.interval: no"),
+        ((500, b"Internal Server Error"), "HTTP status 500"),
+        (b"<html>", "is not JSON"),
+    ],
+)
+def test_a_refusal_says_what_the_daemon_said(daemon: Daemon, answer: Any, said: str, capsys: Capsys) -> None:
+    """What the daemon refuses is exit code 6 with its own message."""
+    daemon.answers["POST /v1/reload"] = answer
+    assert ctl.main(["reload"]) == 6
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "exit_code"),
+    [
+        ("0.1.0", "0.1.9", 0),
+        ("0.2.0", "0.1.9", 6),
+        ("1.2.0", "1.3.1", 0),
+        ("2.0.0", "1.3.1", 6),
+        ("1.1.0", "0.1.0", 6),
+        (None, "0.1.0", 6),
+    ],
+)
+def test_another_version_is_not_misread(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, theirs: str | None, ours: str, exit_code: int
+) -> None:
+    """An answer of another major version, or below 1.0 another minor one, or of no syncd, is not believed."""
+    daemon.version = theirs
+    monkeypatch.setattr(ctl, "__version__", ours)
+    assert ctl.main(["status"]) == exit_code
+
+
+def test_another_program_on_the_socket_is_not_taken_for_syncd(directory: Path, capsys: Capsys) -> None:
+    """What does not speak HTTP is exit code 6 at once."""
+    path = str(directory / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def greet() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                while connection.recv(65_536):
+                    pass
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert ctl.main(["status", "--socket", path]) == 6
+        thread.join()
+    assert "is not syncd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "request_"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
+def test_an_error_is_one_json_document_for_a_script(
+    daemon: Daemon, command: str, request_: str, capsys: Capsys
+) -> None:
+    """With --json an error is a JSON document on stdout, and the exit code stays."""
+    daemon.answers[f"POST {request_}"] = (409, refusal("stopping", "syncd is stopping"))
+    assert ctl.main([command, "--json"]) == 6
+    out, err = capsys.readouterr()
+    assert json.loads(out) == refusal("stopping", "syncd is stopping")
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "",
+        "restart",
+        "status --what",
+        "metrics --json",
+        "history -n 0",
+        "history -n 1001",
+        "history -n ten",
+        "run-now --event",
+        "run-now --event fete-du-pain",
+        "run-now --event=",
+        "run-now --timeout 0s",
+        "run-now --timeout 5",
+        "run-now --no-w",
+        "accept --full",
+        "accept --join",
+        "accept --event fete-du-pain",
+        "accept --timeout 0s",
+        "doubts --event 7",
+    ],
+)
+def test_wrong_usage_reaches_no_daemon(daemon: Daemon, argv: str, capsys: Capsys) -> None:
+    """Wrong usage is exit code 2, told on stderr before anything is asked."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        ctl.main(argv.split())
+    assert "usage: syncctl" in capsys.readouterr().err
+    assert daemon.asked == []
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("--version", f"syncctl {syncd.__version__}\n"), ("--help", "130")]
+)
+def test_help_needs_no_daemon(option: str, said: str, capsys: Capsys) -> None:
+    """The version and the help, with its table of exit codes, are printed without a daemon."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        ctl.main([option])
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--socket", "{}", "status"], ["status", "--socket", "{}"]])
+def test_the_named_socket_wins(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    """--socket counts before and after the command, and more than $SYNCD_SOCKET."""
+    monkeypatch.setenv("SYNCD_SOCKET", "/nonexistent")
+    assert ctl.main([word.format(daemon.path) for word in argv]) == 0
+    assert ctl.main(["status"]) == 3
+
+
+def test_without_a_name_the_packaged_socket_is_asked(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither --socket nor a filled $SYNCD_SOCKET: the socket is the one of the systemd unit."""
+    assert ctl.parse(["status"]).socket == "/run/syncd/syncd.sock"
+    monkeypatch.setenv("SYNCD_SOCKET", "")
+    assert ctl.parse(["status"]).socket == "/run/syncd/syncd.sock"

@@ -1,0 +1,154 @@
+"""`syncctl` as a process of its own: terminals, pipes, Ctrl-C, and what starting it costs."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.canned_daemon import ENDED, EVENT, STATUS, STEPS, Daemon, serving, stream
+
+import syncd
+
+SOURCES = str(Path(syncd.__file__).parent.parent)
+SYNCCTL = [sys.executable, "-c", "import sys; from syncd.ctl.main import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """Give a control server that answers every command; $SYNCD_SOCKET names its socket."""
+    with serving() as daemon:
+        monkeypatch.setenv("SYNCD_SOCKET", daemon.path)
+        yield daemon
+
+
+def start(*argv: str, shell: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start `syncctl` as a process of its own, through `shell` if given."""
+    settings = {"PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "", "TERM": "xterm"}  # buffered, as for users
+    environment = os.environ | settings | options.pop("env", {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen([*shell, *SYNCCTL, *argv], env=environment, **pipes)
+
+
+def on_a_terminal(name: str, *argv: str, env: dict[str, str]) -> str:
+    """Return what `syncctl` writes to the stream `name` where that is a terminal."""
+    ours, theirs = pty.openpty()
+    written = b""
+    streams: Any = {name: theirs}
+    with start(*argv, env=env, **streams) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how Linux tells the end of a terminal
+            while chunk := os.read(ours, 65_536):
+                written += chunk
+        process.communicate(timeout=10)
+    os.close(ours)
+    return written.decode()
+
+
+@pytest.mark.parametrize(("command", "route"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
+def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -> None:
+    """Ctrl-C while waiting is exit code 130 with a sentence, and asks nothing of the daemon."""
+    waiting = threading.Event()
+
+    def answer(handler: Any) -> None:
+        waiting.set()
+        stream(STEPS[0], until=daemon.closing)(handler)
+
+    daemon.answers["GET /v1/runs/43/progress"] = answer
+    with start(command, "--json") as process:
+        assert waiting.wait(10)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert "Run 43 goes on" in out
+    assert err == ""
+    assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43/progress"]
+
+
+@pytest.mark.parametrize("argv", [["history"], ["--help"]])
+def test_a_reader_that_leaves_early_is_no_error(daemon: Daemon, argv: list[str]) -> None:
+    """`syncctl … | head` ends quietly."""
+    daemon.answers["GET /v1/runs?limit=20"] = {"runs": [ENDED] * 2000}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with start(*argv, stdout=writer) as process:
+        os.close(writer)
+        assert process.communicate(timeout=10)[1] == ""
+    assert process.returncode == 0
+
+
+def test_a_closed_stdout_is_no_error(daemon: Daemon) -> None:
+    """With stdout closed the exit code still tells, and nothing is complained of."""
+    daemon.answers["GET /v1/status"] = STATUS | {"health": "failing"}
+    with start("status", "--check", shell=("sh", "-c", 'exec "$@" >&-', "sh")) as process:
+        assert process.communicate(timeout=10)[1] == ""
+    assert process.returncode == 1
+
+
+def test_a_full_disk_is_not_success(daemon: Daemon) -> None:
+    """An answer that could not be written is not exit code 0."""
+    with Path("/dev/full").open("w") as full, start("metrics", stdout=full) as process:
+        assert (
+            process.communicate(timeout=10)[1]
+            == "syncctl: cannot write the answer: No space left on device\n"
+        )
+    assert process.returncode == 1
+
+
+def test_a_name_outside_the_terminals_alphabet_is_no_traceback(daemon: Daemon) -> None:
+    """Where stdout is Latin-1 what it lacks is escaped, and JSON stays JSON."""
+    env = {"PYTHONIOENCODING": "latin-1"}
+    with (
+        start("events", env=env, encoding="latin-1") as words,
+        start("events", "--json", env=env, encoding="latin-1") as script,
+    ):
+        assert "Fête du pain \\u2602" in words.communicate(timeout=10)[0]
+        assert json.loads(script.communicate(timeout=10)[0]) == {"events": [EVENT]}
+
+
+@pytest.mark.parametrize("command", ["run-now", "accept"])
+def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon, command: str) -> None:
+    """On a terminal the progress is drawn on stderr, with --json too."""
+    go_on = threading.Event()
+
+    def answer(handler: Any) -> None:
+        stream(STEPS[0])(handler)
+        go_on.wait(0.3)  # the bar is drawn ten times a second
+        handler.wfile.write(json.dumps(ENDED).encode() + b"\n")
+
+    daemon.answers["GET /v1/runs/43/progress"] = answer
+    drawn = on_a_terminal("stderr", command, "--json", env={})
+    assert "events" in drawn
+    assert "3/12" in drawn
+
+
+@pytest.mark.parametrize(
+    ("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_colours_can_be_refused(daemon: Daemon, env: dict[str, str], *, coloured: bool) -> None:
+    """Health is coloured on a terminal, but not with NO_COLOR or on a dumb one."""
+    assert ("\x1b[32mok\x1b[0m" in on_a_terminal("stdout", "status", env=env)) is coloured
+
+
+def test_starting_stays_cheap(daemon: Daemon) -> None:
+    """No command but one that watches a run loads anything heavy."""
+    heavy = "{'asyncio', 'dataclasses', 'http', 'logging', 'msgspec', 'rich', 'shutil', 'typing', 'urllib'}"
+    code = (
+        f"import sys; from syncd.ctl.main import main; main(); sys.exit(sorted({heavy} & set(sys.modules)))"
+    )
+    for command in ("status", "run-now", "events", "doubts", "accept"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, command],
+            env=os.environ | {"PYTHONPATH": SOURCES},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.stderr, done.returncode) == (b"[]\n", 1)

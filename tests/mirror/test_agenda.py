@@ -1,0 +1,154 @@
+"""Who is read in a run, and what that gives for accounts of any size."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from budget_simulation import FULL_EVERY, INTERVAL, PER_MINUTE, RUN_TIMEOUT, SIZES, row, simulate, table
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+from support.project import README
+
+from syncd.mirror.agenda import LEAST_REQUESTS, Budget, Standing, budget, choose
+
+NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
+LARGE = pytest.mark.slow("two days of 5,000 events, three times, are simulated in ten seconds")
+
+
+def standing(name: str, minutes: int | None = 0, cost: int = 2, **reasons: bool) -> Standing:
+    """Return an event that was read so many minutes ago; None: never."""
+    read_at = None if minutes is None else NOW - timedelta(minutes=minutes)
+    return Standing(id=name, cost=cost, read_at=read_at, **reasons)
+
+
+def allowed(capacity: int = 100, share: int = 100) -> Budget:
+    return Budget(capacity=capacity, share=share)
+
+
+def of(cost: int, *, interval: timedelta = INTERVAL, per_minute: int = PER_MINUTE) -> Budget:
+    return budget(
+        cost, per_minute=per_minute, interval=interval, run_timeout=RUN_TIMEOUT, full_every=FULL_EVERY
+    )
+
+
+def test_reasons_come_after_turns() -> None:
+    """The suspected are first, then those to which something happened, the new ones, and the oldest."""
+    standings = [
+        standing("young", 5),
+        standing("old", 50),
+        standing("new", None),
+        standing("sold", 1, due=True),
+        standing("suspected", 1, suspected=True),
+    ]
+    assert choose(standings, allowed()).events == ["suspected", "sold", "new", "old", "young"]
+
+
+def test_turns_take_more_than_their_share() -> None:
+    """Those without a reason stay within the share, the last one apart; those with one do not count in it."""
+    turns = [standing(f"{age}", age) for age in range(9, 0, -1)]
+    chosen = choose([*turns, standing("sold", due=True)], allowed(share=5))
+    assert (chosen.events, chosen.waiting) == (["sold", "9", "8", "7"], 0)
+
+
+def test_a_run_plans_more_than_it_can_send() -> None:
+    """What has a reason and does not fit waits and is counted; it takes what nobody's turn needs."""
+    due = [standing(f"{n}", due=True) for n in range(5)]
+    chosen = choose(due, allowed(capacity=6))
+    assert (chosen.events, chosen.waiting) == (["0", "1", "2"], 2)
+    chosen = choose([standing("turn", 99), *due], allowed(capacity=6, share=2))
+    assert (chosen.events, chosen.waiting) == (["0", "1", "turn"], 3)
+
+
+def test_an_event_that_costs_more_than_all_is_never_read() -> None:
+    """One event is read in any case."""
+    assert choose([standing("dear", cost=9)], allowed(capacity=3, share=3)).events == ["dear"]
+    assert choose([], allowed()).events == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.none() | st.integers(0, 500), st.integers(1, 4), st.booleans(), st.booleans()),
+        max_size=60,
+    ),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
+def test_a_choice_breaks_its_budget(
+    drawn: list[tuple[int | None, int, bool, bool]], capacity: int, share: int
+) -> None:
+    """No choice exceeds capacity but by a first event, nor the share but by the last; who waits counts."""
+    standings = {
+        f"{number:03}": standing(f"{number:03}", age, cost, due=due, suspected=suspected)
+        for number, (age, cost, due, suspected) in enumerate(drawn)
+    }
+    chosen = choose(standings.values(), allowed(capacity, share))
+    assert len(set(chosen.events)) == len(chosen.events)
+    read = [standings[name] for name in chosen.events]
+    assert sum(each.cost for each in read) <= capacity or len(read) == 1
+    turns = [each for each in read if not (each.due or each.suspected or each.read_at is None)]
+    assert sum(each.cost for each in turns[:-1]) < share
+    waiting = [
+        each
+        for name, each in standings.items()
+        if name not in chosen.events and (each.due or each.suspected or each.read_at is None)
+    ]
+    assert len(waiting) == chosen.waiting
+    assert bool(read) == bool(standings)
+
+
+def test_turns_starve_an_event() -> None:
+    """However the costs lie, every event is read within the bound that the budget tells."""
+    costs = {f"{number:03}": 2 + number % 3 for number in range(200)}
+    limits = of(sum(costs.values()))
+    read_at = {name: NOW - timedelta(days=1) for name in costs}
+    rounds = limits.bound(sum(costs.values()), INTERVAL) // INTERVAL
+    for turn in range(rounds):
+        standings = [Standing(id=name, cost=cost, read_at=read_at[name]) for name, cost in costs.items()]
+        for name in choose(standings, limits).events:
+            read_at[name] = NOW + turn * INTERVAL
+    assert min(read_at.values()) >= NOW
+
+
+def test_events_that_sell_all_the_time_starve_the_others() -> None:
+    """However many sell in each interval, a new event is read, and the others within the bound."""
+    limits = of(10_000)
+    events = {f"{number:04}": standing(f"{number:04}", 1) for number in range(4999)} | {
+        "new": standing("new", None)
+    }
+    rounds = limits.bound(10_000, INTERVAL) // INTERVAL
+    for turn in range(rounds):
+        events |= {name: structs.replace(events[name], due=True) for name in list(events)[:300]}
+        for name in choose(events.values(), limits).events:
+            events[name] = structs.replace(events[name], due=False, read_at=NOW + turn * INTERVAL)
+    assert all(event.read_at and event.read_at >= NOW for event in events.values())
+
+
+@pytest.mark.parametrize(
+    ("interval", "per_minute"),
+    [(timedelta(seconds=1), 100), (timedelta(seconds=10), 60), (timedelta(days=7), 1), (INTERVAL, 1)],
+)
+def test_a_short_interval_or_a_low_ceiling_allows_nothing(interval: timedelta, per_minute: int) -> None:
+    """Some requests are always allowed, and never more than run_timeout lets through."""
+    limits = of(10_000, interval=interval, per_minute=per_minute)
+    assert 1 <= limits.share <= limits.capacity
+    assert min(LEAST_REQUESTS, per_minute) <= limits.capacity <= per_minute * 10
+
+
+@pytest.mark.parametrize("events", [*SIZES[:-1], pytest.param(SIZES[-1], marks=LARGE)])
+def test_what_nobody_promised(events: int) -> None:
+    """Simulated for two days: figures within their bound, sales within two runs, five requests at rest."""
+    busy = simulate(events)
+    slack_s = RUN_TIMEOUT.total_seconds()  # within its run an event is read sooner or later
+    assert busy.oldest_s <= busy.bound_s + slack_s <= FULL_EVERY.total_seconds() + 2 * slack_s
+    assert max(busy.sale_s) <= INTERVAL.total_seconds() + slack_s
+    share = of(2 * events).share
+    assert simulate(events, selling=0).idle_requests <= 5 + share
+    untold = simulate(events, told=False)
+    assert max(untold.sale_s) <= untold.bound_s + slack_s
+    assert row(events) in README.splitlines()
+
+
+@LARGE
+def test_the_readme_shows_another_table() -> None:
+    """README's table of the budget is what the command prints."""
+    assert table() in README

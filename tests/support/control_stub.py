@@ -1,0 +1,176 @@
+"""What the tests of the control server stand on: a daemon of a few lines, and a server in front of it."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import syncd
+from syncd.account.status import Status
+from syncd.control.server import ControlServer, application
+from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
+
+Client = httpx.AsyncClient
+START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
+ENDED = Run(
+    id=42,
+    trigger="interval",
+    state="done",
+    outcome="partial",
+    started_at=START,
+    finished_at=START + timedelta(seconds=1.5),
+    duration_s=1.5,
+    errors=[RunError("event 9", "transport", "no « answer »")],
+    errors_total=1,
+)
+DOUBT = Doubt(
+    table="billetweb_tickets",
+    event_id="900001",
+    absent=3,
+    of=4,
+    since=START,
+    reads=2,
+    examples=["1", "2", "3"],
+    waits_for="time",
+    until=START + timedelta(days=1),
+)
+EVENT: Json = {"id": "900001", "name": "Fête du pain ☂", "starts_at": START, "is_full": False, "age_s": 3.5}
+
+
+class Stub:
+    """A daemon of a few lines: keeps what it was asked, and answers what the test has set."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.health: tuple[Any, str] = ("ok", "")
+        self.fault: Exception | None = None
+        self.watchers = 0
+        self.steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+        self.known = {
+            run.id: run for run in (ENDED, Run(id=43, trigger="manual"), Run(id=-7, trigger="manual"))
+        }
+
+    def _note(self, *asked: Any) -> None:
+        self.asked.append(asked)
+        if self.fault:
+            raise self.fault
+
+    def status(self) -> Status:
+        return Status(
+            pid=os.getpid(),
+            started_at=START,
+            uptime_s=2.5,
+            state="idle",
+            health=self.health[0],
+            health_reason=self.health[1],
+            is_running=True,
+            interval_s=900.0,
+            next_run_at=START + timedelta(minutes=15),
+            run_count=1,
+            consecutive_failures=0,
+            last_run=ENDED,
+            last_success_at=None,
+            last_error=None,
+            current_run=None,
+            queued_runs=0,
+            database="sqlite:////var/lib/syncd/syncd.db",
+            events_live=1,
+            events_full=0,
+            oldest_figure_at=None,
+            oldest_figure_age_s=None,
+            events_unread=None,
+            doubts=1,
+            budget=None,
+            slots_skipped={},
+            slots_missed=0,
+        )
+
+    async def request_run(
+        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
+    ) -> Run:
+        self._note("accept" if accept else "run", full, list(events), join, requested_by)
+        run = Run(id=43, trigger="manual", full=full, events=list(events), requested_by=requested_by)
+        run.accept = accept
+        return run
+
+    async def find_run(self, run_id: int) -> Run | None:
+        self._note("find", run_id)
+        return self.known.get(run_id)
+
+    async def wait(self, run: Run, seconds: float) -> None:
+        self._note("wait", run.id, seconds)
+
+    async def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
+        self.watchers += 1
+        try:
+            while run.state != "done":
+                try:
+                    step = await asyncio.wait_for(self.steps.get(), keep_alive_s)
+                except TimeoutError:
+                    step = None
+                yield step
+        finally:
+            self.watchers -= 1
+
+    async def runs(self, limit: int, before: int | None) -> list[Run]:
+        self._note("runs", limit, before)
+        return [ENDED]
+
+    async def events(self, *, ended_too: bool) -> list[Json]:
+        self._note("events", ended_too)
+        return [EVENT]
+
+    async def doubts(self) -> list[Doubt]:
+        self._note("doubts")
+        return [DOUBT]
+
+    async def pause(self, *, paused: bool) -> Status:
+        self._note("pause", paused)
+        return self.status()
+
+    async def reload(self) -> Status:
+        self._note("reload")
+        return self.status()
+
+    def metrics(self) -> bytes:
+        return b"syncd_paused 0.0\n"
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path, stub: Stub) -> AsyncIterator[Client]:
+    server = ControlServer(path, mode=0o600, group=None)
+    task = asyncio.create_task(server.serve(application(stub)))
+    await server.up.wait()
+    try:
+        async with Client(
+            transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://syncd"
+        ) as client:
+            yield client
+    finally:
+        server.stop()
+        await task
+        server.remove()
+
+
+def ask(path: Path, stub: Stub, use: Callable[[Client], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with serving(path, stub) as client:
+            await use(client)
+
+    asyncio.run(main())
+
+
+def refused(answer: httpx.Response) -> tuple[int, str]:
+    """Return the status and the code of an answer that has the one shape of all errors."""
+    assert answer.headers["syncd-version"] == syncd.__version__
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message"}
+    assert body["error"]["message"]
+    return answer.status_code, body["error"]["code"]

@@ -1,0 +1,40 @@
+"""The attendees that the stand-in serves, and those that the mirror holds."""
+
+from conftest import Rig
+from sqlalchemy import select
+
+from syncd.billetweb import decode
+from syncd.database import schema
+from syncd.model import Attendee
+from syncd.standin.server import StandIn, php_json
+
+WHOLE = {"disabled": "1"}
+"""The query of a read that asks for all attendees of an event."""
+
+
+def served(standin: StandIn, *, full: bool) -> dict[str, Attendee]:
+    """Return what the stand-in has, as `sync.attendees` keeps it."""
+    found: dict[str, Attendee] = {}
+    for event_id in standin.events:
+        body = php_json([*standin.attendees(event_id).values()])
+        found |= decode.decode_attendees(body, event_id=event_id, full=full).records
+    return found
+
+
+def held(rig: Rig) -> dict[str, Attendee]:
+    """Return the attendees in the mirror that are not marked vanished."""
+    names = Attendee.__struct_fields__
+    query = select(*(schema.attendees.c[name] for name in names)).where(
+        schema.attendees.c.vanished_at.is_(None)
+    )
+    with rig.account.database.begin() as connection:
+        return {row[0]: Attendee(**dict(zip(names, row, strict=True))) for row in connection.execute(query)}
+
+
+def read(standin: StandIn) -> list[tuple[str, dict[str, str]]]:
+    """Return the requests for attendees: path and query."""
+    return [(each.path, each.query) for each in standin.requests if each.path.endswith("/attendees")]
+
+
+def first_of(standin: StandIn, event_id: str) -> str:
+    return next(iter(standin.attendees(event_id)))

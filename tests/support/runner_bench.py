@@ -1,0 +1,89 @@
+"""What the tests of the runner stand on: a runner whose work does as the test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from syncd.clock import Clock
+from syncd.log.redact import Redactor
+from syncd.model import Progress, Run, RunError
+from syncd.run.runner import Runner
+
+LONG_S = 10.0
+KEY = "canary-0123456789"
+
+
+class Bench:
+    """A runner whose work waits until `let` allows it, and which notes what overlaps.
+
+    A run gets its lasting id, from 1 on, when its work begins.
+    """
+
+    def __init__(self, timeout: timedelta, clock: Clock | None = None) -> None:
+        self.runner = Runner(
+            self.work, timeout=timeout, on_end=self.on_end, redact=Redactor([KEY]), clock=clock
+        )
+        self.at_work = 0
+        self.most_at_work = 0
+        self.began: list[int] = []
+        self.ended: list[tuple[int, str | None, RunError | None]] = []
+        self.steps = 0
+        self.trouble: Exception | None = None
+        self.let = asyncio.Event()
+        self.let.set()
+        self.conclude: Callable[[], Awaitable[None]] | None = None
+
+    async def work(self, run: Run) -> None:
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        run.id = len(self.began) + 1
+        self.began.append(run.id)
+        try:
+            for done in range(self.steps):
+                run.progress = Progress("events", done + 1, self.steps)
+                self.runner.advance(run)
+            await self.let.wait()
+            if self.trouble:
+                raise self.trouble
+        finally:
+            self.at_work -= 1
+
+    async def on_end(self, run: Run, error: RunError | None) -> None:
+        # Whoever puts the end on record is still busy with this run.
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        if self.conclude:
+            await self.conclude()
+        await asyncio.sleep(0)
+        self.at_work -= 1
+        self.ended.append((run.id, run.outcome, error))
+
+    async def begun(self, run: Run) -> Run:
+        while run.id < 0:  # noqa: ASYNC110  # as an outsider would see it
+            await asyncio.sleep(0)
+        return run
+
+    async def done(self, run: Run) -> Run:
+        await self.runner.wait(run, LONG_S)
+        assert run.state == "done"
+        return run
+
+    async def busy(self) -> Run:
+        """Return a run that stays in progress until `let` is set."""
+        self.let.clear()
+        return await self.begun(self.runner.request("interval"))
+
+
+@asynccontextmanager
+async def bench(
+    at_most: timedelta = timedelta(seconds=LONG_S), clock: Clock | None = None
+) -> AsyncIterator[Bench]:
+    bench = Bench(at_most, clock)
+    bench.runner.serve()
+    try:
+        yield bench
+        assert bench.most_at_work <= 1, "two runs at once"
+    finally:
+        bench.let.set()
+        await bench.runner.stop(LONG_S)
