@@ -154,7 +154,7 @@ def libraries(tree: ast.Module) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["ctl.main", "ctl.__init__", "text", "__init__"])
+@pytest.mark.parametrize("module", ["ctl.main", "ctl.http", "ctl.__init__", "text", "__init__"])
 def test_syncctl_needs_nothing_installed(module: str) -> None:
     """The head of syncctl's modules imports the standard library and syncd alone."""
     head = ast.Module(
@@ -177,7 +177,7 @@ def test_syncctl_starts_without_loading_the_daemons_libraries() -> None:
     assert "syncd.ctl.main" in loaded
     assert loaded & SLOW == set()
     assert {name for name in loaded if name.startswith("syncd.")} == {
-        *("syncd.ctl", "syncd.ctl.main", "syncd.text"),
+        *("syncd.ctl", "syncd.ctl.http", "syncd.ctl.main", "syncd.text"),
     }
 
 

@@ -1,229 +1,30 @@
 """The control server: HTTP on a Unix socket, for syncctl, curl, nginx and any site's server code.
 
-It is handed the daemon's verbs and knows nothing of how they are done.
+It serves whatever application it is handed, and says who asks, by the kernel's word.
 """
 
 import asyncio
 import os
-import pwd
-import re
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from grp import getgrnam
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import h11
-import msgspec
 import uvicorn
-from msgspec import Struct, field
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from syncd import __version__
-from syncd.account.status import Status
+from syncd.control.api import error_answer
 from syncd.database.lock import FileLock
-from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
-from syncd.model import Doubt, Json, Peer, Progress, Run
-
-B = TypeVar("B")
-MAX_BODY_BYTES = 64 * 1024
-MAX_WAIT_S = 60.0
-MAX_RUNS = 1000
-MAX_ID = 2**63 - 1
-EVENT_ID = re.compile(r"[0-9]{1,20}")
-KEEP_ALIVE_S = 5.0
-"""A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
+from syncd.errors import AlreadyRunning, ConfigError
 
 LAST_WORDS_S = 0.1
 """How long a stop waits for the request of somebody who has just connected."""
-
-
-class Verbs(Protocol):
-    """What the daemon can do for whoever is let into the socket."""
-
-    def status(self) -> Status:
-        """Return the status, from memory."""
-
-    async def request_run(
-        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
-    ) -> Run:
-        """Return the run that serves the request. Raises Stopping."""
-
-    async def find_run(self, run_id: int) -> Run | None:
-        """Return a run by its id."""
-
-    async def wait(self, run: Run, seconds: float) -> None:
-        """Return when the run has ended or the time is over."""
-
-    def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
-        """Yield a run's steps until it has ended, None as a sign of life."""
-
-    async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest ended runs, newest first."""
-
-    async def events(self, *, ended_too: bool) -> list[Json]:
-        """Return the events with their availability."""
-
-    async def doubts(self) -> list[Doubt]:
-        """Return what is absent upstream and not believed gone yet."""
-
-    async def pause(self, *, paused: bool) -> Status:
-        """Stop or start scheduled runs, also over a restart."""
-
-    async def reload(self) -> Status:
-        """Read the configuration again. Raises ConfigError and changes nothing where it is bad."""
-
-    def metrics(self) -> bytes:
-        """Return the Prometheus text."""
-
-
-class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/runs`."""
-
-    full: bool = False
-    events: list[str] = field(default_factory=list)
-    join: bool = False
-
-
-class AcceptRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/accept`."""
-
-    events: list[str] = field(default_factory=list)
-
-
-class Refusal(Exception):  # an answer, not a fault
-    """An answer other than success: HTTP status, stable code, a sentence."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-def application(verbs: Verbs) -> Starlette:
-    """Return the ASGI application that answers by these verbs."""
-    routes = _Routes(verbs)
-    return Starlette(
-        routes=[
-            Route("/v1/status", routes.status),
-            Route("/v1/runs", routes.runs, methods=["GET", "POST"]),
-            Route("/v1/runs/{id}", routes.run),
-            Route("/v1/runs/{id}/progress", routes.progress),
-            Route("/v1/events", routes.events),
-            Route("/v1/doubts", routes.doubts),
-            Route("/v1/accept", routes.accept, methods=["POST"]),
-            Route("/v1/pause", routes.pause, methods=["POST"]),
-            Route("/v1/resume", routes.resume, methods=["POST"]),
-            Route("/v1/reload", routes.reload, methods=["POST"]),
-            Route("/healthz", routes.healthz),
-            Route("/metrics", routes.metrics),
-        ],
-        exception_handlers={
-            Refusal: _refuse,
-            HTTPException: _refuse_http,
-            SyncdError: _refuse_syncd,
-            Exception: _apologise,
-        },
-    )
-
-
-class _Routes:
-    def __init__(self, verbs: Verbs) -> None:
-        self._verbs = verbs
-
-    async def status(self, _request: Request) -> Response:
-        return _json(self._verbs.status())
-
-    async def start_run(self, request: Request) -> Response:
-        """Answer with the run that serves the request, queued or in progress."""
-        asked = await _body(request, RunRequest)
-        _check_ids(asked.events)
-        run = await self._verbs.request_run(
-            full=asked.full, accept=False, events=asked.events, join=asked.join, requested_by=_peer(request)
-        )
-        return _json(run, status=202)
-
-    async def accept(self, request: Request) -> Response:
-        """Answer with the run that marks vanished what is still absent."""
-        asked = await _body(request, AcceptRequest)
-        _check_ids(asked.events)
-        run = await self._verbs.request_run(
-            full=False, accept=True, events=asked.events, join=False, requested_by=_peer(request)
-        )
-        return _json(run, status=202)
-
-    async def doubts(self, _request: Request) -> Response:
-        return _json({"doubts": await self._verbs.doubts()})
-
-    async def run(self, request: Request) -> Response:
-        run = await self._find(request)
-        wait_s = _seconds(request, "wait", MAX_WAIT_S)
-        if wait_s:
-            await self._verbs.wait(run, wait_s)
-        return _json(run)
-
-    async def progress(self, request: Request) -> Response:
-        """Answer with a line per step, empty ones as signs of life, and the ended run last."""
-        run = await self._find(request)
-
-        async def lines() -> AsyncIterator[bytes]:
-            async for step in self._verbs.watch(run, KEEP_ALIVE_S):
-                yield (msgspec.json.encode(step) if step else b"") + b"\n"
-            yield msgspec.json.encode(run) + b"\n"
-
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
-
-    async def runs(self, request: Request) -> Response:
-        """Answer with the latest runs; a POST asks for one."""
-        if request.method == "POST":
-            return await self.start_run(request)
-        limit = _integer(request, "limit", 20, 1, MAX_RUNS)
-        before = None
-        if "before" in request.query_params:
-            before = _integer(request, "before", 0, -MAX_ID, MAX_ID)
-        return _json({"runs": await self._verbs.runs(limit, before)})
-
-    async def events(self, request: Request) -> Response:
-        wanted = request.query_params.get("all", "0")
-        if wanted not in ("0", "1"):
-            raise Refusal(400, "bad_request", "all: 0 or 1")
-        return _json({"events": await self._verbs.events(ended_too=wanted == "1")})
-
-    async def pause(self, _request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=True))
-
-    async def resume(self, _request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=False))
-
-    async def reload(self, _request: Request) -> Response:
-        return _json(await self._verbs.reload())
-
-    async def healthz(self, _request: Request) -> Response:
-        status = self._verbs.status()
-        if status.health == "ok":
-            return PlainTextResponse("ok\n")
-        return PlainTextResponse(f"{status.health}: {status.health_reason}\n", 503)
-
-    async def metrics(self, _request: Request) -> Response:
-        return Response(self._verbs.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def _find(self, request: Request) -> Run:
-        try:
-            run_id = int(request.path_params["id"])
-        except ValueError:
-            run_id = MAX_ID + 1
-        run = await self._verbs.find_run(run_id) if abs(run_id) <= MAX_ID else None
-        if run is None:
-            raise Refusal(404, "unknown_run", f"there is no run {request.path_params['id']}")
-        return run
 
 
 class ControlServer:
@@ -318,7 +119,7 @@ class _PeerProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP with an error of the same shape as all others."""
-        answer = _error(400, "bad_request", msg)
+        answer = error_answer(400, "bad_request", msg)
         headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         for event in (
             h11.Response(status_code=400, headers=headers),
@@ -327,17 +128,6 @@ class _PeerProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-
-
-def _peer(request: Request) -> Peer:
-    client = request.client
-    assert client is not None
-    uid = int(client.host)
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = str(uid)
-    return Peer(uid, user, client.port)
 
 
 def socket_obstacle(path: Path, group: str | None) -> str | None:
@@ -397,81 +187,3 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
     raise AlreadyRunning(f"something answers on the socket {path} already")
-
-
-def _check_ids(events: Sequence[str]) -> None:
-    for event_id in events:
-        if not EVENT_ID.fullmatch(event_id):
-            raise Refusal(400, "bad_request", f"events: {event_id!r} is not an event id (digits)")
-
-
-async def _body(request: Request, kind: type[B]) -> B:
-    body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise Refusal(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes")
-    except ClientDisconnect as error:  # nobody is there any more to read this
-        raise Refusal(400, "bad_request", "the body broke off") from error
-    try:
-        return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(400, "bad_request", f"the body does not fit: {error}") from error
-
-
-def _seconds(request: Request, name: str, most: float) -> float:
-    try:
-        seconds = float(request.query_params.get(name, 0.0))
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= most:  # refuses nan too
-        raise Refusal(400, "bad_request", f"{name}: from 0 to {most:g} seconds")
-    return seconds
-
-
-def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    try:
-        number = int(request.query_params.get(name, default))
-    except ValueError:
-        number = most + 1
-    if not least <= number <= most:
-        raise Refusal(400, "bad_request", f"{name}: a whole number from {least} to {most}")
-    return number
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    return _json({"error": {"code": code, "message": message}}, status)
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return _error(error.status, error.code, str(error))
-
-
-async def _refuse_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = {404: "unknown_route", 405: "wrong_method"}.get(error.status_code, "bad_request")
-    answer = _error(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def _apologise(_request: Request, _bug: Exception) -> Response:
-    """Answer in the usual shape; the server logs the exception."""
-    answer = _error(500, "internal", "syncd met an unexpected error, see its log; please report it")
-    answer.headers["Connection"] = "close"  # uvicorn hangs up after this: the client had better know
-    return answer
-
-
-STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503}
-
-
-async def _refuse_syncd(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, SyncdError)
-    status = next((code for kind, code in STATUS_OF.items() if isinstance(error, kind)), 409)
-    return _error(status, error.kind, str(error))

@@ -20,7 +20,8 @@ from syncd.account.account import Account
 from syncd.account.status import Status
 from syncd.config import Config
 from syncd.control import metrics
-from syncd.control.server import ControlServer, application
+from syncd.control.api import application
+from syncd.control.server import ControlServer
 from syncd.daemon.notify import Notifier
 from syncd.daemon.watchdog import Watchdog
 from syncd.database.engine import masked

@@ -17,7 +17,7 @@ from support.control_stub import ENDED, Client, Stub, ask, refused, serving
 from support.processes import short_folder
 
 import syncd
-from syncd.control import server as control
+from syncd.control import api
 from syncd.control.server import ControlServer
 from syncd.errors import AlreadyRunning, ConfigError
 from syncd.model import Progress, Run
@@ -63,7 +63,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def test_who_watches_a_run_sees_each_step_and_its_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line for each step as it happens, an empty one as a sign of life, the ended run last."""
-    monkeypatch.setattr(control, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(api, "KEEP_ALIVE_S", 0.02)
     stub, run = running()
 
     async def use(client: Client) -> None:
@@ -96,7 +96,7 @@ def test_the_progress_of_an_ended_run_is_its_end(path: Path) -> None:
 
 def test_a_watcher_who_leaves_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection of a client that hung up in the middle of a run is not kept until the run ends."""
-    monkeypatch.setattr(control, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(api, "KEEP_ALIVE_S", 0.02)
     stub, _ = running()
 
     async def use(client: Client) -> None:

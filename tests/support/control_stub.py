@@ -12,7 +12,8 @@ import httpx
 
 import syncd
 from syncd.account.status import Status
-from syncd.control.server import ControlServer, application
+from syncd.control.api import application
+from syncd.control.server import ControlServer
 from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
 
 Client = httpx.AsyncClient

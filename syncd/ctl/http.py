@@ -1,0 +1,157 @@
+"""A small HTTP client for the daemon's Unix socket: the standard library's own takes longer to load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+from syncd import __version__
+
+TYPE_CHECKING = False  # importing typing would cost a tenth of the start
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    Json = dict[str, Any]
+
+ANSWER_TIMEOUT_S = 10.0
+EXIT_NO_DAEMON = 3
+EXIT_NO_PERMISSION = 4
+EXIT_REFUSED = 6
+
+
+class Failure(Exception):
+    """A command that cannot be done: its exit code, a stable word, and what happened and what to do."""
+
+    def __init__(self, exit_code: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+
+
+class NoDaemon(Failure):
+    """No daemon took the request, or none finished its answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_NO_DAEMON, "no_daemon", message)
+
+
+def ask_json(path: str, method: str, target: str, body: Json | None = None, **options: float) -> Json:
+    """Return the daemon's JSON answer; arguments and exceptions are those of `ask`."""
+    try:
+        answer: Json = json.loads(ask(path, method, target, body, **options))
+    except ValueError:
+        raise Failure(EXIT_REFUSED, "malformed", f"The answer to {method} {target} is not JSON.") from None
+    return answer
+
+
+def ask(path: str, method: str, target: str, body: Json | None = None, *, timeout_s: float = 0) -> bytes:
+    """Return the body of the daemon's answer. `timeout_s` is for each read, ANSWER_TIMEOUT_S if 0."""
+    with exchange(path, method, target, body, timeout_s or ANSWER_TIMEOUT_S) as (_, headers, stream):
+        answer = stream.read()
+        if len(answer) < int(headers.get("content-length", 0)):
+            raise ConnectionError
+        return answer
+
+
+@contextlib.contextmanager
+def exchange(
+    path: str, method: str, target: str, body: Json | None, timeout_s: float
+) -> Iterator[tuple[socket.socket, dict[str, str], BinaryIO]]:
+    """Give the connection, the headers and the unread body of the daemon's answer to one request.
+
+    HTTP/1.0, so that the answer is never chunked and ends with the connection. Raises NoDaemon if no answer
+    comes or, also while the body is read, if it stops; Failure for a refusal and for another syncd's answer.
+    """
+    content = b"" if body is None else json.dumps(body).encode()
+    head = (
+        f"{method} {target} HTTP/1.0\r\nHost: syncd\r\nUser-Agent: syncctl/{__version__}\r\nAccept: */*\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    with connect(path, timeout_s) as connection, connection.makefile("rb") as stream:
+        try:
+            connection.sendall(head.encode() + content)
+            headers = read_head(path, stream)
+            yield connection, headers, stream
+        except TimeoutError:
+            advice = "see `systemctl status syncd`"
+            raise NoDaemon(f"The daemon on {path} does not answer in time: {advice}.") from None
+        except ConnectionError:
+            raise NoDaemon(
+                f"The daemon on {path} closed the connection before its answer was whole."
+            ) from None
+
+
+def connect(path: str, timeout_s: float) -> socket.socket:
+    """Return a connection to the Unix socket at `path`. Raises NoDaemon, or Failure without permission."""
+    connection = socket.socket(socket.AF_UNIX)
+    # The kernel's time-out waits while the daemon's queue is full; Python's would fail at once with EAGAIN.
+    interval = struct.pack("ll", *divmod(max(1, round(timeout_s * 1_000_000)), 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+    try:
+        connection.connect(path)
+    except PermissionError:
+        connection.close()
+        raise Failure(EXIT_NO_PERMISSION, "no_permission", _permission_advice(path)) from None
+    except OSError as error:
+        connection.close()
+        raise NoDaemon(
+            f"No daemon answers on {path} ({error.strerror or error}). "
+            "Start it with `systemctl start syncd`, or name its socket with --socket."
+        ) from None
+    connection.settimeout(timeout_s)
+    return connection
+
+
+def _permission_advice(path: str) -> str:
+    import grp  # noqa: PLC0415 - for this sentence only
+
+    try:
+        group = f"the group {grp.getgrgid(os.stat(path).st_gid).gr_name}"  # noqa: PTH116 - pathlib starts slowly
+    except (OSError, KeyError):
+        group = "the daemon's group"
+    return f"No permission for {path}: join {group} and log in again, or use sudo."
+
+
+def read_head(path: str, stream: BinaryIO) -> dict[str, str]:
+    """Return an answer's headers, names in lower case, leaving the body unread.
+
+    Raises ConnectionError without an answer, Failure unless it is an answer of this version without an error.
+    """
+    protocol, _, status = stream.readline().decode("latin-1").partition(" ")
+    if not protocol:
+        raise ConnectionError
+    headers = dict[str, str]()
+    while protocol.startswith("HTTP/1.") and (line := stream.readline().decode("latin-1").strip()):
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    version = headers.get("syncd-version")
+    if version is None:
+        raise Failure(EXIT_REFUSED, "version", f"What answers on {path} is not syncd.")
+    if _compatible(version) != _compatible(__version__):
+        raise Failure(
+            EXIT_REFUSED,
+            "version",
+            f"The daemon is syncd {version}, this is syncctl {__version__}: "
+            "use the same version, or restart a daemon that was updated.",
+        )
+    if not status.startswith("2"):
+        raise _refusal(status.strip(), stream.read())
+    return headers
+
+
+def _compatible(version: str) -> list[str]:
+    """Return the part of a version that both ends must share: the major number, below 1.0 the minor too."""
+    numbers = version.split(".")
+    return numbers[:2] if numbers[0] == "0" else numbers[:1]
+
+
+def _refusal(status: str, body: bytes) -> Failure:
+    try:
+        error = json.loads(body)["error"]
+        return Failure(EXIT_REFUSED, error["code"], error["message"])
+    except (ValueError, LookupError, TypeError):
+        return Failure(EXIT_REFUSED, "refused", f"The daemon answered with HTTP status {status}.")
