@@ -91,6 +91,7 @@ class Account:
         self._at_work: Work | None = None
         self._opening = asyncio.Lock()
         self._recording = asyncio.Lock()
+        self._noting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life
@@ -199,7 +200,7 @@ class Account:
     async def doubts(self) -> list[Doubt]:
         """Return what is absent upstream and not believed gone yet."""
         await self.open()
-        return await self.database.read(absences.doubts, self.config.sync.full_every)
+        return await self.database.read(absences.doubts, self.clock.now(), self.config.sync.full_every)
 
     async def pause(self, *, paused: bool) -> None:
         """Pause or resume scheduled runs; raises where that could not be remembered."""
@@ -268,6 +269,7 @@ class Account:
         full_asked = run.full
         try:
             await self.open()
+            await self._put_ends_on_record()  # what this run goes by stands there too
             if run.trigger != "manual" and run.whole:
                 run.full = run.full or self._full_is_due()
             # Whether they are paused may only be known since the database is open.
@@ -282,7 +284,6 @@ class Account:
         if run.trigger == "manual" or full_asked:  # a person says that the credentials are good
             self.client.reset()
         client, config = self.client, self.config  # a reload meanwhile is for the next run
-        await self._retain(config.sync.attendees)
         report = Report(
             run, redact=self._redact, requests=lambda: client.requests, on_progress=self._advanced
         )
@@ -294,6 +295,7 @@ class Account:
             report=report,
             full_asked=full_asked,
         )
+        await self._retain(config.sync.attendees)
         await execute(self._at_work)
 
     def _advanced(self, run: Run) -> None:
@@ -328,7 +330,7 @@ class Account:
         # Not the last of the run's own errors, which are cut off above some number.
         self._log.finished(run, [*failures, error] if error else failures)
         try:
-            await self._put_ends_on_record()
+            await self._take_stock()
         except StoreError as trouble:
             logger.bind(event="error.database").error(
                 "run {} is not on record yet: {}; tried again with the next run", run.id, trouble
@@ -338,9 +340,7 @@ class Account:
         self._on_end(run)
 
     async def _put_ends_on_record(self) -> None:
-        if not self.database.is_open:
-            return
-        before_at = self.facts.last_full_at
+        """Put ended runs on record, in their order, as far as the database takes them. Raises StoreError."""
         while self._unrecorded:
             ended, facts = self._unrecorded[0], self.facts
             async with self._recording:
@@ -349,6 +349,13 @@ class Account:
                 )
             self._unrecorded.popleft()
             facts.last_full_at = readings.ended_at
+
+    async def _take_stock(self) -> None:
+        """Put ended runs on record, and look at what they left."""
+        if not self.database.is_open:
+            return
+        before_at = self.facts.last_full_at
+        await self._put_ends_on_record()
         self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
         if before_at and self.facts.last_full_at != before_at:
             await self._prune(before_at)
@@ -393,7 +400,8 @@ class Account:
 
     async def _note_quiet(self, quiet: Quiet | None) -> None:
         try:
-            await self.database.write(state.put, state.QUIET, quiet)
+            async with self._noting:  # the latest is to stand there
+                await self.database.write(state.put, state.QUIET, quiet)
         except StoreError as error:
             logger.debug("a time of rest could not be noted: {}", error)
 

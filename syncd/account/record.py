@@ -80,6 +80,8 @@ def finish(
     if report:
         rows.set_read_at(connection, report.read_at, now)
         state.note_tries(connection, report.tries)
+    if run.whole:
+        absences.forget_unread(connection, live_since)
     if pace:
         state.put(connection, state.PACE, pace)
     held = state.get(connection, state.READINGS, Readings)

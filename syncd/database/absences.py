@@ -11,7 +11,10 @@ from syncd.mirror.absence import READS, Absence, Scope
 from syncd.model import EVENTS, Doubt
 
 ABSENT = schema.absences.c
+SCOPE = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
+"""The event of an absence's scope; null for the list of events."""
 EXAMPLES = 3
+"""So many ids tell a person which rows are meant, and still fit a line."""
 COLUMNS = ("table_name", "row_id", "event_id", "since", "reads", "run_id")
 
 
@@ -21,6 +24,16 @@ def of(connection: Connection, table: str, event_id: str | None = None) -> dict[
         select(ABSENT.row_id, ABSENT.since, ABSENT.reads).where(_scope(table, event_id))
     ).all()
     return {row_id: Absence(since, reads) for row_id, since, reads in found}
+
+
+def of_event(connection: Connection, event_id: str) -> dict[str, dict[str, Absence]]:
+    """Return the absences inside an event, by table and row id."""
+    here = ABSENT.event_id == event_id, ABSENT.table_name != EVENTS
+    query = select(ABSENT.table_name, ABSENT.row_id, ABSENT.since, ABSENT.reads).where(*here)
+    found: dict[str, dict[str, Absence]] = {}
+    for table, row_id, since, reads in connection.execute(query).all():
+        found.setdefault(table, {})[row_id] = Absence(since, reads)
+    return found
 
 
 def note(
@@ -51,10 +64,18 @@ def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
         connection.execute(schema.absences.delete().where(here), events)
 
 
-def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
-    """Return the tables, by event, in which rows are absent; mostly those that are not doubted.
+def forget_unread(connection: Connection, live_since: datetime) -> None:
+    """Forget the absences inside events that are live no more: nobody reads these, so nothing would tell."""
+    live = select(schema.events.c.id).where(schema.live(live_since))
+    connection.execute(
+        schema.absences.delete().where(ABSENT.table_name != EVENTS, ABSENT.event_id.not_in(live))
+    )
 
-    Their next read may settle them; a doubt waits for the turn of its event.
+
+def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
+    """Return the tables, by event, in which rows are absent: all of them, or those without a doubt.
+
+    Of these the next read may settle the absences; a doubt waits for the turn of its event.
     """
     query = select(ABSENT.event_id, ABSENT.table_name).where(ABSENT.table_name != EVENTS).distinct()
     if not all_of_them:
@@ -72,18 +93,17 @@ def measure(
 
     Lasting are those that have been absent `since` then, or for longer.
     """
-    event_id = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
     again = ABSENT.reads >= READS
     query = (
         select(
             ABSENT.table_name,
-            event_id.label("scope"),
+            SCOPE.label("scope"),
             func.count(),
             func.count().filter(again),
             func.count().filter(again, ABSENT.since <= since),
         )
         .where(ABSENT.run_id == run_id)
-        .group_by(ABSENT.table_name, event_id)
+        .group_by(ABSENT.table_name, SCOPE)
     )
     found = {(table, scope): counts for table, scope, *counts in connection.execute(query).all()}
     return [
@@ -107,16 +127,17 @@ def set_waiting(connection: Connection, scope: Scope, waits_for: str | None, *, 
     connection.execute(schema.absences.update().where(here).values(waits_for=waits_for))
 
 
-def doubts(connection: Connection, lasting: timedelta, scope: Scope | None = None) -> list[Doubt]:
-    """Return the doubts, those of the whole account first, or that of one scope.
+def doubts(
+    connection: Connection, now: datetime, lasting: timedelta, scope: Scope | None = None
+) -> list[Doubt]:
+    """Return the doubts as they are now, that of the list of events first; or that of one scope.
 
     An absence that waits for time must have lasted for `lasting`.
     """
-    event_id = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
     query = (
         select(
             ABSENT.table_name,
-            event_id.label("scope"),
+            SCOPE.label("scope"),
             func.count(),
             func.min(ABSENT.since),
             func.max(ABSENT.since),
@@ -124,15 +145,15 @@ def doubts(connection: Connection, lasting: timedelta, scope: Scope | None = Non
             func.min(ABSENT.waits_for),  # accept before time
         )
         .where(ABSENT.waits_for.is_not(None), *([_scope(scope.table, scope.event_id)] if scope else []))
-        .group_by(ABSENT.table_name, event_id)
-        .order_by(event_id.is_not(None), event_id, ABSENT.table_name)
+        .group_by(ABSENT.table_name, SCOPE)
+        .order_by(SCOPE.is_not(None), SCOPE, ABSENT.table_name)
     )
     return [
         Doubt(
             table=table,
             event_id=scope_id,
             absent=absent,
-            of=scope.of if scope else _size(connection, table, scope_id),
+            of=scope.of if scope else _size(connection, table, scope_id, now),
             since=first,
             reads=reads,
             examples=_examples(connection, table, scope_id),
@@ -145,8 +166,7 @@ def doubts(connection: Connection, lasting: timedelta, scope: Scope | None = Non
 
 def count_doubts(connection: Connection) -> int:
     """Return in how many scopes there is a doubt."""
-    event_id = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
-    scopes = select(ABSENT.table_name, event_id).where(ABSENT.waits_for.is_not(None)).distinct().subquery()
+    scopes = select(ABSENT.table_name, SCOPE).where(ABSENT.waits_for.is_not(None)).distinct().subquery()
     return connection.scalar(select(func.count()).select_from(scopes)) or 0
 
 
@@ -155,11 +175,11 @@ def _examples(connection: Connection, table: str, event_id: str | None) -> list[
     return [*connection.scalars(here.order_by(ABSENT.row_id).limit(EXAMPLES))]
 
 
-def _size(connection: Connection, table: str, event_id: str | None) -> int:
-    """Return how many rows of a scope have not vanished."""
+def _size(connection: Connection, table: str, event_id: str | None, now: datetime) -> int:
+    """Return how many rows a complete read of a scope should hold."""
     rows = schema.MIRRORED[table].c
-    inside = [] if event_id is None else [rows.event_id == event_id]
-    return connection.scalar(select(func.count()).where(rows.vanished_at.is_(None), *inside)) or 0
+    of_event = and_(rows.vanished_at.is_(None), rows.event_id == event_id) if event_id else schema.live(now)
+    return connection.scalar(select(func.count()).where(of_event)) or 0
 
 
 def _scope(table: str, event_id: str | None) -> ColumnElement[bool]:

@@ -112,7 +112,7 @@ def take_event(
     What an answer lacks that was to hold the `whole` of them is noted.
     """
     taken, told = Taken(), set[str]()
-    present = rows.present_ids(connection, ATTENDEES, event_id) if whole else set[str]()
+    present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
     for some in slices:
         _take(connection, run_id, some, at, taken)

@@ -1,7 +1,7 @@
 """The mirrored tables: what they hold, and the one way in which rows get into them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -58,7 +58,7 @@ def present_events(connection: Connection) -> dict[str, datetime | None]:
 
 def expected_events(connection: Connection, now: datetime) -> set[str]:
     """Return the events that the list should hold: one that is over may leave it without being gone."""
-    return {*connection.scalars(select(schema.events.c.id).where(live(now)))}
+    return {*connection.scalars(select(schema.events.c.id).where(schema.live(now)))}
 
 
 def events_with_sessions(connection: Connection) -> set[str]:
@@ -82,7 +82,7 @@ def of_event(
 
     With those rows, by table, that were `read` of it but stand under another event, or do no longer.
     """
-    found = EventRows(event_id)
+    found = EventRows(event_id, absences=absences.of_event(connection, event_id))
     for name, table in schema.PLANNED.items():
         key = table.c.id if name == EVENTS else table.c.event_id
         query = select(*HELD[name], *table.primary_key, table.c.vanished_at).where(key == event_id)
@@ -91,17 +91,15 @@ def of_event(
             "/".join(row[count:-1]): Stored(tuple(row[:count]), row[-1])
             for row in connection.execute(query).all()
         }
-        if name != EVENTS:
-            found.absences[name] = absences.of(connection, name, event_id)
     for name, ids in (read or {}).items():
         if unknown := {*ids} - found.rows[name].keys():
             found.rows[name] |= stored(connection, name, unknown)
     return found
 
 
-def present_ids(connection: Connection, table: str, event_id: str) -> set[str]:
-    """Return the ids of an event's rows that have not vanished."""
-    columns = schema.MIRRORED[table].c
+def present_attendees(connection: Connection, event_id: str) -> set[str]:
+    """Return the ids of an event's attendees that have not vanished."""
+    columns = schema.attendees.c
     here = and_(columns.event_id == event_id, columns.vanished_at.is_(None))
     return {*connection.scalars(select(columns.id).where(here))}
 
@@ -111,7 +109,7 @@ def figures(connection: Connection, live_since: datetime, but: Iterable[str] = (
     events = schema.events.c
     read_at = events.availability_at
     query = select(func.count(), func.count().filter(events.is_full), func.count(read_at), func.min(read_at))
-    return Figures(*connection.execute(query.where(live(live_since), events.id.not_in([*but]))).one())
+    return Figures(*connection.execute(query.where(schema.live(live_since), events.id.not_in([*but]))).one())
 
 
 def shown_events(connection: Connection, live_since: datetime | None, now: datetime) -> list[Json]:
@@ -119,29 +117,15 @@ def shown_events(connection: Connection, live_since: datetime | None, now: datet
     events = schema.events.c
     query = select(*(events[name] for name in SHOWN)).order_by(events.starts_at.nulls_first(), events.id)
     if live_since is not None:
-        query = query.where(live(live_since))
+        query = query.where(schema.live(live_since))
     return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)]
-
-
-def live(since: datetime) -> ColumnElement[bool]:
-    """Return what holds for the events that are there and were not over at that instant."""
-    events = schema.events.c
-    end = func.coalesce(events.ends_at, events.starts_at)
-    return and_(events.vanished_at.is_(None), or_(end.is_(None), end > since))
 
 
 # --- what is written
 
 
-def write_plan(
-    connection: Connection,
-    run_id: int,
-    plan: EventPlan,
-    at: datetime,
-    also: Callable[[Connection], None] = lambda _: None,
-) -> None:
-    """Write an event's plan, and what `also` writes: rows, changes, absences and bookkeeping."""
-    also(connection)
+def write_plan(connection: Connection, run_id: int, plan: EventPlan, at: datetime) -> None:
+    """Write an event's plan: rows, changes, absences and bookkeeping."""
     write(connection, run_id, at, plan.changes)
     for lack in plan.lacks:
         if lack.is_news:

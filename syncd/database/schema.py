@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     Float,
@@ -26,6 +27,9 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
+    func,
+    or_,
 )
 
 REVISION = "0004"
@@ -349,3 +353,9 @@ PLANNED = {table.name: table for table in (events, gauges, tickets, sessions)}
 """The tables of which an event's rows are few and are planned together, by name."""
 MIRRORED = PLANNED | {attendees.name: attendees}
 """The tables that hold what Billetweb has, by name."""
+
+
+def live(since: datetime) -> ColumnElement[bool]:
+    """Return what holds for the events that are there and were not over at that instant."""
+    end = func.coalesce(events.c.ends_at, events.c.starts_at)
+    return and_(events.c.vanished_at.is_(None), or_(end.is_(None), end > since))

@@ -61,10 +61,14 @@ def note(
     """Return the absences after a complete read of a scope.
 
     `present`: the scope's rows that have not vanished; `read`: those that the read held; `before`: the
-    scope's absences so far. Whatever is not in the result is absent no longer.
+    scope's absences so far. Whatever is not in the result is absent no longer. An instant that is yet to
+    come was read off a clock that was wrong.
     """
-    known = ((row, before.get(row)) for row in sorted(present - read))
-    return {row: Absence(old.since, old.reads + 1) if old else Absence(at, 1) for row, old in known}
+    found = {}
+    for row in sorted(present - read):
+        old = before.get(row, Absence(at, 0))
+        found[row] = Absence(min(old.since, at), old.reads + 1)
+    return found
 
 
 def is_most(absent: int, of: int) -> bool:

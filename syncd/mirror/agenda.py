@@ -114,7 +114,7 @@ def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
     ordered = sorted(standings, key=_urgency)
     known = [standing for standing in ordered if standing.suspected or standing.due]
     others = [standing for standing in ordered if not (standing.suspected or standing.due)]
-    chosen = _fitting(known, allowed.capacity - allowed.kept)
+    chosen = fitting(known, allowed.capacity - allowed.kept)
     spent, in_turn = sum(chosen.values()), 0
     for standing in others:
         if in_turn >= allowed.share or spent + standing.cost > allowed.capacity:
@@ -123,7 +123,7 @@ def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
         spent += standing.cost
         in_turn += standing.cost if standing.read_at else 0
     left = [standing for standing in known if standing.id not in chosen]
-    chosen |= _fitting(left, allowed.capacity - spent)
+    chosen |= fitting(left, allowed.capacity - spent)
     if not chosen:
         chosen |= {standing.id: standing.cost for standing in ordered[:1]}
     return Agenda(
@@ -132,7 +132,7 @@ def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
     )
 
 
-def _fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
+def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
     """Return those for whom so many requests suffice, with their cost."""
     chosen: dict[str, int] = {}
     for standing in standings:

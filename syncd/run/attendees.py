@@ -80,6 +80,7 @@ class Attendees:
         self._import_until = self._began + IMPORT_SHARE * work.config.sync.run_timeout
         self._imported_at: datetime | None = None
         self._is_unusable = False
+        self._live = 0
 
     @property
     def is_limited(self) -> bool:
@@ -102,6 +103,7 @@ class Attendees:
         A key that is limited is not asked again for a day, but by hand.
         """
         before = self._limited
+        self._live = len(live)
         is_told = before and state.is_recent(before.at, self._now(), self._full_every)
         if is_told and self._run.trigger != "manual":
             return
@@ -209,7 +211,7 @@ class Attendees:
             attendees.take, self._run.id, rows, self._now(), moved=cursor, live=live
         )
         self._run.counts.add(taken.counts)
-        self._work.report.advance("attendees", 0, len(live))
+        self._work.report.advance("attendees", 0, self._live)
 
     def cost(self, event_id: str, reads: Reads, *, again: bool) -> int:
         """Return how many requests an event's own attendees take in this run: one or none.

@@ -35,23 +35,19 @@ async def read(work: Work) -> Decoded[str, Event]:
         work.run.failed += 1
         work.report.fail("events", Malformed(bad))
     if not listed.bad:  # one of the absent may be among the bad rows: no evidence
-        of, is_news = await work.database.read(_lacking, listed.records, work.clock.now())
-        work.report.sizes[EVENTS, None] = of
-        if is_news:
-            await work.database.write(_note, work.run.id, listed.records, work.clock.now())
+        work.report.sizes[EVENTS, None] = await work.database.write(
+            _note, work.run.id, listed.records, work.clock.now()
+        )
     return listed
 
 
-def _lacking(connection: Connection, listed: Mapping[str, Event], now: datetime) -> tuple[int, bool]:
+def _note(connection: Connection, run_id: int, listed: Mapping[str, Event], now: datetime) -> int:
+    """Note what the list lacks; return how many events it should hold."""
     expected = rows.expected_events(connection, now)
     lacking = lack(EVENTS, expected, listed.keys(), absences.of(connection, EVENTS), now)
-    return lacking.of, lacking.is_news
-
-
-def _note(connection: Connection, run_id: int, listed: Mapping[str, Event], now: datetime) -> None:
-    expected = rows.expected_events(connection, now)
-    lacking = lack(EVENTS, expected, listed.keys(), absences.of(connection, EVENTS), now)
-    absences.note(connection, run_id, EVENTS, None, lacking.absences)
+    if lacking.is_news:
+        absences.note(connection, run_id, EVENTS, None, lacking.absences)
+    return lacking.of
 
 
 def named(work: Work, listed: Mapping[str, Event], absent: Mapping[str, object]) -> dict[str, Event]:

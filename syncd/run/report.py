@@ -76,12 +76,9 @@ class Report:
     def fail(self, subject: str, error: SyncdError) -> None:
         """Put an error on record that concerns a part of the run."""
         status = error.status if isinstance(error, BilletwebError) else None
-        self.add(RunError(subject, error.kind, self._redact(str(error)), status))
-
-    def add(self, error: RunError) -> None:
-        """Put an error on record that was made elsewhere."""
-        self.run.add_error(error)
-        self.failures.append(error)
+        told = RunError(subject, error.kind, self._redact(str(error)), status)
+        self.run.add_error(told)
+        self.failures.append(told)
 
     def tried(self, event_id: str, before: Reads, at: datetime | None, failures: int) -> None:
         """Note how an event was tried; nothing where that is on record already."""

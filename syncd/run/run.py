@@ -25,9 +25,9 @@ from syncd.model import ATTENDEES, EVENTS, Event
 from syncd.run import listing
 from syncd.run.attendees import Attendees
 from syncd.run.event import Events, Known
-from syncd.run.sweep import sweep
+from syncd.run.sweep import Doubted, sweep
 from syncd.run.work import Work
-from syncd.text import format_duration
+from syncd.text import count, format_duration
 
 PATIENCE = 3
 """So often in a row an event with a reason is tried before its turn; then it waits for that. One failure is
@@ -57,14 +57,12 @@ class _Run:
         listed = (await listing.read(self._work)).records
         await self._know()
         wanted = listing.named(self._work, listed, self._absent)
-        if self._run.accept:
-            wanted |= self._accepted(listed)
         if self._run.whole:
             live_since = self._now() - self._config.sync.keep_past
             live = {key: event for key, event in listed.items() if listing.is_live(event, live_since)}
             pace = self._pace([*live.values()])
             self._bound_by(pace)
-            wanted |= await self._in_turn(live, pace)
+            wanted |= await self._in_turn(live, pace, self._accepted(listed, pace))
             elsewhere = wanted.keys() | live.keys()
             others = [event for key, event in listed.items() if key not in elsewhere]
             async for plan in listing.plans(self._work, others):
@@ -88,14 +86,21 @@ class _Run:
         self._known, limited = await self._database.read(look)
         self._attendees = Attendees(self._work, limited)
 
-    def _accepted(self, listed: Mapping[str, Event]) -> dict[str, Event]:
-        """Return the events in which somebody says that what is absent is gone: all, or those named."""
-        named = set(self._run.events)
-        return {
-            key: listed[key]
-            for key in sorted(self._known.again)
-            if key in listed and (self._run.whole or key in named)
-        }
+    def _accepted(self, listed: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
+        """Return the events in which somebody says that what is absent is gone, as many as a run can read."""
+        if not self._run.accept:
+            return {}
+        accepted = [
+            self._standing(listed[key], edited=False)
+            for key in sorted(self._known.again, key=self._age_order)
+            if key in listed and (not self._run.accepted or key in self._run.accepted)
+        ]
+        chosen = agenda.fitting(accepted, pace.budget.capacity)
+        if left := len(accepted) - len(chosen):
+            self._work.report.fail(
+                "run", Doubted(f"{count(left, 'event')} more: `syncctl accept` once again")
+            )
+        return {key: listed[key] for key in chosen}
 
     # --- whose turn it is
 
@@ -127,17 +132,21 @@ class _Run:
                 per_minute,
             )
 
-    async def _in_turn(self, live: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
-        """Return the live events that are read now, in order: all, or in a large account those in turn.
+    async def _in_turn(
+        self, live: Mapping[str, Event], pace: Pace, accepted: Mapping[str, Event]
+    ) -> dict[str, Event]:
+        """Return the events that are read now, in order: all, or in a large account those in turn.
 
-        Of the others, what the list of events says of them is written.
+        There a run that accepts absences reads the events concerned instead: it is to come to its end. Of the
+        others, what the list of events says of them is written.
         """
         pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
         self._work.report.pace = pace
         reads = await self._database.read(state.reads)  # with those that an increment made due
         self._known = structs.replace(self._known, reads=reads)
         if self._run.full or not pace.in_turns:
-            return {event_id: live[event_id] for event_id in sorted(live, key=self._age_order)}
+            both = {**live, **accepted}
+            return {event_id: both[event_id] for event_id in sorted(both, key=self._age_order)}
         plans = {
             plan.event_id: plan async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
         }
@@ -145,13 +154,14 @@ class _Run:
         chosen = agenda.choose(
             (self._standing(event, edited=event.id in edited) for event in live.values()), pace.budget
         )
-        unread = live.keys() - set(chosen.events)
+        read = accepted or {event_id: live[event_id] for event_id in chosen.events}
+        unread = live.keys() - read.keys()
         # In this order: an edit that is written is seen no more.
         await self._database.write(state.mark_due, edited & unread, self._now())
         for event_id in plans.keys() & unread:
             await listing.write(self._work, plans[event_id])
         self._work.report.pace = structs.replace(pace, waiting=chosen.waiting)
-        return {event_id: live[event_id] for event_id in chosen.events}
+        return dict(read)
 
     async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:
         if self._config.sync.attendees == "none" and (self._run.full or not pace.in_turns):
@@ -172,7 +182,7 @@ class _Run:
             id=event.id,
             cost=self._known.cost(event) + people,
             read_at=self._turn_at(event.id),
-            suspected=bool(again),
+            suspected=bool(again) and reads.tried_at is None,  # after a bad end it waits for its turn
             due=(edited or reads.due_at is not None) and reads.failures < PATIENCE,
         )
 

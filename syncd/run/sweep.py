@@ -45,18 +45,24 @@ async def sweep(work: Work) -> None:
             parts[scope.event_id].append(part)
     for event_id, gone in parts.items():
         run.counts.add(await database.write(_vanish, run.id, event_id, gone, work.clock.now()))
-        if any(part.scope.table == GAUGES for part in gone) and event_id in work.report.odd:
+        if event_id in work.report.odd and any(_is_settled(part) for part in gone):
             work.report.read_at[event_id] = work.report.odd[event_id]  # its figures are right after all
     # A run of named events says nothing of the list, and of the account.
     waiting = rulings if run.whole else [pair for pair in rulings if pair[0].table != EVENTS]
     if waiting:
         lasting = work.config.sync.full_every
-        for doubt in await database.write(_wait, waiting, lasting, rules=run.whole):
+        for doubt in await database.write(_wait, waiting, work.clock.now(), lasting, rules=run.whole):
             _tell(work, doubt)
 
 
 def _is_accepted(run: Run, scope: Scope) -> bool:
     return run.accept and (not run.accepted or scope.event_id in run.accepted)
+
+
+def _is_settled(part: _Part) -> bool:
+    """Whether no gauge of the scope is absent any more."""
+    gone = part.scope.again if part.since is None else part.scope.lasting
+    return part.scope.table == GAUGES and gone == part.scope.absent
 
 
 def _part(run: Run, scope: Scope, ruling: Ruling, since: datetime) -> _Part | None:
@@ -79,7 +85,7 @@ def _vanish(
         rows.write(connection, run_id, at, changes)
         absences.forget_events(connection, found[EVENTS])
         return count(changes)
-    people = found.pop(ATTENDEES, set()) & rows.present_ids(connection, ATTENDEES, event_id)
+    people = found.pop(ATTENDEES, set()) & rows.present_attendees(connection, event_id)
     changes = vanished(ATTENDEES, event_id, people, at)
     rows.write(connection, run_id, at, changes)
     counts = count(changes)
@@ -96,14 +102,22 @@ def _gone(connection: Connection, run_id: int, part: _Part) -> set[str]:
 
 
 def _wait(
-    connection: Connection, rulings: list[tuple[Scope, Ruling]], lasting: timedelta, *, rules: bool
+    connection: Connection,
+    rulings: list[tuple[Scope, Ruling]],
+    now: datetime,
+    lasting: timedelta,
+    *,
+    rules: bool,
 ) -> list[Doubt]:
-    """Put on record what absences wait for, unless that is and the run only notes; return the doubts."""
+    """Put on record what absences wait for, and return the doubts.
+
+    A run that does not rule, one of named events, changes nothing where that stands already.
+    """
     found = []
     for scope, ruling in rulings:
         absences.set_waiting(connection, scope, ruling.waits_for, anew=rules)
         if ruling.waits_for or not rules:  # there may be a doubt from before
-            found += absences.doubts(connection, lasting, scope)
+            found += absences.doubts(connection, now, lasting, scope)
     return found
 
 

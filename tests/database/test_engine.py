@@ -384,7 +384,7 @@ def test_a_folder_without_permission_is_found_by_the_check(tmp_path: Path) -> No
 
 def test_a_locked_database_at_the_start_is_a_store_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that holds the file makes opening fail in time, and a later attempt succeeds."""
-    monkeypatch.setattr("syncd.sqlite.BUSY_TIMEOUT_MS", 20)
+    monkeypatch.setattr("syncd.database.sqlite.BUSY_TIMEOUT_MS", 20)
     opened(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

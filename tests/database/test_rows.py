@@ -26,8 +26,8 @@ CANARY = "canary-8f3a"
 @pytest.fixture
 def mirror(tmp_path: Path, database_kind: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     """Give a mirror whose statements wait only a moment for another program's lock."""
-    monkeypatch.setattr("syncd.sqlite.BUSY_TIMEOUT_MS", 20)
-    monkeypatch.setattr("syncd.postgresql.LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("syncd.database.sqlite.BUSY_TIMEOUT_MS", 20)
+    monkeypatch.setattr("syncd.database.postgresql.LOCK_TIMEOUT_S", 0.02)
     mirror = Mirror(url_at(tmp_path / "mirror.db"))
     yield mirror
     mirror.close()

@@ -216,7 +216,7 @@ def test_the_log_is_told_no_more_errors_than_the_record_keeps() -> None:
     """The run keeps its first errors and the number of all; the report has every one."""
     asked = Asked()
     for number in range(MAX_ERRORS + 5):
-        asked.report.add(failure(f"event {number}"))
+        asked.report.fail(f"event {number}", DecodeError("odd answer"))
     assert len(asked.report.failures) == asked.run.errors_total == MAX_ERRORS + 5
     assert asked.run.errors == asked.report.failures[:MAX_ERRORS]
 

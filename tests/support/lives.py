@@ -29,8 +29,18 @@ def moved(times: int) -> Life:
 MOVED = [moved(2), moved(4)]
 ACCEPTED = Life([0, 1, 2, 3], 0, [Round([Happening("withdraw_most", 0, 0)], [], "interval")])
 """The figures of an event whose gauges are gone are as old as those, though somebody said that they are."""
+FOUND = Life(
+    [0, 5],
+    0,
+    [
+        Round([Happening("withdraw_row", 0, 7)], [Planned("[]", "*", 1, 4)], "interval"),
+        Round([Happening("move_ticket", 1, 0)], [], "interval"),
+    ],
+)
+"""A ticket that is found under another event was taken for lacking, by the judge."""
 ONCE_WRONG: dict[str, list[Life]] = {
     "1-0-full-100": [EMPTIED],
+    "2-0-full-100": [FOUND],
     "4-0-none-100": MOVED,
     "4-0-full-100": MOVED,
     "4-0-none-5": [*MOVED, ACCEPTED],

@@ -64,11 +64,12 @@ class Truth:
         self._remember(told, lacked)
 
     def _lacked(self, before: dict[Place, Row], told: Told) -> dict[Scope, Lacked]:
-        """Return what the complete reads of this run should have held, and what they lacked."""
+        """Return what the complete reads of this run should have held, and what none of them held."""
+        shown = {(table, key) for table, _, complete in _judged(told) for key in complete}
         found = {}
-        for table, event_id, complete in _judged(told):
+        for table, event_id, _ in _judged(told):
             of = self._present(before, table, event_id, told)
-            found[table, event_id] = Lacked(of, of - complete)
+            found[table, event_id] = Lacked(of, {key for key in of if (table, key) not in shown})
         return found
 
     def _assert_gone(self, before: dict[Place, Row], run: Run, lacked: dict[Scope, Lacked]) -> None:
@@ -228,7 +229,9 @@ def _assert_told(place: Place, old: Row | None, new: Row, told: Told) -> None:
         assert record, f"{place} changed though nothing was told of it"
         assert _own(table, new) == _own(table, structs.asdict(record))
     if old and _vanished_now(old, new):
-        assert not unlike or (table == ATTENDEES and record), f"{place} changed as it vanished"
+        # The figures of a row that is absent still follow its gauges, till it vanishes at the end of the run.
+        own = unlike - FIGURES
+        assert not own or (table == ATTENDEES and record), f"{place} changed as it vanished"
 
 
 def _assert_figures(
