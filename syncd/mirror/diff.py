@@ -184,11 +184,10 @@ def plan_event(event: Event, known: EventRows, fetched: Fetched, *, was_due: boo
     Figures are derived from the rows that stand in the mirror afterwards: one that is absent still counts
     until it vanishes. So one odd answer never moves a figure by absence.
     """
-    read = {GAUGES: fetched.gauges, TICKETS: fetched.tickets, SESSIONS: fetched.sessions}
+    read = {GAUGES: fetched.gauges, TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
     lacks = tuple(
         lack(table, present(known, table), rows.keys(), known.absences.get(table, {}), fetched.read_at)
         for table, rows in read.items()
-        if rows is not None
     )
     gauges = _standing(known, GAUGES, Gauge) | dict(fetched.gauges)
     tickets = _standing(known, TICKETS, Ticket) | dict(fetched.tickets)

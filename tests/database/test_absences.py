@@ -194,9 +194,14 @@ def test_a_doubt_of_one_scope_is_told_as_anothers(mirror: Mirror) -> None:
     for event_id in "98":
         wait(mirror, "time", event_id=event_id)
     scope = Scope(table=TICKETS, event_id="9", of=77)
-    (doubt,) = mirror.query(absences.doubts, FULL_EVERY, scope)
+    (doubt,) = mirror.query(absences.doubts, mirror.clock.now(), FULL_EVERY, scope)
     assert (doubt.event_id, doubt.of, doubt.examples) == ("9", 77, ["a"])
-    assert mirror.query(absences.doubts, FULL_EVERY, Scope(table=TICKETS, event_id="7", of=1)) == []
+    assert (
+        mirror.query(
+            absences.doubts, mirror.clock.now(), FULL_EVERY, Scope(table=TICKETS, event_id="7", of=1)
+        )
+        == []
+    )
 
 
 def test_what_an_absence_waits_for_is_kept_too_long(mirror: Mirror) -> None:

@@ -129,7 +129,7 @@ class Mirror:
 
     def doubts(self) -> list[Doubt]:
         """Return the doubts on record."""
-        found: list[Doubt] = self.query(absences.doubts, FULL_EVERY)
+        found: list[Doubt] = self.query(absences.doubts, self.clock.now(), FULL_EVERY)
         return found
 
     def close(self) -> None:
