@@ -17,14 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from syncd import __version__, text
-from syncd.ctl.http import (
-    ANSWER_TIMEOUT_S,
-    Failure,
-    NoDaemon,
-    ask,
-    ask_json,
-    exchange,
-)
+from syncd.ctl import http
+from syncd.ctl.http import Failure, NoDaemon, ask, ask_json, exchange
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
@@ -200,7 +194,7 @@ def accept(args: argparse.Namespace) -> int:
 def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
     """Ask for a run, wait for its end and print it; 1 if its outcome is not ok."""
     deadline = time.monotonic() + args.timeout
-    timeout_s = min(args.timeout, ANSWER_TIMEOUT_S)
+    timeout_s = min(args.timeout, http.ANSWER_TIMEOUT_S)
     try:
         run = ask_json(args.socket, "POST", target, wanted, timeout_s=timeout_s)
     except NoDaemon:
@@ -293,7 +287,7 @@ def wait_for(path: str, run_id: int, deadline: float) -> Json:
 def follow(path: str, run_id: int, deadline: float, show: Show) -> Json | None:
     """Return the ended run from its stream of progress; None if the stream breaks or time is up."""
     target = f"/v1/runs/{run_id}/progress"
-    timeout_s = max(0.001, min(ANSWER_TIMEOUT_S, deadline - time.monotonic()))
+    timeout_s = max(0.001, min(http.ANSWER_TIMEOUT_S, deadline - time.monotonic()))
     with (
         contextlib.suppress(NoDaemon, ValueError),  # ValueError: a line that broke off
         exchange(path, "GET", target, None, timeout_s) as (connection, _, lines),
@@ -315,7 +309,7 @@ def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
     """Return the ended run by asking for it again and again; for when its stream broke."""
     while (left_s := deadline - time.monotonic()) > 0:
         wait_s = int(min(POLL_WAIT_S, left_s))
-        timeout_s = min(wait_s + ANSWER_TIMEOUT_S, left_s)
+        timeout_s = min(wait_s + http.ANSWER_TIMEOUT_S, left_s)
         try:
             run = ask_json(path, "GET", f"/v1/runs/{run_id}?wait={wait_s}", timeout_s=timeout_s)
         except NoDaemon:

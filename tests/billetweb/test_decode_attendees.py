@@ -243,7 +243,7 @@ def test_change_of_a_row_without_a_trace() -> None:
     assert (one, two) == ("900001", "900002")
     assert digest != other
     assert decode.sold(body_of(second, first)) == [(two, other), (one, digest)]
-    ask = "import sys; from syncd import wire; print(decode.sold(sys.stdin.buffer.read()))"
+    ask = "import sys; from syncd.billetweb import decode; print(decode.sold(sys.stdin.buffer.read()))"
     command = [sys.executable, "-c", ask]
     answer = subprocess.run(command, input=body_of(first), stdout=subprocess.PIPE, check=True)
     assert answer.stdout.decode().strip() == repr([(one, digest)])

@@ -18,6 +18,7 @@ from support.canned_daemon import DOUBT, ENDED, ERROR, EVENT, QUEUED, STATUS, Da
 
 import syncd
 from syncd import text
+from syncd.ctl import http
 from syncd.ctl import main as ctl
 
 Capsys = pytest.CaptureFixture[str]
@@ -242,7 +243,7 @@ def test_a_daemon_that_hangs_or_dies_does_not_hang_the_command(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, answer: Any, said: str, capsys: Capsys
 ) -> None:
     """No answer, half an answer and an endless wait are exit code 3."""
-    monkeypatch.setattr(ctl, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http, "ANSWER_TIMEOUT_S", 0.1)
     monkeypatch.setattr(daemon.server, "stop", daemon.closing, raising=False)
     daemon.answers["GET /metrics"] = answer
     assert ctl.main(["metrics"]) == 3
@@ -254,7 +255,7 @@ def test_a_full_queue_is_waited_for(
     directory: Path, monkeypatch: pytest.MonkeyPatch, *, served: bool
 ) -> None:
     """With many commands at once a connection waits for its turn, but not for ever."""
-    monkeypatch.setattr(ctl, "ANSWER_TIMEOUT_S", 2.0 if served else 0.1)
+    monkeypatch.setattr(http, "ANSWER_TIMEOUT_S", 2.0 if served else 0.1)
     path = str(directory / "s")
     answer = f"HTTP/1.1 200 OK\r\nSyncd-Version: {syncd.__version__}\r\n\r\nsyncd_paused 0.0\n".encode()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
@@ -331,7 +332,7 @@ def test_another_version_is_not_misread(
 ) -> None:
     """An answer of another major version, or below 1.0 another minor one, or of no syncd, is not believed."""
     daemon.version = theirs
-    monkeypatch.setattr(ctl, "__version__", ours)
+    monkeypatch.setattr(http, "__version__", ours)
     assert ctl.main(["status"]) == exit_code
 
 

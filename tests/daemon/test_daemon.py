@@ -29,11 +29,11 @@ NO_RUN: Tables = {"sync": {"run_on_start": False}}
 GIVES_UP_S = min(LOCK_TIMEOUT_S, BUSY_TIMEOUT_MS / 1000)
 """Whoever waits for a locked database does so for as long as this."""
 _PATIENT = """
-import sys, syncd.cli
+import sys, syncd.cli.main
 from syncd.daemon.notify import Notifier
 assert Notifier.send.__defaults__ == (1.0,)
 Notifier.send.__defaults__ = (3600.0,)
-sys.exit(syncd.cli.main())
+sys.exit(syncd.cli.main.main())
 """
 PATIENT = [sys.executable, "-c", _PATIENT]
 """A syncd that hangs where it waits for the service manager."""

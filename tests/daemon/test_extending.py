@@ -20,15 +20,15 @@ from syncd.standin.server import StandIn
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 EXTEND = "EXTEND_TIMEOUT_USEC=10000000"
 _MORTAL = """
-import asyncio, signal, sys, syncd.cli, syncd.schedule
-start = syncd.schedule.Schedule.start
+import asyncio, signal, sys, syncd.cli.main, syncd.account.schedule
+start = syncd.account.schedule.Schedule.start
 
 def mortal(self, *of):
     start(self, *of)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.task.cancel)
 
-syncd.schedule.Schedule.start = mortal
-sys.exit(syncd.cli.main())
+syncd.account.schedule.Schedule.start = mortal
+sys.exit(syncd.cli.main.main())
 """
 MORTAL = [sys.executable, "-c", _MORTAL]
 """The daemon, whose ticker a signal kills."""

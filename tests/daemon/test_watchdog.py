@@ -27,9 +27,9 @@ OK = b"HTTP/1.1 200 OK\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
 PING = b"WATCHDOG=1"
 _BLOCKABLE = """
-import signal, sys, time, syncd.cli
+import signal, sys, time, syncd.cli.main
 signal.signal(signal.SIGUSR1, lambda *_: time.sleep(60))
-sys.exit(syncd.cli.main())
+sys.exit(syncd.cli.main.main())
 """
 BLOCKABLE = [sys.executable, "-c", _BLOCKABLE]
 """A syncd whose main thread, that of its event loop, hangs at a signal."""

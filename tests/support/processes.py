@@ -24,9 +24,9 @@ Json = dict[str, Any]
 Tables = Mapping[str, Mapping[str, object]]
 SYNCD = [sys.executable, "-m", "syncd"]
 _INSTANT_RETRIES = """
-import sys, stamina, syncd.cli
+import sys, stamina, syncd.cli.main
 stamina.set_testing(True, attempts=3)
-sys.exit(syncd.cli.main())
+sys.exit(syncd.cli.main.main())
 """
 WITH_INSTANT_RETRIES = [sys.executable, "-c", _INSTANT_RETRIES]
 # What is open as standard input becomes the socket that systemd passes on: fd 3, for this process id alone.
