@@ -30,9 +30,9 @@ def of_event(connection: Connection, event_id: str) -> dict[str, dict[str, Absen
     """Return the absences inside an event, by table and row id."""
     here = ABSENT.event_id == event_id, ABSENT.table_name != EVENTS
     query = select(ABSENT.table_name, ABSENT.row_id, ABSENT.since, ABSENT.reads).where(*here)
-    found: dict[str, dict[str, Absence]] = {}
+    found: dict[str, dict[str, Absence]] = {table: {} for table in schema.MIRRORED}
     for table, row_id, since, reads in connection.execute(query).all():
-        found.setdefault(table, {})[row_id] = Absence(since, reads)
+        found[table][row_id] = Absence(since, reads)
     return found
 
 
