@@ -276,6 +276,7 @@ class Doubt(Struct, frozen=True, kw_only=True):
 
 
 MAX_ERRORS = 20
+"""So many a person reads, and a fault of all events makes no record of megabytes."""
 PERSONAL = frozenset(
     {
         *("firstname", "name", "email", "order_firstname", "order_name", "order_email", "order_language"),

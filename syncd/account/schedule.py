@@ -22,6 +22,7 @@ from loguru import logger
 from msgspec import Struct
 
 TICK_S = 5.0
+"""How often the clocks are compared: seldom enough to cost nothing; a run is late by no more than that."""
 JUMP_S = 10.0
 """Clocks that drift apart by more than this between two ticks were stepped, or the machine slept."""
 DRIFT_S = 1.0

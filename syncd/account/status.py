@@ -17,6 +17,9 @@ State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
 FAILING_AFTER = 3
 """So many failed runs in a row are more than bad luck."""
+STALE_AFTER, LOST_AFTER = 2, 4
+"""Intervals without a run that brought anything up to date. One run may fail, or take long; a second that is
+missing is worth a look; after four nobody should trust the figures."""
 
 
 class BudgetStatus(Struct, frozen=True, kw_only=True):
@@ -144,14 +147,14 @@ class Facts(Struct, kw_only=True):
         if self.consecutive_failures >= FAILING_AFTER:
             return "failing", f"{self.consecutive_failures} runs in a row failed"
         age = self.now() - self.synced_at if self.synced_at else None
-        if age and age > 4 * interval:
-            return "failing", f"the data are {_minutes(age)} old, over 4 intervals"
+        if age and age > LOST_AFTER * interval:
+            return "failing", f"the data are {_minutes(age)} old, over {LOST_AFTER} intervals"
         if self.last_success_at is None:
             return "degraded", "no successful run yet"
         if self.whole_outcome != "ok":
             return "degraded", f"the last run ended {self.whole_outcome}"
-        if age and age > 2 * interval:
-            return "degraded", f"the data are {_minutes(age)} old, over 2 intervals"
+        if age and age > STALE_AFTER * interval:
+            return "degraded", f"the data are {_minutes(age)} old, over {STALE_AFTER} intervals"
         return "ok", ""
 
 

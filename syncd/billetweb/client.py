@@ -46,15 +46,18 @@ T = TypeVar("T")
 HTTP_OK = 200
 EVENTS = "/events"
 ATTEMPTS = 3
+"""A second one helps against most faults of a moment, a third against nearly all; the next run is near."""
 RETRY_WITHIN_S = 180.0
 """Long enough for three time-outs with a wait for the ceiling between them."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
 IN_MEMORY_BYTES = 1024 * 1024
 """An answer to be read in slices goes to a file from here on; a refusal has no more than this to say."""
 PIECE_BYTES = 256 * 1024
+"""So much is read before other work has its turn."""
 CHALLENGE_WAIT_S = 300.0
 """Minutes, not seconds, is what others tell their users whom the protection stopped."""
 CHALLENGE_WAIT_MAX_S = 3600.0
+"""Longer silence would not be kinder, and somebody may have lifted the protection."""
 REFUSED_S = 24 * 3600.0
 """A key may be good again without anybody's telling so: it is tried once a day."""
 

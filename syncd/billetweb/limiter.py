@@ -15,6 +15,7 @@ from loguru import logger
 WINDOW_S = 61.0
 """A second more than the minute meant: requests travel for unequal times and may arrive closer together."""
 WORTH_TELLING_S = 5.0
+"""A shorter wait is over before a person has read of it."""
 
 
 class RateLimiter:

@@ -15,7 +15,9 @@ import msgspec
 from syncd.errors import DecodeError
 
 SLICE_BYTES = 256 * 1024
+"""Some hundred rows: enough for a statement each, little to hold in memory."""
 TRIES = 3
+"""So many places that look like a border are tried: three in a row inside texts are there on purpose."""
 
 _BLANKS = b" \t\n\r"
 _BORDER = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")

@@ -21,9 +21,9 @@ from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.model import Doubt, Json, Peer, Progress, Run
 
 B = TypeVar("B")
-MAX_BODY_BYTES = 64 * 1024
-MAX_WAIT_S = 60.0
-MAX_RUNS = 1000
+MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
+MAX_WAIT_S = 60.0  # proxies close what is silent for longer
+MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
 EVENT_ID = re.compile(r"[0-9]{1,20}")
 KEEP_ALIVE_S = 5.0

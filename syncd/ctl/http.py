@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0  # the daemon answers in milliseconds; a machine that swaps may take seconds
 EXIT_NO_DAEMON = 3
 EXIT_NO_PERMISSION = 4
 EXIT_REFUSED = 6

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
 SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run has nothing to tell
-POLL_WAIT_S = 5.0
+POLL_WAIT_S = 5.0  # so long one question waits; short enough to notice a daemon that is gone
 POLL_PAUSE_S = 0.1  # so that a daemon that answers at once, as one that stops may, is not flooded
 
 EXIT_OK = 0

@@ -59,6 +59,8 @@ class Postgresql:
     def __init__(self, url: str) -> None:
         """Prepare both pools; nothing is connected yet. ConfigError where psycopg is missing."""
         self.name = f"the database {make_url(url).render_as_string(hide_password=True)}"
+        # One transaction writes at a time. Of what reads, a run takes one, status and syncctl two; two
+        # more for a moment. A connection costs the server some MiB and there are a hundred by default.
         self.writer = _engine(url, pool_size=1, max_overflow=0, pool_timeout=LOCK_TIMEOUT_S)
         self.reader = _engine(url, READING, pool_size=3, max_overflow=2, pool_timeout=5)
         event.listen(self.writer, "do_connect", self._connect)

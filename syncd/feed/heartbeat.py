@@ -12,6 +12,7 @@ from syncd.threads import in_thread
 
 TIMEOUT_S = 5.0
 ATTEMPTS = 2
+"""A ping takes a moment or does not come; one that is lost is made good by the next run's."""
 
 
 async def ping(url: str | None, run: Run) -> None:

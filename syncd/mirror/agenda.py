@@ -14,7 +14,8 @@ from typing import Literal
 from msgspec import Struct
 
 LEAST_REQUESTS = 20
-"""A run may always send so many: where the interval is very short, the ceiling alone holds it back."""
+"""A run may always send so many, enough for the list and half a dozen events: where the interval is very
+short, the ceiling alone holds it back."""
 USED = 0.8
 """The part of what the ceiling lets through that is planned with: some are repeated, some answers slow."""
 

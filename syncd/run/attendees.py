@@ -24,13 +24,16 @@ from syncd.run.work import Work
 from syncd.threads import in_thread
 
 OVERLAP = timedelta(minutes=10)
-"""Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known."""
+"""Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known. Clocks that are
+set by the network differ by seconds; ten minutes are far more, and the few rows in them are read twice."""
 FIRST_LOOK = timedelta(days=1)
 """So far back the sales are asked for that no earlier run asked for; older ones are in the figures."""
 BEGINNING = datetime(2010, 1, 1, tzinfo=UTC)
 """The first import goes back to here in spans of time, and then asks for all that is older at once."""
 FIRST_SPAN = timedelta(days=1)
+"""A busy day sells some thousand places, a few MiB; where it sells few, the next spans are longer."""
 LEAST_SPAN = timedelta(hours=1)
+"""Shorter ones cost more requests than they spare memory; only an answer that is refused is cut further."""
 LEAST_TO_CUT = 16 * OVERLAP
 """From so long on both parts of a span, with what they overlap, are shorter than it by at least a sixteenth:
 so the cutting ends, also where Billetweb does not heed the borders."""
@@ -192,6 +195,7 @@ class Attendees:
             except TooLargeError:
                 if span <= LEAST_SPAN:
                     raise
+                # An answer that was refused had at least eight times what is wanted.
                 span = max(min(span, before - beginning) / 4, LEAST_SPAN)
                 continue
             with answer:
@@ -284,7 +288,11 @@ class Attendees:
 
 
 def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> list[Span]:
-    """Return the parts of a span, the later one first; of one that reaches to now most is of late."""
+    """Return the parts of a span, the later one first.
+
+    One that reaches to now is all of an event's past, and most of that was sold of late: its later part is an
+    eighth.
+    """
     later = length / 2 if until else length / 8
     border = (since or BEGINNING) + length - later
     return [(border, until), (since, border + OVERLAP)]

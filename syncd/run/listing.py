@@ -13,7 +13,7 @@ from syncd.model import EVENTS, Event
 from syncd.run.work import Work
 
 AT_ONCE = 200
-"""So many events are compared with one query."""
+"""So many events are compared with one query; more would only be held in memory longer."""
 
 
 class Malformed(SyncdError):

@@ -19,6 +19,7 @@ from syncd.model import MAX_ERRORS, Progress, Run, RunError
 from syncd.text import format_duration
 
 REPEAT_AFTER_S = 3600.0
+"""Often enough for whoever reads the last hour of the journal."""
 ALIKE_AT_MOST = 3
 """So many errors of one kind and status are told one by one in a run, then the others in one line."""
 

@@ -19,7 +19,7 @@ from syncd.threads import to_the_end
 
 Work = Callable[[Run], Awaitable[None]]
 RECENT = 50
-"""So many runs are remembered, for those who still wait for one."""
+"""So many runs are remembered, for those who still wait for one: half a day of them at the usual interval."""
 
 
 class Stopping(SyncdError):
