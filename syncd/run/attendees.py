@@ -24,8 +24,8 @@ from syncd.run.work import Work
 from syncd.threads import in_thread
 
 OVERLAP = timedelta(minutes=10)
-"""Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known. Clocks that are
-set by the network differ by seconds; ten minutes are far more, and the few rows in them are read twice."""
+"""Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known. Clocks that
+are set by the network differ by seconds; ten minutes are far more, and the few rows in it are read twice."""
 FIRST_LOOK = timedelta(days=1)
 """So far back the sales are asked for that no earlier run asked for; older ones are in the figures."""
 BEGINNING = datetime(2010, 1, 1, tzinfo=UTC)

@@ -419,6 +419,19 @@ def test_an_event_that_is_over_is_missed(rig: Rig, standin: StandIn) -> None:
     assert rig.sql("SELECT count(*) FROM syncd_absences") == [(0,)]
 
 
+def test_a_doubt_outlives_its_event(rig: Rig, standin: StandIn) -> None:
+    """Nobody reads an event again that ended long ago: what was absent in it is doubted no more."""
+    rig.run()
+    standin.fail(f"/event/{FESTIVAL}/tickets", fault.raw(b"[]"), times=None)
+    rig.run()
+    assert [doubt.event_id for doubt in rig.portal.call(rig.account.doubts)] == [FESTIVAL]
+    end(standin.events[FESTIVAL], hours_ago=31 * 24)
+    for _ in range(2):
+        assert rig.run().outcome == "ok"
+    assert rig.portal.call(rig.account.doubts) == []
+    assert (rig.account.status().doubts, vanished(rig)) == (0, set())
+
+
 def test_a_run_keeps_its_instants_in_a_zone_of_its_own(rig: Rig) -> None:
     """What a run notes is UTC, and its figures were read within it."""
     run = rig.run()

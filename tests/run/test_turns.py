@@ -15,6 +15,7 @@ from syncd.model import Run, Trigger
 from syncd.standin import server as fault
 from syncd.standin.server import StandIn, serving, with_rows
 
+NEVER = datetime.min.replace(tzinfo=UTC)
 SHARE = 4
 """Requests for events in turn: two events, of the six that cost 13."""
 
@@ -408,3 +409,45 @@ def test_what_sold_is_read_again_after_a_restart(config: Config, standin: StandI
         turn(rig, standin)
         assert rig.sql("SELECT event_id FROM syncd_reads WHERE due_at IS NOT NULL") == []
         assert asked(standin, "avail")[0] != CONCERT
+
+
+def test_accepting_takes_longer_than_a_run(minute: Config, instant_retries: None) -> None:
+    """Of more events than fit, one run settles some, says how many are left, and the next goes on."""
+    account = StandIn(events=30, calls_per_minute=None)
+    with serving(account) as url:
+        where = structs.replace(minute.billetweb, base_url=url, user=account.user)
+        with rig_on(structs.replace(minute, billetweb=where)) as rig:
+            while rig.query(rows.figures, NEVER).read < len(account.events):
+                assert rig.run().outcome == "ok"
+            account.fail("/event/*/tickets", fault.raw(b"[]"), times=None)
+            while absent_in(rig) < len(account.events):
+                rig.run()
+            left = []
+            while doubts := rig.portal.call(rig.account.doubts):
+                left.append(len(doubts))
+                run = rig.run("manual", accept=True)
+                assert "timeout" not in [error.kind for error in run.errors]
+                told = [error for error in run.errors if "`syncctl accept` once again" in error.message]
+                assert bool(told) is (run.outcome == "partial")
+    assert len(left) > 1
+    assert left == sorted(left, reverse=True)
+    assert rig.sql("SELECT count(*) FROM billetweb_tickets WHERE vanished_at IS NULL") == [(0,)]
+
+
+def absent_in(rig: Rig) -> int:
+    """Return in how many events a row is absent."""
+    return int(rig.sql("SELECT count(DISTINCT event_id) FROM syncd_absences")[0][0])
+
+
+def test_an_absence_in_an_event_that_fails_takes_every_run(large: Rig, standin: StandIn) -> None:
+    """Where the second read never succeeds, the event waits for its turn like any other that fails."""
+    while WORKSHOP not in turn(large, standin)[1]:
+        pass
+    standin.events[WORKSHOP].tickets = standin.events[WORKSHOP].tickets[:1]
+    while not absent_in(large):
+        turn(large, standin)
+    standin.fail(f"/event/{WORKSHOP}/avail", fault.status(404), times=None)
+    turn(large, standin)
+    read = [event_id for _ in range(6) for event_id in turn(large, standin)[1]]
+    assert Counter(read)[WORKSHOP] <= 6 * SHARE / 2 / 6 + 1
+    assert set(read) == set(standin.events)
