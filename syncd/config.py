@@ -9,6 +9,7 @@ Leans on tomllib for the syntax. Line numbers come from a small scanner of our o
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -93,6 +94,7 @@ class SyncConfig(Struct, frozen=True, kw_only=True):
     keep_changes: Annotated[timedelta, _duration, "1d", "3653d"] = timedelta(days=400)  # a year and some
     attendees: Annotated[AttendeeMode, _choice, "none", "minimal", "full"] = "none"
     count_carts: Annotated[bool, _flag] = False
+    not_places: Annotated[tuple[str, ...], _texts] = ()
 
 
 class DatabaseConfig(Struct, frozen=True, kw_only=True):
@@ -300,15 +302,16 @@ def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems:
 
 def _find_key(values: dict[str, Any], folder: Path, environ: Mapping[str, str], problems: _Problems) -> str:
     """Return the API key from the first place that has one, "" where that was noted as a problem."""
+    user = values.get("user")
     if "BILLETWEB_KEY" in environ:
         with problems.of(outside="$BILLETWEB_KEY"):
-            return _key(environ["BILLETWEB_KEY"])
+            return _key(environ["BILLETWEB_KEY"], user)
     elif credential := _credential("billetweb-key", environ):
         with problems.of(outside='systemd credential "billetweb-key"'):
-            return _key(_short_text(credential))
+            return _key(_short_text(credential), user)
     elif values.get("key_file"):
         with problems.of("billetweb", "key_file"):
-            return _key(_short_text(folder / values["key_file"], private=True))
+            return _key(_short_text(folder / values["key_file"], private=True), user)
     elif "key_file" in values:  # otherwise it was refused, and noted, already
         with problems.of(outside="API key"):
             raise ValueError(f"missing: {_WHERE_KEYS_GO}")
@@ -344,13 +347,31 @@ def _short_text(path: Path, *, private: bool = False) -> str:
         raise ValueError("that file is not UTF-8 text") from None
 
 
-def _key(text: str) -> str:
+def _key(text: str, user: str | None) -> str:
+    """Return the key: alone, as `user:key`, or as Billetweb's page prints both for a header, in Base64.
+
+    Nothing of it is shown where it is refused, for the key may stand anywhere in it.
+    """
     key = text.strip()
     if not key:
         raise ValueError("is empty")
+    of, separator, rest = _decoded(re.sub(r"(?i)^basic\s+", "", key)).partition(":")
+    if separator and of.isascii() and of.isdigit():
+        if user and of != user:
+            raise ValueError("is the key of another user than billetweb.user says: one of both is wrong")
+        key = rest.strip()
     if len(key) < 4 or not key.isascii() or not key.isprintable() or " " in key:  # noqa: PLR2004 - see redact.py
         raise ValueError("is no API key: those are one word of at least 4 ASCII characters")
     return key
+
+
+def _decoded(text: str) -> str:
+    """Return a text that was written in Base64 in clear, any other one as it is."""
+    try:
+        clear = base64.b64decode(text, validate=True).decode("ascii")
+    except ValueError:
+        return text
+    return clear if ":" in clear else text
 
 
 def _text(value: object) -> str:
@@ -359,6 +380,12 @@ def _text(value: object) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("must be one line of text, and not an empty one")
     return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _must('be a list of texts, such as ["7003", "Repas*"]', value)
+    return tuple(_text(item) for item in value)
 
 
 def _flag(value: object) -> bool:

@@ -10,6 +10,7 @@ The field names of `Event`, `Gauge`, `Ticket`, `Session` and `Attendee` are the 
 tables. Instants end in `_at` and are aware UTC; money is Decimal; `_s` is seconds.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal
@@ -24,11 +25,12 @@ ATTENDEES = "billetweb_attendees"
 Trigger = Literal["startup", "interval", "manual", "once"]
 RunState = Literal["queued", "running", "done"]
 Outcome = Literal["ok", "partial", "failed", "cancelled"]
+SaleStatus = Literal["coming", "on_sale", "full", "ended", "unknown"]
 AttendeeMode = Literal["none", "minimal", "full"]
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """One event. The `places_*` fields are derived (see `availability.py`), the rest is `/events`."""
+    """One event. `places_*` to `sale_status` are derived (see `availability.py`), the rest is `/events`."""
 
     id: str
     account: str
@@ -50,6 +52,7 @@ class Event(Struct, frozen=True, kw_only=True):
     places_left: int | None = None
     unlimited: bool = False
     is_full: bool = False
+    sale_status: SaleStatus = "unknown"
     extra: Json = field(default_factory=dict)
 
 
@@ -69,7 +72,10 @@ class Gauge(Struct, frozen=True, kw_only=True):
 
 
 class Ticket(Struct, frozen=True, kw_only=True):
-    """One tariff. `position` is its place in Billetweb's display order, from 1."""
+    """One tariff. `position` is its place in Billetweb's display order, from 1.
+
+    `is_place`: whether it sells a place, and not a meal or an insurance (`sync.not_places`).
+    """
 
     id: str
     event_id: str
@@ -91,6 +97,7 @@ class Ticket(Struct, frozen=True, kw_only=True):
     sale_starts_at: datetime | None = None
     sale_ends_at: datetime | None = None
     form: str | None = None
+    is_place: bool = True
     extra: Json = field(default_factory=dict)
 
 
@@ -124,6 +131,7 @@ class Attendee(Struct, frozen=True):
     ticket_id: str | None = None
     session_id: str | None = None
     order_id: str | None = None
+    order_ext_id: str | None = None
     ext_id: str | None = None
     barcode: str | None = None
     category: str | None = None
@@ -195,6 +203,23 @@ class Counts(Struct):
         return self.inserted + self.updated + self.vanished + self.returned
 
 
+class Unreadable(Struct):
+    """Values that could not be read: how many, and the first of them for a person to look at."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def note(self, table: str, columns: Mapping[str, Sequence[str]]) -> None:
+        """Note those of an answer, by row id."""
+        for row, names in columns.items():
+            self.add(Unreadable(len(names), [f"{table} {row}: {', '.join(names)}"]))
+
+    def add(self, other: "Unreadable") -> None:
+        """Note those of another answer too."""
+        self.count += other.count
+        self.examples += other.examples[: UNREADABLE_SHOWN - len(self.examples)]
+
+
 class Progress(Struct, frozen=True):
     """How far a run is: `done` of `total` live events. `total` is 0 until the list of events is read."""
 
@@ -209,7 +234,7 @@ class Run(Struct, kw_only=True):
     `id` is negative until the run is on record. `whole`: all live events are read, and those that `events`
     names; else those that it names alone. `accept`: somebody says that what is absent is gone, in the events
     of `accepted`, where there are any, else everywhere. `errors` holds at most MAX_ERRORS of all the
-    `errors_total`.
+    `errors_total`. `unreadable`: how many values could not be read, of which one of the errors tells.
     """
 
     id: int
@@ -231,6 +256,7 @@ class Run(Struct, kw_only=True):
     counts: Counts = field(default_factory=Counts)
     errors: list[RunError] = field(default_factory=list)
     errors_total: int = 0
+    unreadable: int = 0
     progress: Progress | None = None
 
     def add_error(self, error: RunError) -> None:
@@ -275,6 +301,8 @@ class Doubt(Struct, frozen=True, kw_only=True):
     until: datetime | None
 
 
+UNREADABLE_SHOWN = 3
+"""So many show what kind of value it is, and still fit a line."""
 MAX_ERRORS = 20
 """So many a person reads, and a fault of all events makes no record of megabytes."""
 PERSONAL = frozenset(

@@ -1,5 +1,6 @@
 """The configuration: what is refused, where it says so, and that no message holds a secret."""
 
+import base64
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -262,6 +263,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
     "sync.keep_changes": (["1d", "3653d"], ["23h59m59s", "3653d1s"]),
     "sync.attendees": (["none", "minimal", "full"], ["some", "None", False]),
     "sync.count_carts": ([True, False], [0]),
+    "sync.not_places": ([[], ["7003", "Repas*"]], ["Repas*", [""], [7003], {"a": "b"}]),
     "database.url": (
         [
             "sqlite:////var/lib/syncd.db",
@@ -396,6 +398,40 @@ def test_broken_key_is_used(write: Write, tmp_path: Path, key: str) -> None:
         assert problem.startswith('systemd credential "billetweb-key": ')
     [problem] = problems(path, {"BILLETWEB_KEY": key})
     assert problem.startswith("$BILLETWEB_KEY: ")
+
+
+HEADER = base64.b64encode(f"12345:{CANARY}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [CANARY, f"12345:{CANARY}", HEADER, f"Basic {HEADER}", f"basic  {HEADER}\n", f" Basic 12345:{CANARY}"],
+)
+def test_key_as_billetweb_prints_it_is_refused(write: Write, tmp_path: Path, spelling: str) -> None:
+    """The key alone, with its user, or as both stand in the header: each gives the key."""
+    (tmp_path / "key").write_text(spelling)
+    (tmp_path / "key").chmod(0o600)
+    path = write("billetweb.user = '12345'\nbilletweb.key_file = 'key'")
+    assert load(path, {}).key == Secret(CANARY)
+    assert load(path, {"BILLETWEB_KEY": spelling}).key == Secret(CANARY)
+    assert load(path, credential(tmp_path, "billetweb-key", spelling)).key == Secret(CANARY)
+
+
+@pytest.mark.parametrize("spelling", [f"99999:{CANARY}", base64.b64encode(f"7:{CANARY}".encode()).decode()])
+def test_key_of_another_user_is_used(write: Write, spelling: str) -> None:
+    """A user beside the key who is not billetweb.user is told of, and nothing of the key."""
+    [problem] = problems(write(""), {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": spelling})
+    assert problem.startswith("$BILLETWEB_KEY: is the key of another user than billetweb.user")
+    assert "99999" not in problem
+
+
+@pytest.mark.parametrize("key", ["a:b-c-d", "c2VjcmV0", "Basic c2VjcmV0", "YTpi"])
+def test_key_that_only_looks_like_another_spelling_is_taken_apart(write: Write, key: str) -> None:
+    """A key with a colon, or one that could be Base64, is a key unless a number stands before a colon."""
+    if " " in key:
+        assert "one word" in problems(write(""), {"BILLETWEB_USER": "1", "BILLETWEB_KEY": key})[0]
+    else:
+        assert load(write(""), {"BILLETWEB_USER": "1", "BILLETWEB_KEY": key}).key == Secret(key)
 
 
 @pytest.mark.parametrize("blank", ["", "\n"])

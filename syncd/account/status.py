@@ -173,7 +173,7 @@ def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None
 
 def last_error(run: Run | None) -> str | None:
     """Return a run's first error as one line; None after an ok run."""
-    if run is None or not run.errors:
+    if run is None or run.outcome == "ok" or not run.errors:
         return None
     error = run.errors[0]
     more = f" (and {run.errors_total - 1} more)" if run.errors_total > 1 else ""

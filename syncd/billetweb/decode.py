@@ -3,9 +3,10 @@
 The source of the shapes is the Billetweb API page (/events, /event/:id/avail, /tickets, /dates, /attendees)
 and what its users met.
 
-Strict per row: a row needs an id (a gauge its type). Lenient per field: a value that does not fit leaves
-its column at the default, and stays in `extra` under its wire name next to the fields unknown here.
-Nothing that holds a secret link (`key=…`) gets into a record's `extra` or into an error.
+Strict per row: a row needs an id (a gauge its type). Lenient per field: a value that cannot be read leaves
+its column at the default and named in `unreadable`, so that the mirror keeps what it has; the value itself
+stays in `extra` under its wire name, next to the fields unknown here. Nothing that holds a secret link
+(`key=…`) gets into a record's `extra` or into an error.
 """
 
 import codecs
@@ -20,6 +21,7 @@ import msgspec
 
 from syncd.billetweb.fields import (
     KEY_IN_LINK,
+    Columns,
     Table,
     UnfitError,
     columns_of,
@@ -72,9 +74,11 @@ class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
 
     `bad` names each row that could not be used, with the reason ("events[2].id is missing"): where there
     are any, the read is not complete. `duplicates` counts the rows replaced by a later one of their key.
+    `unreadable`: by key, the columns of a record whose values could not be read.
     """
 
     records: dict[K, R]
+    unreadable: dict[K, tuple[str, ...]] = msgspec.field(default_factory=dict)
     bad: list[str] = msgspec.field(default_factory=list)
     duplicates: int = 0
 
@@ -265,6 +269,7 @@ _ATTENDEE: Table = {
     "ticket_id": ("ticket_id", _id),
     "order_session": ("session_id", remembering(_session_id)),
     "order_id": ("order_id", _id),
+    "order_ext_id": ("order_ext_id", _word),
     "ext_id": ("ext_id", to_safe_text),
     "barcode": ("barcode", to_safe_text),
     "category": ("category", _word),
@@ -298,7 +303,7 @@ _FULL = _ATTENDEE | {
 }
 # A scanner's address, and links that open the order, are never stored; the rest stands in other tables.
 _LEFT_OUT = {"lane", "product_management", "product_download", "order_management"}
-_LEFT_OUT |= {"event", "event_name", "event_start", "session_start", "ticket"}
+_LEFT_OUT |= {"event", "event_name", "event_start", "event_tags", "session_start", "ticket"}
 _HANDLED = _LEFT_OUT | _FULL.keys()
 
 
@@ -317,13 +322,16 @@ def decode_events(body: bytes, *, account: str) -> Decoded[str, Event]:
 
     Raises DecodeError for a body that is no array.
     """
-    events, bad = [], []
+    found, bad = [], []
     for index, row in enumerate(rows(body)):
         try:
-            events.append(Event(account=account, **columns_of(row, _EVENT, f"events[{index}]")))
+            columns = columns_of(row, _EVENT, f"events[{index}]")
         except DecodeError as error:
             bad.append(str(error))
-    return _keyed(((event.id, event) for event in events), bad)
+        else:
+            event = Event(account=account, **columns.values)
+            found.append((event.id, event, columns.unreadable))
+    return _keyed(found, bad)
 
 
 def decode_gauges(body: bytes, *, event_id: str) -> Decoded[GaugeKey, Gauge]:
@@ -332,7 +340,7 @@ def decode_gauges(body: bytes, *, event_id: str) -> Decoded[GaugeKey, Gauge]:
     Raises DecodeError, naming row and field, for a row that is no object or has no type.
     """
     found = [_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", required="type")]
-    return _keyed(((gauge.event_id, gauge.session_id, gauge.type, gauge.gauge_id), gauge) for gauge in found)
+    return _keyed((_gauge_key(gauge), gauge, unreadable) for gauge, unreadable in found)
 
 
 def decode_tickets(body: bytes, *, event_id: str) -> Decoded[str, Ticket]:
@@ -342,10 +350,10 @@ def decode_tickets(body: bytes, *, event_id: str) -> Decoded[str, Ticket]:
     row and field, for a row that is no object or has no id.
     """
     found = [
-        Ticket(event_id=event_id, position=n, **row)
+        (Ticket(event_id=event_id, position=n, **row.values), row.unreadable)
         for n, row in enumerate(_each(body, _TICKET, "tickets"), 1)
     ]
-    return _keyed((ticket.id, ticket) for ticket in found)
+    return _keyed((ticket.id, ticket, unreadable) for ticket, unreadable in found)
 
 
 def decode_sessions(body: bytes, *, event_id: str) -> Decoded[str, Session]:
@@ -354,8 +362,11 @@ def decode_sessions(body: bytes, *, event_id: str) -> Decoded[str, Session]:
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
     row and field, for a row that is no object or has no id.
     """
-    found = [Session(event_id=event_id, **row) for row in _each(body, _SESSION, "sessions")]
-    return _keyed((session.id, session) for session in found)
+    found = [
+        (Session(event_id=event_id, **row.values), row.unreadable)
+        for row in _each(body, _SESSION, "sessions")
+    ]
+    return _keyed((session.id, session, unreadable) for session, unreadable in found)
 
 
 def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) -> Decoded[str, Attendee]:
@@ -366,9 +377,10 @@ def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) ->
     """
     found = []
     for index, row in enumerate(rows(body)):
-        attendee = _quickly(row, event_id, full=full)
-        found.append(attendee or _carefully(row, f"attendees[{index}]", event_id, full=full))
-    return _keyed((attendee.id, attendee) for attendee in found)
+        quick = _quickly(row, event_id, full=full)
+        read = (quick, ()) if quick else _carefully(row, f"attendees[{index}]", event_id, full=full)
+        found.append((read[0].id, *read))
+    return _keyed(found)
 
 
 def sold(body: bytes) -> list[tuple[str, int]]:
@@ -385,7 +397,7 @@ def sold(body: bytes) -> list[tuple[str, int]]:
             event_id = None
         if event_id is None:
             row, subject = _document(bytes(raw)), f"attendees[{index}]"
-            event_id = columns_of(row, _ATTENDEE, subject, required=("event",))["event_id"]
+            event_id = columns_of(row, _ATTENDEE, subject, required=("event",)).values["event_id"]
         digest = hashlib.blake2b(raw, digest_size=8).digest()
         found.append((event_id, int.from_bytes(digest)))
     return found
@@ -410,33 +422,50 @@ def _quickly(row: object, event_id: str | None, *, full: bool) -> Attendee | Non
     return Attendee(*values)
 
 
-def _carefully(row: object, subject: str, event_id: str | None, *, full: bool) -> Attendee:
+def _carefully(
+    row: object, subject: str, event_id: str | None, *, full: bool
+) -> tuple[Attendee, tuple[str, ...]]:
     required = ("id",) if event_id else ("id", "event")
-    columns = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
+    columns, unreadable = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
     left = columns.pop("extra")
     if full:
         columns["extra"] = {name: value for name, value in left.items() if name not in _LEFT_OUT}
     if event_id:
         columns["event_id"] = event_id
-    return Attendee(**columns)
+    return Attendee(**columns), unreadable
 
 
-def _keyed(pairs: Iterable[tuple[K, R]], bad: Iterable[str] = ()) -> Decoded[K, R]:
-    """Give the records by key; of several with one key the last wins."""
-    found = list(pairs)
-    records = dict(found)
-    return Decoded(records=records, bad=list(bad), duplicates=len(found) - len(records))
+def _keyed(rows: Iterable[tuple[K, R, tuple[str, ...]]], bad: Iterable[str] = ()) -> Decoded[K, R]:
+    """Give the records by key, with the columns that could not be read; of several with one key the last."""
+    found = list(rows)
+    records = {key: record for key, record, _ in found}
+    last = {key: columns for key, _, columns in found}
+    return Decoded(
+        records=records,
+        unreadable={key: columns for key, columns in last.items() if columns},
+        bad=list(bad),
+        duplicates=len(found) - len(records),
+    )
 
 
-def _gauge(columns: dict[str, Any], event_id: str) -> Gauge:
+def _gauge_key(gauge: Gauge) -> GaugeKey:
+    return gauge.event_id, gauge.session_id, gauge.type, gauge.gauge_id
+
+
+def _gauge(row: Columns, event_id: str) -> tuple[Gauge, tuple[str, ...]]:
+    """Give a gauge. What says its places says whether they are unlimited; its name stands in for its id."""
+    columns, unreadable = row.values, tuple(column for column in row.unreadable if column != "id")
+    if "places_left" in unreadable:
+        unreadable = (*unreadable, "unlimited")
     row_id = columns.pop("id", "")
     if columns.get("places_left", 0) < 0:
         columns.update(places_left=None, unlimited=True)
     session_id = row_id if columns["type"] == "session" else ""
     gauge_id = row_id or columns.get("name", "")
-    return Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns)
+    gauge = Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns)
+    return gauge, unreadable
 
 
-def _each(body: bytes, table: Table, kind: str, *, required: str = "id") -> Iterator[dict[str, Any]]:
+def _each(body: bytes, table: Table, kind: str, *, required: str = "id") -> Iterator[Columns]:
     for index, row in enumerate(rows(body)):
         yield columns_of(row, table, f"{kind}[{index}]", required=(required,))

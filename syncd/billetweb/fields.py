@@ -2,14 +2,15 @@
 
 The API page and its users show: nearly everything arrives as a string, `false` stands for a missing
 number, `[]` for an empty object, `""` or a zero date for nothing, and times are the wall clock of Paris.
-A converter gives None for a missing value and raises ValueError for one that does not fit.
+A converter gives None for a missing value and raises ValueError for one that cannot be read; what is plainly
+meant is read, however it is written: `"0.0"` is 0, `"12,50"` is 12.50, an ISO instant is an instant.
 """
 
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from syncd.errors import DecodeError
@@ -21,12 +22,19 @@ REMEMBERED_CHARS = 64
 
 KEY_IN_LINK = r"key(?:=|%(?:25)*3d|&#(?:0*61|x0*3d);|&equals;)"
 _SECRET_LINK = re.compile(KEY_IN_LINK, re.IGNORECASE)
-_DIGITS = re.compile(r"[0-9]+")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # sums of such still fit a database's 64 bits
+ID_MAX = 32  # Billetweb's ids have 4 to 9 digits, and no index takes a key of any length
+_DIGITS = re.compile(rf"[0-9]{{1,{ID_MAX}}}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}([.,]0{0,2})?")  # sums of such still fit a database's 64 bits
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,8}(\.[0-9]{1,20})?")
+_THOUSANDS = re.compile(r"(?<=[0-9])[ \u00a0\u202f](?=[0-9]{3}(?![0-9]))")  # as French is written
+_CENTS = re.compile(r",(?=[0-9]{1,2}$)")  # before three digits a comma may mean thousands
 _LEAST_AMOUNT = Decimal("0.0001")  # of numeric(12, 4); PHP writes 12.6 as 12.600000000000001 at times
 AMOUNT_BELOW = 10**8
-_WALL_CLOCK = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
+_INSTANT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+_FLAGS = {"true": True, "false": False}
 
 SCALARS = (str, int, float)
 Table = dict[str, tuple[str, Callable[[object], object]]]  # wire name -> (column, converter)
@@ -36,10 +44,19 @@ class UnfitError(ValueError):
     """A value that does not fit its column."""
 
 
+class Columns(NamedTuple):
+    """A row's columns that have a value, with `extra`; and the names of those whose value cannot be read."""
+
+    values: dict[str, Any]
+    unreadable: tuple[str, ...]
+
+
 def _matching(value: object, pattern: re.Pattern[str]) -> str | None:
     """Give a string or number as trimmed text of the pattern; None for "", null and PHP's false."""
     if value is None or value is False:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     text = str(value).strip() if isinstance(value, SCALARS) else "?"
     if text and not pattern.fullmatch(text):
         raise UnfitError
@@ -48,7 +65,7 @@ def _matching(value: object, pattern: re.Pattern[str]) -> str | None:
 
 def to_id(value: object) -> str | None:
     """Give an id: digits."""
-    if isinstance(value, str) and value.isdecimal() and value.isascii():
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= ID_MAX:
         return value
     return _matching(value, _DIGITS)
 
@@ -68,19 +85,19 @@ def to_code(value: object) -> str | None:
 
 
 def to_safe_text(value: object) -> str | None:
-    """Give a text that holds no secret link."""
+    """Give a text, None for one that holds a secret link: that is never stored."""
     if isinstance(value, str) and value.isprintable() and not _is_secret(value):  # as nearly all
         return value or None
     text = to_text(value)
-    if text is not None and _is_secret(text):
-        raise UnfitError
-    return text
+    return None if text is None or _is_secret(text) else text
 
 
 def to_flag(value: object) -> bool | None:
-    """Give a yes or no, written as 1 or 0."""
+    """Give a yes or no, written as 1 or 0, or in full."""
     if isinstance(value, bool):
         return value
+    if isinstance(value, str) and (said := _FLAGS.get(value.strip().lower())) is not None:
+        return said
     number = to_integer(value)
     if number not in (None, 0, 1):
         raise UnfitError
@@ -90,9 +107,7 @@ def to_flag(value: object) -> bool | None:
 def to_integer(value: object) -> int | None:
     """Give a whole number."""
     text = _matching(value, _INTEGER)
-    if text is None:
-        return None
-    return int(text)
+    return None if text is None else int(text.replace(",", ".").partition(".")[0])
 
 
 def to_count(value: object) -> int | None:
@@ -108,6 +123,8 @@ def to_limit(value: object) -> int | None:
 
 def to_decimal(value: object) -> Decimal | None:
     """Give an amount of money or a rate, exact to 4 decimals."""
+    if isinstance(value, str):
+        value = _CENTS.sub(".", _THOUSANDS.sub("", value.strip().removesuffix("€").rstrip()))
     text = _matching(value, _DECIMAL)
     if text is None:
         return None
@@ -122,13 +139,15 @@ def to_instant(value: object) -> datetime | None:
     """Give the instant of a Paris wall time, in UTC; None for a zero date.
 
     In the doubled hour of autumn the first pass is meant (fold=0). In the hour that spring leaves out the
-    offset of before counts: 02:30 is the instant of 03:30.
+    offset of before counts: 02:30 is the instant of 03:30. An instant that names its offset is taken at its
+    word; a day alone begins at midnight.
     """
-    text = _matching(value, _WALL_CLOCK)
+    text = _matching(value, _INSTANT)
     if text is None or text.startswith("0000-00-00"):
         return None
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(ZONE)).astimezone(UTC)
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=ZoneInfo(ZONE))).astimezone(UTC)
     except OverflowError as error:  # at either end of the calendar
         raise UnfitError from error
 
@@ -193,23 +212,22 @@ def remembering(convert: Callable[[object], object]) -> Callable[[object], objec
     return _Memory(convert).__getitem__
 
 
-def columns_of(
-    row: object, table: Table, subject: str, *, required: tuple[str, ...] = ("id",)
-) -> dict[str, Any]:
-    """Give a row's columns, those that have a value, and `extra`.
+def columns_of(row: object, table: Table, subject: str, *, required: tuple[str, ...] = ("id",)) -> Columns:
+    """Give a row's columns. What cannot be read is in `extra` under its wire name, as is what is unknown.
 
     Raises DecodeError where one of the `required` fields has no value.
     """
     if not isinstance(row, dict):
         raise DecodeError(f"{subject} is {'null' if row is None else 'not an object'}")
     columns: dict[str, Any] = {}
-    read = set()
+    read, unreadable = set(), []
     for name, (column, convert) in table.items():
         if name not in row or column in columns:
             continue
         try:
             value = convert(row[name])
         except (TypeError, ValueError):  # TypeError: a list or an object, from a converter that remembers
+            unreadable.append(column)
             continue
         read.add(name)
         if value is not None:
@@ -220,12 +238,27 @@ def columns_of(
             raise DecodeError(f"{subject}.{name} is {'unusable' if unusable else 'missing'}")
     left = {name: value for name, value in row.items() if name not in read}
     columns["extra"] = storable_items(left)
-    return columns
+    return Columns(columns, tuple(column for column in unreadable if column not in columns))
 
 
-def storable_items(values: dict[str, object]) -> dict[str, object]:
-    """Give those that may be stored; see `is_storable`."""
-    return {name: value for name, value in values.items() if is_storable(name) and is_storable(value)}
+def storable_items(values: dict[str, object], depth: int = EXTRA_MAX_DEPTH) -> dict[str, object]:
+    """Give the items with what may be stored of each: a label stays where its value may not."""
+    kept = {}
+    for name, value in values.items():
+        if not _is_secret(name):
+            kept[name.replace("\0", "")] = value if is_storable(value) else _storable(value, depth - 1)
+    return kept
+
+
+def _storable(value: object, depth: int) -> object:
+    """Give what may be stored of a value: no secret link, no NUL, nothing too deep."""
+    if isinstance(value, str):
+        return None if _is_secret(value) else value.replace("\0", "")
+    if isinstance(value, dict | list) and depth <= 0:
+        return None
+    if isinstance(value, dict):
+        return storable_items(value, depth)
+    return [_storable(item, depth - 1) for item in value] if isinstance(value, list) else value
 
 
 def _is_secret(text: str) -> bool:

@@ -25,7 +25,8 @@ MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
 MAX_WAIT_S = 60.0  # proxies close what is silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
-EVENT_ID = re.compile(r"[0-9]{1,20}")
+EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
+"""Digits, or an `ext_id`: what stands in a web address as it is."""
 KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
 
@@ -224,7 +225,7 @@ def _peer(request: Request) -> Peer:
 def _check_ids(events: Sequence[str]) -> None:
     for event_id in events:
         if not EVENT_ID.fullmatch(event_id):
-            raise Refusal(400, "bad_request", f"events: {event_id!r} is not an event id (digits)")
+            raise Refusal(400, "bad_request", f"events: {event_id!r} is no event's id or ext_id")
 
 
 async def _body(request: Request, kind: type[B]) -> B:

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,8 +164,10 @@ def _timeout_s(value: str) -> float:
 
 
 def _event_id(value: str) -> str:
-    if not (value.isascii() and value.isdigit()):
-        raise argparse.ArgumentTypeError(f"{value!r} is not an event id (digits; see `syncctl events`)")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}", value):
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is no event's id or ext_id; `syncctl events` lists the ids"
+        )
     return value
 
 

@@ -4,7 +4,7 @@ Rows come in slices, an answer of any size in one transaction: what is held in m
 as all others do. Personal data never gets into the log of changes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 
@@ -15,15 +15,24 @@ from sqlalchemy import Connection, null, or_, select
 from syncd.database import absences, bulk, rows, schema, state
 from syncd.database.engine import take_your_time
 from syncd.mirror.absence import is_mostly_absent
-from syncd.mirror.diff import compare, count, lack
-from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts
+from syncd.mirror.diff import compare, count, keep, lack
+from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts, Unreadable
 
 AT_ONCE = 500
 """So many rows are compared with one query: a statement has room for no more than 999 values everywhere."""
 NAME = "attendees"
 """Of the cursor of account-wide reads."""
 
-Slice = Mapping[str, Attendee]
+UNSAID = ("extra",)
+"""What the account's answer does not say of an attendee that is known. It has fields that the event's own has
+not, and may spell others in another way: so what syncd does not know is taken from the event's own alone."""
+
+
+class Slice(Struct, frozen=True):
+    """Rows of an answer by id, and by id the columns whose values could not be read."""
+
+    rows: Mapping[str, Attendee]
+    unreadable: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Cursor(Struct, frozen=True, kw_only=True):
@@ -43,12 +52,14 @@ class Cursor(Struct, frozen=True, kw_only=True):
 class Taken(Struct):
     """What became of the rows of an answer: their counts, and the events of those that changed.
 
-    `of`: how many the answer should have held, None where it was not to hold all.
+    `of`: how many the answer should have held, None where it was not to hold all. `unreadable`: the values
+    that could not be read.
     """
 
     counts: Counts = field(default_factory=Counts)
     events: set[str] = field(default_factory=set)
     of: int | None = None
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
 
 def cursor(connection: Connection) -> Cursor | None:
@@ -89,8 +100,8 @@ def take(
     taken, told = Taken(), set[str]()
     absent = absences.of(connection, ATTENDEES).keys()
     for some in slices:
-        _take(connection, run_id, some, at, taken)
-        told |= some.keys() & absent
+        _take(connection, run_id, some, at, taken, unsaid=UNSAID)
+        told |= some.rows.keys() & absent
     absences.end(connection, ATTENDEES, sorted(told))
     state.mark_due(connection, taken.events & live, at)
     set_cursor(connection, moved, at)
@@ -116,7 +127,7 @@ def take_event(
     absent = absences.of(connection, ATTENDEES, event_id)
     for some in slices:
         _take(connection, run_id, some, at, taken)
-        told |= some.keys()
+        told |= some.rows.keys()
     is_odd, names = False, ["attendees_at"]
     if whole:
         lacking = lack(ATTENDEES, present, told, absent, at)
@@ -133,13 +144,26 @@ def take_event(
     return taken
 
 
-def _take(connection: Connection, run_id: int, some: Slice, at: datetime, taken: Taken) -> None:
-    """Compare attendees with the stored rows, and write those that differ."""
-    attendees = [*some.values()]
+def _take(
+    connection: Connection,
+    run_id: int,
+    some: Slice,
+    at: datetime,
+    taken: Taken,
+    *,
+    unsaid: Sequence[str] = (),
+) -> None:
+    """Compare attendees with the stored rows, and write those that differ; what is `unsaid` of them stays."""
+    attendees = [*some.rows.values()]
+    taken.unreadable.note(ATTENDEES, some.unreadable)
     for start in range(0, len(attendees), AT_ONCE):
         part = attendees[start : start + AT_ONCE]
         stored = rows.stored(connection, ATTENDEES, [attendee.id for attendee in part])
-        compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in part)
+        kept = (
+            keep(attendee, stored.get(attendee.id), some.unreadable.get(attendee.id, unsaid))
+            for attendee in part
+        )
+        compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in kept)
         changes = [change for change in compared if change]
         taken.counts.add(count(changes, len(part) - len(changes)))
         taken.events |= {change.event_id for change in changes}

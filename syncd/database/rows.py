@@ -20,13 +20,13 @@ from sqlalchemy import (
 )
 
 from syncd.database import absences, bulk, changes, schema, state
-from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored
+from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, joined
 from syncd.model import EVENTS, Json
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
 SHOWN = (
-    *("id", "name", "starts_at", "ends_at", "place", "online", "shop_url"),
-    *("places_total", "places_left", "unlimited", "is_full", "availability_at", "vanished_at"),
+    *("id", "ext_id", "name", "starts_at", "ends_at", "place", "online", "shop_url"),
+    *("places_total", "places_left", "unlimited", "is_full", "sale_status", "availability_at", "vanished_at"),
 )
 """The columns of an event that the control API shows."""
 FIELDS = {name: kind.__struct_fields__ for name, kind in KINDS.items()}
@@ -68,6 +68,13 @@ def events_with_sessions(connection: Connection) -> set[str]:
     return {*connection.scalars(query)}
 
 
+def ids_of(connection: Connection, ext_ids: Iterable[str]) -> dict[str | None, str]:
+    """Return the ids of the events with these `ext_id`s, as far as there are any."""
+    events = schema.events.c
+    query = select(events.ext_id, events.id).where(events.ext_id.in_([*ext_ids]))
+    return {row[0]: row[1] for row in connection.execute(query).all()}
+
+
 def stored(connection: Connection, table: str, ids: Iterable[str]) -> dict[str, Stored]:
     """Return the rows of these ids, as far as there are any, in a table whose key is `id`."""
     columns = schema.MIRRORED[table].c
@@ -88,7 +95,7 @@ def of_event(
         query = select(*HELD[name], *table.primary_key, table.c.vanished_at).where(key == event_id)
         count = len(HELD[name])
         found.rows[name] = {
-            "/".join(row[count:-1]): Stored(tuple(row[:count]), row[-1])
+            joined(row[count:-1]): Stored(tuple(row[:count]), row[-1])
             for row in connection.execute(query).all()
         }
     for name, ids in (read or {}).items():
@@ -102,6 +109,25 @@ def present_attendees(connection: Connection, event_id: str) -> set[str]:
     columns = schema.attendees.c
     here = and_(columns.event_id == event_id, columns.vanished_at.is_(None))
     return {*connection.scalars(select(columns.id).where(here))}
+
+
+def turned(connection: Connection, now: datetime) -> set[str]:
+    """Return the events in which a sale or a session began or ended since their figures were read."""
+    events, tickets, sessions = schema.events.c, schema.tickets.c, schema.sessions.c
+
+    def passed(*instants: ColumnElement[datetime | None]) -> ColumnElement[bool]:
+        return or_(*(and_(at > events.availability_at, at <= now) for at in instants))
+
+    queries = [
+        select(events.id).where(passed(events.starts_at, events.ends_at)),
+        select(events.id)
+        .join(schema.tickets, tickets.event_id == events.id)
+        .where(tickets.vanished_at.is_(None), passed(tickets.sale_starts_at, tickets.sale_ends_at)),
+        select(events.id)
+        .join(schema.sessions, sessions.event_id == events.id)
+        .where(sessions.vanished_at.is_(None), passed(sessions.starts_at)),
+    ]
+    return {event_id for query in queries for event_id in connection.scalars(query)}
 
 
 def figures(connection: Connection, live_since: datetime, but: Iterable[str] = ()) -> Figures:
@@ -172,12 +198,14 @@ def _mark_vanished(connection: Connection, table: Table, some: list[Change], at:
 
 
 def _row_key(table: Table) -> ColumnElement[str]:
-    """Return what equals a row id. An id is not taken apart: any part of a composite one may hold a `/`."""
-    first, *others = table.primary_key
-    joined: ColumnElement[str] = first
-    for column in others:
-        joined = joined + "/" + column
-    return joined
+    """Return what equals a row id: in SQL what `joined` is in Python."""
+    if len(table.primary_key) == 1:
+        return next(iter(table.primary_key))
+    first, *others = (func.replace(func.replace(c, "%", "%25"), "/", "%2F") for c in table.primary_key)
+    row_key: ColumnElement[str] = first
+    for part in others:
+        row_key = row_key + "/" + part
+    return row_key
 
 
 def set_read_at(connection: Connection, read_at: Mapping[str, datetime], now: datetime) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy import (
     or_,
 )
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that this version of syncd works with."""
 
 
@@ -187,6 +187,7 @@ events = _mirrored(
     Column("confirmation_message", Text),
     *_places(),
     Column("is_full", Boolean, nullable=False),
+    Column("sale_status", Text, nullable=False),
     Column("availability_at", Instant),
 )
 
@@ -221,6 +222,7 @@ tickets = _mirrored(
     Column("sale_starts_at", Instant),
     Column("sale_ends_at", Instant),
     Column("form", Text),
+    Column("is_place", Boolean, nullable=False),
 )
 
 sessions = _mirrored(
@@ -247,7 +249,7 @@ attendees = _mirrored(
     Column("event_id", Text, nullable=False, index=True),
     *(
         Column(name, Text)
-        for name in ("ticket_id", "session_id", "order_id", "ext_id", "barcode", "category")
+        for name in ("ticket_id", "session_id", "order_id", "order_ext_id", "ext_id", "barcode", "category")
     ),
     Column("price", Money),
     Column("order_price", Money),
@@ -288,6 +290,7 @@ runs = Table(
     ),
     Column("errors", JSON, nullable=False),
     Column("errors_total", Integer, nullable=False),
+    Column("unreadable", Integer, nullable=False, server_default="0"),
 )
 
 changes = Table(
@@ -356,6 +359,10 @@ MIRRORED = PLANNED | {attendees.name: attendees}
 
 
 def live(since: datetime) -> ColumnElement[bool]:
-    """Return what holds for the events that are there and were not over at that instant."""
+    """Return what holds for the events that are there and were not over at that instant.
+
+    One without any date, as old series are, counts while it is online.
+    """
     end = func.coalesce(events.c.ends_at, events.c.starts_at)
-    return and_(events.c.vanished_at.is_(None), or_(end.is_(None), end > since))
+    goes_on = or_(end > since, and_(end.is_(None), events.c.online.is_not(False)))
+    return and_(events.c.vanished_at.is_(None), goes_on)

@@ -24,13 +24,14 @@ class Standing(Struct, frozen=True, kw_only=True):
     """What is known of a live event before it is read.
 
     `cost`: requests that reading it takes. `read_at`: when it was last read or tried, None for never.
-    `suspected`: rows of it may have vanished, which only a read in this very run can tell. `due`: something
-    was seen to happen to it.
+    `dated`: whether it has a date; one that has none comes last. `suspected`: rows of it may have vanished,
+    which only a read in this very run can tell. `due`: something was seen to happen to it.
     """
 
     id: str
     cost: int
     read_at: datetime | None
+    dated: bool = True
     suspected: bool = False
     due: bool = False
 
@@ -122,7 +123,7 @@ def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
             break
         chosen[standing.id] = standing.cost
         spent += standing.cost
-        in_turn += standing.cost if standing.read_at else 0
+        in_turn += standing.cost if standing.read_at or not standing.dated else 0
     left = [standing for standing in known if standing.id not in chosen]
     chosen |= fitting(left, allowed.capacity - spent)
     if not chosen:
@@ -143,11 +144,12 @@ def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
     return chosen
 
 
-def _urgency(standing: Standing) -> tuple[bool, bool, bool, float, str]:
+def _urgency(standing: Standing) -> tuple[bool, bool, bool, bool, float, str]:
     read_at = standing.read_at
     return (
         not standing.suspected,
         not standing.due,
+        not standing.dated,
         read_at is not None,
         read_at.timestamp() if read_at else 0.0,
         standing.id,

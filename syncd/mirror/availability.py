@@ -3,16 +3,27 @@
 A sold place uses the gauges of its tariff, its category, its session and its event at once (Billetweb help
 on gauges): gauges of different levels overlap and are never added. A figure is *limited* where the places
 left are known, else *unlimited* or *unknown*; only a limited one can be full.
+
+The figures are what the public sees. *On offer* is a tariff that is a place, is shown, and whose sale has
+begun and not ended; a session that is shown and has not begun. Where none is on offer, all that are places
+(all that have not begun) count instead: a figure does not disappear with the end of a sale.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from syncd.model import Event, Gauge, Session, Ticket
+from syncd.model import Event, Gauge, SaleStatus, Session, Ticket
 
+SHOWN = ("0", "1", "", None)
+"""The `visibility` of tariffs that a site in use shows; it hides all others. What they mean is not known."""
+ENABLED = ("0", "", None)
+"""The `disabled` of sessions that are not hidden."""
+WITHIN = " > "
+"""What stands between the name of a category and that of one inside it, in Billetweb's own sample."""
 _Record = TypeVar("_Record", Event, Ticket, Session)
 
 
@@ -23,18 +34,23 @@ class _Figure(NamedTuple):
 
 
 class _Levels(NamedTuple):
-    """The gauges of one event, by what they count."""
+    """The gauges of one event, by what they count; and of its tariffs, which are places."""
 
     event: _Figure | None
     sessions: dict[str, _Figure]
-    categories: list[tuple[str | None, _Figure]]  # by name, which is all that a ticket tells of its own
+    categories: list[tuple[str, _Figure]]  # by name, which is all that a ticket tells of its own
     tickets: dict[str, _Figure]
-    category_of: dict[str, str | None]  # ticket id -> name of its category
+    category_of: dict[str, str]  # ticket id -> name of its category
+    places: set[str]  # ids of tickets
 
     def above(self, ticket_id: str) -> list[_Figure]:
-        """Give the category gauges that the ticket counts in: one, or none."""
-        category = self.category_of.get(ticket_id)
-        return [figure for name, figure in self.categories if name == category and name is not None]
+        """Give the category gauges that the ticket counts in."""
+        category = self.category_of.get(ticket_id, "")
+        return [figure for name, figure in self.categories if _is_above(name, category)]
+
+    def below(self, name: str) -> list[str]:
+        """Give the tickets that count in the category gauge of that name."""
+        return [ticket_id for ticket_id, category in self.category_of.items() if _is_above(name, category)]
 
 
 def with_figures(
@@ -47,26 +63,85 @@ def with_figures(
 ) -> tuple[Event, list[Ticket], list[Session]]:
     """Give event, tickets and sessions with their `places_total`, `places_left`, `unlimited`, `is_full`.
 
-    Tickets and sessions come as `wire.py` decodes them, with their quota for `places_total`; of one that a
-    read lacked, the total that an earlier call gave stands in for it. A session is coming if it starts after
-    `now` (aware), or if nobody knows when.
+    And the event with its `sale_status`. Tickets and sessions come as `decode.py` gives them, with their
+    quota for `places_total`; of one that a read lacked, the total that an earlier call gave stands in for it.
+    `now` is aware.
     """
     levels = _levels(gauges, tickets)
-    coming = [
-        _of_session(session, levels)
-        for session in sessions
-        if event.multiple and (session.starts_at is None or session.starts_at > now)
-    ]
+    counting = _counting(tickets, levels, now)
+    event = _with(event, levels.event or _of_event(levels, counting, _coming(event, sessions, levels, now)))
     return (
-        _with(event, levels.event or _of_event(levels, coming)),
+        replace(event, sale_status=_sale_status(event, tickets, now)),
         [_with(ticket, _of_ticket(ticket, levels)) for ticket in tickets],
         [_with(session, _of_session(session, levels)) for session in sessions],
     )
 
 
+def with_place(ticket: Ticket, not_places: Sequence[str]) -> Ticket:
+    """Give a ticket with its `is_place`; `not_places` are ids, and names in which `*` stands for anything."""
+    names = [name.strip().casefold() for name in (ticket.name, ticket.full_name) if name]
+    is_place = not any(
+        pattern == ticket.id or any(fnmatchcase(name, pattern.strip().casefold()) for name in names)
+        for pattern in not_places
+    )
+    return ticket if is_place == ticket.is_place else replace(ticket, is_place=is_place)
+
+
+# --- what is on offer
+
+
+def _is_on_offer(ticket: Ticket, now: datetime) -> bool:
+    begins, ends = ticket.sale_starts_at, ticket.sale_ends_at
+    return _is_public(ticket) and (begins is None or begins <= now) and (ends is None or ends > now)
+
+
+def _is_public(ticket: Ticket) -> bool:
+    return ticket.is_place and ticket.visibility in SHOWN
+
+
+def _counting(tickets: Sequence[Ticket], levels: _Levels, now: datetime) -> dict[str, _Figure]:
+    """Give the own gauges of the tariffs that count in the event's figure, by id."""
+    on_offer = {ticket.id for ticket in tickets if _is_on_offer(ticket, now)}
+    # Nothing speaks against a gauge whose tariff is not known.
+    counting = (on_offer or levels.places) | (levels.tickets.keys() - levels.category_of.keys())
+    return {ticket_id: levels.tickets.get(ticket_id, _Figure()) for ticket_id in counting}
+
+
+def _coming(event: Event, sessions: Sequence[Session], levels: _Levels, now: datetime) -> list[_Figure]:
+    """Give the figures of the sessions that count: on offer, or else all that have not begun.
+
+    One of which nobody knows when it begins has not.
+    """
+    coming = [
+        session
+        for session in sessions
+        if event.multiple and (session.starts_at is None or session.starts_at > now)
+    ]
+    enabled = [session for session in coming if session.visibility in ENABLED]
+    return [_of_session(session, levels) for session in enabled or coming]
+
+
+def _sale_status(event: Event, tickets: Sequence[Ticket], now: datetime) -> SaleStatus:
+    ends_at = event.ends_at or event.starts_at
+    if event.is_full:
+        return "full"
+    if ends_at and ends_at <= now:
+        return "ended"
+    if any(_is_on_offer(ticket, now) for ticket in tickets):
+        return "on_sale"
+    if any(_is_public(one) and one.sale_starts_at and one.sale_starts_at > now for one in tickets):
+        return "coming"
+    return "ended" if tickets else "unknown"
+
+
+# --- levels
+
+
 def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
     quotas = {ticket.id: ticket.places_total for ticket in tickets}
-    levels = _Levels(None, {}, [], {}, {ticket.id: ticket.category for ticket in tickets})
+    category_of = {ticket.id: (ticket.category or "").strip() for ticket in tickets}
+    places = {ticket.id for ticket in tickets if ticket.is_place}
+    levels = _Levels(None, {}, [], {}, category_of, places)
     whole_event = []
     for gauge in gauges:
         figure = _Figure(gauge.places_total, gauge.places_left, gauge.unlimited)
@@ -74,7 +149,7 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
             case "ticket":
                 levels.tickets[gauge.gauge_id] = _with_total(figure, quotas.get(gauge.gauge_id))
             case "category":
-                levels.categories.append((gauge.name, figure))
+                levels.categories.append(((gauge.name or "").strip(), figure))
             case "session":
                 levels.sessions[gauge.session_id] = figure
             case _ if gauge.gauge_id == (gauge.name or ""):  # what stands there for a row without an id
@@ -82,18 +157,46 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
     return levels._replace(event=_tightest(whole_event))
 
 
-def _of_event(levels: _Levels, coming: list[_Figure]) -> _Figure:
+def _is_above(name: str, category: str) -> bool:
+    """Tell whether a gauge of that name counts the tariffs of a category: it, one around it or inside it."""
+    if not name:
+        return False
+    return category == name or category.startswith(name + WITHIN) or category.endswith(WITHIN + name)
+
+
+def _of_event(levels: _Levels, tickets: dict[str, _Figure], coming: list[_Figure]) -> _Figure:
     """Give the figure of an event without a gauge of its own, by the first rule that applies."""
-    tickets = list(levels.tickets.values())
-    categories = [figure for _, figure in levels.categories]
+    own, named = [*tickets.values()], _of_places(levels)
+    categories = [figure for _, figure in named]
     if _all_limited(coming):
         return _sum(coming)
-    if _all_limited(tickets) and not _any_limited(categories):
-        return _sum(tickets)
-    if _all_limited(categories) and all(levels.above(ticket_id) for ticket_id in levels.tickets):
-        return _sum(categories)
-    unlimited = [ticket_id for ticket_id, figure in levels.tickets.items() if figure.unlimited]
-    return _Figure(unlimited=any(not _any_limited(levels.above(ticket_id)) for ticket_id in unlimited))
+    if _all_limited(own) and not _any_limited(categories):
+        return _sum(own)
+    if _all_limited(categories) and all(levels.above(ticket_id) for ticket_id in tickets):
+        return _sum([figure for name, figure in named if not _is_inside(name, levels)])
+    is_unlimited = any(
+        figure.unlimited and not _any_limited(levels.above(ticket_id))
+        for ticket_id, figure in tickets.items()
+    )
+    # A limited category gauge above no tariff limits something, and nobody knows what.
+    is_certain = all(levels.below(name) for name, figure in named if figure.left is not None)
+    return _Figure(unlimited=is_unlimited and is_certain)
+
+
+def _of_places(levels: _Levels) -> list[tuple[str, _Figure]]:
+    """Give the category gauges but those that count nothing that is a place."""
+    return [
+        (name, figure)
+        for name, figure in levels.categories
+        if not (below := levels.below(name)) or not levels.places.isdisjoint(below)
+    ]
+
+
+def _is_inside(name: str, levels: _Levels) -> bool:
+    """Whether a category is inside another that has a gauge: a place in both is one place."""
+    outer = [other + WITHIN for other, _ in levels.categories if other and other != name]
+    within = [c for c in levels.category_of.values() if c == name or c.endswith(WITHIN + name)]
+    return any(inner.startswith(other) for inner in (name, *within) for other in outer)
 
 
 def _of_ticket(ticket: Ticket, levels: _Levels) -> _Figure:

@@ -5,7 +5,7 @@ complete before anything of it is written, and is not changed afterwards.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from decimal import Decimal
@@ -15,7 +15,7 @@ from msgspec import Struct, field, structs
 
 from syncd.mirror import absence
 from syncd.mirror.absence import Absence
-from syncd.mirror.availability import with_figures
+from syncd.mirror.availability import with_figures, with_place
 from syncd.model import (
     ATTENDEES,
     EVENTS,
@@ -32,8 +32,9 @@ from syncd.model import (
 )
 
 Record = Event | Gauge | Ticket | Session | Attendee
-R = TypeVar("R", Gauge, Ticket, Session)
-FIGURES = ("places_total", "places_left", "unlimited", "is_full")
+R = TypeVar("R", Event, Gauge, Ticket, Session, Attendee)
+FIGURES = ("places_total", "places_left", "unlimited", "is_full", "sale_status")
+"""The columns of an event that follow from what is inside it."""
 KINDS: dict[str, type[Record]] = {
     EVENTS: Event,
     GAUGES: Gauge,
@@ -131,12 +132,16 @@ class EventPlan(Struct, frozen=True, kw_only=True):
 
 
 class Fetched(Struct, frozen=True, kw_only=True):
-    """What complete reads said of one event. `sessions` is None where they need not be read."""
+    """What complete reads said of one event. `sessions` is None where they need not be read.
+
+    `unreadable`: by table and row id, the columns whose values could not be read.
+    """
 
     gauges: Mapping[str, Gauge]
     tickets: Mapping[str, Ticket]
     sessions: Mapping[str, Session] | None
     read_at: datetime
+    unreadable: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 def count(changes: Iterable[Change], unchanged: int = 0) -> Counts:
@@ -148,10 +153,15 @@ def count(changes: Iterable[Change], unchanged: int = 0) -> Counts:
 
 
 def row_id(record: Record) -> str:
-    """Return the record's key as one text: its id, a gauge's four parts joined by `/`."""
+    """Return the record's key as one text: its id, or a gauge's four parts."""
     if isinstance(record, Gauge):
-        return f"{record.event_id}/{record.session_id}/{record.type}/{record.gauge_id}"
+        return joined((record.event_id, record.session_id, record.type, record.gauge_id))
     return record.id
+
+
+def joined(key: Sequence[str]) -> str:
+    """Return the parts of a key joined by `/`, one inside a part written %2F: no two keys are alike."""
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in key)
 
 
 def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
@@ -172,14 +182,27 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
     )
 
 
+def keep(record: R, stored: Stored | None, columns: Sequence[str]) -> R:
+    """Return the record with what the mirror has in these columns, where it has the row."""
+    if not (columns and stored):
+        return record
+    held = dict(zip(record.__struct_fields__, stored.values, strict=True))
+    return structs.replace(record, **{column: held[column] for column in columns})
+
+
 def vanished(table: str, event_id: str, rows: Iterable[str], at: datetime) -> list[Change]:
     """Return the changes by which rows vanish, in the order of their ids."""
     diff: dict[str, list[object]] = {"vanished_at": [None, at]}
     return [Change(table, row, event_id, "vanished", (), diff) for row in sorted(rows)]
 
 
-def plan_event(event: Event, known: EventRows, fetched: Fetched, *, was_due: bool) -> EventPlan:
+def plan_event(
+    event: Event, known: EventRows, fetched: Fetched, *, was_due: bool, not_places: Sequence[str] = ()
+) -> EventPlan:
     """Return the plan for one live event whose scopes were all read.
+
+    `not_places`: ids and names of the tariffs that sell no place. A value that could not be read stays as it
+    is in the mirror.
 
     Figures are derived from the rows that stand in the mirror afterwards: one that is absent still counts
     until it vanishes. So one odd answer never moves a figure by absence.
@@ -189,9 +212,12 @@ def plan_event(event: Event, known: EventRows, fetched: Fetched, *, was_due: boo
         lack(table, present(known, table), rows.keys(), known.absences.get(table, {}), fetched.read_at)
         for table, rows in read.items()
     )
-    gauges = _standing(known, GAUGES, Gauge) | dict(fetched.gauges)
-    tickets = _standing(known, TICKETS, Ticket) | dict(fetched.tickets)
-    sessions = _standing(known, SESSIONS, Session) | dict(fetched.sessions or {})
+    gauges = _standing(known, GAUGES, Gauge) | _readable(known, GAUGES, fetched.gauges, fetched)
+    tickets = _standing(known, TICKETS, Ticket) | _readable(known, TICKETS, fetched.tickets, fetched)
+    sessions = _standing(known, SESSIONS, Session) | _readable(
+        known, SESSIONS, fetched.sessions or {}, fetched
+    )
+    tickets = {row: with_place(ticket, not_places) for row, ticket in tickets.items()}
     changes, unchanged = _compared(event, known, gauges, tickets, sessions, now=fetched.read_at)
     of_gauges = lacks[0]
     is_odd = absence.is_mostly_absent(len(of_gauges.absences), of_gauges.of)
@@ -259,6 +285,12 @@ def _standing(
     """Return the rows that have not vanished, in the order of their ids."""
     rows = known.rows.get(table, {})
     return {row: _record(kind, rows[row]) for row in sorted(present(known, table) - but)}
+
+
+def _readable(known: EventRows, table: str, read: Mapping[str, R], fetched: Fetched) -> dict[str, R]:
+    """Return the rows that were read, with what the mirror has for what could not be."""
+    unreadable, stored = fetched.unreadable.get(table, {}), known.rows.get(table, {})
+    return {row: keep(record, stored.get(row), unreadable.get(row, ())) for row, record in read.items()}
 
 
 def _record(kind: type[Any], stored: Stored) -> Any:

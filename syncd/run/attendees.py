@@ -215,6 +215,7 @@ class Attendees:
             attendees.take, self._run.id, rows, self._now(), moved=cursor, live=live
         )
         self._run.counts.add(taken.counts)
+        self._work.report.unreadable.add(taken.unreadable)
         self._work.report.advance("attendees", 0, self._live)
 
     def cost(self, event_id: str, reads: Reads, *, again: bool) -> int:
@@ -284,7 +285,11 @@ class Attendees:
     def _decoded(self, answers: Iterable[Spooled], event_id: str | None = None) -> Iterator[Slice]:
         """Give the rows of answers, slice by slice, in the thread that stores them."""
         decode = partial(decode_attendees, event_id=event_id, full=self._mode == "full")
-        return (decoded.records for answer in answers for decoded in answer.decoded(decode))
+        return (
+            Slice(decoded.records, decoded.unreadable)
+            for answer in answers
+            for decoded in answer.decoded(decode)
+        )
 
 
 def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> list[Span]:

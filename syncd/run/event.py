@@ -13,8 +13,8 @@ from syncd.database import rows
 from syncd.database.attendees import Taken
 from syncd.database.state import Reads
 from syncd.errors import BilletwebError, ChallengeError, RateLimited, StoreError, TransportError
-from syncd.mirror.diff import EventPlan, EventRows, Fetched, plan_event, row_id
-from syncd.model import ATTENDEES, SESSIONS, TICKETS, Event
+from syncd.mirror.diff import EventPlan, EventRows, Fetched, joined, plan_event, row_id
+from syncd.model import ATTENDEES, GAUGES, SESSIONS, TICKETS, Event
 from syncd.run.attendees import Attendees, EventAnswer
 from syncd.run.work import Work
 
@@ -144,11 +144,19 @@ class Events:
         repeated = gauges.duplicates + tickets.duplicates + (sessions.duplicates if sessions else 0)
         if repeated:
             logger.debug("event {}: {} rows with a key seen before; the last one counts", event.id, repeated)
+        unreadable = {
+            GAUGES: {joined(key): columns for key, columns in gauges.unreadable.items()},
+            TICKETS: tickets.unreadable,
+            SESSIONS: sessions.unreadable if sessions else {},
+        }
+        for table, columns in unreadable.items():
+            self._work.report.unreadable.note(table, columns)
         return Fetched(
             gauges={row_id(gauge): gauge for gauge in gauges.records.values()},
             tickets=tickets.records,
             sessions=sessions.records if sessions else None,
             read_at=read_at,
+            unreadable=unreadable,
         )
 
     async def _write(self, event: Event, fetched: Fetched, answer: EventAnswer | None) -> EventPlan:
@@ -159,6 +167,7 @@ class Events:
             if answer:
                 taken = await database.write(self._write_with, plan, answer, at)
                 self._work.run.counts.add(taken.counts)
+                self._work.report.unreadable.add(taken.unreadable)
                 if taken.of is not None:
                     self._work.report.sizes[ATTENDEES, event.id] = taken.of
             elif plan.writes:
@@ -169,7 +178,8 @@ class Events:
         read = {TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
         known: EventRows = rows.of_event(connection, event.id, read)
         was_due = self._known.reads_of(event.id).due_at is not None
-        return plan_event(event, known, fetched, was_due=was_due)
+        not_places = self._work.config.sync.not_places
+        return plan_event(event, known, fetched, was_due=was_due, not_places=not_places)
 
     def _write_with(
         self, connection: Connection, plan: EventPlan, answer: EventAnswer, at: datetime

@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
+from msgspec import structs
 from sqlalchemy import Connection
 
 from syncd.billetweb.decode import Decoded
 from syncd.database import absences, rows
 from syncd.errors import SyncdError
-from syncd.mirror.diff import EventPlan, lack, plan_listed
+from syncd.mirror.diff import EventPlan, keep, lack, plan_listed
 from syncd.model import EVENTS, Event
 from syncd.run.work import Work
 
@@ -31,6 +32,14 @@ class UnknownEvent(SyncdError):
 async def read(work: Work) -> Decoded[str, Event]:
     """Return the list of events. What it lacks is noted, where no row of it was unusable."""
     listed = await work.client.events()
+    if listed.unreadable:
+        work.report.unreadable.note(EVENTS, listed.unreadable)
+        stored = await work.database.read(rows.stored, EVENTS, listed.unreadable)
+        kept = {
+            key: keep(listed.records[key], stored.get(key), columns)
+            for key, columns in listed.unreadable.items()
+        }
+        listed = structs.replace(listed, records={**listed.records, **kept})
     for bad in listed.bad:
         work.run.failed += 1
         work.report.fail("events", Malformed(bad))
@@ -50,12 +59,24 @@ def _note(connection: Connection, run_id: int, listed: Mapping[str, Event], now:
     return lacking.of
 
 
+async def resolve(work: Work, listed: Mapping[str, Event]) -> None:
+    """Put ids for the `ext_id`s by which somebody named events."""
+    run = work.run
+    names = {*run.events, *run.accepted} - listed.keys()
+    if names:
+        ids = await work.database.read(rows.ids_of, names)  # of one that the list lacks too
+        ids |= {event.ext_id: event.id for event in listed.values() if event.ext_id in names}
+        run.events, run.accepted = (
+            [*dict.fromkeys(ids.get(name, name) for name in some)] for some in (run.events, run.accepted)
+        )
+
+
 def named(work: Work, listed: Mapping[str, Event], absent: Mapping[str, object]) -> dict[str, Event]:
     """Return the events that somebody named; an id that is neither listed nor `absent` is an error."""
     for event_id in work.run.events:
         if event_id not in listed and not (work.run.accept and event_id in absent):
             work.run.failed += 1
-            message = "Billetweb's list of events does not hold this id; look it up there"
+            message = "Billetweb's list of events holds no such id or ext_id; `syncctl events` lists them"
             work.report.fail(f"event {event_id}", UnknownEvent(message))
     return {key: listed[key] for key in work.run.events if key in listed}
 
@@ -76,7 +97,12 @@ async def write(work: Work, plan: EventPlan) -> None:
     work.run.counts.add(plan.counts())
 
 
+def has_date(event: Event) -> bool:
+    """Whether anything tells when an event is; of old series nothing does."""
+    return bool(event.starts_at or event.ends_at)
+
+
 def is_live(event: Event, since: datetime) -> bool:
-    """Whether an event has not ended, or not long ago. One without dates is not known to have ended."""
+    """Whether an event has not ended, or not long ago; one without any date: whether it is online."""
     end = event.ends_at or event.starts_at
-    return end is None or end > since
+    return event.online is not False if end is None else end > since

@@ -15,8 +15,8 @@ from msgspec import Struct
 from syncd.database.state import Reads, Try
 from syncd.errors import BilletwebError, SyncdError
 from syncd.mirror.agenda import Pace
-from syncd.model import MAX_ERRORS, Progress, Run, RunError
-from syncd.text import format_duration
+from syncd.model import MAX_ERRORS, Progress, Run, RunError, Unreadable
+from syncd.text import count, format_duration
 
 REPEAT_AFTER_S = 3600.0
 """Often enough for whoever reads the last hour of the journal."""
@@ -35,6 +35,7 @@ NEXT = {
     "refused": "old figures stay, the next run asks again",
     "malformed": "nothing of this answer was used, old figures stay, the next run asks again",
     "too_large": "nothing of this answer was used, old figures stay, the next run asks again",
+    "unreadable": "these columns keep what they had, and `extra` holds what came",
     "doubted": "`syncctl doubts` shows all that is",
     "unknown_event": "nothing was changed",
     "database": "the run was given up, the next run tries again",
@@ -45,13 +46,19 @@ NEXT = {
 """What happens next, by kind of error."""
 
 
+class UnreadableValues(SyncdError):
+    """Values that could not be read: their columns keep what they had."""
+
+    kind = "unreadable"
+
+
 class Report:
     """What is told of a run while it goes on, and what its end is to put on record.
 
     `failures` holds every error; `pace` is how a run of the whole account shared its requests out. `read_at`:
     when the events in which nothing changed were read; `odd`: when those whose read lacked too much. `tries`:
     how the events were tried that did not end well, or had not before. `sizes`: of the scopes that were read,
-    how many rows each should have held.
+    how many rows each should have held. `unreadable`: the values that could not be read.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class Report:
         self.odd: dict[str, datetime] = {}
         self.tries: dict[str, Try] = {}
         self.sizes: dict[tuple[str, str | None], int] = {}
+        self.unreadable = Unreadable()
         self._redact = redact
         self._requests = requests
         self._requests_before = requests()
@@ -80,6 +88,17 @@ class Report:
         told = RunError(subject, error.kind, self._redact(str(error)), status)
         self.run.add_error(told)
         self.failures.append(told)
+
+    def tell_unreadable(self) -> None:
+        """Put the values on record that could not be read: once a run, however many they were."""
+        if self.unreadable.count:
+            self.run.unreadable = self.unreadable.count
+            shown = "; ".join(self.unreadable.examples)
+            more = "" if self.run.unreadable == len(self.unreadable.examples) else ", for example"
+            self.fail(
+                "run",
+                UnreadableValues(f"{count(self.run.unreadable, 'value')} cannot be read{more}: {shown}"),
+            )
 
     def tried(self, event_id: str, before: Reads, at: datetime | None, failures: int) -> None:
         """Note how an event was tried; nothing where that is on record already."""
@@ -165,9 +184,9 @@ class RunLog:
             alike[key[1:]] += 1
             if alike[key[1:]] <= ALIKE_AT_MOST:
                 self._tell(run, failure, seen.runs if seen else 0)
-        for (kind, status), count in alike.items():
-            if count > ALIKE_AT_MOST:
-                self._tell_more(run, kind, status, count - ALIKE_AT_MOST)
+        for (kind, status), told in alike.items():
+            if told > ALIKE_AT_MOST:
+                self._tell_more(run, kind, status, told - ALIKE_AT_MOST)
         if run.whole:
             self._seen = {key: seen for key, seen in self._seen.items() if key in still}
         return known
@@ -193,13 +212,13 @@ class RunLog:
             f" (the same in {repeated} more runs since it was last told)" if repeated else "",
         )
 
-    def _tell_more(self, run: Run, kind: str, status: int | None, count: int) -> None:
+    def _tell_more(self, run: Run, kind: str, status: int | None, more: int) -> None:
         told = f"{kind}, HTTP {status}" if status else kind
         log = logger.bind(event=f"error.{kind}", run=run.id, kind=kind, status=status)
         log.warning(
             "run {}: {} more errors alike [{}]; `syncctl history --json` holds the run's first {}",
             run.id,
-            count,
+            more,
             told,
             MAX_ERRORS,
         )

@@ -40,6 +40,7 @@ async def execute(work: Work) -> None:
     try:
         await _Run(work).execute()
     finally:
+        work.report.tell_unreadable()
         work.report.count_requests()
 
 
@@ -56,6 +57,7 @@ class _Run:
         self._work.report.advance("listing")
         listed = (await listing.read(self._work)).records
         await self._know()
+        await listing.resolve(self._work, listed)
         wanted = listing.named(self._work, listed, self._absent)
         if self._run.whole:
             live_since = self._now() - self._config.sync.keep_past
@@ -106,7 +108,8 @@ class _Run:
 
     def _pace(self, live: Collection[Event]) -> Pace:
         sync = self._config.sync
-        cost = sum(self._known.cost(event) + (sync.attendees != "none") for event in live)
+        dated = [event for event in live if listing.has_date(event)]  # the others take what is left
+        cost = sum(self._known.cost(event) + (sync.attendees != "none") for event in dated)
         allowed = agenda.budget(
             cost,
             per_minute=self._config.billetweb.requests_per_minute,
@@ -142,11 +145,13 @@ class _Run:
         """
         pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
         self._work.report.pace = pace
+        if pace.in_turns:
+            turned = await self._database.read(rows.turned, self._now())
+            await self._database.write(state.mark_due, turned & live.keys(), self._now())
         reads = await self._database.read(state.reads)  # with those that an increment made due
         self._known = structs.replace(self._known, reads=reads)
         if self._run.full or not pace.in_turns:
-            both = {**live, **accepted}
-            return {event_id: both[event_id] for event_id in sorted(both, key=self._age_order)}
+            return self._all(live, pace, accepted)
         plans = {
             plan.event_id: plan async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
         }
@@ -162,6 +167,17 @@ class _Run:
             await listing.write(self._work, plans[event_id])
         self._work.report.pace = structs.replace(pace, waiting=chosen.waiting)
         return dict(read)
+
+    def _all(self, live: Mapping[str, Event], pace: Pace, accepted: Mapping[str, Event]) -> dict[str, Event]:
+        """Return all events, the oldest figures first; those without a date last, as many as fit beside."""
+        ordered = sorted({**live, **accepted}.items(), key=lambda item: self._age_order(item[0]))
+        undated = [
+            self._standing(event, edited=False) for key, event in ordered if not listing.has_date(event)
+        ]
+        fitting = agenda.fitting(undated, pace.budget.share - pace.cost) or [one.id for one in undated[:1]]
+        read = [key for key, event in ordered if listing.has_date(event)]
+        read += [one.id for one in undated if self._run.full or one.id in fitting or one.id in accepted]
+        return {key: live.get(key) or accepted[key] for key in read}
 
     async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:
         if self._config.sync.attendees == "none" and (self._run.full or not pace.in_turns):
@@ -182,6 +198,7 @@ class _Run:
             id=event.id,
             cost=self._known.cost(event) + people,
             read_at=self._turn_at(event.id),
+            dated=listing.has_date(event),
             suspected=bool(again) and reads.tried_at is None,  # after a bad end it waits for its turn
             due=(edited or reads.due_at is not None) and reads.failures < PATIENCE,
         )

@@ -253,9 +253,10 @@ def _close(run: Run, outcome: Outcome) -> None:
 def _outcome(run: Run, error: RunError | None) -> Outcome:
     if error and error.kind == RunCancelled.kind:
         return "cancelled"
-    if error or (run.errors_total and not run.synced):
+    failures = run.errors_total - bool(run.unreadable)  # what is unreadable is told, and fails nothing
+    if error or (failures and not run.synced):
         return "failed"
-    return "partial" if run.errors_total else "ok"
+    return "partial" if failures else "ok"
 
 
 def _widen(

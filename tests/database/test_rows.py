@@ -72,7 +72,9 @@ def test_an_instant_is_not_moved_by_being_stored(mirror: Mirror, at: datetime) -
 def test_an_instant_without_a_zone_is_not_guessed(mirror: Mirror) -> None:
     """A naive instant is refused, and nothing of its event is written."""
     with pytest.raises(StoreError, match="naive instant"):
-        mirror.take(event(starts_at=NOW.replace(tzinfo=None)))
+        mirror.take(
+            event(), ticket("1"), Session(id="1", event_id="9", last_update_at=NOW.replace(tzinfo=None))
+        )
     assert mirror.sql("SELECT * FROM billetweb_events") == []
 
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from syncd.mirror.availability import with_figures
+from syncd.mirror.availability import with_figures, with_place
 from syncd.model import Event, Gauge, Session, Ticket
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
@@ -214,6 +215,92 @@ EVENTS = [
 ]
 
 
+PUBLIC = [ticket("1"), ticket("2")]
+HIDDEN = structs.replace(ticket("3"), visibility="2")
+OVER = structs.replace(ticket("3"), sale_ends_at=NOW)
+TO_COME = structs.replace(ticket("3"), sale_starts_at=SOON)
+MEAL = structs.replace(ticket("3", "Repas"), is_place=False)
+NO_PLACES = [structs.replace(one, is_place=False) for one in PUBLIC]
+THIRD = [*TWO, tariff("3", 30, 20)]
+OFF = structs.replace(session("73", 30, 10), visibility="1")
+UNLIMITED_TWO = [tariff("1", None, None, True), tariff("2", None, None, True)]
+NESTED = [ticket("1", " A > B"), ticket("2", "A > C ")]
+
+EVENTS += [
+    Case("3 a hidden ticket is not on offer", (30, 10, False), THIRD, [*PUBLIC, HIDDEN]),
+    Case("3 a sale that ended", (30, 10, False), THIRD, [*PUBLIC, OVER]),
+    Case("3 a sale to come", (30, 10, False), THIRD, [*PUBLIC, TO_COME]),
+    Case("3 a meal is no place", (30, 10, False), THIRD, [*PUBLIC, MEAL]),
+    Case(
+        "3 full beside a hidden unlimited one",
+        (30, 0, False),
+        [tariff("1", 10, 0), tariff("2", 20, 0), tariff("3", None, None, True)],
+        [*PUBLIC, HIDDEN],
+    ),
+    Case("3 no sale goes on: all places", (30, 20, False), [tariff("3", 30, 20)], [OVER]),
+    Case("3 no sale goes on: but places only", (30, 20, False), THIRD, [OVER, *NO_PLACES]),
+    Case("3 not with one on offer that has no gauge", UNKNOWN, [*TWO], [*PUBLIC, ticket("4")]),
+    Case(
+        "3 beside the category of a meal", (30, 10, False), [*TWO, category("Repas", 50, 9)], [*PUBLIC, MEAL]
+    ),
+    Case(
+        "4 without the category of a meal",
+        (15, 5, False),
+        [category("A", 15, 5), category("Repas", 50, 9)],
+        [*IN_A, MEAL],
+    ),
+    Case(
+        "4 a hidden ticket may be elsewhere", (15, 5, False), [*THIRD, category("A", 15, 5)], [*IN_A, HIDDEN]
+    ),
+    Case("2 a disabled session is not on offer", (30, 21, False), [], [], [*TWO_DATES, OFF], multiple=True),
+    Case(
+        "2 full beside a disabled one",
+        (5, 0, False),
+        [],
+        [],
+        [session("7", 5, 5), OFF],
+        multiple=True,
+    ),
+    Case("2 all disabled", (30, 20, False), [], [], [OFF], multiple=True),
+    Case("4 named by the outer category", (15, 0, False), [*TWO, category("A", 15, 0)], NESTED),
+    Case("4 named by the inner ones", (9, 5, False), [category("B", 4, 2), category("C", 5, 3)], NESTED),
+    Case("4 named whole", (9, 5, False), [category("A > B", 4, 2), category("A > C", 5, 3)], NESTED),
+    Case(
+        "4 outer and inner overlap",
+        (15, 6, False),
+        [category("A", 15, 6), category("B", 4, 2), category("A > C", 5, 3)],
+        NESTED,
+    ),
+    Case(
+        "4 an outer category full, tickets unlimited",
+        (15, 0, False),
+        [*UNLIMITED_TWO, category("A", 15, 0)],
+        NESTED,
+    ),
+    Case(
+        "5 not under the outer category",
+        UNKNOWN,
+        [*UNLIMITED_TWO, category("A", 15, 0), category("C", None, None)],
+        NESTED,
+    ),
+    Case(
+        "5 not beside a limited category of nobody", UNKNOWN, [*UNLIMITED_TWO, category("Z", 15, 0)], PUBLIC
+    ),
+    Case(
+        "5 a name that only begins alike",
+        UNKNOWN,
+        [*UNLIMITED_TWO, category("A", 15, 0)],
+        [ticket("1", "AB"), ticket("2", "A >B")],
+    ),
+    Case(
+        "5 a hidden unlimited ticket",
+        UNKNOWN,
+        [tariff("1", 5, None), tariff("3", None, None, True)],
+        [ticket("1"), HIDDEN],
+    ),
+]
+
+
 @pytest.mark.parametrize("case", EVENTS, ids=[case.name for case in EVENTS])
 def test_wrong_places_of_an_event(case: Case) -> None:
     """The first rule that applies gives the event's figure; levels are never added, unknown is never full."""
@@ -305,6 +392,54 @@ def test_wrong_places_of_a_session(case: Case, multiple: bool) -> None:
     event = Event(id="9", account="main", multiple=multiple)
     _, _, sessions = with_figures(event, case.gauges, [], case.sessions, now=NOW)
     assert [figure_of(found) for found in sessions] == [case.expected]
+
+
+OVER_EVENT = {"ends_at": NOW}
+STATUSES = [
+    ("a ticket on offer", "on_sale", [ticket("1"), TO_COME, OVER, HIDDEN], {}),
+    ("a sale that begins now", "on_sale", [structs.replace(ticket("1"), sale_starts_at=NOW)], {}),
+    ("a sale to come", "coming", [TO_COME, OVER], {}),
+    ("a hidden sale to come", "ended", [structs.replace(TO_COME, visibility="3")], {}),
+    ("all sales over", "ended", [OVER], {}),
+    ("nothing but meals", "ended", [MEAL], {}),
+    ("no ticket", "unknown", [], {}),
+    ("no ticket, and over", "ended", [], OVER_EVENT),
+    ("no ticket, begun long ago", "ended", [], {"starts_at": PAST}),
+    ("no ticket, begun, not over", "unknown", [], {"starts_at": PAST, "ends_at": SOON}),
+    ("over, while a sale has no end", "ended", [ticket("1")], OVER_EVENT),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "tickets", "fields"), [case[1:] for case in STATUSES], ids=[case[0] for case in STATUSES]
+)
+def test_a_sale_is_told_wrongly(status: str, tickets: list[Ticket], fields: dict[str, datetime]) -> None:
+    """The status tells whether the public can buy now; full goes before all else."""
+    event = Event(id="9", account="main", **fields)  # type: ignore[arg-type]
+    assert with_figures(event, [], tickets, [], now=NOW)[0].sale_status == status
+    assert with_figures(event, [whole(5, 0)], tickets, [], now=NOW)[0].sale_status == "full"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "is_place"),
+    [
+        ((), True),
+        (("7003",), False),
+        (("700",), True),
+        (("repas*",), False),
+        (("* du midi",), False),
+        (("Repas",), True),
+        (("Samedi > *",), False),
+        (("Concert", "*repas*"), False),
+    ],
+)
+def test_a_meal_takes_a_place(patterns: tuple[str, ...], is_place: bool) -> None:
+    """A tariff is named by its id, or by its name or full name, in which `*` stands for anything."""
+    meal = Ticket(
+        id="7003", event_id="9", position=1, name=" Repas du midi", full_name="Samedi > Repas du midi"
+    )
+    assert with_place(meal, patterns).is_place is is_place
+    assert with_place(with_place(meal, ("*",)), patterns).is_place is is_place
 
 
 def test_figures_of_the_last_run_linger() -> None:

@@ -159,7 +159,7 @@ def test_absent_tariffs_keep_the_figures_from_being_fresh() -> None:
 
 def test_rows_of_a_read_that_lacks_most_are_lost() -> None:
     """New rows, changed ones and those that are back are written, however much is lacking."""
-    known = held(event(), *(ticket(row, name="old") for row in "1234"))
+    known = held(event(sale_status="on_sale"), *(ticket(row, name="old") for row in "1234"))
     known.rows[TICKETS]["5"] = as_stored(ticket("5", name="old"), NOW)
     known.absences[TICKETS] = {"1": Absence(NOW, 1)}
     plan = planned(known, fetched(tickets=[ticket(row, name="new") for row in "156"]))
@@ -173,7 +173,7 @@ def test_rows_of_a_read_that_lacks_most_are_lost() -> None:
 
 def test_the_end_of_an_absence_is_never_written() -> None:
     """A plan in which nothing changes but that a row is there again is written; the next one is not."""
-    known = held(event(), ticket("1"))
+    known = held(event(sale_status="on_sale"), ticket("1"))
     known.absences[TICKETS] = {"1": Absence(NOW, 1)}
     plan = planned(known, fetched(tickets=[ticket("1")]))
     assert (plan.changes, absent(plan), plan.writes) == ((), {TICKETS: {}}, True)
@@ -222,7 +222,7 @@ def test_rows_that_vanish_are_told_out_of_order() -> None:
 
 def test_a_row_that_returns_is_taken_for_a_new_one() -> None:
     """A vanished row that is read again is `returned`, also where nothing else in it changed."""
-    known = held(event(), ticket("1", name="old"), vanished_at=NOW)
+    known = held(event(sale_status="on_sale"), ticket("1", name="old"), vanished_at=NOW)
     (change,) = planned(known, fetched(tickets=[ticket("1", name="new")])).changes
     assert (change.kind, change.values) == ("returned", structs.astuple(ticket("1", name="new")))
     assert change.diff == {"name": ["old", "new"], "vanished_at": [NOW, None]}

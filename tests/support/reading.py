@@ -29,7 +29,7 @@ from syncd.config import (
     SyncConfig,
 )
 from syncd.database import absences, attendees, rows, runs, sqlite, state
-from syncd.database.attendees import Taken
+from syncd.database.attendees import Slice, Taken
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
 from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, lack, plan_event, plan_listed, row_id
@@ -199,7 +199,7 @@ class Reading:
             attendees.take_event,
             self.run.id,
             event_id,
-            [{attendee.id: attendee for attendee in read}],
+            [Slice({attendee.id: attendee for attendee in read})],
             now,
             began_at=now,
             whole=whole,
