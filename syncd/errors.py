@@ -12,6 +12,7 @@
     │   └─ DecodeError       an answer that is not what was asked for
     │       └─ TooLargeError one that is too large to be read; ask for less
     ├─ StoreError            the database cannot be read or written now
+    │   └─ ValueRefused      it works, and will not hold this value: that item's error, no outage
     ├─ RunCancelled          a run that is not to be after all
     └─ AlreadyRunning        another syncd holds this database or this socket
 
@@ -105,6 +106,12 @@ class StoreError(SyncdError):
     """The database cannot be opened, read or written now."""
 
     kind = "database"
+
+
+class ValueRefused(StoreError):
+    """The database works, and will not hold a value: one that is too large, or of another alphabet."""
+
+    kind = "value"
 
 
 class RunCancelled(SyncdError):

@@ -197,10 +197,13 @@ class Billetweb:
         """Close the connections."""
         await self._http.aclose()
 
-    async def events(self) -> Decoded[str, Event]:
+    async def events(self, *, descriptions: bool = True) -> Decoded[str, Event]:
         """Return all events of the account, ended ones too. Raises BilletwebError, as all reads do."""
         return await self._read(
-            EVENTS, lambda body: decode.decode_events(body, account=self._account), past="1", description="1"
+            EVENTS,
+            lambda body: decode.decode_events(body, account=self._account),
+            past="1",
+            description="1" if descriptions else "0",
         )
 
     async def gauges(self, event_id: str) -> Decoded[GaugeKey, Gauge]:

@@ -10,15 +10,17 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from syncd.database import postgresql, schema, sqlite
 from syncd.database.postgresql import Postgresql
 from syncd.database.sqlite import Sqlite
-from syncd.errors import AlreadyRunning, ConfigError, StoreError
+from syncd.errors import AlreadyRunning, ConfigError, StoreError, ValueRefused
 from syncd.threads import in_thread
 
+OF_VALUES = ("22", "23", "54")
+"""The classes of SQLSTATE for data, constraints and limits such as an index's (PostgreSQL, appendix A)."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -98,11 +100,13 @@ class Database:
             with self._transaction(held, write=write) as connection:
                 yield connection
         except SQLAlchemyError as error:
+            if _is_about_a_value(error):
+                raise ValueRefused(f"the database cannot hold a value: {reason(error)}") from None
             raise StoreError(f"the database did not do as asked: {reason(error)}") from None
         except AlreadyRunning as error:  # it came while this one was cut off from the server
             raise StoreError(str(error)) from None
         except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
-            raise StoreError(f"the database cannot hold a value ({type(error).__name__})") from None
+            raise ValueRefused(f"the database cannot hold a value ({type(error).__name__})") from None
 
     @contextmanager
     def _transaction(self, held: Sqlite | Postgresql, *, write: bool) -> Iterator[Connection]:
@@ -157,6 +161,12 @@ def reason(error: SQLAlchemyError) -> str:
     # What psycopg's text says after the first sentence shows the values of the row.
     told = getattr(getattr(cause, "diag", None), "message_primary", None)
     return told or " ".join(str(cause).split())
+
+
+def _is_about_a_value(error: SQLAlchemyError) -> bool:
+    """Whether it is a value that the database refuses, and not what it was asked to do."""
+    sqlstate = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+    return isinstance(error, DataError | IntegrityError) or sqlstate.startswith(OF_VALUES)
 
 
 def check(url: str) -> str | None:

@@ -19,6 +19,7 @@ PACE = "pace"
 READINGS = "readings"
 KEPT = "attendees"
 TRACES = "traces of attendees"
+SHORT = "list without descriptions"
 
 
 class Limited(Struct, frozen=True):

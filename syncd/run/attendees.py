@@ -19,7 +19,14 @@ from syncd.billetweb.decode import decode_attendees, sold
 from syncd.database import attendees, state
 from syncd.database.attendees import Cursor, Slice, Taken
 from syncd.database.state import Limited, Reads
-from syncd.errors import DecodeError, RestrictedError, StatusError, TooLargeError, TransportError
+from syncd.errors import (
+    DecodeError,
+    RestrictedError,
+    StatusError,
+    TooLargeError,
+    TransportError,
+    ValueRefused,
+)
 from syncd.run.work import Work
 from syncd.threads import in_thread
 
@@ -161,7 +168,7 @@ class Attendees:
                 cursor = await self._increment(cursor, began, live)
             # What a first import brings was sold before its events are read.
             await self._import(cursor, live if cursor.imported_at else frozenset())
-        except (DecodeError, StatusError, TooLargeError, TransportError):
+        except (DecodeError, StatusError, TooLargeError, TransportError, ValueRefused):
             # This may last, so events are asked for their own.
             self._is_unusable = True
             self._imported_at = None if cursor is None else cursor.imported_at

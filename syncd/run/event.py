@@ -12,7 +12,15 @@ from sqlalchemy import Connection
 from syncd.database import rows
 from syncd.database.attendees import Taken
 from syncd.database.state import Reads
-from syncd.errors import BilletwebError, ChallengeError, RateLimited, StoreError, TransportError
+from syncd.errors import (
+    BilletwebError,
+    ChallengeError,
+    RateLimited,
+    StoreError,
+    SyncdError,
+    TransportError,
+    ValueRefused,
+)
 from syncd.mirror.diff import EventPlan, EventRows, Fetched, joined, plan_event, row_id
 from syncd.model import ATTENDEES, GAUGES, SESSIONS, TICKETS, Event
 from syncd.run.attendees import Attendees, EventAnswer
@@ -87,7 +95,7 @@ class Events:
         run, report, subject = self._work.run, self._work.report, f"event {event.id}"
         try:
             plan, trouble = await self._read_and_write(event)
-        except BilletwebError as error:
+        except (BilletwebError, ValueRefused) as error:
             run.failed += 1
             report.fail(subject, error)
             # Where nothing came through yet, it is not this event that fails.
@@ -110,12 +118,13 @@ class Events:
             at = self._work.clock.now() if trouble else None
             report.tried(event.id, self._known.reads_of(event.id), at, 0)
 
-    async def _read_and_write(self, event: Event) -> tuple[EventPlan, BilletwebError | None]:
+    async def _read_and_write(self, event: Event) -> tuple[EventPlan, SyncdError | None]:
         """Return what was written of an event; where its attendees cannot be used all the rest, and why.
 
         Attendees are read first: what is sold from then on is news to the next increment.
         """
-        answer, trouble = None, None
+        answer: EventAnswer | None = None
+        trouble: SyncdError | None = None
         with ExitStack() as opened:
             try:
                 answer = await self._read_attendees(event.id)
@@ -127,7 +136,7 @@ class Events:
             if answer:
                 try:
                     return await self._write(event, fetched, answer), None
-                except BilletwebError as error:
+                except (BilletwebError, ValueRefused) as error:
                     trouble = error
             return await self._write(event, fetched, None), trouble
 

@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
+from loguru import logger
 from msgspec import structs
 from sqlalchemy import Connection
 
 from syncd.billetweb.decode import Decoded
-from syncd.database import absences, rows
-from syncd.errors import SyncdError
+from syncd.database import absences, rows, state
+from syncd.errors import SyncdError, TooLargeError, ValueRefused
 from syncd.mirror.diff import EventPlan, keep, lack, plan_listed
 from syncd.model import EVENTS, Event
 from syncd.run.work import Work
@@ -31,15 +32,7 @@ class UnknownEvent(SyncdError):
 
 async def read(work: Work) -> Decoded[str, Event]:
     """Return the list of events. What it lacks is noted, where no row of it was unusable."""
-    listed = await work.client.events()
-    if listed.unreadable:
-        work.report.unreadable.note(EVENTS, listed.unreadable)
-        stored = await work.database.read(rows.stored, EVENTS, listed.unreadable)
-        kept = {
-            key: keep(listed.records[key], stored.get(key), columns)
-            for key, columns in listed.unreadable.items()
-        }
-        listed = structs.replace(listed, records={**listed.records, **kept})
+    listed = await _list(work)
     for bad in listed.bad:
         work.run.failed += 1
         work.report.fail("events", Malformed(bad))
@@ -48,6 +41,43 @@ async def read(work: Work) -> Decoded[str, Event]:
             _note, work.run.id, listed.records, work.clock.now()
         )
     return listed
+
+
+async def _list(work: Work) -> Decoded[str, Event]:
+    """Return the list, with what the mirror has for what it does not say.
+
+    Where it is too large to be read, it is read without the events' descriptions, which are most of it; for
+    as long as everything is reread at the latest it is then not asked for with them again.
+    """
+    now = work.clock.now()
+    short_since = await work.database.read(state.get, state.SHORT, datetime)
+    unsaid: tuple[str, ...] = ()
+    if state.is_recent(short_since, now, work.config.sync.full_every):
+        listed, unsaid = await work.client.events(descriptions=False), ("description",)
+    else:
+        try:
+            listed = await work.client.events()
+        except TooLargeError as error:
+            logger.bind(event="list.short", run=work.run.id).warning(
+                "{}; it is read without descriptions", error
+            )
+            listed, unsaid = await work.client.events(descriptions=False), ("description",)
+            await work.database.write(state.put, state.SHORT, now)
+    work.report.unreadable.note(EVENTS, listed.unreadable)
+    kept = {key: (*listed.unreadable.get(key, ()), *unsaid) for key in listed.records}
+    return await _with_kept(work, listed, {key: columns for key, columns in kept.items() if columns})
+
+
+async def _with_kept(
+    work: Work, listed: Decoded[str, Event], kept: Mapping[str, Sequence[str]]
+) -> Decoded[str, Event]:
+    """Return the list with what the mirror has in these columns."""
+    records, keys = dict(listed.records), [*kept]
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        stored = await work.database.read(rows.stored, EVENTS, some)
+        records |= {key: keep(records[key], stored.get(key), kept[key]) for key in some}
+    return structs.replace(listed, records=records)
 
 
 def _note(connection: Connection, run_id: int, listed: Mapping[str, Event], now: datetime) -> int:
@@ -92,9 +122,14 @@ async def plans(work: Work, events: Sequence[Event]) -> AsyncIterator[EventPlan]
 
 async def write(work: Work, plan: EventPlan) -> None:
     """Write the plan of an event of which only the list was read."""
-    if plan.writes:
-        await work.database.write(rows.write_plan, work.run.id, plan, work.clock.now())
-    work.run.counts.add(plan.counts())
+    try:
+        if plan.writes:
+            await work.database.write(rows.write_plan, work.run.id, plan, work.clock.now())
+    except ValueRefused as error:
+        work.run.failed += 1
+        work.report.fail(f"event {plan.event_id}", error)
+    else:
+        work.run.counts.add(plan.counts())
 
 
 def has_date(event: Event) -> bool:

@@ -38,6 +38,7 @@ NEXT = {
     "unreadable": "these columns keep what they had, and `extra` holds what came",
     "doubted": "`syncctl doubts` shows all that is",
     "unknown_event": "nothing was changed",
+    "value": "nothing of that was written, old figures stay, the next run tries again",
     "database": "the run was given up, the next run tries again",
     "cancelled": "nothing was changed",
     "timeout": "the next run begins with what is oldest",

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from syncd.database import absences, rows, state
 from syncd.database.state import Limited
-from syncd.errors import BilletwebError
+from syncd.errors import BilletwebError, ValueRefused
 from syncd.mirror import agenda
 from syncd.mirror.agenda import Increment, Pace, Standing
 from syncd.model import ATTENDEES, EVENTS, Event
@@ -186,7 +186,7 @@ class _Run:
             return "not needed"
         try:
             await self._attendees.catch_up(live.keys())
-        except BilletwebError as error:
+        except (BilletwebError, ValueRefused) as error:
             self._work.report.fail("attendees", error)
             return "failed"
         return "not permitted" if self._attendees.is_limited else "used"
