@@ -1,4 +1,4 @@
-"""Values that the database will not hold, and a list too large for one answer: one bad item stops no other."""
+"""Values that no database holds, and a list too large for one answer: one bad item stops none other."""
 
 import random
 
