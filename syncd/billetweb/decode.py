@@ -453,17 +453,14 @@ def _gauge_key(gauge: Gauge) -> GaugeKey:
 
 
 def _gauge(row: Columns, event_id: str) -> tuple[Gauge, tuple[str, ...]]:
-    """Give a gauge. What says its places says whether they are unlimited; its name stands in for its id."""
+    """Give a gauge; its name stands in for an id that is missing or cannot be read."""
     columns, unreadable = row.values, tuple(column for column in row.unreadable if column != "id")
-    if "places_left" in unreadable:
-        unreadable = (*unreadable, "unlimited")
     row_id = columns.pop("id", "")
     if columns.get("places_left", 0) < 0:
         columns.update(places_left=None, unlimited=True)
     session_id = row_id if columns["type"] == "session" else ""
     gauge_id = row_id or columns.get("name", "")
-    gauge = Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns)
-    return gauge, unreadable
+    return Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns), unreadable
 
 
 def _each(body: bytes, table: Table, kind: str, *, required: str = "id") -> Iterator[Columns]:

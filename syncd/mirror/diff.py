@@ -183,9 +183,14 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
 
 
 def keep(record: R, stored: Stored | None, columns: Sequence[str]) -> R:
-    """Return the record with what the mirror has in these columns, where it has the row."""
+    """Return the record with what the mirror has in these columns, where it has the row.
+
+    A gauge's places left and whether they are unlimited are one value of Billetweb's.
+    """
     if not (columns and stored):
         return record
+    if isinstance(record, Gauge) and "places_left" in columns:
+        columns = (*columns, "unlimited")
     held = dict(zip(record.__struct_fields__, stored.values, strict=True))
     return structs.replace(record, **{column: held[column] for column in columns})
 

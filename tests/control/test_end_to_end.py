@@ -290,6 +290,8 @@ def test_commands_say_another_thing_than_the_daemon_does(daemon: DaemonProcess) 
     [first, *_] = answer(daemon, "events")["events"]
     wanted = {
         "id",
+        "ext_id",
+        "sale_status",
         "name",
         "starts_at",
         "ends_at",
@@ -338,7 +340,7 @@ def test_other_clients_are_shut_out(daemon: DaemonProcess) -> None:
         ("POST", "/v1/doubts", {}, (405, "wrong_method")),
         ("GET", "/v1/accept", None, (405, "wrong_method")),
         ("POST", "/v1/accept", {"full": True}, (400, "bad_request")),
-        ("POST", "/v1/accept", {"events": ["fete"]}, (400, "bad_request")),
+        ("POST", "/v1/accept", {"events": ["fête"]}, (400, "bad_request")),
         ("POST", "/v1/accept", {"events": 900001}, (400, "bad_request")),
         ("GET", "/v1/runs?limit=0", None, (400, "bad_request")),
     ):

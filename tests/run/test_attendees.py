@@ -441,7 +441,7 @@ def test_erased_data_stays_in_the_file(full: Rig, make_config: MakeConfig, stand
     full.run()
     file = Path(full.url.removeprefix("sqlite:///"))
     content = file.read_bytes() + file.with_name(f"{file.name}-wal").read_bytes()
-    assert b"ada" not in content.lower()
+    assert b"ada" not in content.lower().replace(b"unreadable", b"")  # a column's name
     assert "Désiré".encode() not in content
     assert FESTIVAL.encode() in content
 

@@ -125,7 +125,7 @@ ODD_ROWS: dict[str, tuple[Edit, str, object]] = {
         2,
     ),
     "a gauge that counts nothing known": (
-        adding_gauges({"type": "seat", "id": "3", "avail": "beaucoup", "quota": None}),
+        adding_gauges({"type": "seat", "id": "3", "avail": "", "quota": None}),
         "SELECT count(places_left) FROM billetweb_gauges WHERE event_id = ? AND type = 'seat'",
         0,
     ),

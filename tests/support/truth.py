@@ -23,7 +23,7 @@ from syncd.model import PERSONAL, Gauge, Run, Session, Ticket
 
 Row = dict[str, Any]
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
-FIGURES = {"places_total", "places_left", "unlimited", "is_full"}
+FIGURES = {"places_total", "places_left", "unlimited", "is_full", "sale_status"}
 FEW = 3
 """So few rows are no most of an account."""
 Scope = tuple[str, str]
@@ -302,7 +302,7 @@ def _values(row: Row) -> Row:
 
 
 def _figures_of(event: Row, tickets: Any, sessions: Any) -> list[Row]:
-    chosen = [(row["id"], *(row[name] for name in sorted(FIGURES))) for row in (event, *tickets, *sessions)]
+    chosen = [(row["id"], *(row.get(name) for name in sorted(FIGURES))) for row in (event, *tickets, *sessions)]
     return [dict(zip(("id", *sorted(FIGURES)), values, strict=True)) for values in chosen]
 
 
