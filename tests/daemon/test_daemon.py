@@ -67,7 +67,7 @@ def test_service_manager_believes_too_early(home: Path, base_url: str) -> None:
     """READY comes first and when the socket answers already; then the runs' lines; STOPPING comes last."""
     with DaemonProcess(home, base_url) as daemon:
         assert daemon.status()["state"] in ("idle", "running")
-        assert daemon.notified == ["READY=1\nSTATUS=up, runs every 15 min"]
+        assert told_but_time(daemon) == ["READY=1\nSTATUS=up, runs every 15 min"]
         daemon.told("STATUS=run 1 ok: 3 events synced, 0 failed")
         daemon.process.send_signal(signal.SIGHUP)
         daemon.told("RELOADING=1")
@@ -75,8 +75,13 @@ def test_service_manager_believes_too_early(home: Path, base_url: str) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         daemon.told("STOPPING=1")
         assert daemon.process.wait(PATIENCE_S) == 0
-    firsts = [message.partition("=")[0] for message in daemon.notified]
+    firsts = [message.partition("=")[0] for message in told_but_time(daemon)]
     assert firsts == ["READY", "STATUS", "STATUS", "RELOADING", "READY", "STOPPING"]
+
+
+def told_but_time(daemon: DaemonProcess) -> list[str]:
+    """Return what systemd was told, but the requests for more time, which a slow machine takes."""
+    return [message for message in daemon.notified if not message.startswith("EXTEND_TIMEOUT")]
 
 
 def test_busy_service_manager_holds_daemon_up(home: Path, base_url: str) -> None:
