@@ -14,6 +14,7 @@ from sqlalchemy import Connection, null, or_, select
 
 from syncd.database import absences, bulk, rows, schema, state
 from syncd.database.engine import take_your_time
+from syncd.database.rows import Writing
 from syncd.mirror.absence import is_mostly_absent
 from syncd.mirror.diff import compare, count, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts, Unreadable
@@ -86,9 +87,8 @@ def note_sales(
 
 def take(
     connection: Connection,
-    run_id: int,
+    writing: Writing,
     slices: Iterable[Slice],
-    at: datetime,
     *,
     moved: Cursor,
     live: AbstractSet[str],
@@ -100,20 +100,19 @@ def take(
     taken, told = Taken(), set[str]()
     absent = absences.of(connection, ATTENDEES).keys()
     for some in slices:
-        _take(connection, run_id, some, at, taken, unsaid=UNSAID)
+        _take(connection, writing, some, taken, unsaid=UNSAID)
         told |= some.rows.keys() & absent
     absences.end(connection, ATTENDEES, sorted(told))
-    state.mark_due(connection, taken.events & live, at)
-    set_cursor(connection, moved, at)
+    state.mark_due(connection, taken.events & live, writing.at)
+    set_cursor(connection, moved, writing.at)
     return taken
 
 
 def take_event(
     connection: Connection,
-    run_id: int,
+    writing: Writing,
     event_id: str,
     slices: Iterable[Slice],
-    at: datetime,
     *,
     began_at: datetime,
     whole: bool,
@@ -126,14 +125,14 @@ def take_event(
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
     for some in slices:
-        _take(connection, run_id, some, at, taken)
+        _take(connection, writing, some, taken)
         told |= some.rows.keys()
     is_odd, names = False, ["attendees_at"]
     if whole:
-        lacking = lack(ATTENDEES, present, told, absent, at)
+        lacking = lack(ATTENDEES, present, told, absent, writing.at)
         taken.of = lacking.of
         if lacking.is_news:
-            absences.note(connection, run_id, ATTENDEES, event_id, lacking.absences)
+            absences.note(connection, writing.run_id, ATTENDEES, event_id, lacking.absences)
         is_odd = is_mostly_absent(len(lacking.absences), lacking.of)
         names.append("attendees_full_at")
     else:
@@ -146,9 +145,8 @@ def take_event(
 
 def _take(
     connection: Connection,
-    run_id: int,
+    writing: Writing,
     some: Slice,
-    at: datetime,
     taken: Taken,
     *,
     unsaid: Sequence[str] = (),
@@ -167,7 +165,7 @@ def _take(
         changes = [change for change in compared if change]
         taken.counts.add(count(changes, len(part) - len(changes)))
         taken.events |= {change.event_id for change in changes}
-        rows.write(connection, run_id, at, changes)
+        rows.write(connection, writing, changes)
 
 
 # --- erasing

@@ -1,7 +1,7 @@
 """The mirrored tables: what they hold, and the one way in which rows get into them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -32,6 +32,21 @@ SHOWN = (
 FIELDS = {name: kind.__struct_fields__ for name, kind in KINDS.items()}
 HELD = {name: [table.c[field] for field in FIELDS[name]] for name, table in schema.MIRRORED.items()}
 """The columns of each table that its records have, in their order."""
+
+
+Follow = Callable[[Connection, "Writing", Sequence[Change]], None]
+
+
+def follow_nothing(_connection: Connection, _writing: "Writing", _changes: Sequence[Change]) -> None:
+    """Let nothing follow."""
+
+
+class Writing(Struct, frozen=True):
+    """On whose account rows are written, when, and what follows from them in the same transaction."""
+
+    run_id: int
+    at: datetime
+    follow: Follow = follow_nothing
 
 
 class Figures(Struct, frozen=True):
@@ -150,20 +165,21 @@ def shown_events(connection: Connection, live_since: datetime | None, now: datet
 # --- what is written
 
 
-def write_plan(connection: Connection, run_id: int, plan: EventPlan, at: datetime) -> None:
+def write_plan(connection: Connection, writing: Writing, plan: EventPlan) -> None:
     """Write an event's plan: rows, changes, absences and bookkeeping."""
-    write(connection, run_id, at, plan.changes)
+    write(connection, writing, plan.changes)
     for lack in plan.lacks:
         if lack.is_news:
-            absences.note(connection, run_id, lack.table, plan.event_id, lack.absences)
+            absences.note(connection, writing.run_id, lack.table, plan.event_id, lack.absences)
     if plan.read_at and plan.writes and not plan.is_odd:
-        set_read_at(connection, {plan.event_id: plan.read_at}, at)
+        set_read_at(connection, {plan.event_id: plan.read_at}, writing.at)
     if plan.was_due:
         state.mark_read(connection, plan.event_id)
 
 
-def write(connection: Connection, run_id: int, at: datetime, some: Sequence[Change]) -> None:
-    """Write rows and their lines in the log of changes: the one way in."""
+def write(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
+    """Write rows, their lines in the log of changes, and what follows from them: the one way in."""
+    at = writing.at
     by_table: dict[str, list[Change]] = defaultdict(list)
     for change in some:
         by_table[change.table].append(change)
@@ -179,7 +195,8 @@ def write(connection: Connection, run_id: int, at: datetime, some: Sequence[Chan
         _mark_vanished(connection, table, [change for change in of_table if change.kind == "vanished"], at)
         absences.end(connection, name, [change.row_id for change in of_table if _ends_absence(change)])
     if some:
-        changes.log(connection, run_id, at, some)
+        changes.log(connection, writing.run_id, at, some)
+        writing.follow(connection, writing, some)
 
 
 def _ends_absence(change: Change) -> bool:

@@ -189,7 +189,7 @@ def keep(record: R, stored: Stored | None, columns: Sequence[str]) -> R:
     """
     if not (columns and stored):
         return record
-    if isinstance(record, Gauge) and "places_left" in columns:
+    if "places_left" in columns:
         columns = (*columns, "unlimited")
     held = dict(zip(record.__struct_fields__, stored.values, strict=True))
     return structs.replace(record, **{column: held[column] for column in columns})

@@ -18,6 +18,7 @@ from syncd.billetweb.client import Spooled
 from syncd.billetweb.decode import decode_attendees, sold
 from syncd.database import attendees, state
 from syncd.database.attendees import Cursor, Slice, Taken
+from syncd.database.rows import Writing
 from syncd.database.state import Limited, Reads
 from syncd.errors import (
     DecodeError,
@@ -219,7 +220,7 @@ class Attendees:
     async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
         rows = self._decoded([answer])
         taken = await self._database.write(
-            attendees.take, self._run.id, rows, self._now(), moved=cursor, live=live
+            attendees.take, self._work.writing(), rows, moved=cursor, live=live
         )
         self._run.counts.add(taken.counts)
         self._work.report.unreadable.add(taken.unreadable)
@@ -270,14 +271,13 @@ class Attendees:
             raise
         return answers
 
-    def take_event(self, connection: Connection, read: EventAnswer, at: datetime) -> Taken:
+    def take_event(self, connection: Connection, writing: Writing, read: EventAnswer) -> Taken:
         """Write what was read of an event, in the transaction of its plan."""
         return attendees.take_event(
             connection,
-            self._run.id,
+            writing,
             read.event_id,
             self._decoded(read.answers, read.event_id),
-            at,
             began_at=read.began_at,
             whole=read.whole,
         )

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime
 
 from loguru import logger
 from msgspec import Struct
@@ -11,6 +10,7 @@ from sqlalchemy import Connection
 
 from syncd.database import rows
 from syncd.database.attendees import Taken
+from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.errors import (
     BilletwebError,
@@ -170,17 +170,17 @@ class Events:
 
     async def _write(self, event: Event, fetched: Fetched, answer: EventAnswer | None) -> EventPlan:
         """Plan and write all of an event in one transaction; return the plan."""
-        database, at = self._work.database, self._work.clock.now()
+        database, writing = self._work.database, self._work.writing()
         async with self._writing:  # no other event's rows move between its plan and its transaction
             plan = await database.read(self._plan, event, fetched)
             if answer:
-                taken = await database.write(self._write_with, plan, answer, at)
+                taken = await database.write(self._write_with, writing, plan, answer)
                 self._work.run.counts.add(taken.counts)
                 self._work.report.unreadable.add(taken.unreadable)
                 if taken.of is not None:
                     self._work.report.sizes[ATTENDEES, event.id] = taken.of
             elif plan.writes:
-                await database.write(rows.write_plan, self._work.run.id, plan, at)
+                await database.write(rows.write_plan, writing, plan)
         return plan
 
     def _plan(self, connection: Connection, event: Event, fetched: Fetched) -> EventPlan:
@@ -191,9 +191,9 @@ class Events:
         return plan_event(event, known, fetched, was_due=was_due, not_places=not_places)
 
     def _write_with(
-        self, connection: Connection, plan: EventPlan, answer: EventAnswer, at: datetime
+        self, connection: Connection, writing: Writing, plan: EventPlan, answer: EventAnswer
     ) -> Taken:
         """Write the plan of an event and its attendees."""
-        taken = self._attendees.take_event(connection, answer, at)
-        rows.write_plan(connection, self._work.run.id, plan, at)
+        taken = self._attendees.take_event(connection, writing, answer)
+        rows.write_plan(connection, writing, plan)
         return taken

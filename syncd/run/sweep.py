@@ -10,6 +10,7 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from syncd.database import absences, rows
+from syncd.database.rows import Writing
 from syncd.errors import SyncdError
 from syncd.mirror.absence import Ruling, Scope, rule
 from syncd.mirror.diff import count, plan_vanished, vanished
@@ -44,7 +45,7 @@ async def sweep(work: Work) -> None:
         if part := _part(run, scope, ruling, since):
             parts[scope.event_id].append(part)
     for event_id, gone in parts.items():
-        run.counts.add(await database.write(_vanish, run.id, event_id, gone, work.clock.now()))
+        run.counts.add(await database.write(_vanish, work.writing(), event_id, gone))
         if event_id in work.report.odd and any(_is_settled(part) for part in gone):
             work.report.read_at[event_id] = work.report.odd[event_id]  # its figures are right after all
     # A run of named events says nothing of the list, and of the account.
@@ -75,23 +76,23 @@ def _part(run: Run, scope: Scope, ruling: Ruling, since: datetime) -> _Part | No
     return _Part(scope, among=named) if named and scope.again else None
 
 
-def _vanish(
-    connection: Connection, run_id: int, event_id: str | None, parts: list[_Part], at: datetime
-) -> Counts:
+def _vanish(connection: Connection, writing: Writing, event_id: str | None, parts: list[_Part]) -> Counts:
     """Mark rows of one event, or events, vanished in one transaction; return how many rows changed."""
-    found = {part.scope.table: _gone(connection, run_id, part) for part in parts}
+    found = {part.scope.table: _gone(connection, writing.run_id, part) for part in parts}
     if event_id is None:
-        changes = [change for row in sorted(found[EVENTS]) for change in vanished(EVENTS, row, [row], at)]
-        rows.write(connection, run_id, at, changes)
+        changes = [
+            change for row in sorted(found[EVENTS]) for change in vanished(EVENTS, row, [row], writing.at)
+        ]
+        rows.write(connection, writing, changes)
         absences.forget_events(connection, found[EVENTS])
         return count(changes)
     people = found.pop(ATTENDEES, set()) & rows.present_attendees(connection, event_id)
-    changes = vanished(ATTENDEES, event_id, people, at)
-    rows.write(connection, run_id, at, changes)
+    changes = vanished(ATTENDEES, event_id, people, writing.at)
+    rows.write(connection, writing, changes)
     counts = count(changes)
     if found:
-        plan = plan_vanished(rows.of_event(connection, event_id), found, at)
-        rows.write_plan(connection, run_id, plan, at)
+        plan = plan_vanished(rows.of_event(connection, event_id), found, writing.at)
+        rows.write_plan(connection, writing, plan)
         counts.add(plan.counts())
     return counts
 

@@ -6,12 +6,17 @@ from syncd.billetweb.client import Billetweb
 from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database.engine import Database
+from syncd.database.rows import Follow, Writing, follow_nothing
 from syncd.model import Run
 from syncd.run.report import Report
 
 
 class Work(Struct, frozen=True, kw_only=True):
-    """One run's surroundings. `full_asked`: somebody asked for a full run, however long it takes."""
+    """One run's surroundings.
+
+    `full_asked`: somebody asked for a full run, however long it takes. `follow`: what follows from changes in
+    their own transaction.
+    """
 
     config: Config
     client: Billetweb
@@ -19,6 +24,11 @@ class Work(Struct, frozen=True, kw_only=True):
     clock: Clock
     report: Report
     full_asked: bool = False
+    follow: Follow = follow_nothing
+
+    def writing(self) -> Writing:
+        """Return what to write with now."""
+        return Writing(self.run.id, self.clock.now(), self.follow)
 
     @property
     def run(self) -> Run:

@@ -345,7 +345,9 @@ def test_missing_psycopg_is_a_traceback(url: str, home: Path, base_url: str) -> 
 
 def test_the_tests_leave_a_server_behind() -> None:
     """A server ends with the process that started it, however that ends."""
-    script = "from support.real_databases import Server; s = Server(); print(s.process.pid, flush=True); input()"
+    script = (
+        "from support.real_databases import Server; s = Server(); print(s.process.pid, flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parents[1],

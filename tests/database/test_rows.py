@@ -356,7 +356,7 @@ def test_a_value_of_a_row_gets_into_an_error(mirror: Mirror, database_kind: str)
         "postgresql": 'null value in column "account" of relation "billetweb_events" violates'
         " not-null constraint",
     }
-    assert str(caught.value) == f"the database did not do as asked: {said[database_kind]}"
+    assert str(caught.value) == f"the database cannot hold a value: {said[database_kind]}"
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 

@@ -142,6 +142,7 @@ class Reading:
 
     def __init__(self, mirror: Mirror, work: Work) -> None:
         self.run = work.run
+        self._work = work
         self.plan = EventPlan(event_id="")
         self._mirror = mirror
         self._report = work.report
@@ -182,7 +183,7 @@ class Reading:
 
     def _take(self, plan: EventPlan) -> EventPlan:
         if plan.writes:
-            self._mirror.write(rows.write_plan, self.run.id, plan, self._mirror.clock.now())
+            self._mirror.write(rows.write_plan, self._work.writing(), plan)
         if plan.read_at and plan.is_odd:
             self._report.odd[plan.event_id] = plan.read_at
         elif plan.read_at and not plan.writes:
@@ -197,10 +198,9 @@ class Reading:
         now = self._mirror.clock.now()
         taken: Taken = self._mirror.write(
             attendees.take_event,
-            self.run.id,
+            self._work.writing(),
             event_id,
             [Slice({attendee.id: attendee for attendee in read})],
-            now,
             began_at=now,
             whole=whole,
         )

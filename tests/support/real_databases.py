@@ -245,7 +245,7 @@ def locked(url: str) -> Iterator[None]:
 def refuse(url: str, *statements: str) -> None:
     """Make the database refuse what is written so: `UPDATE ON billetweb_tickets`."""
     for statement in statements:
-        _meet(url, statement, "SELECT RAISE(ABORT, 'refused')", "RAISE EXCEPTION 'refused'")
+        _meet(url, statement, "SELECT * FROM refused", "RAISE EXCEPTION 'refused'")
 
 
 def stall(url: str, statement: str) -> None:

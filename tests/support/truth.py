@@ -302,7 +302,9 @@ def _values(row: Row) -> Row:
 
 
 def _figures_of(event: Row, tickets: Any, sessions: Any) -> list[Row]:
-    chosen = [(row["id"], *(row.get(name) for name in sorted(FIGURES))) for row in (event, *tickets, *sessions)]
+    chosen = [
+        (row["id"], *(row.get(name) for name in sorted(FIGURES))) for row in (event, *tickets, *sessions)
+    ]
     return [dict(zip(("id", *sorted(FIGURES)), values, strict=True)) for values in chosen]
 
 
