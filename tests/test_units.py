@@ -60,6 +60,7 @@ def lines(path: Path, *, after: str) -> list[str]:
         ("Service", "TimeoutStopSec", "15s"),
         ("Service", "TimeoutAbortSec", "15s"),
         ("Service", "LimitCORE", "0"),
+        ("Service", "MemoryMax", "1G"),
         ("Service", "LoadCredential", "billetweb-key:/etc/syncd/credentials/billetweb-key"),
         ("Service", "SetCredential", r"billetweb-key:\n"),
         ("Service", "StateDirectory", "syncd"),
