@@ -23,6 +23,7 @@ from syncd.control import metrics
 from syncd.control.api import application
 from syncd.control.server import ControlServer
 from syncd.daemon.notify import Notifier
+from syncd.daemon.signals import Signals
 from syncd.daemon.watchdog import Watchdog
 from syncd.database.engine import masked
 from syncd.errors import ConfigError, StoreError
@@ -36,6 +37,8 @@ RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
 STOP_WITHIN_S = 4.5
 """After so long a stop gives up waiting for anything at all."""
+LAST_WORD_S = 0.2
+"""So long an end at once waits for its line in the log: whoever reads that may be what hangs."""
 EXTEND_EVERY_S = 1.0
 EXTEND_S = 10.0
 """How much more time a start or a stop asks systemd for, every second of a transaction that takes longer."""
@@ -80,15 +83,20 @@ class Daemon:
 
     async def run(self) -> int:
         """Start, serve until a signal or a dead part, stop. The start raises AlreadyRunning, ConfigError."""
+        self._loop = asyncio.get_running_loop()
+        signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, self._on_signal)
         try:
-            serving = await self._start()
-        except BaseException:
-            await self._account.close()
-            if self._control:
-                self._control.remove()
-            raise
-        code = await self._until_stopped(serving)
-        await self._stop(serving, code)
+            try:
+                serving = await self._start()
+            except BaseException:
+                await self._account.close()
+                if self._control:
+                    self._control.remove()
+                raise
+            code = await self._until_stopped(serving)
+            await self._stop(serving, code)
+        finally:
+            signals.close()
         return code
 
     async def _start(self) -> "asyncio.Task[None]":
@@ -96,10 +104,6 @@ class Daemon:
         self._control = control = ControlServer(
             settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         with self._extending():
             try:
                 await self._account.open()
@@ -195,29 +199,48 @@ class Daemon:
             self._guard.cancel()
         logger.bind(event="stopped").info("stopped")
 
-    def _on_stop_signal(self, number: int) -> None:
-        if self._stop_asked.is_set():
+    def _on_signal(self, number: signal.Signals) -> None:
+        """Have the loop do what a signal asks for; the time of a stop begins here, if that is blocked too.
+
+        Called from a thread beside the loop.
+        """
+        if number == signal.SIGHUP:
+            self._loop.call_soon_threadsafe(self._on_hangup)
+        elif self._guard:
             self._give_up("a second signal", 1)
+        else:
+            self._set_guard(0)
+            self._loop.call_soon_threadsafe(self._on_stop_signal, number)
+
+    def _on_stop_signal(self, number: signal.Signals) -> None:
         self._begin_stop(0)
-        logger.bind(event="stopping").info("{}: stopping", signal.Signals(number).name)
+        logger.bind(event="stopping").info("{}: stopping", number.name)
 
     def _begin_stop(self, code: int) -> None:
         """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
         self._account.runner.is_stopping = True
+        if not self._guard:
+            self._set_guard(code)
+        self._notifier.stopping()
+
+    def _set_guard(self, code: int) -> None:
         self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", code])
         self._guard.daemon = True
         self._guard.start()
-        self._notifier.stopping()
 
     def _give_up(self, why: str, code: int) -> None:
         """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
-        try:
-            logger.bind(event="cut").warning("ending at once: {}", why)
+
+        def last_word() -> None:
             if self._control:
                 self._control.remove()
-        finally:
-            os._exit(code)
+            logger.bind(event="cut").warning("ending at once: {}", why)
+
+        last = threading.Thread(target=last_word, daemon=True)
+        last.start()
+        last.join(LAST_WORD_S)
+        os._exit(code)
 
     def _on_hangup(self) -> None:
         if not self._is_up:  # a reload ends with READY, which would be too early

@@ -1,0 +1,98 @@
+"""What a daemon must outlast: answers that are made to hold it up, and a loop that does nothing any more."""
+
+import gzip
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.processes import PATIENCE_S, DaemonProcess, eventually
+
+from syncd.standin.server import StandIn, raw
+
+MILLION = 1_000_000
+GZIP = {"content-encoding": "gzip"}
+_BLOCKED = """
+import asyncio, signal, sys, time, syncd.cli.main
+from syncd.account.schedule import Schedule
+start = Schedule.start
+def and_block(self, *arguments):
+    start(self, *arguments)
+    def block():
+        print("blocked", file=sys.stderr, flush=True)
+        {how}
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, block)
+Schedule.start = and_block
+sys.exit(syncd.cli.main.main())
+"""
+WAYS = {"in the kernel": "time.sleep(3600)", "in Python": "while True: pass"}
+
+
+@pytest.fixture
+def standin() -> StandIn:
+    return StandIn(events=3, calls_per_minute=None)
+
+
+@pytest.fixture
+def daemon(home: Path, base_url: str) -> Iterator[DaemonProcess]:
+    """Give a daemon that has done its first run."""
+    with DaemonProcess(home, base_url) as process:
+        process.ran()
+        yield process
+
+
+@pytest.mark.parametrize("rows", [40_000, MILLION])
+@pytest.mark.parametrize("row", [b"{}", b"null", b'{"id":"x","name":"\\u00e9"}'], ids=bytes.decode)
+def test_a_million_empty_rows_hold_the_daemon_up(
+    daemon: DaemonProcess, standin: StandIn, rows: int, row: bytes
+) -> None:
+    """Unusable rows are counted and the first named, too many are refused; meanwhile it answers."""
+    body = gzip.compress(b"[" + b",".join([row] * rows) + b"]", 1)
+    standin.fail("/events", raw(body, 200, GZIP))
+    run = json.loads(daemon.ask("POST", "/v1/runs", {})[1])
+    answered = 0
+    while (found := json.loads(daemon.ask("GET", f"/v1/runs/{run['id']}")[1]))["state"] != "done":
+        answered += 1
+    assert answered > 5
+    if rows == MILLION:
+        assert found["outcome"] == "failed"
+        assert [error["kind"] for error in found["errors"]] == ["too_large"]
+    else:
+        assert (found["failed"], found["errors_total"], len(found["errors"])) == (rows, rows, 20)
+    assert len(daemon.log) < 20_000
+    assert "ok" in daemon.ctl("run-now").stdout
+    assert daemon.stop() == 0
+    assert "ending at once" not in daemon.log
+
+
+def test_stop_waits_for_a_harmful_answer(daemon: DaemonProcess, standin: StandIn) -> None:
+    """A stop in the middle of a large answer is as orderly as any other."""
+    body = gzip.compress(b"[" + b",".join([b'{"name":"x"}'] * 49_000) + b"]", 1)
+    standin.fail("/events", raw(body, 200, GZIP), times=None)
+    daemon.ask("POST", "/v1/runs", {})
+    eventually(lambda: len(standin.requests) > 7)
+    assert daemon.stop() == 0
+    assert "ending at once" not in daemon.log
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("again", [False, True], ids=["one signal", "two signals"])
+def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, again: bool) -> None:
+    """A signal ends a process whose event loop is blocked in the time of a stop, a second one at once."""
+    daemon = DaemonProcess(home, base_url)
+    daemon._program = [sys.executable, "-c", _BLOCKED.format(how=WAYS[way])]
+    with daemon:
+        daemon.ran()
+        daemon.process.send_signal(signal.SIGUSR1)
+        eventually(lambda: "blocked" in daemon.log)
+        daemon.process.send_signal(signal.SIGTERM)
+        if again:
+            repeated = threading.Timer(1, daemon.process.send_signal, [signal.SIGTERM])
+            repeated.start()
+        assert daemon.process.wait(PATIENCE_S) == int(again)
+        why = "a second signal" if again else "stopping took too long"
+        assert f"ending at once: {why}" in daemon.log
+        assert not daemon.socket.exists()
