@@ -259,9 +259,9 @@ class Run(Struct, kw_only=True):
     unreadable: int = 0
     progress: Progress | None = None
 
-    def add_error(self, error: RunError) -> None:
-        """Count an error, and keep it while there is room."""
-        self.errors_total += 1
+    def add_error(self, error: RunError, times: int = 1) -> None:
+        """Count an error, as so many, and keep it while there is room."""
+        self.errors_total += times
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(error)
 

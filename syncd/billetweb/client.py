@@ -1,6 +1,6 @@
 """The client of Billetweb's API (https://www.billetweb.fr/bo/api.php): bytes over HTTP, records out.
 
-An answer with attendees may be large: it is laid down in a temporary file and read from there in slices.
+An answer is laid down, in a temporary file where it is large, and read from there in slices (`body.py`).
 
 The key travels in the Authorization header, never in a URL: URLs end up in logs and error texts. httpx's
 exceptions leave as `errors.BilletwebError`. What the answers mean is `decode.py`'s knowledge.
@@ -9,14 +9,12 @@ exceptions leave as `errors.BilletwebError`. What the answers mean is `decode.py
 import asyncio
 import ipaddress
 import math
-import os
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import IO, Literal, Self, TypeVar
+from typing import IO, Literal, TypeVar
 
 import httpx
 import stamina
@@ -24,7 +22,8 @@ import stamina.instrumentation
 from loguru import logger
 
 from syncd import __version__
-from syncd.billetweb import decode, slices
+from syncd.billetweb import decode
+from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, lay_down, named
 from syncd.billetweb.decode import Decoded, GaugeKey
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
@@ -33,76 +32,26 @@ from syncd.errors import (
     AuthError,
     BilletwebError,
     ChallengeError,
-    DecodeError,
     RateLimited,
     RestrictedError,
-    TooLargeError,
     TransportError,
 )
 from syncd.model import Event, Gauge, Quiet, Session, Ticket
 from syncd.threads import in_thread
 
-T = TypeVar("T")
-HTTP_OK = 200
+K = TypeVar("K")
+R = TypeVar("R")
 EVENTS = "/events"
 ATTEMPTS = 3
 """A second one helps against most faults of a moment, a third against nearly all; the next run is near."""
 RETRY_WITHIN_S = 180.0
 """Long enough for three time-outs with a wait for the ceiling between them."""
-MAX_BODY_BYTES = 64 * 1024 * 1024
-IN_MEMORY_BYTES = 1024 * 1024
-"""An answer to be read in slices goes to a file from here on; a refusal has no more than this to say."""
-PIECE_BYTES = 256 * 1024
-"""So much is read before other work has its turn."""
 CHALLENGE_WAIT_S = 300.0
 """Minutes, not seconds, is what others tell their users whom the protection stopped."""
 CHALLENGE_WAIT_MAX_S = 3600.0
 """Longer silence would not be kinder, and somebody may have lifted the protection."""
 REFUSED_S = 24 * 3600.0
 """A key may be good again without anybody's telling so: it is tried once a day."""
-
-
-class Spooled:
-    """An answer that is an array, or begins as one, laid down to be read in slices; close it after use.
-
-    The methods block, on a disk and on parsing: they are for a worker thread.
-    """
-
-    def __init__(self, file: IO[bytes], path: str) -> None:
-        self._file = file
-        self._path = path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Forget the answer."""
-        self._file.close()
-
-    @property
-    def size(self) -> int:
-        """How many bytes the answer has."""
-        return self._file.seek(0, os.SEEK_END)
-
-    def decoded(self, decode: Callable[[bytes], T]) -> Iterator[T]:
-        """Give what `decode` makes of each slice, a small array of the rows, from the start.
-
-        Raises DecodeError, which names the request, where the answer turns out to be no whole array, or
-        where `decode` does: what came before is then not to be believed either.
-        """
-        self._file.seek(0)
-        chunks = iter(partial(self._file.read, PIECE_BYTES), b"")
-        found = slices.slices(chunks)
-        while True:
-            with _named(self._path), _ok():
-                piece = next(found, None)
-                if piece is None:
-                    return
-                made = decode(piece)
-            yield made
 
 
 class Billetweb:
@@ -134,6 +83,7 @@ class Billetweb:
         self._count_carts = count_carts
         self._clock = clock or Clock()
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._decoding = asyncio.Lock()  # one after the other is as fast, and one is held in memory
         self.credentials = Secret(f"{config.user}:{key.value}")
         self.quiet: Quiet | None = None
         self._quiet_until_s = 0.0
@@ -146,7 +96,11 @@ class Billetweb:
         self._http = httpx.AsyncClient(
             base_url=config.base_url.rstrip("/"),
             auth=httpx.BasicAuth(config.user, key.value),
-            headers={"User-Agent": f"syncd/{__version__}", "Accept": "application/json"},
+            headers={
+                "User-Agent": f"syncd/{__version__}",
+                "Accept": "application/json",
+                "Accept-Encoding": CODING,
+            },
             follow_redirects=False,  # the credentials are for this host alone
             trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
         )
@@ -199,33 +153,25 @@ class Billetweb:
 
     async def events(self, *, descriptions: bool = True) -> Decoded[str, Event]:
         """Return all events of the account, ended ones too. Raises BilletwebError, as all reads do."""
-        return await self._read(
-            EVENTS,
-            lambda body: decode.decode_events(body, account=self._account),
-            past="1",
-            description="1" if descriptions else "0",
-        )
+        read = partial(decode.decode_events, account=self._account)
+        return await self._read(EVENTS, read, past="1", description="1" if descriptions else "0")
 
     async def gauges(self, event_id: str) -> Decoded[GaugeKey, Gauge]:
         """Return the availability rows of one event, past sessions' too."""
-        return await self._read(
-            f"/event/{event_id}/avail",
-            lambda body: decode.decode_gauges(body, event_id=event_id),
-            past="1",
-            temp="1" if self._count_carts else "0",
-        )
+        read = partial(decode.decode_gauges, event_id=event_id)
+        temp = "1" if self._count_carts else "0"
+        return await self._read(f"/event/{event_id}/avail", read, past="1", temp=temp)
 
     async def tickets(self, event_id: str) -> Decoded[str, Ticket]:
         """Return the tariffs of one event."""
         return await self._read(
-            f"/event/{event_id}/tickets", lambda body: decode.decode_tickets(body, event_id=event_id)
+            f"/event/{event_id}/tickets", partial(decode.decode_tickets, event_id=event_id)
         )
 
     async def sessions(self, event_id: str) -> Decoded[str, Session]:
         """Return the sessions of one event, past ones too."""
-        return await self._read(
-            f"/event/{event_id}/dates", lambda body: decode.decode_sessions(body, event_id=event_id), past="1"
-        )
+        read = partial(decode.decode_sessions, event_id=event_id)
+        return await self._read(f"/event/{event_id}/dates", read, past="1")
 
     async def attendees(
         self, *, since: datetime | None, until: datetime | None = None, event_id: str | None = None
@@ -242,28 +188,33 @@ class Billetweb:
             params["to"] = str(math.ceil(until.timestamp()))
         path = "/attendees" if event_id is None else f"/event/{event_id}/attendees"
         async with self._slots:
-            return Spooled(await self._get(path, params, large=True), path)
+            return Spooled(await self._get(path, params, self._timeout_s * 2), path)
 
-    async def _read(self, path: str, decode: Callable[[bytes], T], **params: str) -> T:
+    async def _read(self, path: str, decode: Callable[..., Decoded[K, R]], **params: str) -> Decoded[K, R]:
+        """Return the rows of a list; `decode` is handed a slice of it and how many rows came `before`."""
         async with self._slots:
-            with await self._get(path, params) as file:
-                body = file.read()
-        with _named(path), _ok():
-            return await in_thread(decode, body)
+            file = await self._get(path, params)
+        whole: Decoded[K, R] = Decoded(records={})
+        with Spooled(file, path, LIST_MAX_ROWS) as answer:
+            parts = answer.decoded(lambda piece: decode(piece, before=whole.rows))
+            async with self._decoding:
+                # Slice by slice, so that a stop need not wait for the last.
+                while part := await in_thread(next, parts, None):
+                    whole = whole.joined(part)
+        return whole
 
-    async def _get(self, path: str, params: dict[str, str], *, large: bool = False) -> IO[bytes]:
-        with _named(path):
+    async def _get(self, path: str, params: dict[str, str], timeout_s: float | None = None) -> IO[bytes]:
+        with named(path):
             await self._turn()  # outside the retries, whose time does not run while a request is held back
         async for attempt in stamina.retry_context(
             on=_backoff, attempts=ATTEMPTS, timeout=RETRY_WITHIN_S, wait_initial=0.5, wait_max=10.0
         ):
-            with attempt, _named(path):
+            with attempt, named(path):
                 if attempt.num > 1:
                     await self._turn()
-                # A size of 0 keeps it in memory, whatever it is.
-                file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES if large else 0)  # noqa: SIM115
+                file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115
                 try:
-                    await self._attempt(path, params, file, self._timeout_s * (2 if large else 1))
+                    await self._attempt(path, params, file, timeout_s or self._timeout_s)
                 except BaseException as error:
                     file.close()
                     if isinstance(error, BilletwebError):
@@ -287,11 +238,10 @@ class Billetweb:
                 self._http.stream("GET", path, params=params, timeout=_timeouts(timeout_s)) as answer,
             ):
                 status = answer.status_code
-                await _lay_down(answer, file)
+                coding = answer.headers.get("Content-Encoding", "")
+                await lay_down(answer.aiter_raw(), file, coding=coding, status=status)
         except TimeoutError as error:
             raise TransportError(f"no complete answer within {timeout_s:g} s") from error
-        except httpx.DecodingError as error:
-            raise DecodeError("the answer's compression is broken", status=status) from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:
             said = str(error) or "no answer"
             raise TransportError(f"{self._http.base_url.host}: {type(error).__name__}: {said}") from error
@@ -299,9 +249,7 @@ class Billetweb:
             self.statuses[str(status or "none")] += 1
         retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
         self.ahead = decode.ahead(answer.headers.get("Date"), now=now)
-        body = file.read(IN_MEMORY_BYTES)
-        file.seek(0)
-        refusal = decode.classify(body, answer.status_code, retry_after, now=now)
+        refusal = await in_thread(_refusal, file, answer.status_code, retry_after, now)
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
@@ -383,48 +331,10 @@ def _backoff(error: Exception) -> bool | float:
     return error.wait_s if error.wait_s <= RETRY_WITHIN_S else False  # a longer rest is for the next run
 
 
-@contextmanager
-def _named(path: str) -> Iterator[None]:
-    try:
-        yield
-    except BilletwebError as error:
-        error.args = (f"GET {path}: {error}",)
-        raise
-
-
-@contextmanager
-def _ok() -> Iterator[None]:
-    try:
-        yield
-    except DecodeError as error:
-        error.status = HTTP_OK  # or `decode.classify` would have refused it
-        raise
-
-
-async def _lay_down(answer: httpx.Response, file: IO[bytes]) -> None:
-    """Write the body to the file, in pieces and from a worker thread: a disk may be slow."""
-    size, piece = 0, bytearray()
-    async for chunk in answer.aiter_bytes():
-        piece += chunk
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            limit = f"{MAX_BODY_BYTES // 1024**2} MiB"
-            raise TooLargeError(f"the answer is larger than {limit}", status=answer.status_code)
-        if len(piece) >= PIECE_BYTES:
-            await in_thread(_write, file, piece)
-            piece = bytearray()
-    if len(piece) == size:  # in memory
-        _write(file, piece)
-    else:
-        await in_thread(_write, file, piece)
+def _refusal(file: IO[bytes], status: int, retry_after: str | None, now: datetime) -> BilletwebError | None:
+    body = file.read(IN_MEMORY_BYTES)
     file.seek(0)
-
-
-def _write(file: IO[bytes], piece: bytearray) -> None:
-    try:
-        file.write(piece)
-    except OSError as error:
-        raise TransportError(f"no room for the answer in the temporary folder: {error.strerror}") from error
+    return decode.classify(body, status, retry_after, now=now)
 
 
 def _timeouts(seconds: float) -> httpx.Timeout:

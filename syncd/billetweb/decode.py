@@ -59,6 +59,8 @@ DATE_TOLERANCE = timedelta(seconds=5)  # the header counts whole seconds, and an
 DATE_MAX = timedelta(days=1)
 RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 3600.0
 SAID_MAX_CHARS = 160
+BAD_AT_MOST = 20
+"""So many unusable rows are named, as many as a run keeps errors; the others are counted."""
 
 _TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error means, sent with 200 or not
 _CREDENTIAL = re.compile(KEY_IN_LINK + r"\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
@@ -72,15 +74,36 @@ GaugeKey = tuple[str, str, str, str]  # event_id, session_id, type, gauge_id
 class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
     """The records of one answer, by key.
 
-    `bad` names each row that could not be used, with the reason ("events[2].id is missing"): where there
-    are any, the read is not complete. `duplicates` counts the rows replaced by a later one of their key.
-    `unreadable`: by key, the columns of a record whose values could not be read.
+    `bad` names the first rows that could not be used, with the reason ("events[2].id is missing"), and
+    `bad_total` counts them all: where there are any, the read is not complete. `duplicates` counts the rows
+    replaced by a later one of their key. `unreadable`: by key, the columns of a record whose values could not
+    be read.
     """
 
     records: dict[K, R]
     unreadable: dict[K, tuple[str, ...]] = msgspec.field(default_factory=dict)
     bad: list[str] = msgspec.field(default_factory=list)
+    bad_total: int = 0
     duplicates: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows the answer had."""
+        return len(self.records) + self.bad_total + self.duplicates
+
+    def joined(self, later: "Decoded[K, R]") -> "Decoded[K, R]":
+        """Return this and what came after it as one; this one is used up."""
+        rows = self.rows + later.rows
+        self.records.update(later.records)
+        bad_total = self.bad_total + later.bad_total
+        unreadable = {key: columns for key, columns in self.unreadable.items() if key not in later.records}
+        return Decoded(
+            records=self.records,
+            unreadable=unreadable | later.unreadable,
+            bad=[*self.bad, *later.bad][:BAD_AT_MOST],
+            bad_total=bad_total,
+            duplicates=rows - len(self.records) - bad_total,
+        )
 
 
 # -- whole answers
@@ -317,33 +340,38 @@ _SALE = msgspec.json.Decoder(_Sale)
 # -- rows
 
 
-def decode_events(body: bytes, *, account: str) -> Decoded[str, Event]:
-    """Give the events of `/events` by id; an unusable row is named in `bad`, and the others stand.
+# `before` is how many rows of the answer came before this part of it.
+
+
+def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[str, Event]:
+    """Give the events of `/events` by id; an unusable row is counted as `bad`, and the others stand.
 
     Raises DecodeError for a body that is no array.
     """
-    found, bad = [], []
-    for index, row in enumerate(rows(body)):
+    found, bad, bad_total = [], [], 0
+    for index, row in enumerate(rows(body), before):
         try:
             columns = columns_of(row, _EVENT, f"events[{index}]")
         except DecodeError as error:
-            bad.append(str(error))
+            bad_total += 1
+            if bad_total <= BAD_AT_MOST:
+                bad.append(str(error))
         else:
             event = Event(account=account, **columns.values)
             found.append((event.id, event, columns.unreadable))
-    return _keyed(found, bad)
+    return _keyed(found, bad, bad_total)
 
 
-def decode_gauges(body: bytes, *, event_id: str) -> Decoded[GaugeKey, Gauge]:
+def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[GaugeKey, Gauge]:
     """Give the gauges of `/event/:id/avail`, by (event_id, session_id, type, gauge_id).
 
     Raises DecodeError, naming row and field, for a row that is no object or has no type.
     """
-    found = [_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", required="type")]
+    found = [_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", before, required="type")]
     return _keyed((_gauge_key(gauge), gauge, unreadable) for gauge, unreadable in found)
 
 
-def decode_tickets(body: bytes, *, event_id: str) -> Decoded[str, Ticket]:
+def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[str, Ticket]:
     """Give the tariffs of `/event/:id/tickets` by id; `position` counts from 1 in the answer's order.
 
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
@@ -351,12 +379,12 @@ def decode_tickets(body: bytes, *, event_id: str) -> Decoded[str, Ticket]:
     """
     found = [
         (Ticket(event_id=event_id, position=n, **row.values), row.unreadable)
-        for n, row in enumerate(_each(body, _TICKET, "tickets"), 1)
+        for n, row in enumerate(_each(body, _TICKET, "tickets", before), before + 1)
     ]
     return _keyed((ticket.id, ticket, unreadable) for ticket, unreadable in found)
 
 
-def decode_sessions(body: bytes, *, event_id: str) -> Decoded[str, Session]:
+def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[str, Session]:
     """Give the sessions of `/event/:id/dates` by id.
 
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
@@ -364,7 +392,7 @@ def decode_sessions(body: bytes, *, event_id: str) -> Decoded[str, Session]:
     """
     found = [
         (Session(event_id=event_id, **row.values), row.unreadable)
-        for row in _each(body, _SESSION, "sessions")
+        for row in _each(body, _SESSION, "sessions", before)
     ]
     return _keyed((session.id, session, unreadable) for session, unreadable in found)
 
@@ -435,7 +463,9 @@ def _carefully(
     return Attendee(**columns), unreadable
 
 
-def _keyed(rows: Iterable[tuple[K, R, tuple[str, ...]]], bad: Iterable[str] = ()) -> Decoded[K, R]:
+def _keyed(
+    rows: Iterable[tuple[K, R, tuple[str, ...]]], bad: Iterable[str] = (), bad_total: int = 0
+) -> Decoded[K, R]:
     """Give the records by key, with the columns that could not be read; of several with one key the last."""
     found = list(rows)
     records = {key: record for key, record, _ in found}
@@ -444,6 +474,7 @@ def _keyed(rows: Iterable[tuple[K, R, tuple[str, ...]]], bad: Iterable[str] = ()
         records=records,
         unreadable={key: columns for key, columns in last.items() if columns},
         bad=list(bad),
+        bad_total=bad_total,
         duplicates=len(found) - len(records),
     )
 
@@ -463,6 +494,6 @@ def _gauge(row: Columns, event_id: str) -> tuple[Gauge, tuple[str, ...]]:
     return Gauge(event_id=event_id, session_id=session_id, gauge_id=gauge_id, **columns), unreadable
 
 
-def _each(body: bytes, table: Table, kind: str, *, required: str = "id") -> Iterator[Columns]:
-    for index, row in enumerate(rows(body)):
+def _each(body: bytes, table: Table, kind: str, before: int, *, required: str = "id") -> Iterator[Columns]:
+    for index, row in enumerate(rows(body), before):
         yield columns_of(row, table, f"{kind}[{index}]", required=(required,))

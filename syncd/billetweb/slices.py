@@ -12,43 +12,62 @@ from contextlib import suppress
 
 import msgspec
 
-from syncd.errors import DecodeError
+from syncd.errors import DecodeError, TooLargeError
 
 SLICE_BYTES = 256 * 1024
 """Some hundred rows: enough for a statement each, little to hold in memory."""
+ROW_MAX_BYTES = 4 * 1024 * 1024
+"""So large a single row may be: a description with some pictures in it. Of empty lists the parser makes
+thirty times their bytes, in one step that nothing interrupts: a tenth of a second."""
 TRIES = 3
 """So many places that look like a border are tried: three in a row inside texts are there on purpose."""
 
 _BLANKS = b" \t\n\r"
 _BORDER = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|["{}\[\]]', re.DOTALL)  # a quote alone begins a text cut short
-_QUOTE = ord('"')
+_TOKEN = re.compile(  # a quote alone begins a text cut short
+    rb'"(?:[^"\\]|\\.)*+"|["{}\[\]]|,(?=[ \t\n\r]*[^ \t\n\r\]])', re.DOTALL
+)
+_QUOTE, _COMMA = ord('"'), ord(",")
 _DEPTH = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
 _ROWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def slices(chunks: Iterable[bytes], about: int = SLICE_BYTES) -> Iterator[bytes]:
+def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> Iterator[bytes]:
     """Give the rows of an array as arrays of at most `about` so many bytes; none for an empty array.
 
     A row that is larger makes its slice so. No more than a slice and a chunk are held. A UTF-8 byte order
     mark is tolerated. Raises DecodeError unless all chunks together are one complete, well-formed array:
-    no slice is to be trusted before the last.
+    no slice is to be trusted before the last. Raises TooLargeError for more than `most` rows, and for a row
+    over ROW_MAX_BYTES.
     """
-    held, wanted, begun = bytearray(), about, False
+    held, wanted, begun, left = bytearray(), about, False, most
     for chunk in chunks:
         held += chunk
         while len(held) >= wanted:
             begun = begun or _begin(held)
             if begun and (cut := _cut(held, wanted)):
-                yield b"[" + held[: cut[0]] + b"]"
-                del held[: cut[1]]
+                end, after, rows = cut
+                left = _left(left, rows, most)
+                yield b"[" + held[:end] + b"]"
+                del held[:after]
                 wanted = about
+            elif wanted >= ROW_MAX_BYTES:
+                limit = f"{ROW_MAX_BYTES // 1024**2} MiB"
+                raise TooLargeError(f"a row of Billetweb's answer is larger than {limit}")
             else:
-                wanted *= 2
+                wanted = min(4 * wanted, ROW_MAX_BYTES)  # each time all of it is counted again
     if not begun and not _begin(held):
         raise DecodeError("Billetweb's answer is empty where a JSON array is due")
-    if _rows(last := b"[" + held):
+    if rows := _rows(last := b"[" + held):
+        _left(left, rows, most)
         yield last
+
+
+def _left(left: int, rows: int, most: int) -> int:
+    """Give how many more rows may come. Raises TooLargeError where these are too many."""
+    if rows > left:
+        raise TooLargeError(f"Billetweb's answer has more than {most} rows")
+    return left - rows
 
 
 def _begin(held: bytearray) -> bool:
@@ -62,20 +81,19 @@ def _begin(held: bytearray) -> bool:
     return True
 
 
-def _cut(held: bytearray, wanted: int) -> tuple[int, int] | None:
-    """Give where the last row that ends within `wanted` bytes ends, and where the next begins."""
+def _cut(held: bytearray, wanted: int) -> tuple[int, int, int] | None:
+    """Give where the last row within `wanted` bytes ends, where the next begins, and how many rows end."""
     borders = [(border.start() + 1, border.end()) for border in _BORDER.finditer(held, 0, wanted)]
     for end, after in reversed(borders[-TRIES:]):
         with suppress(DecodeError):
-            _rows(b"[" + held[:end] + b"]")
-            return end, after
+            return end, after, _rows(b"[" + held[:end] + b"]")
     if found := _counted(held, wanted):
-        _rows(b"[" + held[: found[0]] + b"]")
-    return found
+        return *found, _rows(b"[" + held[: found[0]] + b"]")
+    return None
 
 
 def _counted(held: bytearray, wanted: int) -> tuple[int, int] | None:
-    """Give the same, found by counting brackets: right for every beginning of an array, and slow."""
+    """Give both ends, found by counting brackets: right for every beginning of an array, and slow."""
     depth, found = 0, None
     for token in _TOKEN.finditer(held, 0, wanted):
         first = held[token.start()]
@@ -84,15 +102,16 @@ def _counted(held: bytearray, wanted: int) -> tuple[int, int] | None:
         depth += _DEPTH.get(first, 0)
         if depth < 0:
             break
-        if depth == 0 and (border := _BORDER.match(held, token.start(), wanted)):
-            found = border.start() + 1, border.end()
+        if depth == 0 and first == _COMMA:
+            found = token.start(), token.end()
     return found
 
 
-def _rows(text: bytes) -> list[msgspec.Raw]:
+def _rows(text: bytes | bytearray) -> int:
+    """Give the number of rows of an array. Raises DecodeError for anything else."""
     try:
         text.decode()  # the parser does not look into what it hands over raw
-        return _ROWS.decode(text)
+        return len(_ROWS.decode(text))
     except (ValueError, RecursionError) as error:
         reason = str(error)
     # Raised outside the handler, for the cause may hold a piece of the body.

@@ -14,7 +14,7 @@ from loguru import logger
 from msgspec import Struct, structs
 from sqlalchemy import Connection
 
-from syncd.billetweb.client import Spooled
+from syncd.billetweb.body import Spooled
 from syncd.billetweb.decode import decode_attendees, sold
 from syncd.database import attendees, state
 from syncd.database.attendees import Cursor, Slice, Taken

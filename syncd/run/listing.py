@@ -33,9 +33,11 @@ class UnknownEvent(SyncdError):
 async def read(work: Work) -> Decoded[str, Event]:
     """Return the list of events. What it lacks is noted, where no row of it was unusable."""
     listed = await _list(work)
+    work.run.failed += listed.bad_total
     for bad in listed.bad:
-        work.run.failed += 1
         work.report.fail("events", Malformed(bad))
+    if more := listed.bad_total - len(listed.bad):
+        work.report.fail("events", Malformed(f"{more} more rows of the list cannot be used"), times=more)
     if not listed.bad:  # one of the absent may be among the bad rows: no evidence
         work.report.sizes[EVENTS, None] = await work.database.write(
             _note, work.run.id, listed.records, work.clock.now()

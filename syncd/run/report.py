@@ -83,11 +83,11 @@ class Report:
         self._requests_before = requests()
         self._on_progress = on_progress
 
-    def fail(self, subject: str, error: SyncdError) -> None:
-        """Put an error on record that concerns a part of the run."""
+    def fail(self, subject: str, error: SyncdError, *, times: int = 1) -> None:
+        """Put an error on record that concerns a part of the run, and stands for so many."""
         status = error.status if isinstance(error, BilletwebError) else None
         told = RunError(subject, error.kind, self._redact(str(error)), status)
-        self.run.add_error(told)
+        self.run.add_error(told, times)
         self.failures.append(told)
 
     def tell_unreadable(self) -> None:

@@ -447,3 +447,27 @@ def test_surprising_value_crashes_the_run(row: dict[str, Any], key: dict[str, An
         for record in decoded.records.values():
             assert msgspec.convert(msgspec.to_builtins(record), type(record)) == record
             assert "key=" not in json.dumps(record.extra)
+
+
+def dump(rows: object) -> bytes:
+    return json.dumps(rows).encode()
+
+
+def test_every_bad_row_is_kept() -> None:
+    """The first twenty unusable rows are named, and all are counted, also over several parts of an answer."""
+    parts = [decode.decode_events(dump([{}] * 15 + [{"id": "7"}]), account="1", before=n) for n in (0, 16)]
+    whole = parts[0].joined(parts[1])
+    assert (whole.bad_total, whole.duplicates, whole.rows) == (30, 1, 32)
+    assert whole.bad == [f"events[{index}].id is missing" for index in (*range(15), *range(16, 21))]
+    many = decode.decode_events(dump([None] * 1000), account="1")
+    assert (len(many.bad), many.bad_total, many.rows) == (20, 1000, 1000)
+
+
+def test_position_begins_anew_with_each_part() -> None:
+    """A tariff's position is that in the whole answer."""
+    body = dump([{"id": "7"}, {"id": "8"}])
+    found = decode.decode_tickets(body, event_id="1", before=10).records
+    assert [ticket.position for ticket in found.values()] == [11, 12]
+    for decode_rows in (decode.decode_tickets, decode.decode_sessions, decode.decode_gauges):
+        with pytest.raises(errors.DecodeError, match=r"\[10\]"):
+            decode_rows(dump([{}]), event_id="1", before=10)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from syncd.billetweb import slices as slicing
 from syncd.billetweb.slices import slices
-from syncd.errors import DecodeError
+from syncd.errors import DecodeError, TooLargeError
 
+MOST = 100_000
 FALSE_BORDERS = '}, {"},{"a":[},\\"},{'
 texts = st.text('},{"[]:\\ \n\té🥖x') | st.just(FALSE_BORDERS)
 values = st.recursive(
@@ -42,7 +43,7 @@ def test_row_lost_or_broken(
 ) -> None:
     """Whatever rows, however written and cut on the way, arrive as they are and in order."""
     body = head + dump(rows, **style) + b"\n"
-    found = [json.loads(piece) for piece in slices(pieces(body, size), about)]
+    found = [json.loads(piece) for piece in slices(pieces(body, size), about=about, most=MOST)]
     assert [row for piece in found for row in piece] == rows
     assert all(found)
 
@@ -55,7 +56,7 @@ def test_truncated_array_taken_for_a_whole_one(
     body = dump(rows)
     end = data.draw(st.integers(0, len(body) - 1))
     with pytest.raises(DecodeError):
-        list(slices(pieces(body[:end], size), about))
+        list(slices(pieces(body[:end], size), about=about, most=MOST))
 
 
 @given(arrays, st.binary(min_size=1, max_size=3), st.integers(1, 100), st.data())
@@ -70,9 +71,13 @@ def test_broken_array_taken_for_a_whole_one(
         whole = slicing._ROWS.decode(body) if body.decode() else []
     except ValueError:
         with pytest.raises(DecodeError):
-            list(slices(pieces(body, 7), about))
+            list(slices(pieces(body, 7), about=about, most=MOST))
         return
-    found = [row for piece in slices(pieces(body, 7), about) for row in slicing._ROWS.decode(piece)]
+    found = [
+        row
+        for piece in slices(pieces(body, 7), about=about, most=MOST)
+        for row in slicing._ROWS.decode(piece)
+    ]
     assert list(map(bytes, found)) == list(map(bytes, whole))
 
 
@@ -94,7 +99,7 @@ NO_ARRAYS += [b'[{"a": 1}, {"b": 2},]', b'[{"a": 1}, {"b": "\xff"}]', b'[{"a": "
 def test_refusal_taken_for_rows(body: bytes, about: int) -> None:
     """What is no array, is none to its end or is no UTF-8 is refused, in words without any of its bytes."""
     with pytest.raises(DecodeError) as raised:
-        list(slices([body], about))
+        list(slices([body], about=about, most=MOST))
     assert raised.value.__context__ is None
     assert "unauthorized" not in str(raised.value)
 
@@ -113,7 +118,7 @@ def test_large_answer_held_whole() -> None:
             yield chunk
 
     given_back, ahead, sizes = 0, 0, []
-    for piece in slices(chunks(), 4000):
+    for piece in slices(chunks(), about=4000, most=MOST):
         given_back += len(piece)
         ahead = max(ahead, taken - given_back)
         sizes.append(len(piece))
@@ -132,4 +137,45 @@ def test_garbage_read_to_its_end() -> None:
         pytest.fail("read on and on")
 
     with pytest.raises(DecodeError):
-        list(slices(endless(), 100))
+        list(slices(endless(), about=100, most=MOST))
+
+
+@pytest.mark.parametrize("row", [{}, [], None, 1, "a", {"a": [{}, {}]}], ids=repr)
+@pytest.mark.parametrize("about", [20, 1000])
+def test_more_rows_than_are_bearable(row: object, about: int) -> None:
+    """As many rows as are allowed are given; one more, and the slice that it is in is not."""
+    found = [json.loads(piece) for piece in slices(pieces(dump([row] * 200), 100), about=about, most=200)]
+    assert [each for piece in found for each in piece] == [row] * 200
+    given_back: list[object] = []
+    one_more = map(json.loads, slices(pieces(dump([row] * 201), 100), about=about, most=200))
+    with pytest.raises(TooLargeError, match="more than 200 rows"):
+        given_back.extend(each for piece in one_more for each in piece)
+    assert len(given_back) <= 200
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b'{"a": "' + b"x" * 1000,
+        b"[" + b"[]," * 300,
+        b'{"b": {}, "c": [' + b"{}," * 300,
+        b" " * 1000,
+        b"1" * 999,
+    ],
+    ids=["text", "lists", "objects", "blanks", "digits"],
+)
+def test_row_without_end_is_held(inside: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is given up once it is larger than any real one, however much of it is still to come."""
+    monkeypatch.setattr(slicing, "ROW_MAX_BYTES", 1024 * 1024)
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        yield b'[{"id": "1"},' + inside[:-900]
+        while taken < 10 * slicing.ROW_MAX_BYTES:
+            taken += 9000
+            yield inside[-900:] * 10
+
+    with pytest.raises(TooLargeError, match="a row of Billetweb's answer is larger than 1 MiB"):
+        list(slices(endless(), most=MOST))
+    assert taken < 2 * slicing.ROW_MAX_BYTES

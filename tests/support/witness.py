@@ -8,8 +8,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from syncd.billetweb import client as billetweb
-from syncd.billetweb import decode
+from syncd.billetweb import body, decode
 from syncd.database import schema
 from syncd.mirror.diff import row_id
 from syncd.model import Attendee, AttendeeMode, Event, Gauge, Session, Ticket
@@ -121,7 +120,7 @@ class Told:
 
 
 def _rows(answer: Answer) -> list[Any] | None:
-    if answer.status != 200 or answer.delivery != "whole" or len(answer.body) > billetweb.MAX_BODY_BYTES:
+    if answer.status != 200 or answer.delivery != "whole" or len(answer.body) > body.MAX_BODY_BYTES:
         return None
     try:
         rows = json.loads(answer.body)
