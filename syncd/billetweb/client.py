@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import IO, Literal, TypeVar
 
 import httpx
@@ -101,6 +102,7 @@ class Billetweb:
                 "Accept": "application/json",
                 "Accept-Encoding": CODING,
             },
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none: they would only pile up
             follow_redirects=False,  # the credentials are for this host alone
             trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
         )

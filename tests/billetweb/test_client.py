@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 import stamina
+from msgspec.structs import replace
 from support.clients import KEY, NOW, client_of, received
 
 from syncd import __version__
@@ -264,6 +265,29 @@ def test_proxy_would_see_the_requests_of_the_demo(base_url: str, monkeypatch: py
 def test_host_would_be_taken_for_loopback(url: str, is_loopback: bool) -> None:
     """Loopback is an address of this machine or its one name, and nothing that looks like it."""
     assert billetweb._is_loopback(url) is is_loopback
+
+
+def test_cookies_pile_up(account: StandIn, base_url: str) -> None:
+    """No cookie is sent back, however it is set: a client that never ends would send more in each request."""
+    sent = 0
+
+    def set_cookie(answer: Answer) -> Answer:
+        nonlocal sent
+        sent += 1
+        scope = ("", "; Path=/", "; Path=/api; HttpOnly", "; Max-Age=86400", "; Domain=127.0.0.1")[sent % 5]
+        return replace(answer, headers={**answer.headers, "set-cookie": f"c{sent}={'x' * 4000}{scope}"})
+
+    account.fail("*", set_cookie, times=None)
+
+    async def main() -> None:
+        async with client_of(base_url) as client:
+            for _ in range(20):  # of 4 KB each: more than servers take, this one too
+                await client.events()
+                await client.tickets(EVENT_ID)
+
+    asyncio.run(main())
+    assert sent == len(account.requests) == 40
+    assert not any("cookie" in request.headers for request in account.requests)
 
 
 # -- limits
