@@ -30,12 +30,15 @@ import loguru
 from loguru import logger
 
 from syncd.log.redact import Redactor
+from syncd.log.repeats import Repeats
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 _EVENTS = UUID("bdc30c53-a11d-4ad0-98cb-3432d339d631")  # never to change: the message ids come from it
 _SEND_TIMEOUT_S = 1.0  # a journal that does not read must not stop the daemon
 _KEPT_CHARACTERS = 2000  # at each end of a cut value: two dozen such values fit every socket buffer
+_ALIKE_CHARACTERS = 200  # what is alike to here is the same message
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -86,13 +89,26 @@ def message_id(event: str) -> str:
 
 
 class _Bridge(logging.Handler):
-    """Hands the records of the standard library's logging to loguru, with the place they came from."""
+    """Hands the records of the standard library's logging to loguru, with the place they came from.
+
+    Warnings and errors that differ in numbers alone are one: of these a library may write thousands a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = Repeats()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
         except (TypeError, ValueError, KeyError):  # arguments that do not fit: logging would print them
             text = str(record.msg)
+        if record.levelno >= logging.WARNING:
+            untold = self._told.untold((record.name, _NUMBER.sub("0", text[:_ALIKE_CHARACTERS])))
+            if untold is None:
+                return
+            if untold:
+                text = f"{text} (the same {untold} times more since it was last told)"
 
         def place(fields: "loguru.Record") -> None:
             fields["file"].path = record.pathname
