@@ -29,7 +29,7 @@ PROGRAMS = {"ctl", "cli", "daemon", "__main__"}
 STANDIN = {"standin"}
 BORDERS = {
     "apscheduler": {"account.schedule"},
-    "uvicorn": {"control.server", "standin.server"},
+    "uvicorn": {"control.peers", "control.server", "standin.server"},
     "prometheus_client": {"control.metrics"},
     "alembic": {"database.engine"},
     "httpx": {"billetweb.client", "feed.heartbeat"},

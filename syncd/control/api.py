@@ -5,7 +5,8 @@ They are handed the daemon's verbs and know nothing of how these are done.
 
 import pwd
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -27,6 +28,8 @@ MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
 EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
 """Digits, or an `ext_id`: what stands in a web address as it is."""
+MOST_WAITING = 300
+"""So many wait for a run at once; who comes after them is told at once how it stands, and asks again."""
 KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
 
@@ -93,9 +96,9 @@ class Refusal(Exception):  # an answer, not a fault
         self.code = code
 
 
-def application(verbs: Verbs) -> Starlette:
-    """Return the ASGI application that answers by these verbs."""
-    routes = _Routes(verbs)
+def application(verbs: Verbs, *, most_waiting: int = MOST_WAITING) -> Starlette:
+    """Return the ASGI application that answers by these verbs; `most_waiting` may wait for a run at once."""
+    routes = _Routes(verbs, most_waiting)
     return Starlette(
         routes=[
             Route("/v1/status", routes.status),
@@ -121,8 +124,21 @@ def application(verbs: Verbs) -> Starlette:
 
 
 class _Routes:
-    def __init__(self, verbs: Verbs) -> None:
+    def __init__(self, verbs: Verbs, most_waiting: int) -> None:
         self._verbs = verbs
+        self._places = most_waiting
+
+    @contextmanager
+    def _place(self) -> Iterator[bool]:
+        """Tell whether one more may wait."""
+        if self._places <= 0:
+            yield False
+            return
+        self._places -= 1
+        try:
+            yield True
+        finally:
+            self._places += 1
 
     async def status(self, _request: Request) -> Response:
         return _json(self._verbs.status())
@@ -151,8 +167,9 @@ class _Routes:
     async def run(self, request: Request) -> Response:
         run = await self._find(request)
         wait_s = _seconds(request, "wait", MAX_WAIT_S)
-        if wait_s:
-            await self._verbs.wait(run, wait_s)
+        with self._place() as is_free:
+            if wait_s and is_free:
+                await self._verbs.wait(run, wait_s)
         return _json(run)
 
     async def progress(self, request: Request) -> Response:
@@ -160,8 +177,10 @@ class _Routes:
         run = await self._find(request)
 
         async def lines() -> AsyncIterator[bytes]:
-            async for step in self._verbs.watch(run, KEEP_ALIVE_S):
-                yield (msgspec.json.encode(step) if step else b"") + b"\n"
+            with self._place() as is_free:
+                if is_free:
+                    async for step in self._verbs.watch(run, KEEP_ALIVE_S):
+                        yield (msgspec.json.encode(step) if step else b"") + b"\n"
             yield msgspec.json.encode(run) + b"\n"
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")

@@ -7,24 +7,26 @@ import asyncio
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from grp import getgrnam
 from pathlib import Path
 
-import h11
 import uvicorn
+from loguru import logger
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from syncd import __version__
-from syncd.control.api import error_answer
+from syncd.control.peers import Listener, PeerProtocol, Peers, connections_at_most
 from syncd.database.lock import FileLock
-from syncd.errors import AlreadyRunning, ConfigError
+from syncd.errors import AlreadyRunning, ConfigError, SyncdError
+from syncd.log.repeats import Repeats
+from syncd.threads import in_thread
 
 LAST_WORDS_S = 0.1
 """How long a stop waits for the request of somebody who has just connected."""
+LOOK_EVERY_S = 5.0
+"""How often it is looked whether the socket is still there: sooner than people ask twice."""
 
 
 class ControlServer:
@@ -38,16 +40,20 @@ class ControlServer:
         One that is `inherited` from systemd is served as it is, and left in place at the end.
         """
         self.up = asyncio.Event()
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
+        self._mode = mode
+        self._group = group
+        self._told = Repeats()
         self._is_ours = inherited is None
         self.path = Path(inherited.getsockname()) if inherited else path
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the socket {path}")
         if inherited:
             self._socket = inherited
+            self._identity = _identity(self.path)
             return
         try:
             self._lock.acquire()
-            self._socket = _bind(path, mode, group)
+            self._bind()
         except AlreadyRunning:
             self._lock.release()
             raise
@@ -60,7 +66,6 @@ class ControlServer:
         """Answer until `stop`."""
         config = uvicorn.Config(
             app,
-            http=_PeerProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -71,7 +76,37 @@ class ControlServer:
             timeout_graceful_shutdown=1,
         )
         self._server = _Server(config, self.up)
-        await self._server.serve(sockets=[self._socket])
+        looking = asyncio.create_task(self._look_for_ever(self._server))
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            looking.cancel()
+            await asyncio.wait({looking})
+
+    async def _look_for_ever(self, server: "_Server") -> None:
+        """Make the socket anew where somebody removed it, with all of its folder perhaps."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if _identity(self.path) == self._identity:
+                continue
+            if not self._is_ours:
+                self._tell(f"the socket {self.path} is gone: `systemctl restart syncd.socket` makes it anew")
+                continue
+            try:
+                await in_thread(self._bind)
+            except (OSError, SyncdError) as error:
+                self._tell(f"the socket {self.path} is gone and cannot be made anew: {error}")
+            else:
+                server.listen(self._socket)
+                logger.bind(event="socket.remade").warning("the socket {} was removed: made anew", self.path)
+
+    def _tell(self, what: str) -> None:
+        if self._told.untold(what) is not None:
+            logger.bind(event="socket.gone").error("{}", what)
+
+    def _bind(self) -> None:
+        self._socket = _bind(self.path, self._mode, self._group)
+        self._identity = _identity(self.path)
 
     def stop(self) -> None:
         """Let no new request in and give those in progress a second; `serve` then returns."""
@@ -90,11 +125,24 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, up: asyncio.Event) -> None:
         super().__init__(config)
         self._up = up
+        self._peers = Peers(connections_at_most())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say when connections are taken."""
-        await super().startup(sockets)
+        """Take connections, and say so."""
+        assert sockets
+        self.servers = []
+        self.listen(sockets[0])
+        self.started = True
         self._up.set()
+
+    def listen(self, listening: socket.socket) -> None:
+        """Take connections on this socket, and no more on the one before."""
+        for before in self.servers:
+            before.close()
+        self.servers = [Listener(listening, self._peers, self._protocol)]  # type: ignore[list-item]
+
+    def _protocol(self) -> PeerProtocol:
+        return PeerProtocol(self.config, self.server_state, self._peers)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer those too who were let in at the last moment, then close what is left open."""
@@ -107,27 +155,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone: they are the daemon's."""
         yield
-
-
-class _PeerProtocol(H11Protocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Put the kernel's word on who connected where ASGI has the client's address."""
-        super().connection_made(transport)
-        peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, _gid = struct.unpack("iII", peer)
-        self.client = (str(uid), pid)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with an error of the same shape as all others."""
-        answer = error_answer(400, "bad_request", msg)
-        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
-        for event in (
-            h11.Response(status_code=400, headers=headers),
-            h11.Data(data=bytes(answer.body)),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
 
 
 def socket_obstacle(path: Path, group: str | None) -> str | None:
@@ -154,14 +181,13 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
     except KeyError:
         raise ConfigError([f"there is no group {group} (control.group)"]) from None
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)  # nobody else can connect until group and mode are set
     try:
+        # Nobody else can connect until group and mode are set. Not by umask: that is for all threads.
+        os.fchmod(server.fileno(), 0o600)
         server.bind(str(path))
     except OSError:
         server.close()
         raise
-    finally:
-        os.umask(before)
     try:
         if gid is not None:
             os.chown(path, -1, gid)
@@ -173,6 +199,15 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
             [f"{error.strerror}: is the user in the group {group}, and may the unit chown? See syncd.service"]
         ) from error
     return server
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from every other, None where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _remove_stale(path: Path) -> None:

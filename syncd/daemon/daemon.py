@@ -15,12 +15,14 @@ from pathlib import Path
 
 from loguru import logger
 from msgspec import structs
+from starlette.applications import Starlette
 
 from syncd.account.account import Account
 from syncd.account.status import Status
 from syncd.config import Config
 from syncd.control import metrics
 from syncd.control.api import application
+from syncd.control.peers import connections_at_most
 from syncd.control.server import ControlServer
 from syncd.daemon.notify import Notifier
 from syncd.daemon.signals import Signals
@@ -39,6 +41,8 @@ STOP_WITHIN_S = 4.5
 """After so long a stop gives up waiting for anything at all."""
 LAST_WORD_S = 0.2
 """So long an end at once waits for its line in the log: whoever reads that may be what hangs."""
+WAITING_SHARE = 0.75
+"""The part of all connections that may wait for a run; the others are for those who want an answer now."""
 EXTEND_EVERY_S = 1.0
 EXTEND_S = 10.0
 """How much more time a start or a stop asks systemd for, every second of a transaction that takes longer."""
@@ -110,7 +114,7 @@ class Daemon:
             except StoreError as error:
                 logger.bind(event="error.database").error("{}; tried again with each run", error)
         self._account.runner.serve()
-        serving = asyncio.create_task(control.serve(application(self)), name="control server")
+        serving = asyncio.create_task(control.serve(self._application()), name="control server")
         up = asyncio.create_task(control.up.wait())
         await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         self._account.start()
@@ -133,6 +137,10 @@ class Daemon:
         if self._reload_waits:
             self._on_hangup()
         return serving
+
+    def _application(self) -> Starlette:
+        most = int(WAITING_SHARE * connections_at_most())
+        return application(self, most_waiting=most)
 
     def _feed_watchdog(self, path: Path) -> None:
         if self._feed_every_s:

@@ -1,15 +1,17 @@
 """What a daemon must outlast: answers that are made to hold it up, and a loop that does nothing any more."""
 
+import contextlib
 import gzip
 import json
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import PATIENCE_S, DaemonProcess, eventually
+from support.processes import PATIENCE_S, SYNCD, DaemonProcess, eventually
 
 from syncd.standin.server import StandIn, raw
 
@@ -96,3 +98,70 @@ def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, ag
         why = "a second signal" if again else "stopping took too long"
         assert f"ending at once: {why}" in daemon.log
         assert not daemon.socket.exists()
+
+
+FEW_FILES = ["sh", "-c", 'ulimit -S -n 80; exec "$@"', "sh", *SYNCD]
+"""A syncd that may open few files, as one of systemd's may open a thousand."""
+
+
+@contextlib.contextmanager
+def silent(daemon: DaemonProcess, count: int, *, begin: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Give so many connections to the daemon's socket that say no more than how a request begins."""
+    with contextlib.ExitStack() as opened:
+        found = []
+        for _ in range(count):
+            peer = opened.enter_context(socket.socket(socket.AF_UNIX))
+            peer.settimeout(PATIENCE_S)
+            peer.connect(str(daemon.socket))
+            with contextlib.suppress(OSError):  # dropped already, for another
+                peer.sendall(begin)
+            found.append(peer)
+        yield found
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /v1/status HTTP/1.1\r\nHo"], ids=["nothing", "half"])
+def test_silent_peers_starve_the_daemon(home: Path, base_url: str, standin: StandIn, begin: bytes) -> None:
+    """More connections that say nothing than there are files cost neither a status nor a run, nor the log."""
+    daemon = DaemonProcess(home, base_url, {"sync": {"interval": "10s"}})
+    daemon._program = FEW_FILES
+    with daemon, contextlib.ExitStack() as flood:
+        daemon.ran()
+        flood.enter_context(silent(daemon, 300, begin=begin))
+        assert daemon.status()["health"] == "ok"
+        assert daemon.ctl("run-now").returncode == 0
+        flood.enter_context(silent(daemon, 300, begin=begin))
+        daemon.ran(3)  # the scheduled one
+        assert daemon.status()["last_run"]["outcome"] == "ok"
+        for _ in range(20):
+            flood.enter_context(silent(daemon, 20, begin=begin))
+            assert daemon.ask("GET", "/healthz") == (200, b"ok\n")
+        assert daemon.stop() == 0
+    assert "Too many open files" not in daemon.log
+    assert daemon.log.count("those that have said nothing are dropped") == 1
+    assert len(daemon.log) < 30_000
+
+
+def test_files_that_run_out_fill_the_log(home: Path, base_url: str, standin: StandIn) -> None:
+    """Where there are no files left at all, that is said once, and is over when there are some again."""
+    daemon = DaemonProcess(home, base_url)
+    code = "import os, sys; from syncd.control import peers; peers.SHARE = 10; import syncd.cli.main as m; "
+    daemon._program = [*FEW_FILES[: -len(SYNCD)], sys.executable, "-c", code + "sys.exit(m.main())"]
+    with daemon:
+        daemon.ran()
+        with silent(daemon, 200):
+            eventually(lambda: "nobody is let in for the moment: Too many open files" in daemon.log)
+            assert daemon.process.poll() is None
+        assert daemon.ctl("run-now").returncode == 0
+        assert daemon.stop() == 0
+    assert daemon.log.count("nobody is let in for the moment") == 1
+    assert len(daemon.log) < 30_000
+
+
+def test_removed_socket_ends_all_commands(daemon: DaemonProcess) -> None:
+    """Somebody clears the folder of the socket: a few seconds later `syncctl` works again."""
+    daemon.socket.unlink()
+    eventually(daemon.socket.exists)
+    assert daemon.ctl("status").returncode == 0
+    assert "was removed: made anew" in daemon.log
+    assert daemon.stop() == 0
+    assert not daemon.socket.exists()

@@ -1,0 +1,243 @@
+"""Those who are connected to the control server: how many, and for how long they may say nothing.
+
+Connections are taken here and not by asyncio, which takes as many as come, and says without end so when there
+are no more files.
+"""
+
+import asyncio
+import resource
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+import h11
+from loguru import logger
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from syncd.control.api import error_answer
+from syncd.log.repeats import Repeats
+
+MOST = 512
+"""So many connections at once: more than people and sites have, and half of the files that systemd allows."""
+SHARE = 0.5
+"""The part of the limit of files that connections may take; the database and Billetweb have the rest."""
+REQUEST_WITHIN_S = 10.0
+"""From the connection, or the answer before, to a request's last byte: programs take milliseconds, and a
+person who types it has this long."""
+SILENT_S = 0.5
+"""Who has said nothing for so long is dropped where there is no room: programs ask at once."""
+STALLED_S = 60.0
+"""Who takes nothing of an answer for so long is gone, or does not want it."""
+AT_ONCE = 16
+"""So many are let in before those are heard who are in."""
+RETRY_S = 0.1
+"""So soon it is looked again whether there is room."""
+BACKLOG = 1024
+"""So many may wait at the door meanwhile."""
+
+
+def connections_at_most() -> int:
+    """Return how many connections there may be, by the limit of files of this process."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if files == resource.RLIM_INFINITY else min(MOST, int(files * SHARE))
+
+
+class Peers:
+    """All who are connected, and since when those say nothing who owe a request."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._connected: set[PeerProtocol] = set()
+        self._silent: dict[PeerProtocol, float] = {}
+        self._told = Repeats()
+
+    def come(self, peer: "PeerProtocol") -> None:
+        """Count one more."""
+        self._connected.add(peer)
+
+    def leave(self, peer: "PeerProtocol") -> None:
+        """Count one less."""
+        self._connected.discard(peer)
+        self._silent.pop(peer, None)
+
+    def owes(self, peer: "PeerProtocol", now: float) -> None:
+        """Note that somebody is to say something."""
+        self._silent.setdefault(peer, now)
+
+    def has_asked(self, peer: "PeerProtocol") -> None:
+        """Note that somebody has said what there was to say."""
+        self._silent.pop(peer, None)
+
+    def has_room(self, coming: int, now: float) -> bool:
+        """Tell whether one more may come besides the `coming`; if not, drop those who have said nothing."""
+        if len(self._connected) + coming < self._most:
+            return True
+        silent = [peer for peer, since in self._silent.items() if now - since >= SILENT_S]
+        if silent:
+            self.tell(f"{self._most} connections are open: those that have said nothing are dropped")
+        for peer in silent:
+            peer.transport.abort()
+        return False
+
+    def tell(self, what: str) -> None:
+        """Say what is wrong with those who come; the same once in an hour."""
+        count = self._told.untold(what)
+        if count is not None:
+            again = f" ({count} times more since it was last told)" if count else ""
+            logger.bind(event="control.crowded").warning("control server: {}{}", what, again)
+
+
+class PeerProtocol(H11Protocol):
+    """One connection: HTTP with deadlines, and the kernel's word on who it is."""
+
+    def __init__(self, config: Config, state: ServerState, peers: Peers) -> None:
+        super().__init__(config, state, {})
+        self._peers = peers
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._left = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Put the kernel's word on who connected where ASGI has the client's address."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken
+        peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _gid = struct.unpack("iII", peer)
+        self.client = (str(uid), pid)
+        self._peers.come(self)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._peers.leave(self)
+        self._look()
+        self._end_stall()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what was sent."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._look()
+
+    def _look(self) -> None:
+        """Set the deadline where a request is to come, or the rest of one; else put it off."""
+        if not self.transport.is_closing() and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self._peers.owes(self, self.loop.time())
+            self._deadline = self._deadline or self.loop.call_later(REQUEST_WITHIN_S, self._give_up)
+        else:
+            self._peers.has_asked(self)
+            if self._deadline:
+                self._deadline.cancel()
+                self._deadline = None
+
+    def _give_up(self) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(408, "too_slow", f"no complete request within {REQUEST_WITHIN_S:g} s")
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Wait until what was written is taken, if anything of it is."""
+        super().pause_writing()
+        self._left = self.transport.get_write_buffer_size()
+        self._stall = self._stall or self.loop.call_later(STALLED_S, self._look_at_stall)
+
+    def resume_writing(self) -> None:
+        """Go on: all that was written is taken."""
+        super().resume_writing()
+        self._end_stall()
+
+    def _look_at_stall(self) -> None:
+        left, self._stall = self.transport.get_write_buffer_size(), None
+        if left >= self._left:
+            self.transport.abort()
+        else:
+            self._left = left
+            self._stall = self.loop.call_later(STALLED_S, self._look_at_stall)
+
+    def _end_stall(self) -> None:
+        if self._stall:
+            self._stall.cancel()
+            self._stall = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with an error of the same shape as all others."""
+        self._refuse(400, "bad_request", msg)
+        self.transport.close()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        answer = error_answer(status, code, message)
+        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=status, headers=headers),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+
+
+class Listener:
+    """Lets those in who connect to a socket, while there is room, until `close`."""
+
+    def __init__(
+        self, listening: socket.socket, peers: Peers, protocol: Callable[[], asyncio.Protocol]
+    ) -> None:
+        self._socket = listening
+        self._peers = peers
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[object]] = set()
+        listening.setblocking(False)
+        listening.listen(BACKLOG)
+        self._resume()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._pause()
+        self._socket.close()
+
+    async def wait_closed(self) -> None:
+        """Return at once: there is nothing to wait for."""
+
+    def _resume(self) -> None:
+        self._retry = None
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _pause(self, seconds: float | None = None) -> None:
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+        if seconds is not None:
+            self._retry = self._loop.call_later(seconds, self._resume)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            if not self._peers.has_room(len(self._tasks), self._loop.time()):
+                self._pause(RETRY_S)
+                return
+            try:
+                connection, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no file is left, or no memory
+                self._peers.tell(f"nobody is let in for the moment: {error.strerror}")
+                self._pause(RETRY_S)
+                return
+            connection.setblocking(False)
+            task = asyncio.create_task(self._let_in(connection))
+            self._tasks.add(task)  # the loop itself keeps no task alive
+            task.add_done_callback(self._tasks.discard)
+
+    async def _let_in(self, connection: socket.socket) -> None:
+        with suppress(OSError):  # gone already
+            await self._loop.connect_accepted_socket(self._protocol, connection)

@@ -1,0 +1,268 @@
+"""Peers that say nothing, say half of it, or do not listen: on real sockets."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from support.control_stub import Client, Stub, ask, serving
+from support.processes import short_folder
+
+from syncd.control import peers, server
+from syncd.control.api import application
+from syncd.model import Run
+
+STATUS = b"GET /v1/status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+HALVES = {
+    "nothing": b"",
+    "a letter": b"G",
+    "half a header": b"GET /v1/status HTTP/1.1\r\nHost",
+    "half a body": b"POST /v1/runs HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{",
+    "half a chunk": b"POST /v1/runs HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+    "a request, and half a one": STATUS.replace(b"Connection: close\r\n", b"") + b"GET ",
+}
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder / "syncd.sock"
+
+
+async def raw(path: Path, sent: bytes) -> bytes:
+    """Return all that comes back for these bytes, until the server hangs up."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(sent)
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def is_well(path: Path) -> bool:
+    return (await asyncio.wait_for(raw(path, STATUS), 30)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_half_a_request_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """A request has a deadline for its first and its last byte; who misses it is told, and hung up on."""
+    monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.2)
+    stub = Stub()
+
+    async def use(_client: Client) -> None:
+        answer = await asyncio.wait_for(raw(path, HALVES[case]), 30)
+        head, _, said = answer.rpartition(b"\r\n\r\n")
+        assert b"HTTP/1.1 408 " in head
+        assert json.loads(said)["error"]["code"] == "too_slow"
+        assert await is_well(path)
+
+    ask(path, stub, use)
+    assert stub.asked == []
+
+
+def test_slow_letters_make_a_request(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not put the deadline off."""
+    monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.3)
+
+    async def use(_: Client) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        told = asyncio.create_task(reader.readline())
+        while not told.done():
+            writer.write(b"X")
+            await asyncio.sleep(0.01)
+        assert b" 408 " in await told
+        writer.close()
+
+    ask(path, Stub(), use)
+
+
+def test_who_waits_for_a_run_is_hung_up_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is for requests: an answer may take longer, and so may a stream."""
+    monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.05)
+    stub = Stub()
+    stub.known[43].state = "running"
+
+    async def use(client: Client) -> None:
+        async with client.stream("GET", "/v1/runs/43/progress") as answer:
+            await asyncio.sleep(0.3)
+            stub.known[43].state = "done"
+            stub.steps.put_nowait(None)
+            lines = [line async for line in answer.aiter_lines() if line]
+        assert msgspec.json.decode(lines[-1], type=Run).id == 43
+
+    ask(path, stub, use)
+
+
+def test_answer_that_nobody_takes_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes nothing of an answer for a while is dropped; who takes it slowly gets it whole."""
+    monkeypatch.setattr(peers, "STALLED_S", 0.2)
+    large = "x" * 4_000_000
+
+    class Large(Stub):
+        async def events(self, *, ended_too: bool) -> list[dict[str, object]]:
+            return [{"name": large, "all": ended_too}]
+
+    request = b"GET /v1/events HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+    async def use(_: Client) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as slow:
+            for each in (deaf, slow):
+                each.setblocking(False)
+                each.connect(str(path))
+                await loop.sock_sendall(each, request)
+            size = 0
+            while taken := await loop.sock_recv(slow, 65_536):
+                size += len(taken)
+                await asyncio.sleep(0.01)
+            assert size > len(large)
+            await asyncio.sleep(0.5)
+            deaf_size = 0
+            with contextlib.suppress(ConnectionError):
+                while taken := await asyncio.wait_for(loop.sock_recv(deaf, 65_536), 30):
+                    deaf_size += len(taken)
+            assert deaf_size < len(large)
+
+    ask(path, Large(), use)
+
+
+def test_silent_peers_starve_those_who_ask(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connect and say nothing, who asks is answered; the log tells it once."""
+    monkeypatch.setattr(peers, "MOST", 20)
+
+    async def main() -> None:
+        async with serving(path, Stub()):
+            silent = [await asyncio.open_unix_connection(path) for _ in range(150)]
+            assert await is_well(path)
+            answered = await asyncio.gather(*(is_well(path) for _ in range(100)))
+            assert all(answered)
+            for _, writer in silent:
+                writer.close()
+
+    asyncio.run(main())
+
+
+def test_waiting_takes_the_last_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many may wait for a run; the others are told at once how it stands."""
+    stub = Stub()
+    stub.known[43].state = "running"
+    waiting = stub.wait
+
+    async def wait(run: Run, seconds: float) -> None:
+        await waiting(run, seconds)
+        while run.state == "running":  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(stub, "wait", wait)
+
+    async def main() -> None:
+        control = server.ControlServer(path, mode=0o600, group=None)
+        serve = asyncio.create_task(control.serve(application(stub, most_waiting=2)))
+        await control.up.wait()
+        lines = b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        wait_s = b"GET /v1/runs/43?wait=60 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        patient = [asyncio.create_task(raw(path, request)) for request in (lines, wait_s)]
+        while stub.watchers + len(stub.asked) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for request in (lines, wait_s):
+            assert b'"running"' in await asyncio.wait_for(raw(path, request), 30)
+        assert not any(task.done() for task in patient)
+        stub.known[43].state = "done"
+        stub.steps.put_nowait(None)
+        assert all(b'"done"' in answer for answer in await asyncio.gather(*patient))
+        control.stop()
+        await serve
+        control.remove()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("files", "most"), [(64, 32), (256, 128), (1024, 512), (524_288, 512)])
+def test_connections_take_all_files(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
+    """Half of the files that a process may open are kept for the database and Billetweb."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert peers.connections_at_most() == most
+
+
+# --- the socket's file
+
+
+@pytest.mark.parametrize("what", ["removed", "a stale one in its place", "its folder removed for a while"])
+def test_removed_socket_stays_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """A socket that somebody removed is there again soon, with its mode; who is connected stays so."""
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.05)
+    caplog.set_level(logging.DEBUG)
+    socket_path = path.parent / "run" / "s"
+    socket_path.parent.mkdir()
+
+    async def main() -> None:
+        async with serving(socket_path, Stub()) as client:
+            assert (await client.get("/v1/status")).status_code == 200
+            if what == "its folder removed for a while":
+                for each in socket_path.parent.iterdir():
+                    each.unlink()
+                socket_path.parent.rmdir()
+                await asyncio.sleep(0.2)
+                socket_path.parent.mkdir()
+            else:
+                socket_path.unlink()
+                if what == "a stale one in its place":
+                    with socket.socket(socket.AF_UNIX) as stale:
+                        stale.bind(str(socket_path))
+            await answers(socket_path)
+            assert socket_path.stat().st_mode & 0o777 == 0o600
+            assert (await client.get("/v1/status")).status_code == 200  # on the connection of before
+        assert not socket_path.exists()
+
+    asyncio.run(main())
+
+
+async def answers(path: Path) -> None:
+    """Wait until somebody answers there."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(OSError):
+                if await is_well(path):
+                    return
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["file", "another's socket"])
+def test_what_took_the_sockets_place_is_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Somebody's file, and a socket on which somebody answers, are left as they are, and served around."""
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.02)
+
+    def put() -> None:
+        path.unlink()
+        if kind == "file":
+            path.write_text("precious")
+        else:
+            other.bind(str(path))
+            other.listen()
+
+    async def main() -> None:
+        async with serving(path, Stub()) as client:
+            assert (await client.get("/v1/status")).status_code == 200
+            put()
+            before = await asyncio.to_thread(path.lstat)
+            await asyncio.sleep(0.3)
+            assert await asyncio.to_thread(path.lstat) == before
+            assert (await client.get("/v1/status")).status_code == 200
+            other.close()
+            await asyncio.to_thread(path.unlink)
+            await answers(path)
+
+    with socket.socket(socket.AF_UNIX) as other:
+        asyncio.run(main())
