@@ -18,6 +18,8 @@ from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
 from syncd.threads import to_the_end
 
 Work = Callable[[Run], Awaitable[None]]
+MOST_EVENTS = 300
+"""So many events a run reads in the ten minutes that it has, at sixty requests a minute and two an event."""
 RECENT = 50
 """So many runs are remembered, for those who still wait for one: half a day of them at the usual interval."""
 
@@ -26,6 +28,12 @@ class Stopping(SyncdError):
     """No run is taken on any more: syncd is stopping."""
 
     kind = "stopping"
+
+
+class TooManyEvents(SyncdError):
+    """More events are named than one run takes."""
+
+    kind = "too_many_events"
 
 
 class _Entry:
@@ -79,11 +87,16 @@ class Runner:
         join: bool = False,
         requested_by: Peer | None = None,
     ) -> Run:
-        """Return a run that begins after this call, or with `join` the one in progress. Raises Stopping."""
+        """Return a run that begins after this call, or with `join` the one in progress.
+
+        Raises Stopping, and TooManyEvents where it would be asked for more than MOST_EVENTS. Made a run of
+        all events instead, it would read others, and none of those named that ended long ago.
+        """
         if self.is_stopping:
             raise Stopping("syncd is stopping; no run is started any more")
         if join and self.current:
             return self.current
+        self._check_number(set(events))
         if self.queued is None:
             self._requested += 1
             run = Run(id=-self._requested, trigger=trigger, full=full, requested_by=requested_by)
@@ -95,6 +108,19 @@ class Runner:
         else:
             _widen(self.queued, trigger, full=full, accept=accept, events=events, requested_by=requested_by)
         return self.queued
+
+    def _check_number(self, named: set[str]) -> None:
+        queued = set(self.queued.events if self.queued else ())
+        if len(named) > MOST_EVENTS:
+            raise TooManyEvents(
+                f"{len(named)} events are named, and a run takes {MOST_EVENTS}:"
+                " name fewer, or none to have all read"
+            )
+        if named and len(named | queued) > MOST_EVENTS:
+            raise TooManyEvents(
+                f"the queued run has {len(queued)} events to read, and a run takes {MOST_EVENTS}:"
+                " ask again once it has begun, or name none to have all read"
+            )
 
     def find(self, run_id: int) -> Run | None:
         """Return a run that is queued, in progress or ended not long ago, by either of its ids."""

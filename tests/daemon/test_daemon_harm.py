@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import PATIENCE_S, SYNCD, DaemonProcess, eventually
+from support.processes import PATIENCE_S, SYNCD, DaemonProcess, asked, eventually
 
-from syncd.standin.server import StandIn, raw
+from syncd.standin.server import StandIn, hang, raw
 
 MILLION = 1_000_000
 GZIP = {"content-encoding": "gzip"}
@@ -165,3 +165,25 @@ def test_removed_socket_ends_all_commands(daemon: DaemonProcess) -> None:
     assert "was removed: made anew" in daemon.log
     assert daemon.stop() == 0
     assert not daemon.socket.exists()
+
+
+def test_requests_make_an_endless_run(daemon: DaemonProcess, standin: StandIn) -> None:
+    """Thousands of ids in one request, or in many, are refused with what to do; listings stay small."""
+    standin.fail("/events", hang, times=None)
+    before = len(standin.requests)
+    daemon.ask("POST", "/v1/runs", {})
+    asked(standin, before + 1)
+    answers = [
+        daemon.ask("POST", route, {"events": [str(number) for number in range(first, first + 100)]})
+        for first in range(10**19, 10**19 + 2000, 100)
+        for route in ("/v1/runs", "/v1/accept")
+    ]
+    assert [status for status, _ in answers] == [202] * 6 + [409] * 34
+    assert json.loads(answers[-1][1])["error"]["code"] == "too_many_events"
+    status, body = daemon.ask("POST", "/v1/runs", {"events": [str(number) for number in range(2000)]})
+    assert (status, json.loads(body)["error"]["code"]) == (409, "too_many_events")
+    assert "name none to have all read" in json.loads(answers[-1][1])["error"]["message"]
+    assert daemon.ctl("run-now", *(f"--event={number}" for number in range(301)), "--no-wait").returncode == 6
+    assert len(daemon.ask("GET", "/v1/runs")[1]) < 20_000
+    assert daemon.ask("POST", "/v1/runs", {})[0] == 202
+    standin.heal()

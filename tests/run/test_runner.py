@@ -9,7 +9,7 @@ from support.runner_bench import KEY, LONG_S, Bench, bench
 
 from syncd.errors import RunCancelled, StoreError, TransportError
 from syncd.model import Peer, Progress, Run, RunError
-from syncd.run.runner import RECENT, Stopping
+from syncd.run.runner import MOST_EVENTS, RECENT, Stopping, TooManyEvents
 
 
 def test_a_run_in_progress_is_passed_off_as_fresh() -> None:
@@ -437,3 +437,37 @@ def test_the_runs_of_a_year_stay_in_memory() -> None:
             assert len(it.runner._recent) == RECENT
 
     asyncio.run(scene())
+
+
+def ids(first: int, last: int) -> list[str]:
+    return [str(number) for number in range(first, last)]
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_a_run_is_asked_for_ever_more_events(*, accept: bool) -> None:
+    """Who names more events than a run takes, alone or with those before, is refused and told what to do."""
+
+    async def main() -> None:
+        async with bench() as it:
+            with pytest.raises(
+                TooManyEvents, match=f"{MOST_EVENTS + 1} events are named.*name fewer, or none"
+            ):
+                it.runner.request("manual", events=ids(0, MOST_EVENTS + 1), accept=accept)
+            assert it.runner.queued is None
+            await it.busy()
+            queued = it.runner.request("manual", events=ids(0, MOST_EVENTS) * 3, accept=accept)
+            with pytest.raises(
+                TooManyEvents, match=f"queued run has {MOST_EVENTS} events.*ask again once it has"
+            ):
+                it.runner.request("manual", events=ids(1, MOST_EVENTS + 1), accept=accept)
+            assert (queued.events, queued.whole) == (ids(0, MOST_EVENTS), False)
+            assert len(queued.accepted) == MOST_EVENTS * accept
+            assert it.runner.request("manual", events=ids(7, 9), accept=accept) is queued
+            assert it.runner.request("manual") is queued
+            assert queued.whole
+            assert len(queued.events) == MOST_EVENTS
+            it.let.set()
+            await it.done(queued)
+            assert it.runner.request("manual", events=ids(1, MOST_EVENTS + 1)) is not queued
+
+    asyncio.run(main())
