@@ -13,7 +13,7 @@ from msgspec import structs
 from support.events import CONCERT, FESTIVAL, kinds
 from support.people import WHOLE, first_of, held, read, served
 
-from syncd.billetweb import client as billetweb
+from syncd.billetweb import body as answers
 from syncd.config import Config
 from syncd.run import attendees
 from syncd.standin import server as fault
@@ -123,7 +123,7 @@ def test_one_large_event_is_never_read_whole(
     gone = first_of(standin, FESTIVAL)
     standin.delete_attendee(gone)
     size = len(php_json([*standin.attendees(FESTIVAL).values()]))
-    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", size * 3 // 4)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", size * 3 // 4)
     monkeypatch.setattr(attendees, "BEGINNING", datetime.now(UTC) - timedelta(days=400))
     for _ in range(2):
         standin.requests.clear()
@@ -279,7 +279,7 @@ def test_an_answer_that_is_always_too_large_is_cut_for_ever(
     large: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, ignored: str
 ) -> None:
     """Where Billetweb does not heed the borders of a span the event is given up, and says so."""
-    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", 4096)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 4096)
 
     def ignore(answer: fault.Answer) -> fault.Answer:
         asked = standin.requests[-1].query
@@ -314,3 +314,36 @@ def test_an_import_anew_makes_nobody_due(
         large.sql("UPDATE syncd_cursors SET value = ?", ahead)
     large.run()
     assert places_left(large, CONCERT) == left - 1
+
+
+@pytest.mark.parametrize("size", [4096 * 2, 300])
+def test_an_import_asks_for_the_same_for_ever(
+    make_config: MakeConfig,
+    standin: StandIn,
+    instant_retries: None,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    """Where Billetweb heeds no border, each request of an import asks for less, and it ends."""
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 4096)
+    monkeypatch.setattr(attendees, "LARGE_BYTES", 200)  # what is not refused is large all the same
+    monkeypatch.setattr(attendees, "SMALL_BYTES", 100)
+    monkeypatch.setattr(attendees, "BEGINNING", datetime.now(UTC) - timedelta(days=6))
+    standin.events = {CONCERT: standin.events[CONCERT]}
+    standin.fail(
+        "/attendees", lambda answer: structs.replace(answer, body=b"[" + b" " * size + b"]"), times=None
+    )
+    config = make_config(sync__attendees="minimal", sync__run_timeout="24h")
+    with rig_on(config) as rig:
+        run = rig.run()
+    asked = [request.query for request in standin.requests if request.path == "/attendees"]
+    borders = [(float(query.get("to", "inf")), float(query.get("last_update", "-inf"))) for query in asked]
+    assert len(set(borders)) == len(borders)
+    tops = [top for top, _ in borders]
+    assert tops == sorted(tops, reverse=True)
+    if size > 4096:
+        assert ("attendees", "too_large") in kinds(run)
+        assert 2 < len(asked) < 10
+    else:
+        assert "attendees" not in dict(kinds(run))
+        assert 50 < len(asked) <= 6 * 24 * 60 / 50 + 10  # an hour back each time, less the overlap

@@ -13,7 +13,7 @@ from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
 from support.people import WHOLE, first_of, held, read, served
 from support.real_databases import url_at
 
-from syncd.billetweb import client as billetweb
+from syncd.billetweb import body as answers
 from syncd.billetweb import fields
 from syncd.config import Config
 from syncd.database import schema
@@ -69,7 +69,7 @@ def test_an_answer_that_is_too_large_stops_the_import(
     full: Rig, make_config: MakeConfig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     """What cannot be had at once is asked for in shorter spans of time."""
-    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", 60_000)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 60_000)
     standin.requests.clear()
     config = make_config(sync__attendees="full", database__url=url_at(tmp_path / "other.db"))
     with rig_on(config) as rig:
@@ -130,7 +130,7 @@ def test_an_increment_that_is_too_large_is_given_up(
     ((text,),) = people.sql("SELECT value FROM syncd_cursors")
     cursor = (json.loads(text) if isinstance(text, str) else text) | {"since": "2026-01-01T00:00:00Z"}
     people.sql("UPDATE syncd_cursors SET value = ?", json.dumps(cursor))
-    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", 60_000)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 60_000)
     standin.sell(WORKSHOP)
     standin.requests.clear()
     assert people.run().outcome == "ok"
@@ -210,7 +210,7 @@ def test_more_than_fits_in_the_least_span_keeps_everybody_out(
     for event_id in standin.events:
         for key in standin.attendees(event_id):
             standin.attendance[event_id].touch(key, datetime.now(UTC) - timedelta(days=3))
-    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", 250_000)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 250_000)
     run = people.run()
     assert kinds(run) == [("attendees", "too_large")]
     assert held(people) == served(standin, full=config.sync.attendees == "full")

@@ -40,7 +40,7 @@ from support.lives import ONCE_WRONG
 from support.truth import BOOKKEEPING, Truth, is_over
 from support.witness import ATTENDEES, EVENTS, Told, Witness
 
-from syncd.billetweb import client as billetweb
+from syncd.billetweb import body as answers
 from syncd.billetweb import decode
 from syncd.database import schema
 from syncd.model import AttendeeMode, Run
@@ -274,7 +274,7 @@ def play(
     make_config: MakeConfig, standin: Witness, instant_retries: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Kind], Player]]:
     """Give a maker of players of lives, and log nothing meanwhile."""
-    monkeypatch.setattr(billetweb, "MAX_BODY_BYTES", MAX_BODY_BYTES)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", MAX_BODY_BYTES)
     # An import in a few requests: one span of time, and all that is older.
     monkeypatch.setattr(attendees, "BEGINNING", BASE - 2 * attendees.FIRST_SPAN)
     logger.disable("syncd")
