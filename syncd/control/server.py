@@ -46,6 +46,7 @@ class ControlServer:
         self._told = Repeats()
         self._is_ours = inherited is None
         self.path = Path(inherited.getsockname()) if inherited else path
+        self._identity: tuple[int, int] | None = None
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the socket {path}")
         if inherited:
             self._socket = inherited
@@ -114,9 +115,15 @@ class ControlServer:
             self._server.should_exit = True
 
     def remove(self) -> None:
-        """Remove the socket, so that nobody finds it who would get no answer; leave systemd's own."""
-        if self._is_ours:
+        """Remove the socket, so that nobody finds it who would get no answer; leave systemd's own.
+
+        One that another program put in its place is that program's.
+        """
+        if (
+            self._is_ours and self._identity and _identity(self.path) == self._identity
+        ):  # whose number nobody gets before close
             self.path.unlink(missing_ok=True)
+        self._identity = None
         self._socket.close()
         self._lock.release()
 
@@ -202,7 +209,7 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from every other, None where there is none."""
+    """Return which file is at a path, None where there is none."""
     try:
         found = path.lstat()
     except OSError:

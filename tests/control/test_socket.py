@@ -289,6 +289,26 @@ def test_a_socket_is_gone_with_its_server(path: Path) -> None:
         assert not path.exists()
 
 
+@pytest.mark.parametrize("kind", ["socket", "file", "link to the socket"])
+def test_a_stop_removes_what_another_program_put_there(path: Path, kind: str) -> None:
+    """Whatever is at the path of a socket that was removed meanwhile stays, and answers."""
+    server = ControlServer(path, mode=0o660, group=None)
+    aside = path.with_name("aside")
+    path.rename(aside)
+    with socket.socket(socket.AF_UNIX) as other:
+        if kind == "socket":
+            other.bind(str(path))
+        elif kind == "file":
+            path.write_text("theirs")
+        else:
+            path.symlink_to(aside)
+        before = path.lstat().st_ino
+        server.remove()
+        assert path.lstat().st_ino == before
+        server.remove()
+    assert path.lstat().st_ino == before
+
+
 def test_what_a_killed_daemon_left_behind_is_replaced(path: Path) -> None:
     """A socket on which nobody answers does not hinder a start."""
     with socket.socket(socket.AF_UNIX) as killed:
