@@ -23,7 +23,7 @@ from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database import absences, attendees, changes, rows, state
 from syncd.database import runs as runs_on_record
-from syncd.database.engine import Database, masked
+from syncd.database.engine import Database, masked, outdated
 from syncd.errors import RunCancelled, StoreError
 from syncd.model import AttendeeMode, Doubt, Json, Peer, Quiet, Run, RunError
 from syncd.run.report import Report, RunLog
@@ -75,6 +75,8 @@ class Account:
             clock=self.clock,
         )
         self.schedule = Schedule(self._fire)
+        self._began_s = self.clock.running_s()
+        self._outlived = False  # the database that this process took its knowledge from
         self._redact = redact
         self._on_begin = on_begin
         self._on_progress = on_progress
@@ -106,13 +108,46 @@ class Account:
         await in_thread(self.database.open)
         try:
             past = await self.database.write(record.look_back, self.clock.now(), self._live_since())
+            if self._outlived and self.paused != past.paused:  # what was asked of this process is later
+                await self._remember_pause(paused=self.paused)
         except BaseException:
             await in_thread(self.database.close)
             raise
-        self.paused = past.paused
         self.facts.take_over(past)
-        self._limiter.remember(past.request_ages_s)
-        self.client.take_over(past.quiet)
+        if not self._outlived:  # else this process knows better
+            self.paused = past.paused
+            self._limiter.remember(past.request_ages_s)
+            self.client.take_over(past.quiet)
+        self._outlived = False
+
+    async def _reopen(self) -> None:
+        """Open what is in the database's place, where that is not what is open any more. Raises as `open`.
+
+        Only a run may do so, as it begins: one in progress goes by what it read in the other database.
+        """
+        if not self.database.is_open:
+            return
+        how = self.database.displacement() or await self.database.read(outdated)
+        if how is None:
+            return
+        logger.bind(event="database.displaced").error("{}; what is there now is opened instead", how)
+        async with self._opening, self._recording:
+            await in_thread(self.database.close)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Forget what stood in a database that is gone: what earlier runs left, and the runs' own numbers.
+
+        A run whose end is not on record goes on record in the next one, unless it wrote into the one that is
+        gone.
+        """
+        self._outlived = True
+        kept = [ended.run for ended in self._unrecorded if ended.run.outcome not in record.GOOD]
+        self._unrecorded = deque(map(Ended, kept), maxlen=UNRECORDED_AT_MOST)
+        self.facts = self.facts.anew(kept)
+        for run in (self.runner.current, self.runner.queued, *kept):
+            if run:
+                self.runner.renumber(run)
 
     def start(self) -> None:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
@@ -205,17 +240,22 @@ class Account:
     async def pause(self, *, paused: bool) -> None:
         """Pause or resume scheduled runs; raises where that could not be remembered."""
         await self.open()
-        await self.database.write(state.put, state.PAUSED, True if paused else None)
+        await self._remember_pause(paused=paused)
         self.paused = paused
+
+    async def _remember_pause(self, *, paused: bool) -> None:
+        await self.database.write(state.put, state.PAUSED, True if paused else None)
 
     def status(self) -> Status:
         """Return the status, from memory."""
         facts, interval = self.facts, self.config.sync.interval
-        health, reason = facts.health(interval, refused=self.client.refused)
+        health, reason = facts.health(
+            interval, refused=self.client.refused, displaced=self.database.displacement()
+        )
         return Status(
             pid=os.getpid(),
             started_at=facts.started_at,
-            uptime_s=round((self.clock.now() - facts.started_at).total_seconds(), 1),
+            uptime_s=round(self.clock.running_s() - self._began_s, 1),
             state=self._state(),
             health=health,
             health_reason=reason,
@@ -268,6 +308,7 @@ class Account:
         self._at_work = None
         full_asked = run.full
         try:
+            await self._reopen()
             await self.open()
             await self._put_ends_on_record()  # what this run goes by stands there too
             if run.trigger != "manual" and run.whole:
@@ -297,6 +338,7 @@ class Account:
         )
         await self._retain(config.sync.attendees)
         await execute(self._at_work)
+        self.database.prove()  # it may be gone since the last thing was written
 
     def _advanced(self, run: Run) -> None:
         self.runner.advance(run)
@@ -313,7 +355,7 @@ class Account:
             log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
         if not await self.database.read(state.get, state.TRACES, bool):
             return
-        if await in_thread(self.database.erased):
+        if await in_thread(self.database.checkpoint):
             await self.database.write(state.put, state.TRACES, None)
         else:
             logger.bind(event="attendees.traces").warning(
@@ -331,6 +373,7 @@ class Account:
         self._log.finished(run, [*failures, error] if error else failures)
         try:
             await self._take_stock()
+            await in_thread(self.database.checkpoint)  # which readers may have kept from emptying the log
         except StoreError as trouble:
             logger.bind(event="error.database").error(
                 "run {} is not on record yet: {}; tried again with the next run", run.id, trouble

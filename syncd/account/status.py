@@ -1,7 +1,7 @@
 """What the daemon knows of itself, in memory: status and health never wait for a run or for the database."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -96,6 +96,14 @@ class Facts(Struct, kw_only=True):
     totals: Counter[tuple[str, str]] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
 
+    def anew(self, runs: Iterable[Run]) -> "Facts":
+        """Return what is left where the record is gone: these runs, and this process's own counts."""
+        fresh = Facts(started_at=self.started_at, now=self.now)
+        for run in runs:
+            fresh.take(run)
+        fresh.totals, fresh.rows = self.totals, self.rows
+        return fresh
+
     def take_over(self, past: Past) -> None:
         """Start from what earlier processes put on record; this one's own runs so far stay counted."""
         history = past.history
@@ -140,8 +148,12 @@ class Facts(Struct, kw_only=True):
         at = self.oldest_figure_at
         return None if at is None else round(max((self.now() - at).total_seconds(), 0.0), 1)
 
-    def health(self, interval: timedelta, *, refused: bool) -> tuple[Health, str]:  # noqa: PLR0911  # a ladder
-        """Return the health and the reason for it, "" where it is ok."""
+    def health(  # noqa: PLR0911  # a ladder
+        self, interval: timedelta, *, refused: bool, displaced: str | None = None
+    ) -> tuple[Health, str]:
+        """Return the health and the reason, "" where it is ok; `displaced`: how the database is gone."""
+        if displaced:
+            return "failing", f"{displaced}; the next run opens what is there"
         if refused:
             return "failing", "Billetweb refused the user or the key"
         if self.consecutive_failures >= FAILING_AFTER:

@@ -55,7 +55,7 @@ class Database:
             return
         held = Sqlite(self.url) if _is_sqlite(self.url) else Postgresql(self.url)
         try:
-            self._migrate(held)
+            held.opened(migrated=self._migrate(held))
         except BaseException as error:
             held.close()
             if isinstance(error, SQLAlchemyError):
@@ -111,31 +111,61 @@ class Database:
     @contextmanager
     def _transaction(self, held: Sqlite | Postgresql, *, write: bool) -> Iterator[Connection]:
         engine = held.writer if write else held.reader
+        _prove(held)
         try:
             with engine.execution_options(write=write).begin() as connection:
                 if write:
                     self._writers.add(get_ident())
                 yield connection
+                if write:
+                    _prove(held)  # or it would be committed to a file that nobody finds
         finally:
             self._writers.discard(get_ident())
 
-    def _migrate(self, held: Sqlite | Postgresql) -> None:
+    def _migrate(self, held: Sqlite | Postgresql) -> bool:
+        """Bring the tables up to date; tell whether they were not."""
         with self._transaction(held, write=True) as connection:
             revision = _known_revision(connection)
             if revision == schema.REVISION:
-                return
+                return False
             upgrade(connection, schema.REVISION)
-        held.migrated()
+        return True
 
-    def erased(self) -> bool:
-        """Leave no trace of what was erased in the files; tell whether that could be done."""
-        return self._held is None or self._held.erased()
+    def displacement(self) -> str | None:
+        """Return how what is open is not what is at its path; None while it is. Waits for nothing."""
+        held = self._held
+        return held.displacement() if held else None
+
+    def prove(self) -> None:
+        """Raise StoreError where what was written is lost, with a file that is not at its path any more."""
+        if self._held:
+            _prove(self._held)
+
+    def checkpoint(self) -> bool:
+        """Bring what was written or erased from SQLite's log into the file; tell whether that was done."""
+        return self._held is None or self._held.checkpoint()
 
     def close(self) -> None:
         """Close every connection and let the lock go."""
         held, self._held = self._held, None
         if held:
             held.close()
+
+
+def outdated(connection: Connection) -> str | None:
+    """Return how the tables are not this version's any more, None while they are. Raises StoreError."""
+    revision = _known_revision(connection)
+    if revision == schema.REVISION:
+        return None
+    return "another database is in its place, " + (
+        f"with an earlier schema ({revision})" if revision else "without the tables of syncd"
+    )
+
+
+def _prove(held: Sqlite | Postgresql) -> None:
+    """Raise StoreError where what is open is not what is at its path any more."""
+    if how := held.displacement():
+        raise StoreError(f"{how}; the next run opens what is there")
 
 
 def _is_sqlite(url: str) -> bool:

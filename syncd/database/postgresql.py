@@ -87,10 +87,13 @@ class Postgresql:
             raise AlreadyRunning(f"another syncd ({by}) holds {self.name}") from None
         connection.commit()
 
-    def migrated(self) -> None:
+    def opened(self, *, migrated: bool) -> None:
         """Do nothing: the server looks after its statistics itself."""
 
-    def erased(self) -> bool:
+    def displacement(self) -> None:
+        """Return None: a connection ends with its database."""
+
+    def checkpoint(self) -> bool:
         """Leave it to the server, whose vacuum overwrites what was erased."""
         return True
 

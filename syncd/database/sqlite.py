@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,12 +16,21 @@ from syncd.errors import StoreError
 
 BUSY_TIMEOUT_MS = 3000
 """How long a statement waits for another program's lock on the file: less than a stop may take."""
+MODE = 0o640
+"""Of a new file, as far as the umask allows it: its group may read it, where the service lets a site do so.
+Others may not, whatever the umask: it may hold people's addresses."""
+WAL_BYTES = 4 << 20
+"""What the write-ahead log shrinks to once nobody reads it: it gets no longer without readers, as SQLite
+empties it after 1,000 pages."""
 CACHE_KIB = 8192
 """SQLite's 2 MiB do not hold the indexes that an import of 100,000 attendees writes all over."""
 
 
 class Sqlite:
-    """A database file, held by a lock of its own."""
+    """A database file, held by a lock of its own.
+
+    An open file goes on taking rows when its name is gone: whoever writes asks for `displacement` before.
+    """
 
     def __init__(self, url: str) -> None:
         """Take the lock. Raises StoreError, and AlreadyRunning where another syncd has it."""
@@ -34,21 +44,51 @@ class Sqlite:
             self._lock.acquire()
         except OSError as error:
             raise StoreError(f"cannot lock {self.name}: {error.strerror}") from error
+        try:
+            self._files = {path_of(url): _made_private(path)}
+        except OSError as error:
+            self._lock.release()
+            raise StoreError(f"cannot open {self.name}: {error.strerror}") from error
         self.writer = engine(url)
         self.reader = self.writer
+        event.listen(self.writer, "do_connect", self._prove)
 
-    def migrated(self) -> None:
-        """Let SQLite look at what a migration made of the file."""
-        with suppress(SQLAlchemyError), self.writer.connect() as connection:
-            connection.exec_driver_sql("PRAGMA optimize")
+    def opened(self, *, migrated: bool) -> None:
+        """Note which files are open; let SQLite look at what a migration made of them."""
+        log = self._path.with_name(self._path.name + "-wal")
+        if identity := _identity(log):  # there is none on a file system without shared memory
+            self._files[log] = identity
+        if migrated:
+            with suppress(SQLAlchemyError), self.writer.connect() as connection:
+                connection.exec_driver_sql("PRAGMA optimize")
 
-    def erased(self) -> bool:
-        """Empty the write-ahead log, which still holds what was erased in the file.
+    def displacement(self) -> str | None:
+        """Return how what is at the files' paths is not what is open; None while it is. Waits for nothing."""
+        for path, opened in self._files.items():
+            found = _identity(path)
+            if found != opened:
+                became = "removed" if found is None else "replaced by another"
+                return f"the file {path} was {became} while it was open"
+        return None if self._lock.is_held else f"the lock of {self.name} was removed while it was held"
 
-        Tell whether that was done: it cannot be while somebody reads the file.
+    def _prove(self, *_: object) -> None:
+        """Refuse to connect to another file than the other connections."""
+        if how := self.displacement():
+            raise StoreError(how)
+
+    def checkpoint(self) -> bool:
+        """Empty the write-ahead log, which grows while somebody reads; tell whether that was done.
+
+        It cannot be while somebody reads the file; nobody is waited for.
         """
-        with suppress(sqlite3.Error), closing(self.writer.raw_connection()) as connection:
-            is_busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        unable = suppress(sqlite3.Error, SQLAlchemyError, StoreError)
+        with unable, closing(self.writer.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA busy_timeout = 0")
+            try:
+                is_busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             return not is_busy
         return False
 
@@ -57,11 +97,43 @@ class Sqlite:
 
         The file is left without a write-ahead log: who may only read it could not open it otherwise.
         """
+        is_ours = self.displacement() is None
         self.writer.dispose()
-        file = f"{self._path.as_uri()}?mode=rw"
-        with suppress(sqlite3.Error), closing(sqlite3.connect(file, uri=True, timeout=0)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")  # fails where somebody reads just now
+        if is_ours:
+            file = f"{self._path.as_uri()}?mode=rw"
+            with suppress(sqlite3.Error), closing(sqlite3.connect(file, uri=True, timeout=0)) as connection:
+                connection.execute("PRAGMA journal_mode = DELETE")  # fails where somebody reads just now
         self._lock.release()
+
+
+def _made_private(path: Path) -> tuple[int, int]:
+    """Return which file it is; one that is not there is made, and not for everybody. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+    except FileExistsError:
+        found = path.stat()
+        if found.st_mode & 0o007:
+            # Not narrowed: a site by another user may live on it, and would be cut off by an upgrade.
+            logger.bind(event="database.open_to_all").warning(
+                "every user of this machine may read {}, which may hold people's names and addresses;"
+                " `chmod o= {}` ends that, where nobody needs it",
+                path,
+                path,
+            )
+    else:
+        os.fchmod(fd, os.fstat(fd).st_mode & 0o777 | 0o600)  # a umask may take even the owner's own right
+        found = os.fstat(fd)
+        os.close(fd)
+    return found.st_dev, found.st_ino
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return which file is at a path, None where none can be found."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def path_of(url: str) -> Path:
@@ -92,6 +164,7 @@ def engine(url: str, *, read_only: bool = False) -> Engine:
             connection.execute("PRAGMA query_only = ON")
             return
         connection.execute("PRAGMA journal_mode = WAL")  # which the file keeps
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file too
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")

@@ -37,11 +37,11 @@ class TooManyEvents(SyncdError):
 
 
 class _Entry:
-    """A run that somebody may wait for. `first_id` is the one that it had before it was on record."""
+    """A run that somebody may wait for. `ids` are those that it had before, on no record or a lost one."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.first_id = run.id
+        self.ids = {run.id}
         self.ended = asyncio.Event()
         self.watchers: list[asyncio.Queue[Progress | None]] = []
 
@@ -123,9 +123,18 @@ class Runner:
             )
 
     def find(self, run_id: int) -> Run | None:
-        """Return a run that is queued, in progress or ended not long ago, by either of its ids."""
-        found = (entry.run for entry in self._recent if run_id in (entry.run.id, entry.first_id))
-        return next(found, None)
+        """Return a run that is queued, in progress or ended not long ago, by any of its ids."""
+        entries = [*self._recent]
+        found = [entry for entry in entries if entry.run.id == run_id]
+        found += [entry for entry in entries if run_id in entry.ids]
+        return found[0].run if found else None
+
+    def renumber(self, run: Run) -> None:
+        """Give a run an id of this process alone again: the record that gave it one is gone."""
+        if entry := self._entry(run):
+            entry.ids.add(run.id)
+        self._requested += 1
+        run.id = -self._requested
 
     async def wait(self, run: Run, seconds: float | None = None) -> None:
         """Return when the run has ended, or when the time is over; None: however long it takes."""

@@ -1,0 +1,106 @@
+"""What lies on the disk: who may read it, and how much of it there is."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import LogLines, Rig
+
+from syncd.database.engine import Database
+from syncd.database.sqlite import WAL_BYTES
+
+pytestmark = pytest.mark.sqlite_only("a server looks after its own files")
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {file.name: oct(file.stat().st_mode & 0o777) for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("mask", "mode"),
+    [
+        (0o000, "0o640"),
+        (0o022, "0o640"),
+        (0o002, "0o640"),
+        (0o027, "0o640"),
+        (0o077, "0o600"),
+        (0o777, "0o600"),
+    ],
+)
+def test_peoples_addresses_are_for_all_to_read(tmp_path: Path, mask: int, mode: str) -> None:
+    """The file and those beside it are never for others; for the group where the umask leaves it that."""
+    with umask(mask):
+        database = Database(f"sqlite:///{tmp_path}/syncd.db")
+        database.open()
+        with database.begin(write=True) as connection:
+            connection.exec_driver_sql("INSERT INTO syncd_state VALUES ('paused', 'true')")
+        open_ = modes(tmp_path)
+        database.close()
+        closed = modes(tmp_path)
+    files = {"syncd.db": mode, "syncd.db.lock": "0o600"}
+    assert open_ == files | {"syncd.db-wal": mode, "syncd.db-shm": mode}
+    assert closed == files
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [(0o644, 1), (0o604, 1), (0o666, 1), (0o640, 0), (0o660, 0), (0o600, 0)]
+)
+def test_a_file_that_all_may_read_is_passed_over(
+    tmp_path: Path, log_lines: LogLines, mode: int, told: int
+) -> None:
+    """The log says so at the start; the mode stays, since a site may live on it."""
+    path = tmp_path / "syncd.db"
+    for _ in range(2):
+        log_lines.clear()
+        database = Database(f"sqlite:///{path}")
+        database.open()
+        database.close()
+        path.chmod(mode)
+    assert len(log_lines.of("database.open_to_all")) == told
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_the_log_stays_as_long_as_the_longest_query_made_it(rig: Rig) -> None:
+    """What a reader kept from being emptied is let go with the first run after it."""
+    rig.run()
+    path = Path(rig.url.removeprefix("sqlite:///"))
+    log = path.with_name(path.name + "-wal")
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM syncd_changes").fetchall()
+        rows = [(number, "x" * 4000) for number in range(4000)]
+        with closing(sqlite3.connect(path)) as writer, writer:
+            writer.execute("CREATE TABLE theirs (number, text)")
+            writer.executemany("INSERT INTO theirs VALUES (?, ?)", rows)
+        assert rig.run().outcome == "ok"
+        assert log.stat().st_size > 3 * WAL_BYTES
+    assert rig.run().outcome == "ok"
+    assert log.stat().st_size <= WAL_BYTES
+
+
+def test_a_reader_at_each_runs_end_lets_the_log_grow_for_ever(rig: Rig) -> None:
+    """A log that is never quite empty is cut back as soon as SQLite begins it anew."""
+    rig.run()
+    path = Path(rig.url.removeprefix("sqlite:///"))
+    with rig.account.database.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_size_limit").scalar() == WAL_BYTES
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM syncd_changes").fetchall()
+        with rig.account.database.begin(write=True) as connection:
+            connection.exec_driver_sql("INSERT INTO syncd_requests VALUES (1)")
+        assert not rig.account.database.checkpoint()
+        reader.execute("COMMIT")
+        assert rig.account.database.checkpoint()
