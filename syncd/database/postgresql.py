@@ -1,14 +1,18 @@
 """PostgreSQL's side of the database: one connection that writes and holds the lock, a few that read.
 
+What a session is told as it begins may be refused or ignored on the way, by a pooler say, and roles and
+databases have settings of their own. So what syncd needs is set by statements, and looked at afterwards.
 psycopg is imported where a URL needs it, and not before: it is optional, and heavy.
 """
 
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, NullPool, create_engine, event, text
+from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
-from syncd.errors import AlreadyRunning, ConfigError
+from syncd.errors import AlreadyRunning, ConfigError, StoreError
 
 LOCK_TIMEOUT_S = 3
 """How long a statement waits for another program's lock: less than a stop may take."""
@@ -30,7 +34,24 @@ SESSION = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-READING = {"default_transaction_read_only": "on", "default_transaction_isolation": r"repeatable\ read"}
+"""What a session is set to, where `options` in the URL say nothing else."""
+NEEDED = {
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+    "client_encoding": "UTF8",
+    "timezone": "UTC",
+    "datestyle": "ISO",  # psycopg reads instants in no other
+    "extra_float_digits": "3",  # every digit, also before PostgreSQL 12
+    "standard_conforming_strings": "on",
+}
+"""What a session is set to, whatever the URL says: what is written and read would else be another value."""
+READING = {"default_transaction_read_only": "on", "default_transaction_isolation": "repeatable read"}
+WRITING = {"default_transaction_isolation": "read committed"}
+UNUSABLE = re.compile("25006|57P0.|08...")
+"""Errors by which a connection is no good any more: the server has become read-only, or ends it."""
+POOLED = (
+    "a pooler in transaction mode is in between: each transaction would get another session, without syncd's"
+    " settings and its lock; set pool_mode = session for this database, or connect to the server itself"
+)
 LOCK = "hashtextextended('syncd in ' || coalesce(current_schema(), ''), 0)"
 """The advisory lock's number: one mirror in each schema."""
 HOLDER = f"""
@@ -39,7 +60,9 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND (classid::bigint << 32) | objid::bigint = {LOCK}
 """  # noqa: S608 - a constant
-NEEDED = "psycopg and libpq: pip install 'psycopg[binary]', or with the Debian package apt-get install libpq5"
+INSTALL = (
+    "psycopg and libpq: pip install 'psycopg[binary]', or with the Debian package apt-get install libpq5"
+)
 LOCK_NOT_AVAILABLE = "55P03"
 NOTICE_CLIENT_GONE = """
 SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'
@@ -59,22 +82,28 @@ class Postgresql:
     def __init__(self, url: str) -> None:
         """Prepare both pools; nothing is connected yet. ConfigError where psycopg is missing."""
         self.name = f"the database {make_url(url).render_as_string(hide_password=True)}"
+        self._schema: str | None = None
         # One transaction writes at a time. Of what reads, a run takes one, status and syncctl two; two
         # more for a moment. A connection costs the server some MiB and there are a hundred by default.
-        self.writer = _engine(url, pool_size=1, max_overflow=0, pool_timeout=LOCK_TIMEOUT_S)
-        self.reader = _engine(url, READING, pool_size=3, max_overflow=2, pool_timeout=5)
-        event.listen(self.writer, "do_connect", self._connect)
+        self.writer = _engine(
+            url, WRITING, self._hold, writes=True, pool_size=1, max_overflow=0, pool_timeout=LOCK_TIMEOUT_S
+        )
+        self.reader = _engine(url, READING, self._agree, pool_size=3, max_overflow=2, pool_timeout=5)
+        # Where the one that writes was no good any more, the server may be another one now.
+        event.listen(self.writer, "invalidate", lambda *_: self.reader.dispose())
 
-    def _connect(self, dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
-        connection = dialect.connect(*args, **parameters)
-        try:
-            self._hold(dialect, connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def _agree(self, _dialect: Dialect, connection: Any) -> None:
+        """Refuse a session in another schema than the first one's: a role's search_path may be changed."""
+        (schema,) = connection.execute("SELECT current_schema()").fetchone()
+        connection.commit()
+        self._schema = self._schema or schema
+        if schema != self._schema:
+            raise StoreError(
+                f"search_path leads to the schema {schema} now, and not to {self._schema} any more"
+            )
 
     def _hold(self, dialect: Dialect, connection: Any) -> None:
+        self._agree(dialect, connection)
         try:
             connection.execute(NOTICE_CLIENT_GONE)
             connection.execute(f"SELECT pg_advisory_lock({LOCK})")
@@ -104,8 +133,8 @@ class Postgresql:
 
 
 def engine(url: str) -> Engine:
-    """Return an engine that reads, and keeps no connection."""
-    return _engine(url, READING, poolclass=NullPool)
+    """Return an engine that reads, keeps no connection, and refuses where syncd could not write."""
+    return _engine(url, READING, writes=True, poolclass=NullPool)
 
 
 def obstacle(connection: Connection, revision: str | None) -> str | None:
@@ -128,24 +157,125 @@ def obstacle(connection: Connection, revision: str | None) -> str | None:
     return None if may_stage else f"the user {user} lacks the right TEMPORARY on the database"
 
 
-def _engine(url: str, session: dict[str, str] | None = None, **pool: Any) -> Engine:
+def _engine(
+    url: str,
+    session: Mapping[str, str],
+    prepare: Callable[[Dialect, Any], None] = lambda *_: None,
+    *,
+    writes: bool = False,
+    **pool: Any,
+) -> Engine:
+    """Return an engine whose sessions are set and looked at before they are used; `prepare` comes last."""
+    address, asked = _taken_apart(make_url(url))
     try:
-        return create_engine(
-            _completed(make_url(url), {**SESSION, "lock_timeout": f"{LOCK_TIMEOUT_S}s", **(session or {})}),
-            hide_parameters=True,
-            use_native_hstore=False,
-            pool_pre_ping=True,
-            **pool,
+        made = create_engine(
+            address, hide_parameters=True, use_native_hstore=False, pool_pre_ping=True, **pool
         )
     except ImportError as error:
         raise ConfigError(
-            [f"database.url: PostgreSQL needs {NEEDED} ({str(error).splitlines()[0]})"]
+            [f"database.url: PostgreSQL needs {INSTALL} ({str(error).splitlines()[0]})"]
         ) from None
 
+    @event.listens_for(made, "do_connect")
+    def connect(dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
+        connection = dialect.connect(*args, **parameters)
+        try:
+            if writes:
+                _refuse_pooler(connection, lambda: dialect.connect(*args, **parameters))
+            _set(connection, {**SESSION, **asked, **NEEDED})
+            _prove(connection, asked.get("search_path"), writes=writes)
+            _set(connection, session)
+            prepare(dialect, connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-def _completed(url: URL, session: dict[str, str]) -> URL:
-    """Return the URL with all that it leaves open; what it says itself counts, but for the time zone."""
-    ours = [f"-c {name}={value}" for name, value in session.items()]
-    theirs = url.normalized_query.get("options", ())
-    options = " ".join([*ours, *theirs, "-c timezone=UTC"])
-    return url.set(drivername="postgresql+psycopg", query={**CONNECTION, **url.query, "options": options})
+    @event.listens_for(made, "handle_error")
+    def drop(context: ExceptionContext) -> None:
+        if UNUSABLE.fullmatch(getattr(context.original_exception, "sqlstate", None) or ""):
+            context.is_disconnect = True
+
+    return made
+
+
+def _taken_apart(url: URL) -> tuple[URL, dict[str, str]]:
+    """Return the URL with what libpq is told, and the settings among its `options`, which statements set.
+
+    A pooler would refuse or ignore them there. Whatever else stands among them is left in the URL.
+    """
+    asked: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(re.findall(r"(?:\\.|[^\s\\])+", " ".join(url.normalized_query.get("options", ()))))
+    for word in words:
+        setting = next(words, "") if word == "-c" else word.removeprefix("--").removeprefix("-c")
+        name, is_one, value = setting.partition("=")
+        if is_one and word.startswith(("-c", "--")):
+            asked[name.replace("-", "_").lower()] = re.sub(r"\\(.)", r"\1", value)
+        else:
+            rest.append(word)
+    # Empty, and not left out: libpq would take $PGOPTIONS.
+    query = {**CONNECTION, **url.query, "options": " ".join(rest)}
+    return url.set(drivername="postgresql+psycopg", query=query), asked
+
+
+def _refuse_pooler(connection: Any, connect: Callable[[], Any]) -> None:
+    """Raise StoreError where transactions of one connection get sessions of many.
+
+    A pooler has a process id of its own to tell. In session mode two connections have two sessions; in
+    transaction mode the second gets the first one's, or takes it away.
+    """
+    session = _process_id(connection)
+    connection.commit()
+    if session == connection.info.backend_pid:
+        return
+    other = connect()
+    try:
+        is_shared = (
+            _process_id(other) == session
+        )  # its transaction stays open, and with it the session its own
+        if is_shared or _process_id(connection) != session:
+            raise StoreError(POOLED)
+        connection.commit()
+    finally:
+        other.close()
+
+
+def _process_id(connection: Any) -> int:
+    (process_id,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return int(process_id)
+
+
+def _set(connection: Any, settings: Mapping[str, str]) -> None:
+    """Set a session; raise StoreError where it is not so in the next transaction."""
+    words = [word for setting in settings.items() for word in setting]
+    made = ", ".join(["set_config(%s, %s, false)"] * len(settings))
+    wanted = connection.execute(f"SELECT {made}", words).fetchone()
+    connection.commit()
+    looked = ", ".join(["current_setting(%s)"] * len(settings))
+    found = connection.execute(f"SELECT {looked}", [*settings]).fetchone()
+    connection.commit()
+    lost = [name for name, want, is_ in zip(settings, wanted, found, strict=True) if want != is_]
+    if lost:
+        raise StoreError(f"the session does not keep what it is set to ({', '.join(lost)}): {POOLED}")
+
+
+def _prove(connection: Any, search_path: str | None, *, writes: bool) -> None:
+    """Raise StoreError where the session is none that syncd can use."""
+    is_standby, read_only, user, schema = connection.execute(
+        "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only'), current_user,"
+        " current_schema()"
+    ).fetchone()
+    connection.commit()
+    if is_standby:
+        raise StoreError("the server is a standby, which takes no writes; the URL must lead to the primary")
+    if writes and read_only == "on":
+        raise StoreError(
+            f"the database is read-only for the user {user} (default_transaction_read_only is on);"
+            " set it off for this user, or find out why it was set: of a full disk, say"
+        )
+    if search_path:
+        first = search_path.split(",")[0].strip()
+        wanted = first.strip('"') if first.startswith('"') else first.lower()
+        if wanted not in ("$user", schema):
+            raise StoreError(f"the schema {wanted} of search_path is not there, or not for the user {user}")

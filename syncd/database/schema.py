@@ -47,8 +47,10 @@ class Instant(TypeDecorator[datetime]):
         return _sqlite_instant if dialect.name == "sqlite" else _instant
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Make it aware again: SQLite's type forgets the zone, PostgreSQL's names it in another way."""
-        return None if value is None else value.replace(tzinfo=UTC)
+        """Make it aware, as SQLite's type forgets the zone; convert PostgreSQL's, of whatever zone."""
+        if value is None or value.tzinfo is UTC:
+            return value
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _instant(value: datetime | None) -> str | None:
