@@ -185,9 +185,9 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
             refusal = asyncio.run(_ask_billetweb(config))
             if refusal:
                 code = EXIT_OF[ConfigError] if isinstance(refusal, AuthError) else code or 1
-                problems.append(f"Billetweb: {redact(str(refusal))}")
+                problems.append(f"Billetweb: {refusal}")
     for problem in problems:
-        print(problem, file=sys.stderr)  # noqa: T201
+        print(redact(problem), file=sys.stderr)  # noqa: T201
     if not problems:
         print(f"{arguments.config} is good{', and Billetweb answers' if arguments.online else ''}")  # noqa: T201
     return code
@@ -237,7 +237,7 @@ def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
 def secrets(config: Config) -> list[str]:
     """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
-    return [config.key.value, token, engine.password(config.database.url), config.heartbeat.url or ""]
+    return [config.key.value, token, *engine.secrets(config.database.url), config.heartbeat.url or ""]
 
 
 def _duration(value: str) -> timedelta:

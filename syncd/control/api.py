@@ -5,7 +5,7 @@ They are handed the daemon's verbs and know nothing of how these are done.
 
 import pwd
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -96,10 +96,15 @@ class Refusal(Exception):  # an answer, not a fault
         self.code = code
 
 
-def application(verbs: Verbs, *, most_waiting: int = MOST_WAITING) -> Starlette:
-    """Return the ASGI application that answers by these verbs; `most_waiting` may wait for a run at once."""
+def application(
+    verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int = MOST_WAITING
+) -> Starlette:
+    """Return the ASGI application that answers by these verbs.
+
+    What went wrong is told through `redact`; `most_waiting` may wait for a run at once.
+    """
     routes = _Routes(verbs, most_waiting)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/status", routes.status),
             Route("/v1/runs", routes.runs, methods=["GET", "POST"]),
@@ -121,6 +126,8 @@ def application(verbs: Verbs, *, most_waiting: int = MOST_WAITING) -> Starlette:
             Exception: _apologise,
         },
     )
+    app.state.redact = redact
+    return app
 
 
 class _Routes:
@@ -314,7 +321,7 @@ async def _apologise(_request: Request, _bug: Exception) -> Response:
 STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503}
 
 
-async def _refuse_syncd(_request: Request, error: Exception) -> Response:
+async def _refuse_syncd(request: Request, error: Exception) -> Response:
     assert isinstance(error, SyncdError)
     status = next((code for kind, code in STATUS_OF.items() if isinstance(error, kind)), 409)
-    return error_answer(status, error.kind, str(error))
+    return error_answer(status, error.kind, request.app.state.redact(str(error)))

@@ -140,7 +140,7 @@ class Daemon:
 
     def _application(self) -> Starlette:
         most = int(WAITING_SHARE * connections_at_most())
-        return application(self, most_waiting=most)
+        return application(self, self._redact, most_waiting=most)
 
     def _feed_watchdog(self, path: Path) -> None:
         if self._feed_every_s:

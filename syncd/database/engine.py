@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 VERSION_TABLE = "syncd_schema"
 """Not Alembic's usual name: the database may be a site's own, with migrations of its own."""
+SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
+"""Parameters of libpq's that are secret; a URL may have them behind its question mark."""
 
 
 class Database:
@@ -53,7 +55,7 @@ class Database:
         """
         if self._held:
             return
-        held = Sqlite(self.url) if _is_sqlite(self.url) else Postgresql(self.url)
+        held = Sqlite(self.url) if _is_sqlite(self.url) else Postgresql(self.url, masked(self.url))
         try:
             held.opened(migrated=self._migrate(held))
         except BaseException as error:
@@ -173,13 +175,18 @@ def _is_sqlite(url: str) -> bool:
 
 
 def masked(url: str) -> str:
-    """Return the URL with its password masked."""
-    return make_url(url).render_as_string(hide_password=True)
+    """Return the URL with its passwords masked."""
+    made = make_url(url)
+    hidden = {name: "***" for name in SECRET_PARAMETERS if name in made.query}
+    shown = made.update_query_dict(hidden).render_as_string(hide_password=True)
+    return shown.replace("%2A%2A%2A", "***")
 
 
-def password(url: str) -> str:
-    """Return the password in the URL, "" where there is none."""
-    return make_url(url).password or ""
+def secrets(url: str) -> list[str]:
+    """Return the passwords in the URL."""
+    made = make_url(url)
+    parameters = [word for name in SECRET_PARAMETERS for word in made.normalized_query.get(name, ())]
+    return [made.password or "", *parameters]
 
 
 def reason(error: SQLAlchemyError) -> str:
@@ -222,9 +229,26 @@ def _trouble(url: str) -> str | None:
     try:
         with engine.connect() as connection:
             revision = _known_revision(connection)
-            return None if is_file else postgresql.obstacle(connection, revision)
+            trouble = None if is_file else postgresql.obstacle(connection, revision)
+            lacking = _lacking(connection) if revision == schema.REVISION else ""
     finally:
         engine.dispose()
+    if trouble or not lacking:
+        return trouble
+    return f"missing, though syncd made it: {lacking}; restore a backup, or begin with an empty database"
+
+
+def _lacking(connection: Connection) -> str:
+    """Return which tables, columns and views of this version are not there, "" where all are."""
+    found = inspect(connection)
+    tables, views = {*found.get_table_names()}, {*found.get_view_names()}
+    lacking = [f"the table {name}" for name in schema.metadata.tables if name not in tables]
+    for name in schema.metadata.tables.keys() & tables:
+        columns = {column["name"] for column in found.get_columns(name)}
+        needed = schema.metadata.tables[name].columns.keys()
+        lacking += [f"the column {name}.{column}" for column in needed if column not in columns]
+    lacking += [f"the view {name}" for name in schema.VIEWS if name not in views]
+    return ", ".join(sorted(lacking))
 
 
 def _known_revision(connection: Connection) -> str | None:

@@ -79,9 +79,12 @@ class Postgresql:
     happened, which takes the lock again.
     """
 
-    def __init__(self, url: str) -> None:
-        """Prepare both pools; nothing is connected yet. ConfigError where psycopg is missing."""
-        self.name = f"the database {make_url(url).render_as_string(hide_password=True)}"
+    def __init__(self, url: str, name: str) -> None:
+        """Prepare both pools; nothing is connected yet. ConfigError where psycopg is missing.
+
+        `name` is the URL as it may be shown.
+        """
+        self.name = f"the database {name}"
         self._schema: str | None = None
         # One transaction writes at a time. Of what reads, a run takes one, status and syncctl two; two
         # more for a moment. A connection costs the server some MiB and there are a hundred by default.

@@ -34,6 +34,7 @@ from sqlalchemy import (
 
 REVISION = "0005"
 """The migration that this version of syncd works with."""
+VIEWS = ("syncd_availability", "syncd_orders")
 
 
 class Instant(TypeDecorator[datetime]):

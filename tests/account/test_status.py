@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from conftest import MakeConfig, WaitedFor, rig_on
 
 from syncd.account.record import Past
 from syncd.account.status import Facts, Health, budget_status, last_error
@@ -295,3 +296,17 @@ def test_the_last_error_is_one_line_and_goes_with_an_ok_run(
         for message in messages:
             run.add_error(RunError("event 9", "transport", message))
     assert last_error(run) == expected
+
+
+@pytest.mark.parametrize("stepped", [timedelta(days=-400), timedelta(seconds=-61), timedelta(days=400)])
+def test_a_clock_that_is_set_makes_a_process_younger(make_config: MakeConfig, stepped: timedelta) -> None:
+    """How long the daemon has been up is counted by a clock that only ever grows."""
+    clock = WaitedFor(START)
+    with rig_on(make_config(), clock) as rig:
+        rig.run()
+        clock.now_s += 60
+        clock._at = START + stepped
+        status = rig.account.status()
+        assert status.uptime_s == 60.0
+        assert status.started_at == START
+        assert (status.oldest_figure_age_s or 0) >= 0

@@ -94,6 +94,48 @@ def test_socket_that_cannot_be_made_passes_check(home: Path, base_url: str, caps
         assert problems[0].startswith(said.format(home))
 
 
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        (
+            "DROP VIEW syncd_orders; DROP TABLE billetweb_attendees",
+            "table billetweb_attendees, the view syncd_orders",
+        ),
+        ("DROP TABLE syncd_cursors", "the table syncd_cursors"),
+        ("DROP TABLE syncd_state; CREATE TABLE syncd_state (name TEXT)", "the column syncd_state.value"),
+        ("ALTER TABLE syncd_runs DROP COLUMN accepted", "the column syncd_runs.accepted"),
+        ("DROP VIEW syncd_availability", "the view syncd_availability"),
+    ],
+)
+def test_dropped_table_passes_check(
+    home: Path, base_url: str, capsys: Capsys, statement: str, what: str
+) -> None:
+    """Each table, column and view that syncd made and that is not there is told."""
+    path = write_config(home, base_url)
+    assert main(["once", "--config", str(path)]) == 0
+    capsys.readouterr()
+    assert check(path, capsys) == (0, [])
+    for each in statement.split("; "):
+        query(url_at(home / "syncd.db"), each)
+    code, [problem] = check(path, capsys)
+    assert code == 69
+    assert problem.startswith("database.url: missing, though syncd made it: the ")
+    assert what in problem
+
+
+@pytest.mark.sqlite_only("about the name of a folder")
+def test_secret_in_problem_of_check(home: Path, base_url: str, capsys: Capsys) -> None:
+    """No problem is printed with a secret, whichever part of syncd tells it."""
+    tables = {
+        "database": {"url": f"sqlite:///{home}/canary-key/x.db"},
+        "control": {"socket": f"{home}/canary-key/s"},
+    }
+    code, problems = check(write_config(home, base_url, tables, key="canary-key"), capsys)
+    assert (code, len(problems)) == (78, 2)
+    for problem in problems:
+        assert f"{home}/*** does not exist" in problem
+
+
 def test_later_version_wrote_the_database(home: Path, base_url: str, capsys: Capsys) -> None:
     """A database of a later syncd is refused with that advice, by `check` and by `once`."""
     path = write_config(home, base_url)

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from support.control_stub import Stub, refused, serving
+from support.control_stub import SECRET, Stub, refused, serving
 from support.processes import short_folder
 
 import syncd
-from syncd.errors import ConfigError, StoreError
+from syncd.errors import AlreadyRunning, ConfigError, StoreError
 from syncd.model import Peer
 from syncd.run.runner import Stopping
 
@@ -339,6 +339,27 @@ def test_what_the_daemon_refuses_is_told_with_its_reason(
     (answer,) = answers(path, stub, request_)
     assert refused(answer) == expected
     assert answer.json()["error"]["message"] == str(fault)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        StoreError(f"no such table: {SECRET}"),
+        StoreError("connection failed: host=db password=hunter2-is-secret"),
+        StoreError("cannot open postgresql://syncd:hunter2-is-secret@db/x"),
+        ConfigError([f"billetweb.base_url: https://b/?key={SECRET}", f"and {SECRET}"]),
+        AlreadyRunning(f"another syncd holds {SECRET}"),
+        Stopping(f"stopping {SECRET}"),
+    ],
+)
+def test_the_words_of_a_database_hold_a_secret(path: Path, fault: Exception) -> None:
+    """What went wrong is told without the secrets that the words of another program may repeat."""
+    stub = Stub()
+    stub.fault = fault
+    (answer,) = answers(path, stub, ("GET", "/v1/events"))
+    assert "***" in answer.json()["error"]["message"]
+    assert SECRET not in answer.text
+    assert "hunter2" not in answer.text
 
 
 def test_a_bug_is_one_clients_error_and_tells_no_secret(path: Path) -> None:

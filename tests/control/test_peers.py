@@ -165,7 +165,7 @@ def test_waiting_takes_the_last_place(path: Path, monkeypatch: pytest.MonkeyPatc
 
     async def main() -> None:
         control = server.ControlServer(path, mode=0o600, group=None)
-        serve = asyncio.create_task(control.serve(application(stub, most_waiting=2)))
+        serve = asyncio.create_task(control.serve(application(stub, str, most_waiting=2)))
         await control.up.wait()
         lines = b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         wait_s = b"GET /v1/runs/43?wait=60 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

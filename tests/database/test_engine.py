@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import BigInteger, Boolean, Float, Integer, Text, create_engine, inspect
 
 from syncd.database import schema
-from syncd.database.engine import VERSION_TABLE, Database, check, masked, upgrade
+from syncd.database.engine import VERSION_TABLE, Database, check, masked, secrets, upgrade
 from syncd.database.lock import FileLock
 from syncd.errors import AlreadyRunning, StoreError
 
@@ -482,4 +482,8 @@ def test_a_check_does_not_disturb_a_running_daemon(path: Path) -> None:
 def test_a_password_is_not_shown() -> None:
     """The URL that status and logs show has its password masked."""
     assert masked("postgresql+psycopg://site:canary@db/site") == "postgresql+psycopg://site:***@db/site"
+    url = "postgresql://site@db/site?sslmode=require&password=canary&sslpassword=canary-2"
+    assert masked(url) == "postgresql://site@db/site?password=***&sslmode=require&sslpassword=***"
+    assert [*filter(None, secrets(url))] == ["canary", "canary-2"]
+    assert [*filter(None, secrets("postgresql://a:b%40c@db/x"))] == ["b@c"]
     assert masked("sqlite:////var/lib/syncd/syncd.db") == "sqlite:////var/lib/syncd/syncd.db"

@@ -14,9 +14,11 @@ import syncd
 from syncd.account.status import Status
 from syncd.control.api import application
 from syncd.control.server import ControlServer
+from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
 
 Client = httpx.AsyncClient
+SECRET = "canary-of-the-daemon"
 START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 ENDED = Run(
     id=42,
@@ -145,7 +147,7 @@ class Stub:
 @contextlib.asynccontextmanager
 async def serving(path: Path, stub: Stub) -> AsyncIterator[Client]:
     server = ControlServer(path, mode=0o600, group=None)
-    task = asyncio.create_task(server.serve(application(stub)))
+    task = asyncio.create_task(server.serve(application(stub, Redactor([SECRET]))))
     await server.up.wait()
     try:
         async with Client(
