@@ -11,8 +11,11 @@ stays in `extra` under its wire name, next to the fields unknown here. Nothing t
 
 import codecs
 import hashlib
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
@@ -61,6 +64,7 @@ RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 3600.0
 SAID_MAX_CHARS = 160
 BAD_AT_MOST = 20
 """So many unusable rows are named, as many as a run keeps errors; the others are counted."""
+DIGITS_MAX = 40  # twice what any number here may have, and few enough to be counted with
 
 _TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error means, sent with 200 or not
 _CREDENTIAL = re.compile(KEY_IN_LINK + r"\S*|\b[0-9a-f]{16,}\b", re.IGNORECASE)  # Billetweb's keys are hex
@@ -190,8 +194,25 @@ def _document(body: bytes, kind: Any = Any) -> Any:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
         reason = str(error)
+    with suppress(ValueError, RecursionError):
+        return msgspec.json.decode(_spelled_out(text), type=kind)
     # Raised outside the handler, for the cause may hold a piece of the body.
     raise DecodeError(f"Billetweb's answer is not well-formed JSON: {reason}")
+
+
+def _spelled_out(body: bytes) -> bytes:
+    """Give JSON in which what is no number to anybody (1e400, NaN, 5,000 digits) is a text.
+
+    So one odd value is unreadable, and not the whole answer. Half of a pair of surrogates becomes "?".
+    Raises ValueError for what is no JSON, RecursionError where it is too deep.
+    """
+    document = json.loads(
+        body.decode(),
+        parse_float=lambda digits: number if math.isfinite(number := float(digits)) else digits,
+        parse_int=lambda digits: int(digits) if len(digits) <= DIGITS_MAX else digits,
+        parse_constant=str,
+    )
+    return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 
 
 def _not_an_array(document: object) -> str:
