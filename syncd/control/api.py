@@ -96,9 +96,7 @@ class Refusal(Exception):  # an answer, not a fault
         self.code = code
 
 
-def application(
-    verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int = MOST_WAITING
-) -> Starlette:
+def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int = MOST_WAITING) -> Starlette:
     """Return the ASGI application that answers by these verbs.
 
     What went wrong is told through `redact`; `most_waiting` may wait for a run at once.

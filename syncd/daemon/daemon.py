@@ -79,7 +79,7 @@ class Daemon:
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
         self._guard: threading.Timer | None = None
-        self._is_up = False
+        self._is_up = asyncio.Event()
         self._reload_waits = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -88,14 +88,23 @@ class Daemon:
     async def run(self) -> int:
         """Start, serve until a signal or a dead part, stop. The start raises AlreadyRunning, ConfigError."""
         self._loop = asyncio.get_running_loop()
+        settings = self._config.control
+        self._control = control = ControlServer(
+            settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
+        )
         signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, self._on_signal)
         try:
+            serving = asyncio.create_task(control.serve(self._application()), name="control server")
             try:
-                serving = await self._start()
+                await self._start(control, serving)
             except BaseException:
+                if control.up.is_set():
+                    control.stop()
+                else:
+                    serving.cancel()
+                await asyncio.wait({serving})
                 await self._account.close()
-                if self._control:
-                    self._control.remove()
+                control.remove()
                 raise
             code = await self._until_stopped(serving)
             await self._stop(serving, code)
@@ -103,23 +112,19 @@ class Daemon:
             signals.close()
         return code
 
-    async def _start(self) -> "asyncio.Task[None]":
-        settings = self._config.control
-        self._control = control = ControlServer(
-            settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
-        )
+    async def _start(self, control: ControlServer, serving: "asyncio.Task[None]") -> None:
+        """Answer at once, from memory, then open the database, which may take as long as others hold it."""
+        up = asyncio.create_task(control.up.wait())
+        await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         with self._extending():
             try:
                 await self._account.open()
             except StoreError as error:
                 logger.bind(event="error.database").error("{}; tried again with each run", error)
         self._account.runner.serve()
-        serving = asyncio.create_task(control.serve(self._application()), name="control server")
-        up = asyncio.create_task(control.up.wait())
-        await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         self._account.start()
         if self._stop_asked.is_set():
-            return serving
+            return
         every = f"every {format_duration(self._config.sync.interval.total_seconds())}"
         logger.bind(event="started").info(
             "syncd {} is up: runs {}, answers on {}, writes to {}",
@@ -133,10 +138,9 @@ class Daemon:
             )
             self._notifier.ready(STATUS=f"up, runs {every}{without}")
             self._feed_watchdog(control.path)
-        self._is_up = True
+        self._is_up.set()
         if self._reload_waits:
             self._on_hangup()
-        return serving
 
     def _application(self) -> Starlette:
         most = int(WAITING_SHARE * connections_at_most())
@@ -251,7 +255,7 @@ class Daemon:
         os._exit(code)
 
     def _on_hangup(self) -> None:
-        if not self._is_up:  # a reload ends with READY, which would be too early
+        if not self._is_up.is_set():  # a reload ends with READY, which would be too early
             self._reload_waits = True
             return
 
@@ -329,7 +333,8 @@ class Daemon:
         return self.status()
 
     async def reload(self) -> Status:
-        """Take a changed configuration over. Raises ConfigError, and then nothing has changed."""
+        """Take a changed configuration over, once syncd is up. Raises ConfigError, with nothing changed."""
+        await self._is_up.wait()
         self._notifier.reloading()
         try:
             config = await in_thread(self._load_config)
