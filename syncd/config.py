@@ -195,7 +195,7 @@ class _Problems:
 
 def _parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _content(path, 1 << 20).decode("utf-8-sig")  # the commented sample has 10 KB
         return tomllib.loads(text), _key_lines(text)
     except (OSError, ValueError, RecursionError) as error:
         at = re.search(r"\(at line (\d+)", str(error))
@@ -332,19 +332,25 @@ def _credential(name: str, environ: Mapping[str, str]) -> Path | None:
 
 def _short_text(path: Path, *, private: bool = False) -> str:
     """Return the text of a small regular file. Raises OSError, and ValueError that shows nothing of it."""
+    content = _content(path, 4096, private=private)  # a key has dozens of bytes, a URL hundreds
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("that file is not UTF-8 text") from None
+
+
+def _content(path: Path, most_bytes: int, *, private: bool = False) -> bytes:
+    """Return what a regular file holds. Raises OSError, and ValueError where it is none, or too long."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):  # a pipe would be waited for, a device may never end
         raise ValueError("that is not a regular file")
     if private and mode & (stat.S_IROTH | stat.S_IWOTH):
         raise ValueError("every user of this machine can open that file: run chmod o-rw on it")
     with path.open("rb") as file:
-        content = file.read(4097)
-    if len(content) > 4096:  # noqa: PLR2004 - a key has dozens of bytes, a URL hundreds
-        raise ValueError("that file is longer than 4096 bytes")
-    try:
-        return content.decode().strip()
-    except UnicodeDecodeError:
-        raise ValueError("that file is not UTF-8 text") from None
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"that file is longer than {most_bytes} bytes")
+    return content
 
 
 def _key(text: str, user: str | None) -> str:

@@ -166,12 +166,15 @@ class _Server(uvicorn.Server):
 
 def socket_obstacle(path: Path, group: str | None) -> str | None:
     """Return what keeps syncd from making its socket, None where nothing does. Changes nothing."""
-    if not path.parent.is_dir():
-        return f"control.socket: the folder {path.parent} does not exist"
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        return f"control.socket: the folder {path.parent} is not writable for this user"
-    if path.exists() and not path.is_socket():
-        return f"control.socket: {path} is there and no socket; remove it, or choose another"
+    try:
+        if not path.parent.is_dir():
+            return f"control.socket: the folder {path.parent} does not exist"
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            return f"control.socket: the folder {path.parent} is not writable for this user"
+        if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+            return f"control.socket: {path} is there and no socket; remove it, or choose another"
+    except OSError as error:  # a closed folder, too long a name
+        return f"control.socket: cannot make {path}: {error.strerror}"
     if group is not None:
         try:
             getgrnam(group)

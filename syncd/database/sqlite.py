@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import stat
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ class Sqlite:
         path = Path(os.path.realpath(path_of(url)))  # one lock for one file, whichever link leads to it
         self._path = path
         self.name = f"the database {path}"
-        if not path.parent.is_dir():
-            raise StoreError(f"the folder {path.parent} does not exist; create it, or change database.url")
+        if trouble := obstacle(path):
+            raise StoreError(f"{trouble}; mend that, or change database.url")
         self._lock = FileLock(path.with_name(path.name + ".lock"), self.name)
         try:
             self._lock.acquire()
@@ -143,11 +144,17 @@ def path_of(url: str) -> Path:
 
 def obstacle(path: Path) -> str | None:
     """Return why this user cannot have a database in that file."""
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist"
-    if not path.exists():
+    try:
+        if not path.parent.is_dir():
+            return f"the folder {path.parent} does not exist"
+        mode = path.stat().st_mode
+    except FileNotFoundError:
         writable = os.access(path.parent, os.W_OK | os.X_OK)
         return None if writable else f"the folder {path.parent} is not writable"
+    except OSError as error:  # a closed folder, a link that leads to itself, too long a name
+        return f"cannot use {path}: {error.strerror}"
+    if not stat.S_ISREG(mode):
+        return f"{path} is no regular file"
     writable = os.access(path, os.R_OK | os.W_OK)
     return None if writable else f"{path} is not readable and writable for this user"
 

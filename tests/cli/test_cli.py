@@ -1,9 +1,11 @@
 """The `syncd` commands that are no daemon: `check`, `once`, usage."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from support.processes import DaemonProcess, syncd, write_config
+from support.processes import SYNCD, DaemonProcess, syncd, write_config
 from support.real_databases import query, url_at
 
 from syncd import __version__
@@ -220,6 +222,61 @@ def test_once_beside_daemon_writes(home: Path, standin: StandIn, base_url: str) 
         before = len(standin.requests)
         assert main(["once", "--config", str(daemon.config)]) == 75
         assert len(standin.requests) == before
+
+
+WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+ODD_PATHS = ("", "/fifo", "/loop", "/loop/x", "/plain/x", "/closed/x", "/" + "x" * 300)
+
+
+@pytest.fixture
+def odd(home: Path) -> Path:
+    """Give a folder that holds what is no file to read or write, and a file that is no folder."""
+    folder = home / "odd"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo", 0o600)
+    (folder / "loop").symlink_to("loop")
+    (folder / "plain").touch(mode=0o600)
+    (folder / "closed").mkdir(mode=0)
+    return folder
+
+
+def unprivileged(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Return a finished `syncd` for which closed folders are closed, though the tests' user be root."""
+    is_root = os.geteuid() == 0
+    return syncd(*arguments, program=[*WITHOUT_RIGHTS, *SYNCD] if is_root else SYNCD)
+
+
+@pytest.mark.sqlite_only("about files")
+@pytest.mark.parametrize("tail", [*ODD_PATHS, "/dev/null", "/dev/zero", "/proc/x"])
+@pytest.mark.parametrize("key", ["key_file", "url", "socket"])
+def test_path_of_a_setting_is_a_traceback(home: Path, base_url: str, odd: Path, tail: str, key: str) -> None:
+    """Whatever stands at a path of the settings, `check` and `once` say in one line that it is no good."""
+    path = tail if tail.startswith(("/dev/", "/proc/")) else f"{odd}{tail}"
+    table, value = {
+        "key_file": ("billetweb", path),
+        "url": ("database", f"sqlite:///{path}"),
+        "socket": ("control", path),
+    }[key]
+    config = write_config(home, base_url, {table: {key: value}})
+    done = unprivileged("check", "--config", config)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == (69 if key == "url" else 78)
+    assert f"{table}.{key}" in line
+    if key != "socket":  # `once` makes none
+        done = unprivileged("once", "--config", config)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == (69 if key == "url" else 78)
+        assert "Traceback" not in line
+
+
+@pytest.mark.parametrize("tail", ODD_PATHS)
+@pytest.mark.parametrize("command", ["check", "once", "run"])
+def test_configuration_that_is_no_file_is_a_traceback(home: Path, odd: Path, tail: str, command: str) -> None:
+    """Whatever stands at `--config`, and is no file that can be read, is one line and exit code 78."""
+    done = unprivileged(command, "--config", f"{odd}{tail}")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "cannot be read: " in line
 
 
 def test_missing_configuration_is_a_traceback(home: Path) -> None:

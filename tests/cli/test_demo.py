@@ -4,12 +4,23 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.processes import PATIENCE_S, SYNCCTL, SYNCD, environment, eventually, short_folder
+import pytest
+from support.processes import (
+    PATIENCE_S,
+    SYNCCTL,
+    SYNCD,
+    environment,
+    eventually,
+    short_folder,
+    syncd,
+    write_config,
+)
 
 from syncd.standin.server import StandIn
 from syncd.standin.world import number
@@ -106,3 +117,93 @@ def test_kept_folder_is_removed() -> None:
         assert {"config.toml", "billetweb.key", "syncd.db"} <= {path.name for path in folder.iterdir()}
         assert not (folder / "syncd.sock").exists()
         assert (folder / "billetweb.key").stat().st_mode & 0o077 == 0
+
+
+FOREIGN = {
+    "config.toml": '[billetweb]\nuser = "777"\n',
+    "billetweb.key": "0123456789abcdef\n",
+    "syncd.db": "the database of a real account",
+    "syncd.db-wal": "what was not yet in it",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_demo_overwrites_what_it_did_not_make(name: str, is_link: bool) -> None:
+    """A folder with a file of somebody's where the demo would write is refused by name, and left as it is."""
+    with short_folder() as home:
+        path = home / "etc" / name
+        path.parent.mkdir()
+        real = home / "real" if is_link else path
+        real.write_text(FOREIGN[name])
+        if is_link:
+            path.symlink_to(real)
+        done = syncd("demo", "--dir", path.parent)
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (78, "")
+        assert f"--dir: {path} is there and was not made by a demo" in line
+        assert real.read_text() == FOREIGN[name]
+        assert [file.name for file in path.parent.iterdir()] == [name]
+
+
+def test_demo_takes_settings_made_of_its_own_for_its_own() -> None:
+    """Settings copied from a demo's and made real are somebody's, and so is a key put in place of its own."""
+    with short_folder() as home:
+        config = write_config(home, "https://www.billetweb.fr/api")
+        config.write_text(
+            f"# The demo's configuration. Change it and run: syncctl reload\n{config.read_text()}"
+        )
+        before = config.read_text()
+        assert f"{config} is there" in syncd("demo", "--dir", home).stderr
+        assert config.read_text() == before
+
+        config.write_text(before.replace("https://www.billetweb.fr", "http://127.0.0.1:1"))
+        (home / "billetweb.key").write_text(FOREIGN["billetweb.key"])
+        assert f"{home}/billetweb.key is there" in syncd("demo", "--dir", home).stderr
+        assert (home / "billetweb.key").read_text() == FOREIGN["billetweb.key"]
+
+
+def test_second_demo_spoils_the_first_one_s_settings() -> None:
+    """While a demo runs in a folder another one is turned away before it writes: exit code 75."""
+    with short_folder() as home, demo("--dir", str(home)) as screen:
+        screen.shows(r"In another terminal:\n")
+        before = (home / "config.toml").read_text()
+        done = syncd("demo", "--dir", home)
+        assert done.returncode == 75
+        assert f"holds the demo in {home}" in done.stderr
+        assert (home / "config.toml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/etc/passwd", "/etc/passwd/demo", "/dev/null", "/proc/demo", "/proc"),
+        *("{}/loop", "{}/loop/demo", "{}/" + "x" * 90, "/tmp/" + "x" * 300, "{}/what?", "{}/two\nlines"),
+    ],
+)
+def test_folder_that_is_none_is_a_traceback(path: str) -> None:
+    """Whatever is given as `--dir`, a demo that cannot be there says why in one line: exit code 78."""
+    with short_folder() as home:
+        (home / "loop").symlink_to("loop")
+        done = syncd("demo", "--dir", path.format(home))
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (78, "")
+        assert "CRITICAL --dir: " in line
+        assert [file.name for file in home.iterdir()] == ["loop"]
+
+
+def test_missing_temporary_folder_is_a_traceback() -> None:
+    """Without `--dir`, and without a place for a folder of its own, the demo says so in one line."""
+    program = [sys.executable, "-c", NOWHERE]
+    done = syncd("demo", program=program)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 78
+    assert "no temporary folder" in line
+    assert "choose one with --dir" in line
+
+
+NOWHERE = """
+import sys, tempfile, syncd.cli.main
+tempfile.tempdir = "/proc/none"
+sys.exit(syncd.cli.main.main())
+"""
