@@ -162,12 +162,16 @@ class Account:
         await in_thread(self.database.close)
 
     async def configure(self, config: Config) -> None:
-        """Take new settings over: those of the client now, or with the next run where one is in progress."""
+        """Take new settings over: those of the client now, or with the next run where one is in progress.
+
+        Raises ConfigError, with nothing changed, where the client cannot be made.
+        """
+        client = self._new_client(config)
         self.config = config
         self.runner.timeout = config.sync.run_timeout
         self.schedule.change(config.sync.interval, config.sync.jitter)
         self._limiter.per_minute = config.billetweb.requests_per_minute
-        before, self.client = self.client, self._new_client(config)
+        before, self.client = self.client, client
         self.client.succeed(before)
         if self._at_work is None or self._at_work.client is not before:
             await before.aclose()

@@ -7,14 +7,12 @@ exceptions leave as `errors.BilletwebError`. What the answers mean is `decode.py
 """
 
 import asyncio
-import ipaddress
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import IO, Literal, TypeVar
 
 import httpx
@@ -22,7 +20,7 @@ import stamina
 import stamina.instrumentation
 from loguru import logger
 
-from syncd import __version__
+from syncd import __version__, web
 from syncd.billetweb import decode
 from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, lay_down, named
 from syncd.billetweb.decode import Decoded, GaugeKey
@@ -94,7 +92,8 @@ class Billetweb:
         self.ahead = timedelta(0)
         self.requests = 0
         self.statuses: Counter[str] = Counter()
-        self._http = httpx.AsyncClient(
+        self._http = web.client(  # it follows no redirect: the credentials are for this host alone
+            config.base_url,
             base_url=config.base_url.rstrip("/"),
             auth=httpx.BasicAuth(config.user, key.value),
             headers={
@@ -102,9 +101,6 @@ class Billetweb:
                 "Accept": "application/json",
                 "Accept-Encoding": CODING,
             },
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none: they would only pile up
-            follow_redirects=False,  # the credentials are for this host alone
-            trust_env=not _is_loopback(config.base_url),  # a proxy is the operator's choice, not for loopback
         )
 
     def take_over(self, quiet: Quiet | None) -> None:
@@ -341,14 +337,6 @@ def _refusal(file: IO[bytes], status: int, retry_after: str | None, now: datetim
 
 def _timeouts(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(connect=min(10.0, seconds), read=seconds, write=10.0, pool=seconds)
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def tell_retry(details: stamina.instrumentation.RetryDetails) -> None:

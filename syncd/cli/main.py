@@ -17,7 +17,7 @@ import msgspec
 import stamina.instrumentation
 from loguru import logger
 
-from syncd import __version__, text
+from syncd import __version__, text, web
 from syncd.billetweb.client import Billetweb, tell_retry
 from syncd.billetweb.limiter import RateLimiter
 from syncd.config import Config, load
@@ -222,8 +222,14 @@ def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
-    """Return the configuration; from now on its secrets are masked and its log settings in force."""
+    """Return the configuration; from now on its secrets are masked and its log settings in force.
+
+    Raises ConfigError, with nothing changed, also for what of the environment cannot be used with it.
+    """
     config = load_config()
+    addresses = [config.billetweb.base_url, config.heartbeat.url]
+    if problems := web.problems(filter(None, addresses)):
+        raise ConfigError(problems)
     for secret in secrets(config):
         redact.add(secret)
     _log(config, redact)

@@ -21,8 +21,11 @@ def inherited_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
         return None
     if count != "1":
         raise ConfigError([f"systemd passed {count} sockets: syncd.socket must have one ListenStream="])
-    os.set_inheritable(FIRST_FD, False)
-    passed = socket.socket(fileno=FIRST_FD)
+    try:
+        os.set_inheritable(FIRST_FD, False)
+        passed = socket.socket(fileno=FIRST_FD)
+    except OSError as error:
+        raise ConfigError([f"$LISTEN_FDS: no socket was passed ({error.strerror})"]) from None
     is_stream = passed.family == socket.AF_UNIX and passed.type == socket.SOCK_STREAM
     has_path = str(passed.getsockname()).startswith("/")  # an abstract name is bytes
     if not (is_stream and has_path and passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):

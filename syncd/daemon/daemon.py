@@ -337,25 +337,24 @@ class Daemon:
         await self._is_up.wait()
         self._notifier.reloading()
         try:
-            config = await in_thread(self._load_config)
+            await self._take_over(await in_thread(self._load_config))
         except ConfigError as error:
             for problem in error.problems:
                 logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
             raise
-        else:
-            await self._take_over(config)
         finally:
             self._notifier.ready()
         return self.status()
 
     async def _take_over(self, config: Config) -> None:
-        if (config.database, config.control) != (self._config.database, self._config.control):
+        before = self._config
+        effective = structs.replace(config, database=before.database, control=before.control)
+        await self._account.configure(effective)
+        self._config = effective
+        if effective != config:
             logger.bind(event="reload.partly").warning(
                 "[database] and [control] take effect at the next start; until then the old settings stay"
             )
-            config = structs.replace(config, database=self._config.database, control=self._config.control)
-        self._config = config
-        await self._account.configure(config)
         logger.bind(event="reloaded").info("the configuration was read again")
 
     def metrics(self) -> bytes:

@@ -101,6 +101,7 @@ def _first_line(path: Path, timeout_s: float) -> bytes:
 def interval_s(environ: Mapping[str, str], pid: int) -> float | None:
     """Return how often to feed, half of what systemd allows (sd_watchdog_enabled(3)); None for never."""
     allowed_us = environ.get("WATCHDOG_USEC", "")
-    if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not allowed_us.isdecimal():
+    is_number = allowed_us.isdecimal() and len(allowed_us) < 20  # noqa: PLR2004 - an uint64 has no more
+    if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not is_number:
         return None
     return int(allowed_us) / 2e6 or None

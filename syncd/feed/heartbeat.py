@@ -7,6 +7,8 @@ import httpx
 import stamina
 from loguru import logger
 
+from syncd import web
+from syncd.errors import ConfigError
 from syncd.model import Run
 from syncd.threads import in_thread
 
@@ -34,17 +36,16 @@ async def ping(url: str | None, run: Run) -> None:
                 await _ask(target, rid=str(UUID(f"{abs(run.id):032d}")))
     except Exception as error:  # noqa: BLE001 - also what a proxy or certificate of the environment provokes
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        why = error if isinstance(error, ConfigError) else status or type(error).__name__
         logger.bind(event="heartbeat.failed", run=run.id, status=status).warning(
-            "the heartbeat was not received ({}); run {} is not affected",
-            status or type(error).__name__,
-            run.id,
+            "the heartbeat was not received ({}); run {} is not affected", why, run.id
         )
 
 
 async def _ask(target: str, *, rid: str) -> None:
-    context = await in_thread(httpx.create_ssl_context)  # reading the certificates takes its time
+    made = await in_thread(web.client, target, timeout=TIMEOUT_S)  # reading certificates takes its time
     async with (
-        httpx.AsyncClient(timeout=TIMEOUT_S, verify=context) as client,
+        made as client,
         asyncio.timeout(TIMEOUT_S),
         client.stream("GET", target, params={"rid": rid}) as answer,  # the body is of no interest
     ):

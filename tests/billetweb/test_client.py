@@ -16,7 +16,6 @@ from support.clients import KEY, NOW, client_of, received
 
 from syncd import __version__
 from syncd.billetweb import body as answers
-from syncd.billetweb import client as billetweb
 from syncd.billetweb.client import Billetweb
 from syncd.errors import (
     AuthError,
@@ -248,23 +247,6 @@ def test_proxy_would_see_the_requests_of_the_demo(base_url: str, monkeypatch: py
                 await client.events()
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("url", "is_loopback"),
-    [
-        ("http://localhost:8000/api", True),
-        ("http://127.8.9.1/api", True),
-        ("http://[::1]:8000/api", True),
-        ("https://www.billetweb.fr/api", False),
-        ("https://localhost.example.org/api", False),
-        ("https://127.0.0.1.example.org/api", False),
-        ("https://192.0.2.1/api", False),
-    ],
-)
-def test_host_would_be_taken_for_loopback(url: str, is_loopback: bool) -> None:
-    """Loopback is an address of this machine or its one name, and nothing that looks like it."""
-    assert billetweb._is_loopback(url) is is_loopback
 
 
 def test_cookies_pile_up(account: StandIn, base_url: str) -> None:

@@ -170,10 +170,27 @@ def test_unusable_address_would_end_the_daemon_s_task(lines: list[str], url: str
 def test_proxy_that_cannot_be_used_would_raise(
     monitor: Monitor, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setting of the environment that httpx refuses before it sends anything is a line as well."""
-    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
-    ping(monitor.url)
-    assert "was not received (ValueError)" in "".join(lines)
+    """A setting of the environment that cannot be used is a line as well, which names it."""
+    monkeypatch.setenv("ALL_PROXY", "gopher://user:secret@127.0.0.1:1")
+    ping(f"https://monitor.example.org/{SECRET}")
+    (line,) = lines
+    assert "was not received ($ALL_PROXY: is no address of a proxy" in line
+    assert "secret" not in line
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_proxy_would_learn_the_address_of_a_monitor_here(
+    monitor: Monitor, lines: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A monitor on this machine is asked itself, whatever proxy the environment names for others."""
+    with Monitor() as proxy:
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        ping(monitor.url)
+        assert proxy.received == []  # it is not even served: a connection would wait
+    assert len(monitor.received) == 1
+    assert lines == []
 
 
 def test_trickling_monitor_would_hold_the_task_for_ever(
