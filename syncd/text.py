@@ -5,6 +5,7 @@ Part of every start of `syncctl`, so it leans on light parts of the standard lib
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 NOTHING = "-"
+LONGEST = 4000
+"""So many characters of a text from outside fill a screen; two dozen such values fit a journal's datagram."""
+_HARMFUL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, those of one byte in Latin-1 too
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of writing
+    "\u2028\u2029\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # line ends, what is not seen
+    "\ud800-\udfff]"  # halves of characters, which no encoding has
+)
 _DURATION = r"(?:([0-9]{1,7})d)?(?:([0-9]{1,7})h)?(?:([0-9]{1,7})m)?(?:([0-9]{1,7})s)?"
 _COLOURS = {"ok": 32, "degraded": 33, "partial": 33, "cancelled": 33, "failing": 31, "failed": 31}
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -77,9 +86,49 @@ def moment(instant: str | None, now: datetime) -> str:
     return f"{f'in {distance}' if ahead_s > 0 else f'{distance} ago'} ({local_time(instant)})"
 
 
-def plain(text: str) -> str:
-    """Return `text` on one line and without characters that move a terminal's cursor or change its state."""
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+def harmless(text: str, most: int = LONGEST) -> str:
+    """Return text from outside so that it can be shown and logged; every door to people lets it through here.
+
+    What commands a terminal, turns the direction of writing, cannot be seen or is no character is escaped;
+    line breaks and tabs stay. Of more than `most` characters the two ends stay, and how many were between.
+    """
+    shown = _HARMFUL.sub(_escaped, text)
+    left_out = len(shown) - most
+    if left_out <= 0:
+        return shown
+    half = most // 2
+    return f"{shown[:half]} […{len(shown) - 2 * half} characters cut…] {shown[-half:]}"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - two digits
+
+
+def plain(text: str, most: int = LONGEST) -> str:
+    """Return `harmless` text on one line."""
+    return harmless(" ".join(text.split()), most)
+
+
+def any_alphabet() -> None:
+    """Let stdout and stderr take every character: what their encoding lacks is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write(output: str) -> None:
+    """Write to stdout at once. A reader that has gone away is no error; any other OSError is raised."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(output)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered would be tried again, and complained of, at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def paint(word: str) -> str:
@@ -338,7 +387,7 @@ def _width(text: str) -> int:
         return len(text)
     return sum(
         0
-        if unicodedata.category(character) in ("Mn", "Me")
+        if unicodedata.category(character) in ("Mn", "Me", "Cf")
         else 2
         if unicodedata.east_asian_width(character) in "WF"
         else 1

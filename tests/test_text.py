@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from syncd import text
 from syncd.model import Counts, Doubt, Peer, Progress, Run, RunError
@@ -175,7 +177,49 @@ def test_past_and_future_are_not_confused() -> None:
 
 def test_a_name_cannot_drive_the_terminal() -> None:
     """Escape sequences, line breaks, reversed writing and lone surrogates do not reach the terminal."""
-    assert text.plain("Fête\x1b[2J\r\n du\u202epain\u200b\ud800\t!") == "Fête[2J dupain !"
+    assert (
+        text.plain("Fête\x1b[2J\r\n du\u202epain\u200b\ud800\t!") == r"Fête\x1b[2J du\u202epain\u200b\ud800 !"
+    )
+
+
+HARMFUL = [
+    *map(chr, range(0x20)),
+    *map(chr, range(0x7F, 0xA0)),
+    *map(chr, (0x61C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF)),
+    *map(chr, (*range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFFF9, 0xFFFC))),
+]
+
+
+@pytest.mark.parametrize("character", HARMFUL, ids=lambda character: f"U+{ord(character):04X}")
+def test_foreign_character_commands_or_deceives(character: str) -> None:
+    """No character that commands a terminal, turns the writing or cannot be seen is shown; nor lost."""
+    kept = text.harmless(f"a{character}b")
+    if character in "\n\t":
+        assert kept == f"a{character}b"
+        assert text.plain(f"a{character}b") == "a b"
+    else:
+        assert kept in (rf"a\x{ord(character):02x}b", rf"a\u{ord(character):04x}b")
+        assert text.plain(f"a{character}b").isprintable()
+
+
+@pytest.mark.parametrize(
+    "word", ["Fête à 12 €", "12\u202f€\u00a0!", "👩\u200d🌾🌱", "שלום", "日本語", "e\u0301", r"a\b"]
+)
+def test_good_text_is_escaped(word: str) -> None:
+    """Letters of every alphabet, the blanks of French and the joins of emoji stay what they are."""
+    assert text.harmless(word) == word
+
+
+@given(st.text(), st.integers(2, 50))
+def test_foreign_text_has_no_end(said: str, most: int) -> None:
+    """A text that is cut keeps its two ends and tells how much is missing; one that fits stays whole."""
+    whole = text.harmless(said, 10**6)
+    cut = text.harmless(said, most)
+    if len(whole) <= most:
+        assert cut == whole
+    else:
+        half = most // 2
+        assert cut == f"{whole[:half]} […{len(whole) - 2 * half} characters cut…] {whole[-half:]}"
 
 
 def test_wide_characters_do_not_shift_the_columns() -> None:

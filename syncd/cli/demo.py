@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from syncd.errors import ConfigError
 from syncd.log.redact import Redactor
 from syncd.model import Run
 from syncd.standin.server import StandIn, serving
-from syncd.text import events_table, format_duration
+from syncd.text import events_table, format_duration, write
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
 STEP_S = 0.7
@@ -222,4 +222,5 @@ def _put(path: Path, text: str) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+    with suppress(OSError):  # whoever read it is gone: the demo goes on until it is stopped
+        write(f"{line}\n")

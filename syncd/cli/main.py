@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
@@ -44,6 +45,7 @@ make one status in a hundred take 30."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `syncd` and return its exit code."""
+    text.any_alphabet()
     arguments = parser().parse_args(argv)
     redact = Redactor()
     log.configure(level="INFO", format="auto", redact=redact)
@@ -140,7 +142,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
     config = _configured(lambda: load(arguments.config, os.environ), redact)
     run = asyncio.run(_run_once(config, redact, full=arguments.full))
-    print(text.run_summary(msgspec.to_builtins(run)))  # noqa: T201
+    _say(text.run_summary(msgspec.to_builtins(run)))
     return 0 if run.outcome in ("ok", "partial") else 1
 
 
@@ -186,10 +188,11 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
             if refusal:
                 code = EXIT_OF[ConfigError] if isinstance(refusal, AuthError) else code or 1
                 problems.append(f"Billetweb: {refusal}")
-    for problem in problems:
-        print(redact(problem), file=sys.stderr)  # noqa: T201
+    with suppress(OSError, AttributeError):  # stderr is full, or there is none: the exit code tells
+        sys.stderr.write("".join(f"{text.harmless(redact(problem))}\n" for problem in problems))
     if not problems:
-        print(f"{arguments.config} is good{', and Billetweb answers' if arguments.online else ''}")  # noqa: T201
+        answers = ", and Billetweb answers" if arguments.online else ""
+        _say(text.harmless(f"{arguments.config} is good{answers}"))
     return code
 
 
@@ -244,6 +247,14 @@ def secrets(config: Config) -> list[str]:
     """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
     return [config.key.value, token, *engine.secrets(config.database.url), config.heartbeat.url or ""]
+
+
+def _say(line: str) -> None:
+    """Write to stdout; where that cannot be, what was done counts all the same."""
+    try:
+        text.write(f"{line}\n")
+    except OSError as error:
+        logger.warning("cannot write to stdout: {}", error.strerror)
 
 
 def _duration(value: str) -> timedelta:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from syncd.account.status import Status
 from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.model import Doubt, Json, Peer, Progress, Run
+from syncd.text import harmless
 
 B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
@@ -293,7 +294,7 @@ def _json(value: object, status: int = 200) -> Response:
 
 def error_answer(status: int, code: str, message: str) -> Response:
     """Return an error in the one shape that all have."""
-    return _json({"error": {"code": code, "message": message}}, status)
+    return _json({"error": {"code": code, "message": harmless(message)}}, status)
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from syncd import __version__, text
 from syncd.ctl import http
 from syncd.ctl.http import Failure, NoDaemon, ask, ask_json, exchange
+from syncd.text import write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ Durations are written "90s", "15m", "1h30m". NO_COLOR switches colours off."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of the command in `argv`; wrong usage raises SystemExit(2), as argparse does."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names outside the terminal's alphabet
+    text.any_alphabet()
     try:
         return perform(parse(argv))
     except OSError as error:  # the daemon's side never raises it
@@ -241,7 +240,7 @@ def change_state(args: argparse.Namespace) -> int:
 
 def metrics(args: argparse.Namespace) -> int:
     """Print the Prometheus text as the daemon gives it."""
-    write(ask(args.socket, "GET", "/metrics").decode())
+    write(ask(args.socket, "GET", "/metrics").decode(errors="backslashreplace"))
     return EXIT_OK
 
 
@@ -255,24 +254,10 @@ def as_json(document: Json) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def write(output: str) -> None:
-    """Write to stdout at once. A reader that has gone away is no error; any other OSError is raised."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.write(output)
-        sys.stdout.flush()
-    except OSError as error:
-        # What is still buffered would be tried again, and complained of, at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise
-
-
 def complain(message: str) -> None:
     """Write a message to stderr, if that is open."""
     with contextlib.suppress(OSError, AttributeError):
-        sys.stderr.write(f"syncctl: {message}\n")
+        sys.stderr.write(f"syncctl: {text.harmless(message)}\n")
 
 
 def wait_for(path: str, run_id: int, deadline: float) -> Json:
@@ -348,6 +333,6 @@ def progress_bar() -> Iterator[Show]:
 
         def show(step: Json) -> None:
             phase, done, total = step.get("phase", "running"), step.get("done", 0), step.get("total")
-            progress.update(task, description=phase, completed=done, total=total or None)
+            progress.update(task, description=text.plain(phase), completed=done, total=total or None)
 
         yield show

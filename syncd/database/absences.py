@@ -9,12 +9,15 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, n
 from syncd.database import bulk, schema
 from syncd.mirror.absence import READS, Absence, Scope
 from syncd.model import EVENTS, Doubt
+from syncd.text import plain
 
 ABSENT = schema.absences.c
 SCOPE = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
 """The event of an absence's scope; null for the list of events."""
 EXAMPLES = 3
 """So many ids tell a person which rows are meant, and still fit a line."""
+EXAMPLE_CHARACTERS = 80
+"""Billetweb's ids have a dozen, a row of several ids some more; what somebody made up may have any number."""
 COLUMNS = ("table_name", "row_id", "event_id", "since", "reads", "run_id")
 
 
@@ -171,7 +174,8 @@ def count_doubts(connection: Connection) -> int:
 
 def _examples(connection: Connection, table: str, event_id: str | None) -> list[str]:
     here = select(ABSENT.row_id).where(_scope(table, event_id), ABSENT.waits_for.is_not(None))
-    return [*connection.scalars(here.order_by(ABSENT.row_id).limit(EXAMPLES))]
+    found = connection.scalars(here.order_by(ABSENT.row_id).limit(EXAMPLES))
+    return [plain(row_id, EXAMPLE_CHARACTERS) for row_id in found]
 
 
 def _size(connection: Connection, table: str, event_id: str | None, now: datetime) -> int:

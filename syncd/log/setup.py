@@ -31,15 +31,15 @@ from loguru import logger
 
 from syncd.log.redact import Redactor
 from syncd.log.repeats import Repeats
+from syncd.text import LONGEST, harmless
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 _EVENTS = UUID("bdc30c53-a11d-4ad0-98cb-3432d339d631")  # never to change: the message ids come from it
 _SEND_TIMEOUT_S = 1.0  # a journal that does not read must not stop the daemon
-_KEPT_CHARACTERS = 2000  # at each end of a cut value: two dozen such values fit every socket buffer
 _ALIKE_CHARACTERS = 200  # what is alike to here is the same message
 _NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LONGEST_TRACEBACK = 16_000  # characters: a traceback of some two hundred lines, and its two ends say most
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
@@ -151,9 +151,14 @@ class _Sink(ABC):
     def _emit(self, record: "loguru.Record", traceback: str) -> None:
         """Write the record; `traceback` is empty or its exception's."""
 
+    def _shown(self, text: str, most: int = LONGEST) -> str:
+        """Give back a text without secrets and with nothing that commands a terminal or goes on for ever."""
+        return harmless(self._redact(text), most)
+
     def _message(self, record: "loguru.Record", traceback: str) -> str:
-        """Give back the message, and the traceback on the lines after it, redacted."""
-        return self._redact(f"{record['message']}\n{traceback}".rstrip())
+        """Give back the message, and the traceback on the lines after it."""
+        message = self._shown(record["message"].rstrip())
+        return f"{message}\n{self._shown(traceback, _LONGEST_TRACEBACK)}".rstrip()
 
     def _write(self, line: str) -> None:
         # Closed, broken or full: there is nowhere left to say so.
@@ -174,28 +179,32 @@ class _TextSink(_Sink):
         label = f"{name:<7}"
         if self._has_colour and name in _COLOURS:
             label = f"\x1b[{_COLOURS[name]}m{label}\x1b[0m"
-        # Text from elsewhere must neither command the terminal nor pass for a record of its own.
-        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self._message(record, traceback))
-        text = text.replace("\n", "\n    ")
+        # Text from elsewhere must not pass for a record of its own.
+        text = self._message(record, traceback).replace("\n", "\n    ")
         self._write(f"{record['time']:%Y-%m-%d %H:%M:%S} {label} {text}")
 
 
 class _JsonSink(_Sink):
     """One JSON object a line: `ts`, `level`, `message`, the bound fields, `exception`."""
 
+    def __init__(self, redact: Redactor, stream: TextIO) -> None:
+        super().__init__(redact, stream)
+        self._is_unicode = (stream.encoding or "utf-8").lower().startswith("utf")
+
     def _emit(self, record: "loguru.Record", traceback: str) -> None:
         ts = record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry: dict[str, object] = {
             "ts": ts,
             "level": record["level"].name,
-            "message": self._redact(record["message"]),
+            "message": self._shown(record["message"]),
         }
         for key, value in _bound(record):
             is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-            entry.setdefault(key, value if is_number else self._redact(_text(value)))
+            entry.setdefault(key, value if is_number else self._shown(_text(value)))
         if traceback:
-            entry["exception"] = self._redact(traceback)
-        self._write(json.dumps(entry, ensure_ascii=False))
+            entry["exception"] = self._shown(traceback, _LONGEST_TRACEBACK)
+        # What the stream's encoding lacks would be escaped in a way that JSON does not know.
+        self._write(json.dumps(entry, ensure_ascii=not self._is_unicode))
 
 
 class _JournalSink(_Sink):
@@ -220,7 +229,7 @@ class _JournalSink(_Sink):
         for key, value in _bound(record):
             if key == "event":
                 fields["MESSAGE_ID"] = message_id(_text(value))
-            fields[_journal_name(key)] = self._redact(_text(value))
+            fields[_journal_name(key)] = self._shown(_text(value))
         try:
             self._send(fields)
         except OSError:
@@ -236,7 +245,7 @@ class _JournalSink(_Sink):
             except OSError as error:
                 if error.errno != errno.EMSGSIZE:
                     raise
-                shorter = {name: _cut(value) for name, value in fields.items()}
+                shorter = {name: harmless(value) for name, value in fields.items()}
                 channel.sendto(_datagram(shorter), self._path)
 
 
@@ -276,14 +285,6 @@ def _datagram(fields: dict[str, str]) -> bytes:
         else:
             parts.append(name.encode() + b"=" + data + b"\n")
     return b"".join(parts)
-
-
-def _cut(value: str) -> str:
-    """Give back the value, or its two ends if it is long: a traceback's last lines say most."""
-    left_out = len(value) - 2 * _KEPT_CHARACTERS
-    if left_out <= 0:
-        return value
-    return f"{value[:_KEPT_CHARACTERS]} […{left_out} characters cut…] {value[-_KEPT_CHARACTERS:]}"
 
 
 def _is_journal(stream: TextIO) -> bool:

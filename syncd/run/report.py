@@ -16,7 +16,7 @@ from syncd.database.state import Reads, Try
 from syncd.errors import BilletwebError, SyncdError
 from syncd.mirror.agenda import Pace
 from syncd.model import MAX_ERRORS, Progress, Run, RunError, Unreadable
-from syncd.text import count, format_duration
+from syncd.text import count, format_duration, plain
 
 REPEAT_AFTER_S = 3600.0
 """Often enough for whoever reads the last hour of the journal."""
@@ -86,7 +86,7 @@ class Report:
     def fail(self, subject: str, error: SyncdError, *, times: int = 1) -> None:
         """Put an error on record that concerns a part of the run, and stands for so many."""
         status = error.status if isinstance(error, BilletwebError) else None
-        told = RunError(subject, error.kind, self._redact(str(error)), status)
+        told = RunError(plain(subject), error.kind, plain(self._redact(str(error))), status)
         self.run.add_error(told, times)
         self.failures.append(told)
 

@@ -15,6 +15,7 @@ from loguru import logger
 from syncd.clock import Clock
 from syncd.errors import BilletwebError, RunCancelled, SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
+from syncd.text import plain
 from syncd.threads import to_the_end
 
 Work = Callable[[Run], Awaitable[None]]
@@ -254,7 +255,7 @@ class Runner:
         else:
             return None
         status = error.status if isinstance(error, BilletwebError) else None
-        told = RunError("run", error.kind, self._redact(str(error)), status)
+        told = RunError("run", error.kind, plain(self._redact(str(error))), status)
         run.add_error(told)
         return told
 

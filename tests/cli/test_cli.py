@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.processes import SYNCD, DaemonProcess, syncd, write_config
+from support.processes import SYNCD, DaemonProcess, environment, syncd, write_config
 from support.real_databases import query, url_at
 
 from syncd import __version__
 from syncd.cli.main import main
-from syncd.standin.server import Fault, StandIn, restricted, truncated, unauthorized
+from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
 
 Capsys = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("log_lines", "instant_retries")
@@ -286,6 +286,52 @@ def test_missing_configuration_is_a_traceback(home: Path) -> None:
         assert done.returncode == 78
         assert f"{home}/none.toml: cannot be read" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+# --- output
+
+OTHER_ALPHABETS = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1:strict"},
+    {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"},
+]
+
+
+@pytest.mark.parametrize("environ", OTHER_ALPHABETS)
+def test_alphabet_of_the_terminal_ends_a_program(
+    home: Path, standin: StandIn, base_url: str, environ: dict[str, str]
+) -> None:
+    """What stdout's encoding lacks is escaped, in a run's summary and in the path of the settings."""
+    config = write_config(home, base_url)
+    odd = config.with_name("odd ☂ \x9b.toml")
+    config.rename(odd)
+    done = syncd("check", "--config", odd, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2602" in done.stdout or "\\udce2" in done.stdout  # by the encoding of the argument
+    standin.fail("/event/900001/avail", error_object("no", "der Schirm ☂ fehlt"), times=None)
+    done = syncd("once", "--config", odd, **environ)
+    assert done.returncode == 0
+    assert "der Schirm \\u2602 fehlt" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_reader_that_left_ends_a_program(home: Path, base_url: str) -> None:
+    """That nobody reads the summary, or that there is no room for it, is no failure of the run."""
+    config = str(write_config(home, base_url))
+    for redirection in ("| true", ">/dev/full", ">&-"):
+        script = f'{{ "$@"; echo $? >{home}/code; }} {redirection}'
+        for command in (["once"], ["check"]):
+            done = subprocess.run(
+                ["sh", "-c", script, "sh", *SYNCD, *command, "--config", config],
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert (home / "code").read_text() == "0\n"
+            assert "Traceback" not in done.stderr
+            assert "report this" not in done.stderr
 
 
 # --- usage

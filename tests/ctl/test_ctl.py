@@ -316,6 +316,15 @@ def test_a_refusal_says_what_the_daemon_said(daemon: Daemon, answer: Any, said: 
     assert said in capsys.readouterr().err
 
 
+def test_a_refusal_commands_the_terminal(daemon: Daemon, capsys: Capsys) -> None:
+    """What a daemon answers, or a path holds, is shown without what commands a terminal."""
+    daemon.answers["POST /v1/reload"] = (422, refusal("x", "no\x1b[2J \x9b2J \u202eevent\nnext"))
+    assert ctl.main(["reload"]) == 6
+    assert capsys.readouterr().err == "syncctl: no\\x1b[2J \\x9b2J \\u202eevent\nnext\n"
+    assert ctl.main(["--socket", "/none/\x1b[2J", "status"]) == 3
+    assert "/none/\\x1b[2J" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "exit_code"),
     [

@@ -187,6 +187,15 @@ def test_a_doubt_is_told_wrong(mirror: Mirror) -> None:
     assert mirror.query(absences.count_doubts) == 2
 
 
+def test_an_id_commands_whoever_reads_of_its_doubt(mirror: Mirror) -> None:
+    """The ids that a doubt gives as examples are shown without what commands a terminal, and have an end."""
+    note(mirror, TICKETS, "9", **{"7\x1b[2J\u202e": 2, "8" * 500: 2})
+    wait(mirror, "accept")
+    (doubt,) = mirror.doubts()
+    assert doubt.examples[0] == r"7\x1b[2J\u202e"
+    assert doubt.examples[1].startswith("8" * 40 + " […420 characters cut…]")
+
+
 def test_a_doubt_of_one_scope_is_told_as_anothers(mirror: Mirror) -> None:
     """Asked for one scope, that one's doubt is given, with the size that the run measured."""
     note(mirror, TICKETS, "9", a=1)

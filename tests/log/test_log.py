@@ -260,6 +260,49 @@ def test_foreign_text_forges_records(err: TextIO) -> None:
     assert written(err).splitlines()[1:] == ["    2026-11-23 22:11:05 INFO    forged\\x1b[2J"]
 
 
+ODD = "a\x1b[2Jb\x9bc\x85d\u2028e\u202ef\u2066g\u200fh\ud800i\x00j"
+SHOWN = r"a\x1b[2Jb\x9bc\x85d\u2028e\u202ef\u2066g\u200fh\ud800i\x00j"
+Form = Literal["text", "json", "journal"]
+
+
+@pytest.mark.parametrize("form", ["text", "json", "journal"])
+def test_foreign_text_commands_whoever_reads(form: Form, journal: Journal, err: TextIO) -> None:
+    """In every form what commands a terminal or turns the writing is escaped: message, fields, exception."""
+    configure(level="INFO", format=form, redact=Redactor(), stream=err, journal_path=journal.path)
+    logger.bind(subject=ODD).opt(exception=ValueError(ODD)).error("said: {}", ODD)
+    told: dict[str, object] = {}
+    match form:
+        case "text":
+            told["line"] = written(err)
+        case "json":
+            told |= entry_of(err)
+        case "journal":
+            told |= journal.entry()
+    values = [str(value) for value in told.values()]
+    assert sum(value.count(SHOWN) for value in values) == (2 if form == "text" else 3)
+    assert not (set(ODD) - set(SHOWN)) & set("".join(values))
+
+
+@pytest.mark.parametrize("form", ["text", "json", "journal"])
+def test_foreign_text_fills_the_log(form: Form, journal: Journal, err: TextIO) -> None:
+    """A message and a field of a million characters are cut in every form, and say so."""
+    configure(level="INFO", format=form, redact=Redactor(), stream=err, journal_path=journal.path)
+    logger.bind(subject="é" * 10**6).error("begin {} end", "x" * 10**6)
+    told = repr(journal.entry()) if form == "journal" else written(err)
+    assert len(told) < 10_000
+    assert "begin xxx" in told
+    assert "characters cut" in told
+
+
+def test_json_line_is_none_in_another_alphabet(tmp_path: Path) -> None:
+    """Where stderr's encoding lacks a character, the line is JSON all the same."""
+    with (tmp_path / "log").open("w", encoding="latin-1", errors="backslashreplace") as stream:
+        configure(level="INFO", format="json", redact=Redactor(), stream=stream)
+        logger.bind(subject="Fête 🌱").info("à 12 €")
+    entry = json.loads((tmp_path / "log").read_bytes().decode("latin-1"))
+    assert (entry["message"], entry["subject"]) == ("à 12 €", "Fête 🌱")
+
+
 @pytest.mark.parametrize(("no_color", "is_coloured"), [("", True), ("1", False)])
 def test_colour_against_no_color(monkeypatch: pytest.MonkeyPatch, no_color: str, is_coloured: bool) -> None:
     """The level has colour on a terminal, unless NO_COLOR is set."""

@@ -212,6 +212,17 @@ def test_an_error_loses_its_status_on_the_way_or_shows_the_key() -> None:
     assert (asked.report.failures, asked.run.errors) == (wanted, wanted)
 
 
+def test_foreign_text_reaches_record_and_screen() -> None:
+    """An error's subject and sentence are one line, without what commands a terminal, and have an end."""
+    asked = Asked()
+    asked.report.fail("event 7\x9b2J\u202e", DecodeError(f"row 9\x1b[2J\n\u2028\ud800{'x' * 10**6}"))
+    (error,) = asked.report.failures
+    assert error.subject == r"event 7\x9b2J\u202e"
+    assert error.message.startswith(r"row 9\x1b[2J \ud800xxx")
+    assert len(error.message) < 5000
+    assert asked.run.errors == [error]
+
+
 def test_the_log_is_told_no_more_errors_than_the_record_keeps() -> None:
     """The run keeps its first errors and the number of all; the report has every one."""
     asked = Asked()
