@@ -5,19 +5,27 @@ from msgspec.structs import replace
 
 
 class Tariff(Struct, frozen=True):
-    """What a ticket of a kind of event is made from; `quota` None: no limit of its own."""
+    """What a ticket of a kind of event is made from; `quota` None: no limit of its own.
+
+    `visibility`: `0` and `1` are shown to the public. Its sale begins and ends so many days from now, where
+    that is given.
+    """
 
     name: str
     price: float
     commission: float | bool
     quota: int | None = None
     category: str = ""
+    visibility: str = "0"
+    begins_in: int | None = None
+    ends_in: int | None = None
 
 
 class Kind(Struct, frozen=True, kw_only=True):
     """A kind of event: `places` is the whole event's limit, or each session's where there are `sessions`.
 
-    `left` places remain at the start; without it a good part has been sold.
+    `left` places remain at the start; without it a good part has been sold. The last session is hidden from
+    the public where `hides_last`; places are numbered seats where it is `seated`.
     """
 
     tag: str
@@ -29,6 +37,8 @@ class Kind(Struct, frozen=True, kw_only=True):
     hour: int = 14
     hours: int = 3
     left: int | None = None
+    hides_last: bool = False
+    seated: bool = False
 
     @property
     def capacity(self) -> int:
@@ -101,3 +111,49 @@ KINDS = (
         left=3,
     ),
 )
+
+FURTHER_KINDS = (
+    Kind(
+        tag="veillée",
+        titles=("Veillée au coin du feu", "Repas partagé du solstice", "Soirée des bénévoles"),
+        tariffs=(
+            Tariff("Adulte", 11, 0.6, quota=30),
+            Tariff("Enfant", 6, 0.4, quota=20, visibility="1"),
+            Tariff("Équipe", 0, False, visibility="2"),  # by a link of its own, and without limit
+        ),
+        hour=19,
+    ),
+    Kind(
+        tag="randonnée",
+        titles=("Randonnée des trois moulins", "Traversée des marais", "Marche de nuit"),
+        tariffs=(
+            Tariff("Prévente", 10, 0.6, quota=20, ends_in=-1),  # over, with places left
+            Tariff("Plein tarif", 14, 0.7, quota=40),
+            Tariff("Dernière minute", 18, 0.8, quota=10, begins_in=10),
+        ),
+        hour=8,
+    ),
+    Kind(
+        tag="visite",
+        titles=("Visite du moulin", "Visite des serres", "Visite de la tour"),
+        tariffs=(Tariff("Visiteur", 4.5, 0.4), Tariff("Guide", 0, False, visibility="3")),
+        places=20,
+        sessions=3,
+        hour=15,
+        hours=1,
+        hides_last=True,
+    ),
+    Kind(
+        tag="théâtre",
+        titles=("Théâtre sous les tilleuls", "Les marionnettes du meunier", "Contes pour grandes oreilles"),
+        tariffs=(
+            Tariff("Plein tarif", 20, 0.85, category="Salle > Balcon"),
+            Tariff("Plein tarif", 26, 0.95, category=" Salle > Parterre "),  # the spaces are meant
+            Tariff("Tarif réduit", 18, 0.8, quota=15, category="Salle > Parterre"),
+        ),
+        categories=(("Balcon", 40), ("Parterre", 60)),
+        hour=20,
+        seated=True,
+    ),
+)
+"""Those that show the public less than they hold; after KINDS in their turn."""

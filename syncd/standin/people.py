@@ -1,7 +1,7 @@
 """The invented people behind the stand-in for Billetweb: who bought the places of an event.
 
-Rows hold wire values exactly as served: text throughout, zero dates, `[]` for an empty map, links with a
-secret key, labels with a trailing space. Nobody in them exists. Leans on nothing else of syncd.
+Rows hold wire values exactly as served: text throughout, zero dates, no form where nothing was answered,
+links with a secret key, labels with a trailing space. Nobody in them exists. Leans on nothing else of syncd.
 """
 
 import itertools
@@ -27,7 +27,17 @@ NAMES = ("EXEMPLE", "D'ESSAI", "MODÈLE-TYPE", "LE FICTIF", "ÉCHANTILLON", "de 
 PAYMENTS = ("web",) * 12 + ("card", "cash", "check", "invitation", "reservation", "10549", "")
 MEALS = ("Normal", "Végétarien", 'Sans "gluten", {merci}')
 NOTHING = dict.fromkeys(("lane", "seating_location", "reduction_code", "authorization_code"), "")
-FILTERS = {"session": "order_session", "used": "used", "ticket": "ticket_id", "email": "order_email"}
+FILTERS = {
+    "session": "order_session",
+    "used": "used",
+    "ticket": "ticket_id",
+    "email": "order_email",
+    "barcode": "barcode",
+    "ext_id": "ext_id",
+    "product_id": "id",
+}
+STARTLESS_EVERY = 5
+"""Of so many orders for a session one does not tell when that starts."""
 
 
 class Attendance:
@@ -37,8 +47,11 @@ class Attendance:
     is cheap. The same for the same (seed, event id, sales).
     """
 
-    def __init__(self, event_id: str, index: int, seed: int, opened: datetime) -> None:
+    def __init__(
+        self, event_id: str, index: int, seed: int, opened: datetime, *, seated: bool = False
+    ) -> None:
         self._event_id = event_id
+        self._seated = seated
         self._opened = opened
         self._presold: list[tuple[Slot, int]] = []
         self._rows: dict[str, Row] = {}
@@ -90,15 +103,15 @@ class Attendance:
             since = max(since or 0, int(now.timestamp()) - 60 * minutes)
         if self._presold and since is not None and since > self._opened.timestamp():
             return []
-        wanted = {FILTERS[name]: value for name, value in query.items() if name in FILTERS}
+        wanted = [(FILTERS[name], value) for name, value in query.items() if name in FILTERS]
         if query.get("disabled") != "1":
-            wanted["disabled"] = "0"
+            wanted.append(("disabled", "0"))
         return [
             row
             for key, row in self.rows.items()
             if (since is None or int(self._changed_at[key].timestamp()) >= since)
             and (until is None or int(self._changed_at[key].timestamp()) < until)
-            and all(row[name] == value for name, value in wanted.items())
+            and all(row[name] == value for name, value in wanted)
         ]
 
     def _invent(self, presold: list[tuple[Slot, int]]) -> None:
@@ -119,7 +132,11 @@ class Attendance:
         order = self._order_fields(slots, at)
         for ticket, session in slots:
             row = self._place_fields(ticket, order) | order
-            row["session_start"] = session["start"] if session else ""
+            has_start = session and int(order["order_id"]) % STARTLESS_EVERY
+            row["session_start"] = session["start"] if session and has_start else ""
+            if self._seated:
+                seat = int(row["id"]) % 1000
+                row["seating_location"] = f"{ticket['category'].strip()} > {seat // 20 + 1} > {seat % 20 + 1}"
             self._rows[row["id"]] = row
             self.touch(row["id"], at)
 
@@ -148,19 +165,14 @@ class Attendance:
             "order_accreditation": "0",
             "order_management": self._link("my_order.php?order", ext_id),
             "order_language": chance.choice(("fr", "fr", "fr", "")),
-            "custom_order": {"Téléphone": "01 99 00 00 00"} if chance.random() < 0.1 else [],  # noqa: PLR2004
+            **({"custom_order": {"Téléphone": "01 99 00 00 00"}} if chance.random() < 0.1 else {}),  # noqa: PLR2004
         }
 
     def _place_fields(self, ticket: Row, order: Row) -> Row:
         chance = self._random
         ext_id = f"T{chance.randrange(1000):03}-{chance.randrange(10_000):04}-E{self._event_id}"
         is_free = order["order_payment_type"] == "invitation"
-        custom: Row = {}
-        match chance.randrange(4):
-            case 0:
-                custom = {"custom": {"Repas ": chance.choice(MEALS)}}
-            case 1 | 2:
-                custom = {"custom": []}
+        custom = {"custom": {"Repas ": chance.choice(MEALS)}} if chance.randrange(4) == 0 else {}
         return {
             "id": str(next(self._ids)),
             "ext_id": ext_id,

@@ -1,9 +1,10 @@
 """A stand-in for Billetweb: a real HTTP server on loopback, for `syncd demo` and for the tests.
 
 It speaks the wire style of the Billetweb API (page /events and what consumers of the API report): bare
-arrays, Basic authentication, errors as objects under any status, a limit of calls a minute. The account
-behind it is invented (`standin_world.py`). A `Fault` turns an answer into a faulty one; every case known of
-the real service has a name here. Leans on Starlette and uvicorn.
+arrays, credentials in the Authorization header or in the query, errors as objects under any status, a limit
+of calls a minute. The account behind it is invented (`world.py`); what a query shows of it is `shown.py`'s. A
+`Fault` turns an answer into a faulty one; every case known of the real service has a name here. Leans on
+Starlette and uvicorn.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from syncd.standin.world import Row, StandInEvent, World
+from syncd.standin.shown import Shown
 
 WINDOW_S = 60.0
 MAX_REQUESTS = 10_000
@@ -190,12 +191,12 @@ class _Planned(Struct):
     times: int | None
 
 
-class StandIn(World):
+class StandIn(Shown):
     """An invented Billetweb account that answers HTTP; see `World` for its events.
 
-    `user` and `key` are what the Authorization header must carry. `now` fixes today (None: the real one, at
-    the start). More than `calls_per_minute` answers in any 60 s of `clock` are refused (None: no limit).
-    Where `restricted` is set, the key is one for chosen events, and attendees are read by event alone.
+    `user` and `key` are what the Authorization header, or the query, must carry. `now` fixes today (None: the
+    real one, at the start). More than `calls_per_minute` answers in any 60 s of `clock` are refused (None: no
+    limit). Where `restricted` is set, the key is for chosen events: attendees are read by event alone.
     `requests` holds the latest requests, refused ones too. All methods may be called from any thread; an
     edit of several rows is seen whole when made under `lock`.
     """
@@ -280,26 +281,29 @@ class StandIn(World):
         path = str(scope["path"]).removeprefix("/api")
         query = dict(parse_qsl(scope["query_string"].decode(), keep_blank_values=True))
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        basic = base64.b64encode(f"{self.user}:{self.key}".encode()).decode()
-        in_url = bool({"user", "key"} & query.keys())
         with self.lock:
-            authorized = headers.get("authorization") == f"Basic {basic}" and not in_url
+            authorized = self._is_authorized(query, headers)
             request = Request(path, query, self._clock(), authorized, headers, scope["method"])
             self.requests.append(request)
             del self.requests[:-MAX_REQUESTS]
-            refusal = self._refusal(request, in_url=in_url)
+            refusal = self._refusal(request)
             answer = refusal(Answer(b"")) if refusal else self._rows_answer(path, query)
             fault = self._next_fault(path)
         return fault(replace(answer, port=scope["server"][1])) if fault else answer
 
-    def _refusal(self, request: Request, *, in_url: bool) -> Fault | None:
+    def _is_authorized(self, query: dict[str, str], headers: dict[str, str]) -> bool:
+        """Tell whether user and key are right: those in the query where there are some, else the header's."""
+        if {"user", "key"} & query.keys():
+            return (query.get("user"), query.get("key")) == (self.user, self.key)
+        basic = base64.b64encode(f"{self.user}:{self.key}".encode()).decode()
+        return headers.get("authorization") == f"Basic {basic}"
+
+    def _refusal(self, request: Request) -> Fault | None:
         while self._answered_at and self._answered_at[0] <= request.at - WINDOW_S:
             self._answered_at.popleft()
         if self.calls_per_minute is not None and len(self._answered_at) >= self.calls_per_minute:
             return rate_limiting()
         self._answered_at.append(request.at)
-        if in_url:
-            return error_object("unauthorized", "The stand-in takes no key in a URL: use the header", 401)
         if not request.authorized:
             return unauthorized
         if request.method != "GET":
@@ -319,62 +323,18 @@ class StandIn(World):
     def _rows_answer(self, path: str, query: dict[str, str]) -> Answer:
         match path.strip("/").split("/"):
             case ["events"]:
-                return Answer(php_json(self._event_rows(query)))
+                return Answer(php_json(self.events_shown(query)))
             case ["attendees"] if self.restricted:
                 return restricted(Answer(b""))
             case ["attendees"]:
-                return Answer(php_json(self._account_attendees(query)))
+                return Answer(php_json(self.account_attendees(query)))
             case ["event", event_id, "avail" | "tickets" | "dates" | "attendees" as what]:
                 event = self.events.get(event_id)
                 if event is None:
                     return Answer(php_json({"error": "not_found", "description": "Unknown event"}))
-                rows = {
-                    "avail": self._gauge_rows,
-                    "tickets": _ticket_rows,
-                    "dates": self._session_rows,
-                    "attendees": self._attendee_rows,
-                }
-                return Answer(php_json(rows[what](event, query)))
+                return Answer(php_json(self.event_rows(event, what, query)))
             case _:
                 return Answer(php_json({"error": "not_found", "description": "Unknown operation"}), 404)
-
-    def _event_rows(self, query: dict[str, str]) -> list[Row]:
-        rows = [event.row for event in list(self.events.values())]
-        if "id" in query:
-            rows = [row for row in rows if str(row["id"]) == query["id"]]
-        elif query.get("past") != "1":
-            rows = [row for row in rows if not self.is_over(row)]
-        if query.get("online") == "1":
-            rows = [row for row in rows if row["online"] in (1, "1")]
-        if query.get("description") != "1":
-            rows = [{name: value for name, value in row.items() if name != "description"} for row in rows]
-        return rows
-
-    def _gauge_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
-        if query.get("temp") == "1":
-            event = self.with_carts(event)
-        asked = query.get("session")
-        shown = {
-            str(row["id"])
-            for row in self._session_rows(event, query)
-            if asked in (None, str(row["id"]), row["start"])
-        }
-        return [row for row in event.gauges if row.get("type") != "session" or str(row.get("id")) in shown]
-
-    def _session_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
-        return [row for row in event.sessions if query.get("past") == "1" or not self.is_over(row)]
-
-    def _attendee_rows(self, event: StandInEvent, query: dict[str, str]) -> list[Row]:
-        return self.attendance[str(event.row["id"])].asked(query, self.present)
-
-    def _account_attendees(self, query: dict[str, str]) -> list[Row]:
-        found: list[Row] = []
-        for event_id, event in self.events.items():
-            if query.get("futur") == "1" and self.is_over(event.row):
-                continue
-            of_event = {"event": event_id, "event_name": event.row["name"], "event_start": event.row["start"]}
-            found += [row | of_event for row in self._attendee_rows(event, query)]
-        return found
 
 
 @contextmanager
@@ -457,7 +417,3 @@ class _Connection(H11Protocol):
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _ticket_rows(event: StandInEvent, _query: dict[str, str]) -> list[Row]:
-    return event.tickets

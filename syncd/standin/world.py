@@ -1,8 +1,8 @@
 """The invented account behind the stand-in for Billetweb: its events, and what happens to them.
 
-Data and chance; `standin.py` is the HTTP side. Rows hold wire values exactly as served, with the mixture
-of types that Billetweb's PHP style shows: numbers as strings or not, `false` for no limit, `[]` for an
-empty map, zero dates, "" for missing. Wall times are Europe/Paris. Its people are `standin_people.py`'s.
+Data and chance; `server.py` is the HTTP side. Rows hold wire values exactly as served, as Billetweb's PHP
+does: ids and flags as text, counts of gauges as text or not, `false` for no limit, no empty map at all, zero
+dates, "" for missing. Wall times are Europe/Paris. Its people are `people.py`'s.
 """
 
 import copy
@@ -18,7 +18,7 @@ from math import ceil
 
 from msgspec import Struct, field
 
-from syncd.standin.kinds import KINDS, Kind
+from syncd.standin.kinds import FURTHER_KINDS, KINDS, Kind, Tariff
 from syncd.standin.people import (
     FIRST_ATTENDEE,
     FIRST_ORDER,
@@ -31,11 +31,12 @@ from syncd.standin.people import (
     Slot,
 )
 
-__all__ = ["PARIS", "WALL", "ZERO_DATE", "Row", "StandInEvent", "World", "number"]
+__all__ = ["PARIS", "WALL", "ZERO_DATE", "Row", "StandInEvent", "World", "instant", "number"]
 
 NO_LIMIT = ("", "0", "-1", False)  # each is to be understood in a ticket's quota
 FIRST_IDS = {"event": 900001, "category": 501, "ticket": 7001, "session": 880001}
-PLAIN_TICKET = dict.fromkeys(("description", "label", "instructions", "end_time"), "") | {"form": "3301"}
+ALL_KINDS = KINDS + FURTHER_KINDS
+PLAIN_TICKET = dict.fromkeys(("description", "label", "instructions"), "") | {"form": "3301"}
 PLAIN_SESSION = {"name": "", "place": "", "description": "", "instructions": "", "disabled": "0"}
 PLACES = (
     "Grange aux Hirondelles, Val-des-Saules",
@@ -43,6 +44,7 @@ PLACES = (
     "Maison de l'Étang, 4 chemin de l'Écluse, Val-des-Saules",
     "Clairière du Grand Chêne, Val-des-Saules",
 )
+FILES = "https://www.billetweb.fr/files/page"
 EDITIONS = ("en famille", "version longue", "sous abri", "avec goûter", "édition spéciale")
 
 
@@ -64,10 +66,11 @@ class StandInEvent(Struct, kw_only=True):
 class World:
     """An account of invented events, the same for the same (events, seed, now, attendees).
 
-    The events come in the order of KINDS, over and over: limited as a whole (an event gauge without an id);
-    by category; by ticket only; unlimited; by session (the first of them ended yesterday); as a whole and
-    nearly sold out. Every seventh is not published. With `attendees` each has sold just so many places, and
-    has room for more.
+    The events come in the order of KINDS and FURTHER_KINDS, over and over: limited as a whole (an event gauge
+    without an id); by category; by ticket only; unlimited; by session (the first of them ended yesterday); as
+    a whole and nearly sold out; with a hidden tariff that is unlimited; with a sale that is over and one to
+    come; with a hidden session; by category within a hall, with seats. Every seventh is not published. With
+    `attendees` each has sold just so many places, and has room for more.
 
     `now` is today, which stays; a sale and other changes of attendees happen at `present`, which is today
     where it was given and the real time else. `advance` moves both.
@@ -241,7 +244,10 @@ class World:
         return self._random.choice(fitting) if fitting else None
 
     def _slots(self, event: StandInEvent, ticket_id: str | None = None, *, past: bool = False) -> list[Slot]:
+        """Return what can be bought: of one ticket, or of those on sale; `past` adds all that is over."""
         tickets = [row for row in event.tickets if ticket_id in (None, str(row["id"]))]
+        if ticket_id is None and not past:
+            tickets = [row for row in tickets if self._is_on_sale(row)]
         if not event.sessions:
             return [(ticket, None) for ticket in tickets]
         sessions = [row for row in event.sessions if past or not self.is_over(row)]
@@ -250,12 +256,16 @@ class World:
             (ticket, session)
             for session in sessions
             for ticket in tickets
-            if not session["tickets"] or str(ticket["id"]) in session["tickets"]
+            if not session.get("tickets") or str(ticket["id"]) in session["tickets"]
         ]
 
+    def _is_on_sale(self, ticket: Row) -> bool:
+        starts, ends = instant(ticket.get("start_time")), instant(ticket.get("end_time"))
+        return (starts is None or starts <= self.now) and (ends is None or self.now < ends)
+
     def _publish(self, index: int, *, online: bool) -> StandInEvent:
-        lap, which = divmod(index, len(KINDS))
-        kind = KINDS[which]
+        lap, which = divmod(index, len(ALL_KINDS))
+        kind = ALL_KINDS[which]
         round_, which_title = divmod(lap, len(kind.titles))
         title = kind.titles[which_title] + (f" n° {round_ + 1}" if round_ else "")
         start = self._at(kind, days=2 + index * 5 % 270)
@@ -263,7 +273,7 @@ class World:
             kind = kind.times(ceil(3 * self._attendees / kind.capacity))
         event = StandInEvent(row=self._event_row(kind, title, start, online), carts=index % 3)
         event_id = str(event.row["id"])
-        self.attendance[event_id] = Attendance(event_id, index, self._seed, self.present)
+        self.attendance[event_id] = Attendance(event_id, index, self._seed, self.present, seated=kind.seated)
         self._add_tickets(event, kind)
         self._add_sessions(event, kind, start)
         self._presell(event, kind)
@@ -278,21 +288,19 @@ class World:
             "name": title,
             "start": start.strftime(WALL),
             "end": (start + timedelta(hours=kind.hours)).strftime(WALL),
-            "multiple": self._mixed(int(kind.sessions > 0)),
+            "multiple": self._text(int(kind.sessions > 0)),
             "place": self._random.choice(PLACES),
             "shop": f"https://www.billetweb.fr/shop.php?event={slug}",
-            "online": self._mixed(int(online)),
+            "online": self._text(int(online)),
             "tax_rate": self._random.choice(("20", "5.5", "")),
             "tags": self._random.choice(([kind.tag], ["", kind.tag])),
-            "image": "",
-            "cover": self._random.choice(("", f"https://www.billetweb.fr/files/page/thumb/{slug}.png")),
+            "image": f"{FILES}/thumb/{slug}.jpg",
+            "cover": self._random.choice((f"{FILES}/cover/{slug}.png", f"{FILES}/cover/{slug}.jpg")),
             "confirmation_message": "",
             "description": f"<p>{title}&nbsp;: à vivre au Val-des-Saules, petits &amp; grands.</p>",
         }
 
     def _add_tickets(self, event: StandInEvent, kind: Kind) -> None:
-        on_sale = self.now.astimezone(PARIS) - timedelta(days=30)
-        starts = ("", str(int(on_sale.timestamp())), on_sale.strftime(WALL))
         if kind.places and not kind.sessions:
             event.gauges.append(self._gauge("event", kind.places))
         for name, limit in kind.categories:
@@ -306,8 +314,9 @@ class World:
                 "price": tariff.price,
                 "category": tariff.category,
                 "quota": str(tariff.quota) if tariff.quota else self._random.choice(NO_LIMIT),
-                "visibility": "0",
-                "start_time": self._random.choice(starts),
+                "visibility": tariff.visibility,
+                "start_time": self._random.choice(self._begins(tariff)),
+                "end_time": "" if tariff.ends_in is None else self._both_ways(tariff.ends_in)[1],
                 "tax": self._random.choice(("", "5.5")),
                 "commission": tariff.commission,
             }
@@ -320,16 +329,19 @@ class World:
         for turn in range(kind.sessions):
             start = first + timedelta(days=7 * (turn - 1)) if turn else self._at(kind, days=-1)
             end = (start + timedelta(hours=kind.hours)).strftime(WALL)
-            row = {
+            row: Row = {
                 "id": self._id("session"),
                 "start": start.strftime(WALL),
                 "end": end,
                 "last_update": self._random.choice((ZERO_DATE, self.now_wall)),
-                "quota": self._mixed(places),
+                "quota": self._text(places),
                 "total_sales": "0",
-                "tickets": [] if turn == kind.sessions - 1 else dict(offered),
             }
-            event.sessions.append(row | PLAIN_SESSION)
+            if turn == kind.sessions - 1:
+                row["disabled"] = str(int(kind.hides_last))
+            else:
+                row["tickets"] = dict(offered)
+            event.sessions.append(PLAIN_SESSION | row)
             event.gauges.append(self._gauge("session", places, id=str(row["id"]), name=row["start"]))
             event.row["end"] = end
 
@@ -357,8 +369,22 @@ class World:
         today = self.now.astimezone(PARIS).replace(tzinfo=None)
         return today.replace(hour=kind.hour, minute=0, second=0, microsecond=0) + timedelta(days=days)
 
-    def _id(self, kind: str) -> str | int:
-        return self._mixed(next(self._ids[kind]))
+    def _begins(self, tariff: Tariff) -> tuple[str, ...]:
+        """Return how the beginning of a tariff's sale may be written: long ago, unless it says when."""
+        if tariff.begins_in is None:
+            return ("", *self._both_ways(-30))
+        return self._both_ways(tariff.begins_in)
+
+    def _both_ways(self, days: int) -> tuple[str, str]:
+        """Return an instant so many days from now as Unix time and as wall time."""
+        at = self.now.astimezone(PARIS) + timedelta(days=days)
+        return str(int(at.timestamp())), at.strftime(WALL)
+
+    def _id(self, kind: str) -> str:
+        return self._text(next(self._ids[kind]))
+
+    def _text(self, value: int) -> str:
+        return str(self._mixed(value))  # drawn all the same: the account of a seed stays what it was
 
     def _mixed(self, value: int) -> str | int:
         return self._random.choice((str(value), str(value), value))
@@ -382,13 +408,29 @@ def _limits_above(event: StandInEvent, slot: Slot) -> Iterator[Row]:
             case "ticket":
                 above = str(gauge.get("id")) == str(ticket["id"])
             case "category":
-                above = gauge.get("name") == ticket["category"]
+                above = _is_within(ticket["category"].strip(), str(gauge.get("name")))
             case "session":
                 above = session is not None and str(gauge.get("id")) == str(session["id"])
             case _:
                 above = not gauge.get("id")
         if above and _left(gauge) is not None:
             yield gauge
+
+
+def _is_within(category: str, name: str) -> bool:
+    """Tell whether a category is one of this name, inside one, or one of this name inside another."""
+    return category == name or category.startswith(f"{name} > ") or category.endswith(f" > {name}")
+
+
+def instant(value: object) -> datetime | None:
+    """Return the instant that a wire value stands for, Unix time or wall time; None where it is none."""
+    text = str(value)
+    try:
+        if text.isdecimal():
+            return datetime.fromtimestamp(int(text), UTC)
+        return datetime.strptime(text, WALL).replace(tzinfo=PARIS)
+    except ValueError:  # "", a zero date
+        return None
 
 
 def _room(event: StandInEvent, slot: Slot, count: int, *, refund: bool) -> int:

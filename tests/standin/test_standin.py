@@ -9,11 +9,12 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+from support.odd_wire import as_numbers, with_empty_lists, without_dates
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
 from syncd.standin import server as wire
 from syncd.standin.server import Fault, StandIn, serving
-from syncd.standin.world import ZERO_DATE, Row, StandInEvent, number
+from syncd.standin.world import ZERO_DATE, Row, StandInEvent, instant, number
 
 
 @pytest.fixture
@@ -45,24 +46,29 @@ def sold_under(event: StandInEvent, gauge: Row) -> int:
         if kind == "event"
         or (kind == "ticket" and ticket == wanted)
         or (kind == "session" and session == wanted)
-        or (kind == "category" and categories[ticket] == gauge["name"])
+        or (kind == "category" and gauge["name"] in categories[ticket].strip().split(" > "))
     )
 
 
 def test_a_decoder_that_knows_one_type_per_field_would_pass() -> None:
-    """The same field comes as text, number or false; maps as lists; dates as zero; the empty tag is there."""
+    """Counts come as text, number or false; ids and flags as text; dates as zero; the empty tag is there."""
     events = StandIn(events=24, now=NOW).events.values()
     gauges = [row for event in events for row in event.gauges]
     tickets = [row for event in events for row in event.tickets]
     sessions = [row for event in events for row in event.sessions]
-    assert {type(event.row["id"]) for event in events} == {str, int}
-    assert {type(event.row["multiple"]) for event in events} == {str, int}
+    named = [*(event.row for event in events), *tickets, *sessions, *gauges]
+    assert {type(row["id"]) for row in named if "id" in row} == {str}
+    for name in ("multiple", "online"):
+        assert {event.row[name] for event in events} == {"0", "1"}
+    assert {row["quota"].isdigit() for row in sessions} == {True}
+    for name in ("image", "cover"):
+        assert all(event.row[name].startswith("https://www.billetweb.fr/") for event in events)
     assert {type(row["avail"]) for row in gauges} == {str, int}
     assert {type(row["quota"]) for row in gauges} == {str, int, bool}
     assert {type(row["commission"]) for row in tickets} == {float, bool}
     assert {type(row["price"]) for row in tickets} == {float, int}
     assert {row["quota"] for row in tickets} >= {"", "0", "-1", False}
-    assert {type(row["tickets"]) for row in sessions} == {dict, list}
+    assert {type(row.get("tickets")) for row in sessions} == {dict, type(None)}
     assert ZERO_DATE in {row["last_update"] for row in sessions}
     assert any("" in event.row["tags"] for event in events)
     assert any(str(row["start_time"]).isdigit() for row in tickets)
@@ -92,10 +98,16 @@ def test_the_wire_is_not_php(client: httpx.Client) -> None:
     assert "description" in client.get("/events", params={"description": "1"}).json()[0]
 
 
-def test_a_key_in_a_url_would_go_unnoticed(standin: StandIn, client: httpx.Client) -> None:
-    """The query form of authentication is refused even beside a good header."""
-    answer = client.get("/events", params={"user": standin.user, "key": standin.key})
-    assert answer.status_code == 401
+def test_clients_with_the_key_in_the_query_are_refused(standin: StandIn, client: httpx.Client) -> None:
+    """The first form that Billetweb documents serves as the header does, without it; wrong ones do not."""
+    client.auth = None  # type: ignore[assignment]
+    good = {"user": standin.user, "key": standin.key, "version": "1"}
+    assert len(client.get("/events", params=good).json()) == 6
+    assert client.get(f"/event/{FESTIVAL}/avail", params=good | {"temp": "1"}).json()[0]["type"] == "event"
+    assert all(request.authorized for request in standin.requests)
+    for wrong in ({"key": "other"}, {"user": "1"}, {"key": ""}):
+        assert client.get("/events", params=good | wrong).json()["error"] == "unauthorized"
+    assert client.get("/events", params={"key": standin.key}).json()["error"] == "unauthorized"
     assert not standin.requests[-1].authorized
 
 
@@ -226,6 +238,82 @@ def test_past_sessions_are_listed(client: httpx.Client) -> None:
     assert shown(past="1") == ids
     assert shown(session=ids[2]) == [ids[2]]
     assert shown(session=dates[2]["start"]) == [ids[2]]
+
+
+def test_filters_of_sessions_are_not_heeded(standin: StandIn, client: httpx.Client) -> None:
+    """Start, end, change and visibility narrow the sessions as documented; a past one can be asked for."""
+    first, second, third, fourth = standin.events[OUTING].sessions
+    second["disabled"], third["disabled"] = "1", "2"
+    third["last_update"] = "2027-05-01 12:00:00"
+    for row in (first, second, fourth):
+        row["last_update"] = ZERO_DATE
+
+    def at(row: Row) -> int:
+        found = instant(row["start"])
+        assert found
+        return int(found.timestamp())
+
+    def dates(**query: object) -> list[Row]:
+        answer = client.get(
+            f"/event/{OUTING}/dates", params={name: str(value) for name, value in query.items()}
+        )
+        return [row["id"] for row in answer.json()]
+
+    ids = [row["id"] for row in (first, second, third, fourth)]
+    assert dates() == ids[1:], "hidden ones too"
+    assert dates(past=1) == dates(past_by=2) == ids
+    assert dates(past_by=0) == ids[1:]
+    assert dates(start_from=at(third)) == ids[2:]
+    assert dates(start_to=at(third)) == ids[1:2]
+    assert dates(past=1, start_from=at(first), start_to=at(third)) == ids[:2]
+    changed = int(NOW.timestamp()) - 86_400
+    assert dates(last_update=changed) == ids[2:3]
+    assert dates(last_update=int(NOW.timestamp())) == []
+    assert [dates(disabled=value) for value in (0, 1, 2, 3)] == [ids[3:], ids[1:2], ids[2:3], []]
+
+
+def test_the_public_sees_all_that_there_is() -> None:
+    """Further kinds hide a tariff or a session, have sales that are over or to come, and halls with parts."""
+    night, walk, visit, theatre = list(StandIn(events=10, now=NOW).events.values())[6:]
+    assert [row["visibility"] for row in night.tickets] == ["0", "1", "2"]
+    assert [number(row["avail"]) == -1 for row in night.gauges] == [False, False, True]
+    over, now, to_come = ((instant(row["start_time"]), instant(row["end_time"])) for row in walk.tickets)
+    assert over[1]
+    assert over[1] < NOW
+    assert now[1] is None
+    assert to_come[0]
+    assert to_come[0] > NOW
+    assert number(walk.gauges[0]["avail"]) != 0, "places are left of the sale that is over"
+    assert [row["disabled"] for row in visit.sessions] == ["0", "0", "1"]
+    assert {row["category"].strip() for row in theatre.tickets} == {"Salle > Balcon", "Salle > Parterre"}
+    assert {row["name"] for row in theatre.gauges if row["type"] == "category"} == {"Balcon", "Parterre"}
+
+
+def test_a_sale_that_is_over_goes_on() -> None:
+    """Who names no ticket gets one whose sale goes on; places of a part of the hall are taken from it."""
+    standin = StandIn(events=10, now=NOW)
+    walk, theatre = standin.events["900008"], standin.events["900010"]
+    early, *_, last_minute = (str(row["id"]) for row in walk.tickets)
+    before = walk.sold.copy()
+    assert standin.sell("900008", 5) == 5
+    assert {ticket for (_, ticket), count in (walk.sold - before).items() if count} == {walk.tickets[1]["id"]}
+    assert before["", early] == walk.sold["", early]
+    assert last_minute not in {ticket for _, ticket in walk.sold - before}
+    figures = [number(row["avail"]) for row in theatre.gauges[:2]]
+    assert standin.sell("900010", 1, theatre.tickets[1]["id"]) == 1
+    assert [number(row["avail"]) for row in theatre.gauges[:2]] == [figures[0], (figures[1] or 0) - 1]
+
+
+def test_odd_spellings_are_not_at_hand(standin: StandIn, client: httpx.Client) -> None:
+    """Numbers, empty lists and zero dates, where Billetweb has others, are faults of their own."""
+    standin.fail("/events", as_numbers)
+    assert {type(row[name]) for row in client.get("/events").json() for name in ("id", "multiple")} == {int}
+    standin.fail("/events", without_dates)
+    assert {(row["start"], row["end"]) for row in client.get("/events").json()} == {(ZERO_DATE, ZERO_DATE)}
+    standin.fail("*", with_empty_lists, times=None)
+    assert client.get(f"/event/{OUTING}/dates").json()[-1]["tickets"] == []
+    rows = client.get("/attendees").json()
+    assert {type(row[name]) for row in rows for name in ("custom", "custom_order")} == {dict, list}
 
 
 def test_baskets_count_without_being_asked_for(standin: StandIn, client: httpx.Client) -> None:

@@ -64,8 +64,11 @@ def test_a_decoder_meets_tame_attendees_alone(standin: StandIn) -> None:
     """Values are text but for the forms; the odd ones that are known are among them."""
     rows = rows_of(standin)
     assert {type(value) for row in rows for name, value in row.items() if "custom" not in name} == {str}
-    assert {type(row.get("custom")) for row in rows} == {dict, list, type(None)}
-    assert {type(row["custom_order"]) for row in rows} == {dict, list}
+    for name in ("custom", "custom_order"):
+        assert {type(row.get(name)) for row in rows} == {dict, type(None)}
+    starts = {row["session_start"] for row in rows if row["order_session"] != "0"}
+    assert "" in starts
+    assert len(starts) > 1
     assert any(label.endswith(" ") for row in rows for label in row.get("custom") or [])
     assert any(row["barcode"].startswith("0") for row in rows)
     kinds = {row["order_payment_type"] for row in rows}
@@ -221,11 +224,56 @@ def test_a_query_is_not_heeded(standin: StandIn, client: httpx.Client) -> None:
     assert {each["event"] for each in asked(client)} == set(standin.events)
 
 
+def test_a_door_admits_anybody(standin: StandIn, client: httpx.Client) -> None:
+    """One barcode, reference or id asked for gives that place alone, an unknown one none; of each event."""
+    for event_id in standin.events:
+        path = f"/event/{event_id}/attendees"
+        row = list(asked(client, path))[-1]
+        for query in ({"barcode": row["barcode"]}, {"ext_id": row["ext_id"]}, {"product_id": row["id"]}):
+            assert asked(client, path, **query) == [row]
+            assert [each["id"] for each in asked(client, **query)] == [row["id"]]
+            assert asked(client, path, **dict.fromkeys(query, "0")) == []
+    other = next(iter(standin.attendees(FESTIVAL).values()))
+    assert asked(client, f"/event/{CONCERT}/attendees", barcode=other["barcode"]) == []
+
+
+def test_coming_sessions_and_tags_are_not_heeded(standin: StandIn, client: httpx.Client) -> None:
+    """`futur_sessions` leaves out who has been there, `tag` narrows the account to events that have it."""
+    over = str(standin.events[OUTING].sessions[0]["id"])
+    path = f"/event/{OUTING}/attendees"
+    everything = asked(client, path)
+    coming = asked(client, path, futur_sessions=1)
+    assert coming == [row for row in everything if row["order_session"] != over]
+    assert 0 < len(coming) < len(everything)
+    festival = f"/event/{FESTIVAL}/attendees"
+    assert asked(client, festival, futur_sessions=1) == asked(client, festival)
+    standin.events[FESTIVAL].row["end"] = "2027-05-01 18:00:00"
+    assert asked(client, festival, futur_sessions=1) == []
+    assert {row["event"] for row in asked(client, tag="concert")} == {CONCERT}
+    assert asked(client, tag="opéra") == []
+
+
+def test_seats_are_nowhere() -> None:
+    """In a hall each place is one seat of its part, from the largest part to the number."""
+    standin = StandIn(events=10, now=NOW)
+    rows = list(standin.attendees("900010").values())
+    assert all(
+        re.fullmatch(r"Salle > (Balcon|Parterre) > \d+ > \d+", row["seating_location"]) for row in rows
+    )
+    assert len({row["seating_location"] for row in rows}) == len(rows) > 0
+
+
 def test_an_attendee_of_the_account_has_no_event(standin: StandIn, client: httpx.Client) -> None:
     """Rows of the account name their event, with its name and start; an event's own rows do not."""
-    row, of_event = asked(client)[0], asked(client, f"/event/{FESTIVAL}/attendees")[0]
+    of_event = asked(client, f"/event/{FESTIVAL}/attendees")[0]
     event = standin.events[FESTIVAL].row
-    added = {"event": FESTIVAL, "event_name": event["name"], "event_start": event["start"]}
+    event["tags"] = ["", "festival", "été"]
+    row = asked(client)[0]
+    added = {
+        "event": FESTIVAL,
+        "event_name": event["name"],
+        "event_start": event["start"],
+    }
     assert row == of_event | added
     assert not added.keys() & of_event.keys()
 

@@ -18,9 +18,9 @@ FAULTS = {"hang": standin.hang, "503": standin.status(503), "unauthorized": stan
 class Billetweb(standin.StandIn):
     """An account whose sales go on with each list that is asked for, and that fails as the file says."""
 
-    def _event_rows(self, query: dict[str, str]) -> list[Row]:
+    def events_shown(self, query: dict[str, str]) -> list[Row]:
         self.tick()
-        return super()._event_rows(query)
+        return super().events_shown(query)
 
     def _next_fault(self, path: str) -> standin.Fault | None:
         with suppress(FileNotFoundError):
