@@ -64,6 +64,12 @@ once and shows how the daemon fares.""",
                 "Set by systemd: see sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5)."
             ),
             "PGPASSFILE, PGSSLMODE and others": "With PostgreSQL, what the URL of the database leaves open.",
+            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": (
+                "Proxies, and the names, domains and networks that none is for. What is for this machine "
+                "goes through none. A variable in lower case wins."
+            ),
+            "SSL_CERT_FILE, SSL_CERT_DIR": "Where the certificates are by which servers are known.",
+            "SSLKEYLOGFILE": "A file for the keys of connections, to look into them; for finding faults.",
             "NO_COLOR": "If set, neither the log nor the progress of `once` has colours on a terminal.",
         },
         "FILES": {
