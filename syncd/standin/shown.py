@@ -82,6 +82,7 @@ class Shown(World):
                 "event": event_id,
                 "event_name": event.row["name"],
                 "event_start": event.row["start"],
+                "event_tags": ",".join(filter(None, event.row["tags"])),
             }
             found += [row | of_event for row in self._attendee_rows(event, query)]
         return found

@@ -273,6 +273,7 @@ def test_an_attendee_of_the_account_has_no_event(standin: StandIn, client: httpx
         "event": FESTIVAL,
         "event_name": event["name"],
         "event_start": event["start"],
+        "event_tags": "festival,été",
     }
     assert row == of_event | added
     assert not added.keys() & of_event.keys()
