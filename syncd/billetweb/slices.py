@@ -16,9 +16,9 @@ from syncd.errors import DecodeError, TooLargeError
 
 SLICE_BYTES = 256 * 1024
 """Some hundred rows: enough for a statement each, little to hold in memory."""
-ROW_MAX_BYTES = 4 * 1024 * 1024
-"""So large a single row may be: a description with some pictures in it. Of empty lists the parser makes
-thirty times their bytes, in one step that nothing interrupts: a tenth of a second."""
+ROW_MAX_BYTES = 2 * 1024 * 1024
+"""So large a single row may be: a description with a picture in it. It is parsed in one step that nothing
+interrupts, and one of empty lists alone takes thirty times its bytes and up to a second for that."""
 TRIES = 3
 """So many places that look like a border are tried: three in a row inside texts are there on purpose."""
 
