@@ -7,7 +7,7 @@ from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from support.events import CONCERT, FESTIVAL, kinds
 from support.real_databases import is_postgresql
 
-from syncd.billetweb import client
+from syncd.billetweb import body
 from syncd.standin.server import StandIn, with_rows
 from syncd.standin.world import Row
 
@@ -79,7 +79,7 @@ def test_one_long_description_stops_the_account(
     before = descriptions(rig)
     standin.events[CONCERT].row["description"] = "x" * 100_000
     standin.events[FESTIVAL].row["name"] = "Another name"
-    monkeypatch.setattr(client, "MAX_BODY_BYTES", 50_000)
+    monkeypatch.setattr(body, "MAX_BODY_BYTES", 50_000)
     for _ in range(3):
         run = rig.run()
         assert (run.outcome, run.synced, run.errors) == ("ok", 6, [])
