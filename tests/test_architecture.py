@@ -14,7 +14,7 @@ import syncd
 
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
-    *("__init__", "errors", "model", "text", "clock", "threads", "web", "config"),
+    *("__init__", "errors", "model", "text", "clock", "threads", "web", "readers", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
 )
@@ -22,6 +22,7 @@ ROOMS = (
 FLOOR = {"errors", "model", "text", "clock", "threads", "config"}
 ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threads")} | {
     "web": {"errors"},
+    "readers": {"text"},
     "mirror": {"model"},
     "ctl": {"__init__", "text"},
 }

@@ -1,0 +1,224 @@
+"""Readers: functions from a value of the TOML file, or of a credential, to the value that a setting has.
+
+Each raises ValueError saying what the value must be; it shows the wrong one only where nobody would put a
+secret.
+"""
+
+import base64
+import os
+import re
+import stat
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from syncd.text import parse_duration
+
+
+def credential(name: str, environ: Mapping[str, str]) -> Path | None:
+    """Return a systemd credential's file, if there is one. Source: systemd.exec(5), LoadCredential.
+
+    One that holds a line break alone stands for none: the unit sets it where there is nothing to load.
+    """
+    path = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull, name)
+    try:
+        return path if path.stat().st_size > 1 else None
+    except OSError:  # none, or a closed folder
+        return None
+
+
+def short_text(path: Path, *, private: bool = False) -> str:
+    """Return the text of a small regular file. Raises OSError, and ValueError that shows nothing of it."""
+    found = content(path, 4096, private=private)  # a key has dozens of bytes, a URL hundreds
+    try:
+        return found.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("that file is not UTF-8 text") from None
+
+
+def content(path: Path, most_bytes: int, *, private: bool = False) -> bytes:
+    """Return what a regular file holds. Raises OSError, and ValueError where it is none, or too long."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):  # a pipe would be waited for, a device may never end
+        raise ValueError("that is not a regular file")
+    if private and mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ValueError("every user of this machine can open that file: run chmod o-rw on it")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"that file is longer than {most_bytes} bytes")
+    return content
+
+
+def key(text: str, user: str | None) -> str:
+    """Return the key: alone, as `user:key`, or as Billetweb's page prints both for a header, in Base64.
+
+    Nothing of it is shown where it is refused, for the key may stand anywhere in it.
+    """
+    key = text.strip()
+    if not key:
+        raise ValueError("is empty")
+    of, separator, rest = _decoded(re.sub(r"(?i)^basic\s+", "", key)).partition(":")
+    if separator and of.isascii() and of.isdigit():
+        if user and of != user:
+            raise ValueError("is the key of another user than billetweb.user says: one of both is wrong")
+        key = rest.strip()
+    if len(key) < 4 or not key.isascii() or not key.isprintable() or " " in key:  # noqa: PLR2004 - see redact.py
+        raise ValueError("is no API key: those are one word of at least 4 ASCII characters")
+    return key
+
+
+def _decoded(text: str) -> str:
+    """Return a text that was written in Base64 in clear, any other one as it is."""
+    try:
+        clear = base64.b64decode(text, validate=True).decode("ascii")
+    except ValueError:
+        return text
+    return clear if ":" in clear else text
+
+
+def text(value: object) -> str:
+    """Return a text of one line, not an empty one."""
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes")  # noqa: TRY004 - as every reader does
+    if not value.strip() or not value.isprintable():
+        raise ValueError("must be one line of text, and not an empty one")
+    return value
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """Return a list of such texts."""
+    if not isinstance(value, list):
+        raise must('be a list of texts, such as ["7003", "Repas*"]', value)
+    return tuple(text(item) for item in value)
+
+
+def flag(value: object) -> bool:
+    """Return true or false."""
+    if not isinstance(value, bool):
+        raise must("be true or false", value)
+    return value
+
+
+def whole(value: object, least: int, most: int) -> int:
+    """Return a whole number within limits."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise must(f"be a whole number from {least} to {most}", value)
+    return value
+
+
+def choice(value: object, *allowed: str) -> str:
+    """Return one of the words that are allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise must("be one of " + ", ".join(f'"{choice}"' for choice in allowed), value)
+    return value
+
+
+def duration(value: object, least: str, most: str) -> timedelta:
+    """Return a duration within limits."""
+    if not isinstance(value, str):
+        raise must('be a duration in quotes, such as "15m"', value)
+    duration = parse_duration(value)
+    if duration < parse_duration(least):
+        raise must(f"be at least {least}", value)
+    if duration > parse_duration(most):
+        raise must(f"be at most {most}", value)
+    return duration
+
+
+def user(value: object) -> str:
+    """Return an account number."""
+    user = text(value)
+    if not (user.isascii() and user.isdigit()):  # not shown: the key may stand here by mistake
+        raise ValueError("must be the account number, digits only")
+    return user
+
+
+def path(value: object) -> Path:
+    """Return a path."""
+    return Path(text(value))
+
+
+def socket(value: object) -> Path:
+    """Return the absolute path of a Unix socket."""
+    at = path(value)
+    if not at.is_absolute() or len(os.fsencode(at)) > 107:  # noqa: PLR2004 - unix(7): 108 with the NUL
+        raise ValueError("must be an absolute path of at most 107 bytes")
+    return at
+
+
+def mode(value: object) -> int:
+    """Return the mode of a socket, which is written in octal."""
+    mode = int(value, 8) if isinstance(value, str) and re.fullmatch("0?[0-7]{3}", value) else 0
+    if mode & 0o602 != 0o600:  # noqa: PLR2004 - chmod's own way of writing it
+        raise must('be octal like "0660", with read and write for the owner and no write for others', value)
+    return mode
+
+
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*|\[::1\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:/[a-z0-9_.~!$&'()*+,;=:@%/-]*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_LOOPBACK = re.compile(r"localhost|127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[::1\]", re.IGNORECASE)
+
+
+def web_address(value: object) -> str:
+    """Return a web address without a slash at its end. Not shown when refused: it may hold a password."""
+    parts = _ADDRESS.fullmatch(text(value))
+    if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
+        raise ValueError("must be an https address without user, password, query and fragment")
+    if parts["scheme"].lower() == "http" and not _LOOPBACK.fullmatch(parts["host"]):
+        raise ValueError("must be an https address: plain http is only for this machine itself")
+    return parts[0].rstrip("/")
+
+
+_POSTGRESQL = re.compile(
+    r"postgresql(?:\+psycopg)?://"
+    r"(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?",
+    re.IGNORECASE,
+)
+
+
+def database(value: object) -> str:
+    """Return the URL of a SQLite file or a PostgreSQL database. Not shown when refused: for its password."""
+    url = text(value)
+    if url.startswith("postgres"):
+        return _postgresql(url)
+    if not re.fullmatch("sqlite:///(?!:memory:$)[^?]+", url):
+        raise ValueError(
+            'must name a SQLite file, not memory, as "sqlite:////var/lib/syncd/syncd.db" does, or a database '
+            'of PostgreSQL, as "postgresql://user@host/database" does'
+        )
+    return url
+
+
+def _postgresql(url: str) -> str:
+    parts = _POSTGRESQL.fullmatch(url)
+    if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
+        raise ValueError(
+            'must be as "postgresql://user:password@host:5432/database": an / @ : ? or # in one of these is '
+            "written %2F %40 %3A %3F %23"
+        )
+    if re.search("password", parts["parameters"] or "", re.IGNORECASE):  # only there it is known to be one
+        raise ValueError(
+            'a password stands before the host, as in "postgresql://user:password@host/database"'
+        )
+    return url
+
+
+def must(what: str, value: object) -> ValueError:
+    """Return the error that says what a value must be, and what it is."""
+    return ValueError(f"must {what}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """Return a value as it stands in the file, or what it is where that would be long."""
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= 40 else "a longer text"  # noqa: PLR2004 - fits a line
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value) if abs(value) < 1e15 else "a number that big"  # noqa: PLR2004 - str() has a limit
+    return "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a date or time"
