@@ -181,5 +181,5 @@ def _ok() -> Iterator[None]:
     try:
         yield
     except DecodeError as error:
-        error.status = HTTP_OK  # or `decode.classify` would have refused it
+        error.status = HTTP_OK  # or `answers.classify` would have refused it
         raise

@@ -21,7 +21,7 @@ import stamina.instrumentation
 from loguru import logger
 
 from syncd import __version__, web
-from syncd.billetweb import decode
+from syncd.billetweb import answers, decode
 from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, lay_down, named
 from syncd.billetweb.decode import Decoded, GaugeKey
 from syncd.billetweb.limiter import RateLimiter
@@ -246,7 +246,7 @@ class Billetweb:
         finally:
             self.statuses[str(status or "none")] += 1
         retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
-        self.ahead = decode.ahead(answer.headers.get("Date"), now=now)
+        self.ahead = answers.ahead(answer.headers.get("Date"), now=now)
         refusal = await in_thread(_refusal, file, answer.status_code, retry_after, now)
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
@@ -332,7 +332,7 @@ def _backoff(error: Exception) -> bool | float:
 def _refusal(file: IO[bytes], status: int, retry_after: str | None, now: datetime) -> BilletwebError | None:
     body = file.read(IN_MEMORY_BYTES)
     file.seek(0)
-    return decode.classify(body, status, retry_after, now=now)
+    return answers.classify(body, status, retry_after, now=now)
 
 
 def _timeouts(seconds: float) -> httpx.Timeout:

@@ -13,8 +13,8 @@ import pytest
 import stamina
 from support.clients import KEY, NOW, client_of
 
-from syncd.billetweb import body as answers
-from syncd.billetweb import decode
+from syncd.billetweb import answers, decode
+from syncd.billetweb import body as bodies
 from syncd.billetweb.body import Spooled
 from syncd.billetweb.client import Billetweb
 from syncd.errors import (
@@ -109,7 +109,7 @@ def test_answer_is_used_up_by_reading(base_url: str) -> None:
     def twice(answer: Spooled) -> tuple[list[str], list[str], int]:
         next(answer.decoded(bytes))
         first = ids(answer)
-        rows = sum(len(decode.rows(piece)) for piece in answer.decoded(bytes))
+        rows = sum(len(answers.rows(piece)) for piece in answer.decoded(bytes))
         return first, ids(answer), rows
 
     first, second, rows = read(base_url, twice)
@@ -200,7 +200,7 @@ def test_small_answer_would_fill_the_disk(
     account: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that unpacks to more than is allowed is given up on the way."""
-    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 1024 * 1024)
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1024 * 1024)
     packed = standin.oversized(96)(Answer(b"[]"))
     account.fail("/attendees", lambda _: packed)
     tracemalloc.start()
@@ -218,7 +218,7 @@ def test_full_disk_would_be_a_crash(
 ) -> None:
     """Where there is no room for a large answer the read fails as one that may be asked again."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    body = b"[" + b" " * 2 * answers.IN_MEMORY_BYTES + b"]"
+    body = b"[" + b" " * 2 * bodies.IN_MEMORY_BYTES + b"]"
     account.fail("/attendees", lambda _: Answer(body), times=None)
     with pytest.raises(TransportError, match="no room for the answer in the temporary folder: No such file"):
         read(base_url, ids)

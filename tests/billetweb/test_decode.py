@@ -26,7 +26,7 @@ from support.odd_values import (
 )
 
 from syncd import errors
-from syncd.billetweb import decode
+from syncd.billetweb import answers, decode
 from syncd.model import Event, Gauge, Session, Ticket
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
@@ -98,9 +98,9 @@ ANSWERS: list[tuple[bytes, int, type]] = [
 def outcome(body: bytes, status: int) -> errors.BilletwebError | None:
     """Give what stands in the way of an answer's rows: its meaning, or its form."""
     try:
-        error = decode.classify(body, status, None, now=NOW)
+        error = answers.classify(body, status, None, now=NOW)
         if error is None:
-            decode.rows(body)
+            answers.rows(body)
     except errors.DecodeError as malformed:
         return malformed
     return error
@@ -114,13 +114,13 @@ def test_failure_mistaken_for_data(body: bytes, status: int, kind: type) -> None
     assert error is None or (
         error.status in (status, None) and ("redirect" in str(error)) == (300 <= status < 400)
     )
-    assert error is not None or decode.rows(body) == json.loads(body.decode("utf-8-sig"))
+    assert error is not None or answers.rows(body) == json.loads(body.decode("utf-8-sig"))
 
 
 @pytest.mark.parametrize("body", [*NO_ARRAYS, refusal("unauthorized")], ids=range(len(NO_ARRAYS) + 1))
 def test_broken_answer_read_as_empty(body: bytes) -> None:
     """A body that is no complete array raises, for an empty result would look like rows that vanished."""
-    for decoder in (decode.rows, *DECODERS):
+    for decoder in (answers.rows, *DECODERS):
         with pytest.raises(errors.DecodeError):
             decoder(body)
 
@@ -128,7 +128,7 @@ def test_broken_answer_read_as_empty(body: bytes) -> None:
 def test_secret_or_flood_in_error_message() -> None:
     """What Billetweb says about an error arrives as one short line without keys."""
     description = f"No\n key\t{CANARY} for https://x.fr/?user=1&key=s3cr3t \x1b[31m" + "long " * 500
-    message = str(decode.classify(refusal("odd\n", description), 200, None, now=NOW))
+    message = str(answers.classify(refusal("odd\n", description), 200, None, now=NOW))
     assert "odd, No key … for https://x.fr/?user=1&…" in message
     assert "s3cr3t" not in message
     assert message.isprintable()
@@ -144,7 +144,7 @@ WAITS |= {"Wed, 01 Mar 2028 12:00:00 GMT": 3600, "Wed, 01 Mar 99999 12:00:00 GMT
 @pytest.mark.parametrize(("header", "wait_s"), WAITS.items(), ids=range(len(WAITS)))
 def test_retry_after_ignored_or_boundless(header: str | None, wait_s: int) -> None:
     """Both forms of Retry-After set the wait, within a second and an hour; nonsense means a minute."""
-    error = decode.classify(b"", 429, header, now=NOW)
+    error = answers.classify(b"", 429, header, now=NOW)
     assert isinstance(error, errors.RateLimited)
     assert error.wait_s == wait_s
 
@@ -152,9 +152,9 @@ def test_retry_after_ignored_or_boundless(header: str | None, wait_s: int) -> No
 @given(st.binary(), st.integers(100, 999), st.text("0123456789 :,-+GMTaron"))
 def test_odd_answer_crashes(body: bytes, status: int, header: str) -> None:
     """No bytes and no header make the judgement itself fail; a success is rows, or malformed."""
-    if decode.classify(body, status, header, now=NOW) is None:
+    if answers.classify(body, status, header, now=NOW) is None:
         with contextlib.suppress(errors.DecodeError):
-            decode.rows(body)
+            answers.rows(body)
 
 
 def test_example_event_distorted() -> None:

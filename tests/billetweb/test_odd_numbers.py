@@ -7,7 +7,7 @@ import pytest
 from conftest import Rig, mirrors
 from support.odd_values import BOM
 
-from syncd.billetweb import decode
+from syncd.billetweb import answers, decode
 from syncd.errors import DecodeError
 from syncd.standin.server import StandIn, php_json, raw
 
@@ -67,7 +67,7 @@ def test_one_odd_number_hides_who_sold(value: bytes) -> None:
 def test_what_is_no_json_passes_for_one(body: bytes) -> None:
     """An answer that is cut off or malformed is refused as before, whatever numbers it holds."""
     with pytest.raises(DecodeError, match="not well-formed"):
-        decode.rows(body)
+        answers.rows(body)
 
 
 def test_one_odd_number_fails_a_run(rig: Rig, standin: StandIn) -> None:
