@@ -1,6 +1,7 @@
 """Takes the signals that a daemon is sent, beside the event loop: they are heard while that is blocked."""
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
 
@@ -8,28 +9,35 @@ from collections.abc import Callable
 class Signals:
     """Calls `heard` with each of these signals, from a thread of its own, until `close`.
 
-    They are blocked in this thread and in those started from now on: the kernel keeps them for that one.
+    Python's handler in C writes a signal's number to a socket at once, in whichever thread it arrives and
+    whatever that is at; a thread of its own reads there. The main thread makes and closes it: `signal` asks
+    for that. asyncio's own handlers would take the place of this socket.
     """
 
     def __init__(self, numbers: set[signal.Signals], heard: Callable[[signal.Signals], None]) -> None:
         self._numbers = numbers
         self._heard = heard
-        self._is_closed = False
-        self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _do_nothing) for number in numbers}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Hear no more; to be called by the thread that began it."""
-        self._is_closed = True
-        assert self._thread.ident
-        signal.pthread_kill(self._thread.ident, next(iter(self._numbers)))
+        """Hear no more; what was in force before is again."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._theirs.close()
         self._thread.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
+        self._ours.close()
 
     def _listen(self) -> None:
-        while True:
-            number = signal.sigwait(self._numbers)
-            if self._is_closed:
-                return
-            self._heard(signal.Signals(number))
+        while heard := self._ours.recv(1):
+            if heard[0] in self._numbers:  # others have handlers of their own
+                self._heard(signal.Signals(heard[0]))
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    """Be a handler, so that the signal ends nothing."""

@@ -25,7 +25,8 @@ start = syncd.account.schedule.Schedule.start
 
 def mortal(self, *of):
     start(self, *of)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.task.cancel)
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGUSR1, lambda *_: loop.call_soon_threadsafe(self.task.cancel))
 
 syncd.account.schedule.Schedule.start = mortal
 sys.exit(syncd.cli.main.main())

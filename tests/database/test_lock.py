@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.processes import short_folder
 
 from syncd.control.server import ControlServer
 from syncd.database.engine import Database
@@ -73,12 +74,14 @@ def test_a_lock_writes_into_somebodys_file(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away, and become another user")
-def test_a_lock_empties_a_file_of_another_user(tmp_path: Path) -> None:
+def test_a_lock_empties_a_file_of_another_user() -> None:
     """A file that is not the user's own is none of its locks, though it may be written."""
-    tmp_path.chmod(0o777)
-    for above in tmp_path.parents[:2]:
-        above.chmod(0o755)
-    path = tmp_path / "lock"
+    with short_folder() as folder:
+        folder.chmod(0o777)
+        _is_not_taken(folder / "lock")
+
+
+def _is_not_taken(path: Path) -> None:
     path.write_text("1\n")
     path.chmod(0o666)
     script = (

@@ -245,8 +245,8 @@ def locked(url: str) -> Iterator[None]:
 def refuse(url: str, *statements: str) -> None:
     """Make the database refuse what is written so: `UPDATE ON billetweb_tickets`."""
     for statement in statements:
-        # An overflow is no word about the value that is written, as RAISE would be.
-        _meet(url, statement, "SELECT abs(-9223372036854775808)", "RAISE EXCEPTION 'refused'")
+        # A path that is none is no word about the value that is written, as RAISE would be.
+        _meet(url, statement, "SELECT json_extract('{}', 'refused')", "RAISE EXCEPTION 'refused'")
 
 
 def stall(url: str, statement: str) -> None:

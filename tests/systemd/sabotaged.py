@@ -8,6 +8,7 @@ import ctypes
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NoReturn
 
@@ -45,11 +46,15 @@ def start(self: Schedule, interval: timedelta, jitter: timedelta, first: datetim
     """Start the schedule, and listen to signals that the daemon does not use."""
     start_schedule(self, interval, jitter, first)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGURG, hold_the_interpreter)
-    loop.add_signal_handler(signal.SIGUSR1, block_the_loop)
-    loop.add_signal_handler(signal.SIGUSR2, self._scheduler._stop_timer)
-    loop.add_signal_handler(signal.SIGVTALRM, self._scheduler._start_timer, 3600)
-    loop.add_signal_handler(signal.SIGWINCH, hang_runs)
+
+    def on(number: signal.Signals, do: Callable[..., object], *arguments: object) -> None:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(do, *arguments))
+
+    on(signal.SIGURG, hold_the_interpreter)
+    on(signal.SIGUSR1, block_the_loop)
+    on(signal.SIGUSR2, self._scheduler._stop_timer)
+    on(signal.SIGVTALRM, self._scheduler._start_timer, 3600)
+    on(signal.SIGWINCH, hang_runs)
 
 
 if __name__ == "__main__":
