@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -26,7 +27,7 @@ from msgspec.structs import fields
 
 from syncd import readers
 from syncd.errors import ConfigError
-from syncd.model import AttendeeMode
+from syncd.model import AttendeeMode, Event
 
 
 class Secret:
@@ -122,6 +123,29 @@ class HeartbeatConfig(Struct, frozen=True, kw_only=True):
     url: Annotated[str | None, readers.web_address] = None
 
 
+EVENT_COLUMNS = (
+    *(name for name in Event.__struct_fields__ if name not in ("tags", "extra")),
+    "availability_at",
+)
+"""What a site's own columns may be set to, or found by."""
+
+
+class PublishConfig(Struct, frozen=True, kw_only=True):
+    """A table of a site's own that is kept true.
+
+    `match`: the site's key column, with the columns of an event that may stand in it. `set`: the site's
+    columns, with the column of an event that each gets. `database` "" is that of `database.url`.
+    """
+
+    name: Annotated[str, readers.name] = ""
+    table: Annotated[str, readers.table]
+    match: Annotated[dict[str, tuple[str, ...]], readers.matched, *EVENT_COLUMNS]
+    set: Annotated[dict[str, str], readers.assigned, *EVENT_COLUMNS]
+    unless: Annotated[str | None, readers.text] = None
+    touch: Annotated[str | None, readers.text] = None
+    database: Annotated[str, readers.other_database] = ""
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """The whole configuration. `path` is the file it came from, as it was given."""
 
@@ -133,6 +157,7 @@ class Config(Struct, frozen=True, kw_only=True):
     heartbeat: HeartbeatConfig
     key: Secret
     path: Path
+    publish: tuple[PublishConfig, ...] = ()
 
 
 _TABLES: Mapping[str, type[Struct]] = {
@@ -143,6 +168,8 @@ _TABLES: Mapping[str, type[Struct]] = {
     "log": LogConfig,
     "heartbeat": HeartbeatConfig,
 }
+_LISTS: Mapping[str, type[Struct]] = {"publish": PublishConfig}
+"""Those of which there may be several, each written with two brackets."""
 
 
 def load(
@@ -156,14 +183,16 @@ def load(
     document, lines = _parse(path)
     problems = _Problems(path, lines)
     tables = _tables(document, problems)
-    values = {name: _read_table(name, table, problems) for name, table in tables.items()}
+    values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
+    lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
     _check_times(values["sync"], minimum_interval, problems)
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
     key = _find_key(values["billetweb"], path.parent, environ, problems)
     problems.raise_any()
     records: dict[str, Any] = {name: record(**values[name]) for name, record in _TABLES.items()}
-    return Config(**records, key=Secret(key), path=path)
+    many: dict[str, Any] = {name: tuple(_LISTS[name](**row) for row in rows) for name, rows in lists.items()}
+    return Config(**records, **many, key=Secret(key), path=path)
 
 
 class _Problems:
@@ -180,7 +209,8 @@ class _Problems:
         try:
             yield
         except (OSError, ValueError) as error:
-            line = self._lines.get(key) or self._lines.get(key[:1], 0)
+            table = (key[0].partition("[")[0],) if key else ()  # of a list that is written in one value
+            line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
             place = f"{self._path}:{line}" if line else f"{self._path}"
             source = outside or f"{place}: {'.'.join(key)}"
             self._found.append((line or sys.maxsize, f"{source}: {_reason(error)}"))
@@ -205,16 +235,28 @@ def _key_lines(text: str) -> dict[tuple[str, ...], int]:
     """Return the line of each table and each key in valid TOML, by letting tomllib read single statements."""
     lines: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
+    counts: Counter[str] = Counter()
     statement, start = "", 1
     for number, row in enumerate(text.split("\n"), 1):
         statement += row + "\n"
         is_header = statement.lstrip().startswith("[")
         with suppress(tomllib.TOMLDecodeError):  # raised while a value goes on in the next line
-            for path in _paths(tomllib.loads(statement), () if is_header else table):
+            found = tomllib.loads(statement)
+            for path in _paths(_numbered(found, counts) if is_header else found, () if is_header else table):
                 lines.setdefault(path, start)
+                lines.setdefault((path[0].partition("[")[0],), start)  # for what is said of the whole list
                 table = path if is_header else table
             statement, start = "", number + 1
     return lines
+
+
+def _numbered(header: dict[str, object], counts: Counter[str]) -> dict[str, object]:
+    """Return a header that is one of a list's tables, or inside one, with the number of that: from 1."""
+    ((name, value),) = header.items()
+    if isinstance(value, list):
+        counts[name] += 1
+        value = value[0]
+    return {f"{name}[{counts[name]}]" if counts[name] else name: value}
 
 
 def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -232,19 +274,38 @@ def _tables(document: dict[str, object], problems: _Problems) -> dict[str, dict[
     tables: dict[str, dict[str, object]] = {name: {} for name in _TABLES}
     for name, value in document.items():
         with problems.of(name):
-            if name in ("publish", "webhooks"):
+            if name == "webhooks":
                 raise ValueError("not supported by this version of syncd yet")
+            if name in _LISTS:
+                continue
             if name not in _TABLES:
-                raise ValueError(_unknown(name, "", _TABLES))
+                raise ValueError(_unknown(name, "", [*_TABLES, *_LISTS]))
             if not isinstance(value, dict):
                 raise readers.must(f"be a table, written [{name}]", value)
             tables[name] = value
     return tables
 
 
-def _read_table(name: str, table: dict[str, object], problems: _Problems) -> dict[str, Any]:
+def _read_list(name: str, tables: object, problems: _Problems) -> list[dict[str, Any]]:
+    """Return the values of each record of a list, as far as they are good."""
+    found: list[dict[str, Any]] = []
+    with problems.of(name):
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise readers.must(f"be tables, each begun with [[{name}]]", tables)
+        for number, table in enumerate(tables, 1):
+            found.append(_read_table(f"{name}[{number}]", _LISTS[name], table, problems))
+            for field in fields(_LISTS[name]):
+                with problems.of(f"{name}[{number}]", field.name):
+                    if field.required and field.name not in table:
+                        raise ValueError("missing")
+    return found
+
+
+def _read_table(
+    name: str, record: type[Struct], table: dict[str, object], problems: _Problems
+) -> dict[str, Any]:
     """Return the values of one record with the defaults filled in; refused ones are left out."""
-    known = {field.name: field for field in fields(_TABLES[name])}
+    known = {field.name: field for field in fields(record)}
     values = {key: field.default for key, field in known.items() if field.default is not NODEFAULT}
     for key, value in table.items():
         with problems.of(name, key):
@@ -263,6 +324,8 @@ def _unknown(name: str, table: str, known: Iterable[str]) -> str:
         return f'unknown; did you mean "{meant[0]}"?'
     if not re.search("key|pass|pwd|secret|token", name, re.IGNORECASE):
         return "unknown"
+    if table.startswith("publish"):
+        return 'no password is read from here: put the whole URL into the systemd credential "publish-NAME"'
     if table == "database":
         return 'no password is read from here: put the whole URL into the systemd credential "database-url"'
     return f"no key is read from here: {_WHERE_KEYS_GO}"

@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 
 from syncd.text import parse_duration
@@ -206,6 +207,55 @@ def _postgresql(url: str) -> str:
             'a password stands before the host, as in "postgresql://user:password@host/database"'
         )
     return url
+
+
+def other_database(value: object) -> str:
+    """Return such a URL, or "" for none. Not shown when refused, as above."""
+    if value == "":
+        return ""
+    if re.match("(mysql|mariadb)", text(value), re.IGNORECASE):
+        raise ValueError("names MySQL or MariaDB, which is not supported yet: use SQLite or PostgreSQL")
+    return database(value)
+
+
+def name(value: object) -> str:
+    """Return a name for status, log and credentials."""
+    name = text(value)
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise must("be of letters of ASCII, digits and . _ -, at most 64", value)
+    return name
+
+
+def table(value: object) -> str:
+    """Return the name of a table, its schema before it where that is given."""
+    table = text(value)
+    if not re.fullmatch(r"[^.]+(\.[^.]+)?", table):
+        raise must('be a table\'s name, as "Formation", or with its schema, as "site.Formation"', value)
+    return table
+
+
+def matched(value: object, *allowed: str) -> dict[str, tuple[str, ...]]:
+    """Return one column of theirs, with the columns of ours that may stand in it."""
+    if not isinstance(value, dict) or len(value) != 1:
+        raise must('be one column of the site\'s table, as { billetwebId = ["ext_id", "id"] }', value)
+    ((theirs, ours),) = value.items()
+    columns = ours if isinstance(ours, list) and ours else [ours]
+    return {text(theirs): tuple(_column(column, allowed) for column in columns)}
+
+
+def assigned(value: object, *allowed: str) -> dict[str, str]:
+    """Return columns of theirs, each with the one of ours that it gets."""
+    if not isinstance(value, dict) or not value:
+        raise must('be columns of the site\'s table, as { placesLeft = "places_left" }', value)
+    return {text(theirs): _column(ours, allowed) for theirs, ours in value.items()}
+
+
+def _column(value: object, allowed: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in allowed:
+        return value
+    meant = get_close_matches(value, allowed, n=1, cutoff=0.5) if isinstance(value, str) else []
+    hint = f'did you mean "{meant[0]}"?' if meant else f"there are {', '.join(allowed)}"
+    raise ValueError(f"{_shown(value)} is no column of an event: {hint}")
 
 
 def must(what: str, value: object) -> ValueError:

@@ -20,7 +20,14 @@ SAMPLE = Path(__file__).parent.parent / "config.toml"
 CANARY = "c0ffee5ecre7c0ffee5ecre7"
 CREDENTIALS = {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": CANARY}
 PLACES = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
-TABLES = [name for name in Config.__struct_fields__ if name not in ("key", "path")]
+LISTS = ["publish"]
+TABLES = [name for name in Config.__struct_fields__ if name not in ("key", "path", *LISTS)]
+PUBLISH = """
+[[publish]]
+table = "Formation"
+match = { billetwebId = ["ext_id", "id"] }
+set = { isFull = "is_full" }
+"""
 
 Write = Callable[[str], Path]
 
@@ -65,8 +72,10 @@ def sample_keys(pattern: str) -> set[str]:
     """Return table.key of every line of the sample that matches, the key being the pattern's group."""
     table, found = "", set()
     for line in SAMPLE.read_text(encoding="utf-8").splitlines():
-        if header := re.fullmatch(r"\[(\w+)\]", line):
+        if header := re.fullmatch(r"(?:# )?\[+(\w+)\]+", line):
             table = header[1]
+        elif table in LISTS:  # a list has an example alone
+            continue
         elif key := re.match(pattern, line):
             found.add(f"{table}.{key[1]}")
     return found
@@ -133,10 +142,73 @@ name = "other"
         'config.toml:5: sync.run_on_start: must be true or false, not "yes"',
         'config.toml:6: sync.interval: must be at least 10s, not "5s"',
         "config.toml:7: surprise: unknown",
-        "config.toml:9: publish: not supported by this version of syncd yet",
+        "config.toml:9: publish[1].match: missing",
+        "config.toml:9: publish[1].set: missing",
         "config.toml:11: webhooks: not supported by this version of syncd yet",
         f"API key: missing: {PLACES}",
     ]
+
+
+def test_problem_of_a_list_is_shown_on_another_table_s_line(write: Write) -> None:
+    """What is wrong with one of several tables of a name is told with its number, from 1, and its line."""
+    second = PUBLISH.replace("ext_id", "ex_id").replace("table", "tables")
+    path = write(f"{PUBLISH}{second}[sync]\nintervall = 1\n[[publish]]\n[publish.set]\nisFull = 'full'\n")
+    assert problems(path) == [
+        "config.toml:7: publish[2].table: missing",
+        'config.toml:8: publish[2].tables: unknown; did you mean "table"?',
+        'config.toml:9: publish[2].match: "ex_id" is no column of an event: did you mean "ext_id"?',
+        'config.toml:12: sync.intervall: unknown; did you mean "interval"?',
+        "config.toml:13: publish[3].table: missing",
+        "config.toml:13: publish[3].match: missing",
+        'config.toml:14: publish[3].set: "full" is no column of an event: did you mean "is_full"?',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("publish = 5", "publish: must be tables, each begun with [[publish]], not 5"),
+        ("[publish]", "publish: must be tables, each begun with [[publish]], not a table"),
+        ("publish = [5]", "publish: must be tables, each begun with [[publish]], not a list"),
+    ],
+)
+def test_list_written_as_something_else_is_taken(write: Write, text: str, expected: str) -> None:
+    """A list's name that stands for no tables is refused with the way in which it is written."""
+    assert problems(write(text))[0] == f"config.toml:1: {expected}"
+
+
+def test_list_arrives_changed(write: Write) -> None:
+    """Each table of a list arrives, in its order, with what it leaves out filled in."""
+    first, second = load(write(PUBLISH + PUBLISH.replace("Formation", "Stage")), CREDENTIALS).publish
+    assert (first.table, second.table) == ("Formation", "Stage")
+    assert first.match == {"billetwebId": ("ext_id", "id")}
+    assert (first.set, first.unless, first.database) == ({"isFull": "is_full"}, None, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("table = 'a.b.c'", "must be a table's name"),
+        ("match = { a = 'id', b = 'id' }", "must be one column"),
+        ("match = 'id'", "must be one column"),
+        ("match = { a = [] }", "is no column of an event"),
+        ("match = { a = { b = 1 } }", "a table is no column of an event"),
+        ("set = {}", "must be columns of the site's table"),
+        ("set = { a = 'places' }", "is no column of an event: did you mean"),
+        ("name = '../x'", "must be of letters"),
+        ("unless = 1", "must be text"),
+        ("database = 'mysql://h/d'", "not supported yet"),
+        ("database = 'a.db'", "must name a SQLite file"),
+        ("password = 'x'", '"publish-NAME"'),
+    ],
+)
+def test_published_table_is_taken_as_it_never_works(write: Write, line: str, what: str) -> None:
+    """What no table of a site's can be is refused with its key, and alone."""
+    key = line.partition(" ")[0]
+    kept = [one for one in PUBLISH.splitlines() if not one.startswith(f"{key} ")]
+    [problem] = problems(write("\n".join([*kept, line])))
+    assert f": publish[1].{key}: " in problem
+    assert what in problem
 
 
 def test_problem_is_shown_on_another_line(write: Write) -> None:
