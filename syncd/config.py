@@ -127,7 +127,9 @@ EVENT_COLUMNS = (
     *(name for name in Event.__struct_fields__ if name not in ("tags", "extra")),
     "availability_at",
 )
-"""What a site's own columns may be set to, or found by."""
+"""What a site's own columns may be set to."""
+KEY_COLUMNS = ("id", "ext_id", "name", "shop_url")
+"""What its rows may be found by."""
 
 
 class PublishConfig(Struct, frozen=True, kw_only=True):
@@ -139,7 +141,7 @@ class PublishConfig(Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, readers.name] = ""
     table: Annotated[str, readers.table]
-    match: Annotated[dict[str, tuple[str, ...]], readers.matched, *EVENT_COLUMNS]
+    match: Annotated[dict[str, tuple[str, ...]], readers.matched, *KEY_COLUMNS]
     set: Annotated[dict[str, str], readers.assigned, *EVENT_COLUMNS]
     unless: Annotated[str | None, readers.text] = None
     touch: Annotated[str | None, readers.text] = None
@@ -188,6 +190,7 @@ def load(
     _check_times(values["sync"], minimum_interval, problems)
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
+    _complete_publish(lists["publish"], environ, problems)
     key = _find_key(values["billetweb"], path.parent, environ, problems)
     problems.raise_any()
     records: dict[str, Any] = {name: record(**values[name]) for name, record in _TABLES.items()}
@@ -359,6 +362,24 @@ def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems:
     if credential := readers.credential("database-url", environ):
         with problems.of(outside='systemd credential "database-url"'):
             values["url"] = readers.database(readers.short_text(credential))
+
+
+def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], problems: _Problems) -> None:
+    """Give each target its name and what its credential says; no two have one name."""
+    names: set[str] = set()
+    for number, values in enumerate(rows, 1):
+        with problems.of(f"publish[{number}]", "name"):
+            if not values.get("name"):
+                if "name" not in values or "table" not in values:  # refused, and noted, already
+                    continue
+                values["name"] = readers.name(values["table"].rpartition(".")[2])
+            name = values["name"]
+            if name in names:
+                raise ValueError(f'"{name}" is another one\'s name already')
+            names.add(name)
+            if credential := readers.credential(f"publish-{name}", environ):
+                with problems.of(outside=f'systemd credential "publish-{name}"'):
+                    values["database"] = readers.other_database(readers.short_text(credential))
 
 
 def _find_key(values: dict[str, Any], folder: Path, environ: Mapping[str, str], problems: _Problems) -> str:

@@ -205,6 +205,38 @@ def doubts_table(doubts: Iterable[Json], now: datetime) -> str:
     return table(headers, rows) if rows else "Nothing is doubted."
 
 
+def publish_table(targets: Sequence[Json], now: datetime) -> str:
+    """Return a table of the targets that the control API shows, and lines on what is to be looked at."""
+    rows = [
+        (
+            target["name"],
+            target["matched"],
+            target["unmatched"],
+            target["written"],
+            moment(target["last_write_at"], now),
+            target["last_error"] or "",
+        )
+        for target in targets
+    ]
+    if not rows:
+        return "Nothing is published: there is no [[publish]] in the configuration."
+    headers = ("target", "rows", "unmatched", "written", "last write", "last error")
+    return "\n".join([table(headers, rows), *(line for target in targets for line in _to_look_at(target))])
+
+
+def _to_look_at(target: Json) -> list[str]:
+    name, more = plain(target["name"]), target["unmatched"] - len(target["examples"])
+    lines = []
+    if target["last_error"]:
+        lines.append(f"{name}: {plain(target['last_error'])}")
+    if target["examples"]:
+        keys = ", ".join(map(plain, target["examples"]))
+        lines.append(f"{name}: no event has the key {keys}{f' and {more} more' if more > 0 else ''}")
+    if target["vanished"]:
+        lines.append(f"{name}: {count(target['vanished'], 'row')} of vanished events, left as they are")
+    return lines + [f"{name}: {plain(warning)}" for warning in target["warnings"]]
+
+
 def run_summary(run: Json) -> str:
     """Return a few lines on a Run: what came of it, why it ran, what changed, and a line for each error."""
     if run["state"] != "done":
@@ -236,6 +268,7 @@ def status_panel(status: Json, now: datetime) -> str:
         "events": _live_events(status),
         "figures": _figures(status),
         "doubts": _doubts(status),
+        "publish": _publish(status),
         "last error": plain(status["last_error"] or ""),
         "slots": _slots(status),
         "database": plain(status["database"]),
@@ -294,6 +327,13 @@ def _doubts(status: Json) -> str:
     """Return that something is doubted, "" where nothing is, or where the daemon is an older one."""
     number = status.get("doubts")
     return f"{number}, shown by `syncctl doubts`" if number else ""
+
+
+def _publish(status: Json) -> str:
+    """Return how many targets there are, "" where there is none, or where the daemon is an older one."""
+    publish = status.get("publish") or {"targets": 0, "failing": 0}
+    failing = f", {publish['failing']} failing: see `syncctl publish`" if publish["failing"] else ""
+    return f"{count(publish['targets'], 'target')}{failing}" if publish["targets"] else ""
 
 
 def _scope(doubt: Json) -> str:

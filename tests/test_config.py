@@ -108,8 +108,10 @@ def test_key_is_missing_in_the_sample_or_only_there() -> None:
 
 def test_commented_keys_of_the_sample_are_refused_when_used(write: Write) -> None:
     """With its comment signs taken away each example value is accepted."""
-    path = write(re.sub(r"(?m)^# (\w+ = )", r"\1", SAMPLE.read_text(encoding="utf-8")))
+    path = write(re.sub(r"(?m)^# (\w+ = |\[\[)", r"\1", SAMPLE.read_text(encoding="utf-8")))
     assert None not in {read(path, key) for key in record_keys(with_default=False)}
+    (target,) = load(path, CREDENTIALS).publish
+    assert {field for field in target.__struct_fields__ if getattr(target, field) in (None, "")} == set()
 
 
 # Problems and their places
@@ -147,6 +149,19 @@ name = "other"
         "config.toml:11: webhooks: not supported by this version of syncd yet",
         f"API key: missing: {PLACES}",
     ]
+
+
+def test_target_without_a_name_is_told_by_none(write: Write, tmp_path: Path) -> None:
+    """The table's name is the target's, so that its credential is found; no two have one name."""
+    environ = CREDENTIALS | credential(tmp_path, "publish-Formation", "postgresql://u:secret@h/site\n")
+    (target,) = load(write(PUBLISH.replace('"Formation"', '"site.Formation"')), environ).publish
+    assert (target.name, target.database) == ("Formation", "postgresql://u:secret@h/site")
+    assert problems(write(PUBLISH * 2), environ) == [
+        'config.toml:7: publish[2].name: "Formation" is another one\'s name already'
+    ]
+    assert problems(write(PUBLISH), credential(tmp_path, "publish-Formation", CANARY) | CREDENTIALS)[
+        0
+    ].startswith('systemd credential "publish-Formation": must name a SQLite file')
 
 
 def test_problem_of_a_list_is_shown_on_another_table_s_line(write: Write) -> None:

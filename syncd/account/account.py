@@ -7,7 +7,7 @@ then runs fail and say so, and are put on record as soon as it answers.
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 
 from loguru import logger
@@ -25,6 +25,7 @@ from syncd.database import absences, attendees, changes, rows, state
 from syncd.database import runs as runs_on_record
 from syncd.database.engine import Database, masked, outdated
 from syncd.errors import RunCancelled, StoreError
+from syncd.feed.publish import Publishing
 from syncd.model import AttendeeMode, Doubt, Json, Peer, Quiet, Run, RunError
 from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
@@ -66,6 +67,7 @@ class Account:
         self.clock = clock or Clock()
         self.database = Database(config.database.url)
         self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
+        self.publishing = Publishing(config)
         self.paused = False
         self.runner = Runner(
             self._work,
@@ -153,6 +155,7 @@ class Account:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
         sync = self.config.sync
         self.schedule.start(sync.interval, sync.jitter, self._first_slot())
+        self._in_background(self.publishing.examine(self.database))
         if sync.run_on_start and not self.paused and not self.runner.is_stopping:
             self.runner.request("startup")
 
@@ -168,6 +171,8 @@ class Account:
         """
         client = self._new_client(config)
         self.config = config
+        self.publishing.configure(config)
+        self._in_background(self.publishing.examine(self.database))
         self.runner.timeout = config.sync.run_timeout
         self.schedule.change(config.sync.interval, config.sync.jitter)
         self._limiter.per_minute = config.billetweb.requests_per_minute
@@ -212,11 +217,15 @@ class Account:
             "manual", full=full, accept=accept, events=events, join=join, requested_by=requested_by
         )
         if self.database.is_open:
-            recording = asyncio.create_task(self._try_to_record(run))
-            self._tasks.add(recording)  # the loop itself keeps no task alive
-            recording.add_done_callback(self._tasks.discard)
+            recording = self._in_background(self._try_to_record(run))
             await asyncio.wait({recording}, timeout=ANSWER_WITHIN_S)
         return run
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def find_run(self, run_id: int) -> Run | None:
         """Return a run: one of this process, or one on record."""
@@ -280,6 +289,7 @@ class Account:
             oldest_figure_age_s=facts.oldest_figure_age_s(),
             events_unread=facts.events_unread,
             doubts=facts.doubts,
+            publish=self.publishing.status(),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
@@ -339,6 +349,7 @@ class Account:
             clock=self.clock,
             report=report,
             full_asked=full_asked,
+            follow=self.publishing.follow,
         )
         await self._retain(config.sync.attendees)
         await execute(self._at_work)
@@ -382,6 +393,8 @@ class Account:
             logger.bind(event="error.database").error(
                 "run {} is not on record yet: {}; tried again with the next run", run.id, trouble
             )
+        if self.database.is_open and run.outcome != "cancelled":
+            await self.publishing.settle(self.database, self.clock.now())
         if work and work.client is not self.client:
             await work.client.aclose()
         self._on_end(run)

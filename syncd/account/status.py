@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from syncd import __version__
 from syncd.account.record import Past
 from syncd.database.rows import Figures
+from syncd.feed.publish import PublishStatus
 from syncd.mirror.agenda import Increment, Pace
 from syncd.model import Outcome, Run
 
@@ -64,6 +65,7 @@ class Status(Struct, kw_only=True):
     oldest_figure_age_s: float | None
     events_unread: int | None
     doubts: int
+    publish: PublishStatus = PublishStatus()
     budget: BudgetStatus | None
     slots_skipped: dict[str, int]
     slots_missed: int

@@ -169,6 +169,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
     from syncd.control.server import socket_obstacle  # noqa: PLC0415
+    from syncd.feed import publish  # noqa: PLC0415
 
     code, problems = 0, []
     try:
@@ -183,6 +184,11 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
         if obstacle:
             code = EXIT_OF[ConfigError]
             problems.append(obstacle)
+        targets, warnings = publish.check(config)
+        problems += targets
+        code = code or (EXIT_OF[ConfigError] if targets else 0)
+        for warning in warnings:
+            logger.bind(event="publish.slow").warning("{}", warning)
         if arguments.online:
             refusal = asyncio.run(_ask_billetweb(config))
             if refusal:
@@ -246,7 +252,9 @@ def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
 def secrets(config: Config) -> list[str]:
     """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
-    return [config.key.value, token, *engine.secrets(config.database.url), config.heartbeat.url or ""]
+    urls = [config.database.url, *(each.database for each in config.publish if each.database)]
+    passwords = [password for url in urls for password in engine.secrets(url)]
+    return [config.key.value, token, *passwords, config.heartbeat.url or ""]
 
 
 def _say(line: str) -> None:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from syncd.account.status import Status
 from syncd.errors import ConfigError, StoreError, SyncdError
+from syncd.feed.publish import TargetState
 from syncd.model import Doubt, Json, Peer, Progress, Run
 from syncd.text import harmless
 
@@ -63,6 +64,9 @@ class Verbs(Protocol):
 
     async def doubts(self) -> list[Doubt]:
         """Return what is absent upstream and not believed gone yet."""
+
+    def publish(self) -> list[TargetState]:
+        """Return how each target of `[[publish]]` fares, from memory."""
 
     async def pause(self, *, paused: bool) -> Status:
         """Stop or start scheduled runs, also over a restart."""
@@ -111,6 +115,7 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
             Route("/v1/runs/{id}/progress", routes.progress),
             Route("/v1/events", routes.events),
             Route("/v1/doubts", routes.doubts),
+            Route("/v1/publish", routes.publish),
             Route("/v1/accept", routes.accept, methods=["POST"]),
             Route("/v1/pause", routes.pause, methods=["POST"]),
             Route("/v1/resume", routes.resume, methods=["POST"]),
@@ -169,6 +174,9 @@ class _Routes:
 
     async def doubts(self, _request: Request) -> Response:
         return _json({"doubts": await self._verbs.doubts()})
+
+    async def publish(self, _request: Request) -> Response:
+        return _json({"publish": self._verbs.publish()})
 
     async def run(self, request: Request) -> Response:
         run = await self._find(request)

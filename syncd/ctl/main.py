@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("events", events, "Live events and the places left.")
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
     add("doubts", doubts, "What is absent upstream and not believed gone yet, and what that waits for.")
+    add("publish", publish, "The site's own tables that are kept true, and how that goes.")
     help_ = "Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end."
     command = add("accept", accept, help_)
     _take_events(command, "only this event, and what is absent inside it; may be repeated")
@@ -228,6 +229,13 @@ def doubts(args: argparse.Namespace) -> int:
     """Print what is absent upstream and not believed gone yet."""
     answer = ask_json(args.socket, "GET", "/v1/doubts")
     write_answer(args, answer, lambda: text.doubts_table(answer["doubts"], datetime.now(UTC)))
+    return EXIT_OK
+
+
+def publish(args: argparse.Namespace) -> int:
+    """Print how each table of the site's fares."""
+    answer = ask_json(args.socket, "GET", "/v1/publish")
+    write_answer(args, answer, lambda: text.publish_table(answer["publish"], datetime.now(UTC)))
     return EXIT_OK
 
 

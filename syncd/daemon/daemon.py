@@ -30,6 +30,7 @@ from syncd.daemon.watchdog import Watchdog
 from syncd.database.engine import masked
 from syncd.errors import ConfigError, StoreError
 from syncd.feed.heartbeat import ping
+from syncd.feed.publish import TargetState
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run
 from syncd.text import format_duration
@@ -323,6 +324,10 @@ class Daemon:
     async def doubts(self) -> list[Doubt]:
         """Return what is absent upstream and not believed gone yet."""
         return await self._account.doubts()
+
+    def publish(self) -> list[TargetState]:
+        """Return how each target of `[[publish]]` fares, from memory."""
+        return [each.state for each in self._account.publishing.targets]
 
     async def pause(self, *, paused: bool) -> Status:
         """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""

@@ -55,7 +55,7 @@ class Database:
         """
         if self._held:
             return
-        held = Sqlite(self.url) if _is_sqlite(self.url) else Postgresql(self.url, masked(self.url))
+        held = Sqlite(self.url) if is_sqlite(self.url) else Postgresql(self.url, masked(self.url))
         try:
             held.opened(migrated=self._migrate(held))
         except BaseException as error:
@@ -170,7 +170,8 @@ def _prove(held: Sqlite | Postgresql) -> None:
         raise StoreError(f"{how}; the next run opens what is there")
 
 
-def _is_sqlite(url: str) -> bool:
+def is_sqlite(url: str) -> bool:
+    """Whether the URL names a SQLite file."""
     return make_url(url).get_backend_name() == "sqlite"
 
 
@@ -220,7 +221,7 @@ def check(url: str) -> str | None:
 
 
 def _trouble(url: str) -> str | None:
-    if is_file := _is_sqlite(url):
+    if is_file := is_sqlite(url):
         path = sqlite.path_of(url)
         trouble = sqlite.obstacle(path)
         if trouble or not path.exists():

@@ -135,9 +135,13 @@ class Postgresql:
         self.writer.dispose()
 
 
-def engine(url: str) -> Engine:
-    """Return an engine that reads, keeps no connection, and refuses where syncd could not write."""
-    return _engine(url, READING, writes=True, poolclass=NullPool)
+def engine(url: str, *, lock_timeout_s: int | None = None) -> Engine:
+    """Return an engine that keeps no connection, and refuses where syncd could not write.
+
+    It writes where it is said how long it is to wait for a lock, and only reads otherwise.
+    """
+    session = READING if lock_timeout_s is None else WRITING | {"lock_timeout": f"{lock_timeout_s}s"}
+    return _engine(url, session, writes=True, poolclass=NullPool)
 
 
 def obstacle(connection: Connection, revision: str | None) -> str | None:

@@ -53,7 +53,7 @@ function _shtab_syncctl_using
   test "$_shtab_syncctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_syncctl_commands status run-now history events doubts accept pause resume reload metrics
+set -g _shtab_syncctl_commands status run-now history events doubts publish accept pause resume reload metrics
 set -g _shtab_syncctl_opts_with_value --event --socket --timeout -n
 
 complete -c syncctl -e
@@ -90,6 +90,10 @@ complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 
 complete -c syncctl -n '_shtab_syncctl_using doubts' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using doubts' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
 complete -c syncctl -n '_shtab_syncctl_using doubts' -l json -d 'print one JSON document'
+complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a publish -d 'The site'"'"'s own tables that are kept true, and how that goes.'
+complete -c syncctl -n '_shtab_syncctl_using publish' -s h -l help -d 'show this help message and exit'
+complete -c syncctl -n '_shtab_syncctl_using publish' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
+complete -c syncctl -n '_shtab_syncctl_using publish' -l json -d 'print one JSON document'
 complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a accept -d 'Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end.'
 complete -c syncctl -n '_shtab_syncctl_using accept' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using accept' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.canned_daemon import DOUBT, ENDED, ERROR, EVENT, QUEUED, STATUS, Daemon, Json, serving, stream
+from support.canned_daemon import (
+    DOUBT,
+    ENDED,
+    ERROR,
+    EVENT,
+    QUEUED,
+    STATUS,
+    TARGET,
+    Daemon,
+    Json,
+    serving,
+    stream,
+)
 
 import syncd
 from syncd import text
@@ -56,6 +68,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         ("events", "GET /v1/events?all=0", None),
         ("events --all", "GET /v1/events?all=1", None),
         ("doubts", "GET /v1/doubts", None),
+        ("publish", "GET /v1/publish", None),
         ("accept --no-wait", "POST /v1/accept", {"events": []}),
         ("accept --no-wait --event 7 --event 8", "POST /v1/accept", {"events": ["7", "8"]}),
         ("pause", "POST /v1/pause", None),
@@ -83,6 +96,11 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
         ("history", "43  2027-05-08 "),
         ("events", "Fête du pain ☂    12  50  1 min 2 s\n"),
         ("doubts", "event 900003, tickets  3 of 4  "),
+        ("publish", "formation     3         12        2  "),
+        (
+            "publish",
+            "\nformation: no event has the key old-1, old-2 and 10 more\nformation: 1 row of vanished",
+        ),
         ("accept", "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n"),
         ("accept --no-wait", "Run 43 is queued"),
         ("pause", "syncd is paused, health ok, next run not scheduled\n"),
@@ -109,6 +127,7 @@ def test_people_get_words_on_stdout(daemon: Daemon, argv: str, printed: str, cap
         ("history", {"runs": [ENDED]}),
         ("events", {"events": [EVENT]}),
         ("doubts", {"doubts": [DOUBT]}),
+        ("publish", {"publish": [TARGET]}),
         ("accept", ENDED),
         ("accept --no-wait", QUEUED | {"accept": True}),
         ("resume", STATUS),

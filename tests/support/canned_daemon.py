@@ -159,6 +159,21 @@ def stream(*steps: Json, until: threading.Event | None = None) -> Callable[[Any]
     return answer
 
 
+TARGET: dict[str, Any] = {
+    "name": "formation",
+    "table": "Formation",
+    "database": None,
+    "matched": 3,
+    "vanished": 1,
+    "unmatched": 12,
+    "examples": ["old-1", "old-2"],
+    "written": 2,
+    "last_write_at": "2027-05-08T10:00:00Z",
+    "last_error": 'there is no table "Formation"',
+    "warnings": [],
+}
+
+
 @contextlib.contextmanager
 def serving() -> Iterator[Daemon]:
     """Give a control server that answers every command, on a path short enough for a socket."""
@@ -171,6 +186,7 @@ def serving() -> Iterator[Daemon]:
         "GET /v1/runs?limit=20": {"runs": [ENDED]},
         "GET /v1/events?all=0": {"events": [EVENT]},
         "GET /v1/doubts": {"doubts": [DOUBT]},
+        "GET /v1/publish": {"publish": [TARGET]},
         "POST /v1/accept": (202, QUEUED | {"accept": True}),
         "POST /v1/pause": STATUS | {"state": "paused", "next_run_at": None},
         "POST /v1/resume": STATUS,

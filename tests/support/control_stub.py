@@ -14,6 +14,7 @@ import syncd
 from syncd.account.status import Status
 from syncd.control.api import application
 from syncd.control.server import ControlServer
+from syncd.feed.publish import TargetState
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
 
@@ -131,6 +132,10 @@ class Stub:
     async def doubts(self) -> list[Doubt]:
         self._note("doubts")
         return [DOUBT]
+
+    def publish(self) -> list[TargetState]:
+        self._note("publish")
+        return [TargetState(name="formation", table="Formation", database=None, matched=3)]
 
     async def pause(self, *, paused: bool) -> Status:
         self._note("pause", paused)

@@ -1,0 +1,88 @@
+"""Another program's database, for a moment: nothing is made, migrated or set in it, and nothing kept open."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from syncd.database import postgresql, sqlite
+from syncd.database.engine import is_sqlite, reason
+from syncd.errors import StoreError
+
+WAIT_S = 5
+"""How long a lock of the site's is waited for: longer than its own programs hold one, and no run's time."""
+LOCKED = "55P03"
+
+
+@contextmanager
+def connected(url: str, *, write: bool = False) -> Iterator[Connection]:
+    """Give a connection in a transaction, committed at the end. Raises StoreError, in the driver's words."""
+    engine = (
+        _file(url) if is_sqlite(url) else postgresql.engine(url, lock_timeout_s=WAIT_S if write else None)
+    )
+    try:
+        with _in_words(), engine.execution_options(write=write).begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
+    """Do something in a transaction that goes on where this fails. Raises StoreError, as above."""
+    with _in_words(), connection.begin_nested():
+        if patient and connection.dialect.name == "postgresql":
+            connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
+        yield
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreError(told(error)) from None
+    except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
+        raise StoreError(f"a value cannot be written ({type(error).__name__})") from None
+
+
+def told(error: SQLAlchemyError) -> str:
+    """Return what went wrong, as one sentence."""
+    cause = getattr(error, "orig", None)
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # what is above says more of the same
+    if code == sqlite3.SQLITE_BUSY or getattr(cause, "sqlstate", "") == LOCKED:
+        return "another program holds a lock, which was waited for"
+    if code == sqlite3.SQLITE_READONLY:
+        return "this user may not write the file, or its folder"
+    return reason(error)
+
+
+def _file(url: str) -> Engine:
+    """Return an engine for a SQLite file that is there, which keeps its journal mode."""
+    path = sqlite.path_of(url)
+    if not path.exists():
+        raise StoreError(f"there is no file {path}")
+    if trouble := sqlite.obstacle(path):
+        raise StoreError(trouble)
+    made = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WAIT_S, check_same_thread=False
+        ),
+        poolclass=NullPool,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(made, "connect")
+    def leave_transactions(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # they are begun below, as in sqlite.py
+
+    @event.listens_for(made, "begin")
+    def begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return made

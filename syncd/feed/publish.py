@@ -1,0 +1,238 @@
+"""Keeps tables of a site's own true: each `[[publish]]` is a target, with what came of it last.
+
+In the mirror's own database a target's rows are written with the event's, behind a savepoint; at the end of
+each run every target is compared with the whole mirror, which heals what a crash, a lock or a later row of
+theirs left. What goes wrong is that target's error, and nobody else's.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+
+from loguru import logger
+from msgspec import Struct, field
+from sqlalchemy import Connection
+
+from syncd.config import Config, PublishConfig
+from syncd.database import elsewhere, target
+from syncd.database.engine import Database, masked
+from syncd.database.rows import Writing
+from syncd.database.target import Done, Form, Mapped
+from syncd.errors import StoreError, SyncdError
+from syncd.mirror.diff import Change
+from syncd.model import EVENTS
+from syncd.text import count, plain
+from syncd.threads import in_thread
+
+
+class TargetState(Struct, kw_only=True):
+    """How a target fares, as `GET /v1/publish` shows it. `database` null is the mirror's own.
+
+    `matched`, `vanished` and `unmatched` count rows of the site's, by the end of the latest run: those that
+    belong to an event, to one that vanished (they stay as they are), to none; `examples` are keys of the
+    last. `written` counts rows since the daemon started.
+    """
+
+    name: str
+    table: str
+    database: str | None
+    matched: int | None = None
+    vanished: int = 0
+    unmatched: int = 0
+    examples: list[str] = field(default_factory=list)
+    written: int = 0
+    last_write_at: datetime | None = None
+    last_error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class PublishStatus(Struct, frozen=True):
+    """How many targets there are, and how many of them fail."""
+
+    targets: int = 0
+    failing: int = 0
+
+
+class Target:
+    """One table of a site's, and how it fares."""
+
+    def __init__(self, settings: PublishConfig, state: TargetState, *, url: str, is_here: bool) -> None:
+        self.settings = settings
+        self.state = state
+        self.url = url
+        self.is_here = is_here
+        self._form: Form | None = None
+        self._waits = False  # for the end of the run, after something went wrong
+
+    def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
+        """Write what follows from these events, in their transaction. Raises nothing of the target's."""
+        if self._waits:
+            return
+        try:
+            with elsewhere.apart(connection):
+                form = self._form or self.look(connection)
+                some = target.events(connection, self.settings, ids)
+                done = target.bring(connection, form, some, at, all_of_them=False)
+        except StoreError as error:
+            self._waits = True  # a lock is not to be waited for with each event
+            self._failed(str(error))
+        else:
+            self._count(done, at)
+            if done.problems:
+                self._failed("; ".join(done.problems))
+
+    def bring(self, connection: Connection, some: Sequence[Mapped], at: datetime) -> Done:
+        """Write what differs from the whole mirror, and return what came of it. Raises StoreError."""
+        return target.bring(connection, self.look(connection), some, at, all_of_them=True)
+
+    def take(self, done: Done, at: datetime) -> None:
+        """Remember what is committed."""
+        self._waits = False
+        self._count(done, at)
+        self.state.matched, self.state.unmatched = done.matched, done.unmatched
+        self.state.examples = [plain(key, 100) for key in done.examples]
+        if done.vanished > self.state.vanished:
+            logger.bind(event="publish.vanished").warning(
+                "publish {}: {} of vanished events, left as they are",
+                self.state.name,
+                count(done.vanished, "row"),
+            )
+        self.state.vanished = done.vanished
+        if done.problems:
+            self._failed("; ".join(done.problems))
+        else:
+            self._works()
+
+    def fail(self, error: str) -> None:
+        """Remember what went wrong, and tell of it where that is news."""
+        self._form = None
+        self._failed(error)
+
+    def look(self, connection: Connection) -> Form:
+        """Return the table as it is now. Raises StoreError where it is not usable."""
+        form = target.look(connection, self.settings)
+        for warning in form.warnings:
+            if warning not in self.state.warnings:
+                logger.bind(event="publish.slow").warning("publish {}: {}", self.state.name, warning)
+        self.state.warnings = form.warnings
+        if form.problems:
+            raise StoreError("; ".join(form.problems))
+        self._form = form
+        return form
+
+    def _count(self, done: Done, at: datetime) -> None:
+        self.state.written += done.written
+        if done.written:
+            self.state.last_write_at = at
+
+    def _failed(self, error: str) -> None:
+        error = plain(error)
+        if error != self.state.last_error:
+            logger.bind(event="publish.failed").error(
+                "publish {}: {}; the mirror goes on, and the next run tries again", self.state.name, error
+            )
+        self.state.last_error = error
+
+    def _works(self) -> None:
+        if self.state.last_error:
+            logger.bind(event="publish.works").info("publish {}: works again", self.state.name)
+        self.state.last_error = None
+
+
+class Publishing:
+    """All targets of an account."""
+
+    def __init__(self, config: Config) -> None:
+        self.targets: list[Target] = []
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take new settings over; a target that stays as it was keeps what is known of it."""
+        known = {each.settings.name: each for each in self.targets}
+        targets = []
+        for settings in config.publish:
+            same = known.get(settings.name)
+            targets.append(same if same and same.settings == settings else _target(settings, config))
+        self.targets = targets
+
+    def status(self) -> PublishStatus:
+        """Return how many there are and fail."""
+        failing = sum(each.state.last_error is not None for each in self.targets)
+        return PublishStatus(len(self.targets), failing)
+
+    def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
+        """Write what follows from changes of events into the targets of the same database."""
+        ids = [each.row_id for each in changes if each.table == EVENTS and each.kind != "vanished"]
+        if ids:
+            for each in self.targets:
+                if each.is_here:
+                    each.follow(connection, ids, writing.at)
+
+    async def examine(self, database: Database) -> None:
+        """Look whether every target can be used, and remember what is wrong."""
+        await self._each(partial(_examine, database))
+
+    async def settle(self, database: Database, at: datetime) -> None:
+        """Bring every target up to date with the whole mirror; none elsewhere waits for another."""
+        await self._each(partial(_settle, database, at))
+
+    async def _each(self, work: Callable[[Target], None]) -> None:
+        await asyncio.gather(*(in_thread(_guarded, each, work) for each in self.targets))
+
+
+def _guarded(each: Target, work: Callable[[Target], None]) -> None:
+    try:
+        work(each)
+    except SyncdError as error:
+        each.fail(str(error))
+    except Exception as error:  # noqa: BLE001 - a bug with one table ends no run
+        logger.bind(event="error.internal").opt(exception=error).error(
+            "publish {}: unexpected {}", each.state.name, type(error).__name__
+        )
+        each.fail(f"unexpected {type(error).__name__}, see the log; please report it")
+
+
+def _examine(database: Database, each: Target) -> None:
+    if not each.is_here:
+        with elsewhere.connected(each.url) as connection:
+            each.look(connection)
+    elif database.is_open:
+        with database.begin() as connection, elsewhere.apart(connection):
+            each.look(connection)
+
+
+def _settle(database: Database, at: datetime, each: Target) -> None:
+    """Compare all rows with the mirror and write what differs. Raises SyncdError."""
+    if each.is_here:
+        with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
+            done = each.bring(connection, target.events(connection, each.settings), at)
+    else:
+        with database.begin() as connection:
+            some = target.events(connection, each.settings)
+        with elsewhere.connected(each.url, write=True) as connection:
+            done = each.bring(connection, some, at)
+    each.take(done, at)
+
+
+def _target(settings: PublishConfig, config: Config) -> Target:
+    is_here = settings.database in ("", config.database.url)
+    state = TargetState(
+        name=settings.name, table=settings.table, database=None if is_here else masked(settings.database)
+    )
+    return Target(settings, state, url=settings.database or config.database.url, is_here=is_here)
+
+
+def check(config: Config) -> tuple[list[str], list[str]]:
+    """Return what is wrong with the targets of a configuration, and what is only slow. Changes nothing."""
+    problems, warnings = [], []
+    for settings in config.publish:
+        try:
+            with elsewhere.connected(settings.database or config.database.url) as connection:
+                form = target.look(connection, settings)
+        except SyncdError as error:
+            problems.append(f"publish {settings.name}: {error}")
+        else:
+            problems += [f"publish {settings.name}: {problem}" for problem in form.problems]
+            warnings += [f"publish {settings.name}: {warning}" for warning in form.warnings]
+    return problems, warnings

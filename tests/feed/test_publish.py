@@ -1,0 +1,397 @@
+"""A site's own tables: kept true from end to end, in the mirror's database and in another."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LogLines, MakeConfig, Rig, rig_on
+from msgspec import structs
+from support import site
+from support.real_databases import connected, is_postgresql, query, url_at
+
+from syncd.config import Config, PublishConfig
+from syncd.feed import publish
+from syncd.feed.publish import TargetState
+from syncd.standin.server import StandIn
+
+CONCERT, SLUG = "900006", "concert-a-la-grange"
+"""Three places of 180 are left."""
+OPEN_DOORS = "900004"
+"""Unlimited."""
+SET = {"placesTotal": "places_total", "placesLeft": "places_left", "isFull": "is_full"}
+FIGURES = ("placesTotal", "placesLeft", "isFull")
+HERE, ELSEWHERE = "the same database", "another database"
+
+Start = Callable[..., Any]
+
+
+class Site:
+    """A rig that publishes into a table of a site, and where that is."""
+
+    def __init__(self, rig: Rig, url: str) -> None:
+        self.rig = rig
+        self.url = url
+
+    @property
+    def state(self) -> TargetState:
+        """How the only target fares."""
+        (target,) = self.rig.account.publishing.targets
+        return target.state
+
+    def row(self, key: str, *columns: str) -> tuple[Any, ...]:
+        """Return a row's figures, or other columns."""
+        return site.row(self.url, key, *(columns or FIGURES))
+
+    def settled(self) -> str | None:
+        """Carry a run out, which must be good, and return the target's error."""
+        assert self.rig.run().outcome == "ok"
+        return self.state.last_error
+
+
+def settings(**changed: Any) -> PublishConfig:
+    values: dict[str, Any] = {
+        "name": "formation",
+        "table": "Formation",
+        "match": {"billetwebId": ("ext_id", "id")},
+        "set": SET,
+    }
+    return PublishConfig(**(values | changed))
+
+
+@pytest.fixture
+def urls(tmp_path: Path, database_kind: str) -> dict[str, str]:
+    return {HERE: url_at(tmp_path / "syncd.db"), ELSEWHERE: url_at(tmp_path / "site.db")}
+
+
+@pytest.fixture
+def start(make_config: MakeConfig, urls: dict[str, str], instant_retries: None, log_lines: LogLines) -> Start:
+    """Return a starter of a site: `where` its table is, with these changes of its settings."""
+
+    @contextmanager
+    def start(where: str, **changed: Any) -> Iterator[Site]:
+        database = "" if where == HERE else urls[where]
+        config = make_config(billetweb__concurrency=1)
+        config = structs.replace(config, publish=(settings(database=database, **changed),))
+        with rig_on(config) as rig:
+            yield Site(rig, urls[where])
+
+    return start
+
+
+PLACES = pytest.mark.parametrize("where", [HERE, ELSEWHERE])
+
+
+@PLACES
+@pytest.mark.parametrize("key", [SLUG, CONCERT])
+def test_badge_says_that_there_are_places(start: Start, standin: StandIn, where: str, key: str) -> None:
+    """A row found by slug or number is full with the last place sold, and is not when it is refunded."""
+    with start(where, touch="updatedAt") as on:
+        site.make(on.url)
+        site.add(on.url, key)
+        assert on.settled() is None
+        assert on.row(key) == (180, 3, False)
+        standin.sell(CONCERT, 3)
+        assert on.settled() is None
+        assert on.row(key) == (180, 0, True)
+        standin.refund(CONCERT, 1)
+        assert on.settled() is None
+        assert on.row(key) == (180, 1, False)
+        assert (on.state.matched, on.state.unmatched, on.state.written) == (1, 0, 3)
+
+
+@PLACES
+def test_row_without_news_is_written(start: Start, standin: StandIn, where: str) -> None:
+    """A row is written, and its instant set to now, only where a value differs; the others are left."""
+    with start(where, touch="updatedAt") as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        site.add(on.url, OPEN_DOORS, placesTotal=None, placesLeft=None, isFull=False)
+        on.settled()
+        (touched,) = on.row(SLUG, "updatedAt")
+        at = datetime.fromisoformat(str(touched)).replace(tzinfo=UTC)
+        assert abs(datetime.now(UTC) - at) < timedelta(hours=1)
+        assert on.row(OPEN_DOORS, "updatedAt") != (touched,)
+        on.rig.clock.now_s += 3600
+        on.settled()
+        assert on.row(SLUG, "updatedAt") == (touched,)
+        assert on.state.written == 1
+
+
+@PLACES
+def test_row_that_the_site_keeps_itself_is_overwritten(start: Start, where: str) -> None:
+    """Rows in which `unless` is true stay; those in which it is null or false do not."""
+    with start(where, unless="manualOverride") as on:
+        site.make(on.url)
+        site.add(on.url, SLUG, manualOverride=True, placesLeft=77)
+        site.add(on.url, "fete-des-lucioles")
+        assert on.settled() is None
+        assert on.row(SLUG) == (None, 77, False)
+        assert on.row("fete-des-lucioles") == (120, 73, False)
+
+
+@PLACES
+def test_unlimited_is_taken_for_unknown(start: Start, where: str) -> None:
+    """Unlimited is known: nulls and false take the place of older figures."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, OPEN_DOORS, placesTotal=5, placesLeft=0, isFull=True)
+        assert on.settled() is None
+        assert on.row(OPEN_DOORS) == (None, None, False)
+
+
+@PLACES
+def test_unknown_figure_takes_the_place_of_a_known_one(start: Start, standin: StandIn, where: str) -> None:
+    """What is not known is not written, nor is that the event is not full."""
+    standin.events[CONCERT].gauges.clear()
+    standin.events[CONCERT].tickets.clear()
+    with start(where, set=SET | {"billetwebUrl": "shop_url"}) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG, placesTotal=9, placesLeft=0, isFull=True)
+        assert on.settled() is None
+        assert on.row(SLUG) == (9, 0, True)
+        assert SLUG in on.row(SLUG, "billetwebUrl")[0]
+
+
+@PLACES
+def test_keys_of_theirs_that_match_nothing_are_hidden(start: Start, where: str) -> None:
+    """They are counted, the first ten are listed, and they are no error; null is no key."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        for number in range(12):
+            site.add(on.url, f"old-{number:02}")
+        site.add(on.url, "none", billetwebId=None)
+        assert on.settled() is None
+        assert (on.state.matched, on.state.unmatched, len(on.state.examples)) == (1, 12, 10)
+        assert on.state.examples[0] == "old-00"
+
+
+@PLACES
+def test_row_of_a_vanished_event_is_emptied(
+    start: Start, standin: StandIn, where: str, log_lines: LogLines
+) -> None:
+    """It stays as it was, which is said."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        on.settled()
+        del standin.events[CONCERT]
+        for _ in range(3):
+            on.rig.run("manual", accept=True)
+        on.settled()
+        assert on.row(SLUG) == (180, 3, False)
+        assert (on.state.matched, on.state.vanished) == (0, 1)
+        assert len(log_lines.of("publish.vanished")) == 1
+
+
+@PLACES
+def test_row_added_later_waits_for_a_sale(start: Start, where: str) -> None:
+    """A row that the site adds, or sets back, has its figures after the next run, without any change."""
+    with start(where) as on:
+        site.make(on.url)
+        on.settled()
+        site.add(on.url, SLUG)
+        on.settled()
+        assert on.row(SLUG) == (180, 3, False)
+
+
+@PLACES
+def test_key_that_several_rows_hold_is_written_at_random(
+    start: Start, standin: StandIn, where: str, log_lines: LogLines
+) -> None:
+    """None of them is written, and the others are; it is told once, and again when it is mended."""
+    with start(where) as on:
+        site.make(on.url, unique=False)
+        site.add(on.url, SLUG)
+        site.add(on.url, SLUG, id="second")
+        site.add(on.url, "fete-des-lucioles")
+        for _ in range(2):
+            error = on.settled()
+        assert error
+        assert f'2 rows of "Formation" hold the key "{SLUG}" in "billetwebId"' in error
+        assert on.rig.account.status().publish.failing == 1
+        assert len(log_lines.of("publish.failed")) == 1
+        query(on.url, 'DELETE FROM "Formation" WHERE "id" = ?', "second")
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 3, False)
+        assert len(log_lines.of("publish.works")) == 1
+
+
+@PLACES
+def test_column_dropped_meanwhile_stops_the_mirror(start: Start, standin: StandIn, where: str) -> None:
+    """It is that target's error, in words; the mirror has the sale, and the column's return heals it."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        on.settled()
+        query(on.url, 'ALTER TABLE "Formation" DROP COLUMN "placesLeft"')
+        standin.sell(CONCERT, 3)
+        error = on.settled()
+        assert error
+        assert error == 'the table "Formation" has no column "placesLeft": did you mean "placesTotal"?'
+        assert on.rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(0,)]
+        query(on.url, 'ALTER TABLE "Formation" ADD COLUMN "placesLeft" INTEGER')
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 0, True)
+
+
+@PLACES
+def test_refused_value_keeps_other_rows_from_theirs(start: Start, standin: StandIn, where: str) -> None:
+    """A constraint that refuses a value is told with the row's key; the other rows are written."""
+    with start(where, set=SET | {"updatedAt": "ends_at"}) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        site.add(on.url, "fete-des-lucioles")
+        standin.events[CONCERT].row["end"] = ""
+        error = on.settled()
+        assert error
+        assert f'the row with the key "{SLUG}" was refused: ' in error
+        assert "updatedAt" in error
+        assert on.row("fete-des-lucioles") == (120, 73, False)
+
+
+def test_locked_table_stops_the_mirror(
+    start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that lasts is that target's error; once it is gone the next run heals it."""
+    monkeypatch.setattr("syncd.database.elsewhere.WAIT_S", 1)
+    with start(ELSEWHERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        with connected(on.url) as other:
+            lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
+            other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+            assert on.settled() == "another program holds a lock, which was waited for"
+            other.execute("ROLLBACK")
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 3, False)
+
+
+@pytest.mark.postgresql_only
+def test_locked_row_in_the_mirror_s_database_stops_the_mirror(
+    start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that the site holds is waited for once, and the event's own rows are committed without it."""
+    monkeypatch.setattr("syncd.database.elsewhere.WAIT_S", 1)
+    with start(HERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        with connected(on.url) as other:
+            other.execute('BEGIN; UPDATE "Formation" SET "isFull" = true')
+            assert on.settled() == "another program holds a lock, which was waited for"
+            assert on.rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(3,)]
+            other.execute("ROLLBACK")
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 3, False)
+
+
+@pytest.mark.sqlite_only("a server has no such modes")
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_file_that_the_site_keeps_open_changes_its_mode(start: Start, standin: StandIn, mode: str) -> None:
+    """A file of another program, open there, is written, keeps its journal mode, and gets no table."""
+    with start(ELSEWHERE, set=SET | {"startsAt": "starts_at"}) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG, startsAt=0)  # as Prisma's own engine writes: milliseconds
+        site.add(on.url, "fete-des-lucioles")
+        with closing(sqlite3.connect(on.url.removeprefix("sqlite:///"), isolation_level=None)) as theirs:
+            assert theirs.execute(f"PRAGMA journal_mode = {mode}").fetchone() == (mode,)
+            theirs.execute('SELECT * FROM "Formation"').fetchall()
+            assert on.settled() is None
+            standin.sell(CONCERT, 3)
+            assert on.settled() is None
+            assert theirs.execute("PRAGMA journal_mode").fetchone() == (mode,)
+            assert theirs.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [
+                ("Formation",)
+            ]
+        assert on.row(SLUG) == (180, 0, True)
+        (concert,), (feast,) = on.row(SLUG, "startsAt"), on.row("fete-des-lucioles", "startsAt")
+        assert isinstance(concert, int)
+        assert datetime.fromisoformat(feast).tzinfo is not None
+
+
+def problems(config: Config) -> list[str]:
+    """Return what `syncd check` would say of the targets."""
+    return publish.check(config)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"table": "Formations"}, 'there is no table "Formations": did you mean "Formation"?'),
+        ({"touch": "updateAt"}, 'has no column "updateAt": did you mean "updatedAt"?'),
+        (
+            {"set": {"placesLeft": "is_full", "isFull": "places_left"}},
+            '"isFull" of "Formation" is of the type BOO',
+        ),
+        ({"set": {"billetwebUrl": "places_left"}}, "and places_left needs one for a number"),
+        ({"match": {"isFull": ("id",)}}, "and a key of the mirror needs one for text or a whole number"),
+        ({"unless": "billetwebUrl"}, "and unless needs one for true or false"),
+        ({"table": "elsewhere.Formation"}, ""),
+    ],
+)
+def test_setting_that_cannot_work_is_found_by_nobody(
+    make_config: MakeConfig, urls: dict[str, str], changed: dict[str, Any], sentence: str
+) -> None:
+    """What does not fit the table as it is has its own sentence, before anything is written."""
+    site.make(urls[ELSEWHERE])
+    config = make_config()
+    good = settings(database=urls[ELSEWHERE], touch="updatedAt", unless="manualOverride")
+    assert problems(structs.replace(config, publish=(good,))) == []
+    bad = structs.replace(good, **changed)
+    found = problems(structs.replace(config, publish=(bad,)))
+    assert len(found) == 1
+    assert found[0].startswith("publish formation: ")
+    assert sentence in found[0]
+
+
+def test_large_table_without_an_index_is_slow(make_config: MakeConfig, urls: dict[str, str]) -> None:
+    """A match column without an index is a warning where the table is large, and none where it has one."""
+    url = urls[ELSEWHERE]
+    site.make(url, unique=False)
+    several = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10001)"
+    values = "SELECT 'c' || i, 'old-' || i, CURRENT_TIMESTAMP FROM n"
+    query(url, f'INSERT INTO "Formation" ("id", "billetwebId", "updatedAt") {several} {values}')
+    config = structs.replace(make_config(), publish=(settings(database=url),))
+    found, warnings = publish.check(config)
+    assert found == []
+    assert len(warnings) == 1
+    assert 'no index on "billetwebId"' in warnings[0]
+    query(url, 'CREATE INDEX key ON "Formation" ("billetwebId")')
+    assert publish.check(config) == ([], [])
+
+
+@pytest.mark.sqlite_only("a file's")
+def test_file_that_is_not_there_is_made(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A site's file that is missing is an error, and stays missing."""
+    config = make_config()
+    lost = settings(database=f"sqlite:///{tmp_path}/lost.db")
+    assert problems(structs.replace(config, publish=(lost,))) == [
+        f"publish formation: there is no file {tmp_path}/lost.db"
+    ]
+    assert not (tmp_path / "lost.db").exists()
+
+
+@pytest.mark.postgresql_only
+def test_missing_right_is_found_by_the_first_sale(make_config: MakeConfig, urls: dict[str, str]) -> None:
+    """A role that may not read, or not write, the table is told what to grant."""
+    url = urls[ELSEWHERE]
+    site.make(url)
+    ((schema,),) = query(url, "SELECT current_schema()")
+    role = f"r{schema}"
+    query(url, f"CREATE ROLE {role} LOGIN")
+    query(url, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    database = url.replace("://tester@", f"://{role}@")
+    config = structs.replace(make_config(), publish=(settings(database=database),))
+    grant = f'GRANT SELECT, UPDATE ON "Formation" TO {role}'
+    assert problems(config) == [
+        f'publish formation: the user {role} may not {right} "Formation": {grant}'
+        for right in ("SELECT", "UPDATE")
+    ]
+    query(url, f'GRANT SELECT ON "Formation" TO {role}')
+    assert problems(config) == [f'publish formation: the user {role} may not UPDATE "Formation": {grant}']
+    query(url, f'GRANT UPDATE ON "Formation" TO {role}')
+    assert problems(config) == []

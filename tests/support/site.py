@@ -1,0 +1,62 @@
+"""A site's own tables, as Prisma makes them, in a database of either kind."""
+
+from typing import Any
+
+from support.real_databases import Rows, query
+
+POSTGRESQL = """
+CREATE TABLE "{table}" (
+    "id" TEXT NOT NULL,
+    "billetwebId" TEXT,
+    "billetwebUrl" TEXT,
+    "placesTotal" INTEGER,
+    "placesLeft" INTEGER,
+    "isFull" BOOLEAN NOT NULL DEFAULT false,
+    "manualOverride" BOOLEAN NOT NULL DEFAULT false,
+    "startsAt" TIMESTAMP(3),
+    "updatedAt" TIMESTAMP(3) NOT NULL,
+    CONSTRAINT "{table}_pkey" PRIMARY KEY ("id")
+)
+"""
+SQLITE = """
+CREATE TABLE "{table}" (
+    "id" TEXT NOT NULL PRIMARY KEY,
+    "billetwebId" TEXT,
+    "billetwebUrl" TEXT,
+    "placesTotal" INTEGER,
+    "placesLeft" INTEGER,
+    "isFull" BOOLEAN NOT NULL DEFAULT false,
+    "manualOverride" BOOLEAN NOT NULL DEFAULT false,
+    "startsAt" DATETIME,
+    "updatedAt" DATETIME NOT NULL
+)
+"""
+LONG_AGO = "2020-01-02 03:04:05"
+
+
+def make(url: str, table: str = "Formation", *, unique: bool = True) -> None:
+    """Make the table."""
+    query(url, (SQLITE if url.startswith("sqlite") else POSTGRESQL).format(table=table))
+    if unique:
+        query(url, f'CREATE UNIQUE INDEX "{table}_billetwebId_key" ON "{table}"("billetwebId")')
+
+
+def add(url: str, key: str, table: str = "Formation", **values: Any) -> None:
+    """Add a row with that key."""
+    values = {"id": f"c{key}", "billetwebId": key, "updatedAt": LONG_AGO} | values
+    columns = ", ".join(f'"{name}"' for name in values)
+    marks = ", ".join("?" for _ in values)
+    query(url, f'INSERT INTO "{table}" ({columns}) VALUES ({marks})', *values.values())
+
+
+def rows(url: str, *columns: str, table: str = "Formation") -> Rows:
+    """Return columns of every row, by their keys."""
+    named = ", ".join(f'"{name}"' for name in columns)
+    return query(url, f'SELECT {named} FROM "{table}" ORDER BY "billetwebId"')
+
+
+def row(url: str, key: str, *columns: str) -> tuple[Any, ...]:
+    """Return columns of one row."""
+    named = ", ".join(f'"{name}"' for name in columns)
+    (found,) = query(url, f'SELECT {named} FROM "Formation" WHERE "billetwebId" = ?', key)
+    return found
