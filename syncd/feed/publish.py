@@ -66,7 +66,10 @@ class Target:
         self._waits = False  # for the end of the run, after something went wrong
 
     def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
-        """Write what follows from these events, in their transaction. Raises nothing of the target's."""
+        """Write what follows from these events, in their transaction. Raises nothing of the target's.
+
+        What goes wrong is told at the end of the run, which tries it again.
+        """
         if self._waits:
             return
         try:
@@ -76,11 +79,9 @@ class Target:
                 done = target.bring(connection, form, some, at, all_of_them=False)
         except StoreError as error:
             self._waits = True  # a lock is not to be waited for with each event
-            self._failed(str(error))
+            logger.debug("publish {}: {}; tried again at the end of the run", self.state.name, error)
         else:
             self._count(done, at)
-            if done.problems:
-                self._failed("; ".join(done.problems))
 
     def bring(self, connection: Connection, some: Sequence[Mapped], at: datetime) -> Done:
         """Write what differs from the whole mirror, and return what came of it. Raises StoreError."""
@@ -108,6 +109,13 @@ class Target:
         """Remember what went wrong, and tell of it where that is news."""
         self._form = None
         self._failed(error)
+
+    def examine(self, connection: Connection) -> None:
+        """Look at the table between runs. Raises StoreError where it is not usable."""
+        was_unfit = self._form is None
+        self.look(connection)
+        if was_unfit:  # else what is wrong is in the rows, and only writing them shows that it is mended
+            self._works()
 
     def look(self, connection: Connection) -> Form:
         """Return the table as it is now. Raises StoreError where it is not usable."""
@@ -196,10 +204,10 @@ def _guarded(each: Target, work: Callable[[Target], None]) -> None:
 def _examine(database: Database, each: Target) -> None:
     if not each.is_here:
         with elsewhere.connected(each.url) as connection:
-            each.look(connection)
+            each.examine(connection)
     elif database.is_open:
         with database.begin() as connection, elsewhere.apart(connection):
-            each.look(connection)
+            each.examine(connection)
 
 
 def _settle(database: Database, at: datetime, each: Target) -> None:
