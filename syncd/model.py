@@ -27,6 +27,7 @@ RunState = Literal["queued", "running", "done"]
 Outcome = Literal["ok", "partial", "failed", "cancelled"]
 SaleStatus = Literal["coming", "on_sale", "full", "ended", "unknown"]
 AttendeeMode = Literal["none", "minimal", "full"]
+FeedFormat = Literal["json", "jsonld", "ics", "csv"]
 
 
 class Event(Struct, frozen=True, kw_only=True):

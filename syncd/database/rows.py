@@ -20,8 +20,9 @@ from sqlalchemy import (
 )
 
 from syncd.database import absences, bulk, changes, schema, state
+from syncd.mirror.availability import is_on_offer
 from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, joined
-from syncd.model import EVENTS, Json
+from syncd.model import EVENTS, Json, Ticket
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
 SHOWN = (
@@ -29,6 +30,13 @@ SHOWN = (
     *("places_total", "places_left", "unlimited", "is_full", "sale_status", "availability_at", "vanished_at"),
 )
 """The columns of an event that the control API shows."""
+PUBLIC = tuple(name for name in SHOWN if name != "availability_at")
+"""Those of them that move with news alone."""
+OFFERED = (
+    *("id", "event_id", "position", "name", "full_name", "price", "is_full"),
+    *("visibility", "is_place", "sale_starts_at", "sale_ends_at"),
+)
+"""The columns of a tariff that say what is on offer, and for how much."""
 FIELDS = {name: kind.__struct_fields__ for name, kind in KINDS.items()}
 HELD = {name: [table.c[field] for field in FIELDS[name]] for name, table in schema.MIRRORED.items()}
 """The columns of each table that its records have, in their order."""
@@ -59,6 +67,16 @@ class Figures(Struct, frozen=True):
     full: int
     read: int
     oldest_at: datetime | None
+
+
+class PublicEvent(Struct, frozen=True):
+    """An event as the public may see it: its PUBLIC columns, and the tariffs that can be bought now."""
+
+    shown: dict[str, Any]
+    account: str
+    tags: list[str]
+    changed_at: datetime
+    offers: list[Ticket]
 
 
 # --- what is held
@@ -160,6 +178,34 @@ def shown_events(connection: Connection, live_since: datetime | None, now: datet
     if live_since is not None:
         query = query.where(schema.live(live_since))
     return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)]
+
+
+def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
+    """Return the events that are online, not over and not vanished, by start, with what is on offer."""
+    events, tickets = schema.events.c, schema.tickets.c
+    is_public = and_(schema.live(now), events.online.is_(True))
+    query = (
+        select(*(tickets[name] for name in OFFERED))
+        .join(schema.events, tickets.event_id == events.id)
+        .where(is_public, tickets.vanished_at.is_(None))
+        .order_by(tickets.position, tickets.id)
+    )
+    offers: dict[str, list[Ticket]] = defaultdict(list)
+    for row in _all(connection, query):
+        if is_on_offer(ticket := Ticket(**row), now):
+            offers[ticket.event_id].append(ticket)
+    names = (*PUBLIC, "account", "tags", "changed_at")
+    query = select(*(events[name] for name in names)).where(is_public)
+    return [
+        PublicEvent(
+            {name: row[name] for name in PUBLIC},
+            row["account"],
+            row["tags"],
+            row["changed_at"],
+            offers[row["id"]],
+        )
+        for row in _all(connection, query.order_by(events.starts_at.nulls_first(), events.id))
+    ]
 
 
 # --- what is written

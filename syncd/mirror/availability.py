@@ -90,7 +90,8 @@ def with_place(ticket: Ticket, not_places: Sequence[str]) -> Ticket:
 # --- what is on offer
 
 
-def _is_on_offer(ticket: Ticket, now: datetime) -> bool:
+def is_on_offer(ticket: Ticket, now: datetime) -> bool:
+    """Tell whether the public can buy a tariff at that instant, if there are places left."""
     begins, ends = ticket.sale_starts_at, ticket.sale_ends_at
     return _is_public(ticket) and (begins is None or begins <= now) and (ends is None or ends > now)
 
@@ -101,7 +102,7 @@ def _is_public(ticket: Ticket) -> bool:
 
 def _counting(tickets: Sequence[Ticket], levels: _Levels, now: datetime) -> dict[str, _Figure]:
     """Give the own gauges of the tariffs that count in the event's figure, by id."""
-    on_offer = {ticket.id for ticket in tickets if _is_on_offer(ticket, now)}
+    on_offer = {ticket.id for ticket in tickets if is_on_offer(ticket, now)}
     # Nothing speaks against a gauge whose tariff is not known.
     counting = (on_offer or levels.places) | (levels.tickets.keys() - levels.category_of.keys())
     return {ticket_id: levels.tickets.get(ticket_id, _Figure()) for ticket_id in counting}
@@ -127,7 +128,7 @@ def _sale_status(event: Event, tickets: Sequence[Ticket], now: datetime) -> Sale
         return "full"
     if ends_at and ends_at <= now:
         return "ended"
-    if any(_is_on_offer(ticket, now) for ticket in tickets):
+    if any(is_on_offer(ticket, now) for ticket in tickets):
         return "on_sale"
     if any(_is_public(one) and one.sale_starts_at and one.sale_starts_at > now for one in tickets):
         return "coming"
