@@ -27,7 +27,7 @@ from msgspec.structs import fields
 
 from syncd import readers
 from syncd.errors import ConfigError
-from syncd.model import AttendeeMode, Event
+from syncd.model import AttendeeMode, Event, FeedFormat
 
 
 class Secret:
@@ -148,6 +148,15 @@ class PublishConfig(Struct, frozen=True, kw_only=True):
     database: Annotated[str, readers.other_database] = ""
 
 
+class FeedConfig(Struct, frozen=True, kw_only=True):
+    """A file that the events are written to for others; with `tags`, those that have one of them alone."""
+
+    path: Annotated[Path, readers.absolute]
+    format: Annotated[FeedFormat, readers.choice, "json", "jsonld", "ics", "csv"]
+    mode: Annotated[int, readers.mode] = 0o644  # a web server is another user
+    tags: Annotated[tuple[str, ...], readers.texts] = ()
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """The whole configuration. `path` is the file it came from, as it was given."""
 
@@ -160,6 +169,7 @@ class Config(Struct, frozen=True, kw_only=True):
     key: Secret
     path: Path
     publish: tuple[PublishConfig, ...] = ()
+    feeds: tuple[FeedConfig, ...] = ()
 
 
 _TABLES: Mapping[str, type[Struct]] = {
@@ -170,7 +180,7 @@ _TABLES: Mapping[str, type[Struct]] = {
     "log": LogConfig,
     "heartbeat": HeartbeatConfig,
 }
-_LISTS: Mapping[str, type[Struct]] = {"publish": PublishConfig}
+_LISTS: Mapping[str, type[Struct]] = {"publish": PublishConfig, "feeds": FeedConfig}
 """Those of which there may be several, each written with two brackets."""
 
 
@@ -188,6 +198,7 @@ def load(
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
     lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
     _check_times(values["sync"], minimum_interval, problems)
+    _check_paths(lists["feeds"], problems)
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
     _complete_publish(lists["publish"], environ, problems)
@@ -345,6 +356,16 @@ def _check_times(sync: dict[str, Any], minimum_interval: timedelta, problems: _P
     with problems.of("sync", "jitter"):
         if jitter * 2 > interval:
             raise ValueError("must be at most half of sync.interval")
+
+
+def _check_paths(feeds: Iterable[dict[str, Any]], problems: _Problems) -> None:
+    """Refuse a second feed in the place of another, which each would overwrite after every run."""
+    seen: set[Path] = set()
+    for number, feed in enumerate(feeds, 1):
+        with problems.of(f"feeds[{number}]", "path"):
+            if feed.get("path") in seen:
+                raise ValueError("is the path of another feed too")
+        seen |= {feed["path"]} if "path" in feed else set()
 
 
 def _take_user(

@@ -140,6 +140,14 @@ def path(value: object) -> Path:
     return Path(text(value))
 
 
+def absolute(value: object) -> Path:
+    """Return the absolute path of a file."""
+    at = path(value)
+    if not at.is_absolute() or not at.name:
+        raise ValueError("must be the absolute path of a file")
+    return at
+
+
 def socket(value: object) -> Path:
     """Return the absolute path of a Unix socket."""
     at = path(value)
@@ -149,7 +157,7 @@ def socket(value: object) -> Path:
 
 
 def mode(value: object) -> int:
-    """Return the mode of a socket, which is written in octal."""
+    """Return the mode of a socket or a file, which is written in octal."""
     mode = int(value, 8) if isinstance(value, str) and re.fullmatch("0?[0-7]{3}", value) else 0
     if mode & 0o602 != 0o600:  # noqa: PLR2004 - chmod's own way of writing it
         raise must('be octal like "0660", with read and write for the owner and no write for others', value)

@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import shtab
 from msgspec.structs import fields
@@ -269,12 +269,13 @@ def config_page(toml: str) -> str:
 
 def config_keys(toml: str) -> Iterator[str]:
     """Give back a section per table and an entry per key, each with the comment above it."""
-    required = {
-        (table.name, key.name)
+    notes = {
+        (table.name, key.name): " (required; an example)" if key.required else " (no default; an example)"
         for table in fields(Config)
-        if hasattr(table.type, "__struct_fields__")
-        for key in fields(table.type)
-        if key.required
+        for record in (table.type, *get_args(table.type))  # one, or a list of them
+        if hasattr(record, "__struct_fields__")
+        for key in fields(record)
+        if key.required or key.default in (None, "")
     }
     table, comment = "", ""
     for line in toml.splitlines():
@@ -283,8 +284,7 @@ def config_keys(toml: str) -> Iterator[str]:
             yield f".SH {roff(''.join(found.groups()))}"
             yield from flowed(comment)
         elif found := re.fullmatch(r"(# )?(\w+) = (.+)", line):
-            note = " (required; an example)" if (table, found[2]) in required else ""
-            note = " (no default; an example)" if found[1] else note
+            note = notes.get((table, found[2]), "")
             yield from entry(f"{bold(found[2])} = {roff(found[3])}{note}", comment)
         elif line:
             comment += line.removeprefix("#")

@@ -20,7 +20,7 @@ SAMPLE = Path(__file__).parent.parent / "config.toml"
 CANARY = "c0ffee5ecre7c0ffee5ecre7"
 CREDENTIALS = {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": CANARY}
 PLACES = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
-LISTS = ["publish"]
+LISTS = ["publish", "feeds"]
 TABLES = [name for name in Config.__struct_fields__ if name not in ("key", "path", *LISTS)]
 PUBLISH = """
 [[publish]]
@@ -112,6 +112,7 @@ def test_commented_keys_of_the_sample_are_refused_when_used(write: Write) -> Non
     assert None not in {read(path, key) for key in record_keys(with_default=False)}
     (target,) = load(path, CREDENTIALS).publish
     assert {field for field in target.__struct_fields__ if getattr(target, field) in (None, "")} == set()
+    assert load(path, CREDENTIALS).feeds
 
 
 # Problems and their places
@@ -224,6 +225,37 @@ def test_published_table_is_taken_as_it_never_works(write: Write, line: str, wha
     [problem] = problems(write("\n".join([*kept, line])))
     assert f": publish[1].{key}: " in problem
     assert what in problem
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("path = 'events.json'", "must be the absolute path of a file"),
+        ("path = '/'", "must be the absolute path of a file"),
+        ("format = 'xml'", 'must be one of "json", "jsonld", "ics", "csv"'),
+        ("mode = '0666'", "no write for others"),
+        ("mode = 644", "must be octal"),
+        ("tags = 'site'", "must be a list of texts"),
+    ],
+)
+def test_feed_that_cannot_be_written_is_taken(write: Write, line: str, what: str) -> None:
+    """What no feed can be is refused with its key, and alone."""
+    key = line.partition(" ")[0]
+    kept = [one for one in ("path = '/a/b'", "format = 'json'") if not one.startswith(f"{key} ")]
+    [problem] = problems(write("\n".join(["[[feeds]]", *kept, line])))
+    assert f": feeds[1].{key}: " in problem
+    assert what in problem
+
+
+def test_two_feeds_overwrite_each_other(write: Write) -> None:
+    """A second feed of the same path is refused; others arrive in their order, readable for all."""
+    feeds = [f"[[feeds]]\npath = '/a/{name}'\nformat = '{name}'\n" for name in ("json", "csv")]
+    first, second = load(write("".join(feeds)), CREDENTIALS).feeds
+    assert (str(first.path), first.format, first.mode, first.tags) == ("/a/json", "json", 0o644, ())
+    assert second.format == "csv"
+    assert problems(write("".join([*feeds, feeds[0]]))) == [
+        "config.toml:8: feeds[3].path: is the path of another feed too"
+    ]
 
 
 def test_problem_is_shown_on_another_line(write: Write) -> None:

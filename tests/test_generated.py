@@ -155,6 +155,8 @@ def test_example_looks_like_default() -> None:
         ("group", "no default"),
         ("url", "no default"),
         *((key.name, "no default") for key in fields(config.PublishConfig)),
+        ("path", "required"),
+        ("format", "required"),
     ]
 
 

@@ -1,0 +1,131 @@
+"""Feeds: files that the events are written to for others, such as a site without a database client.
+
+Each is written beside and renamed over, so that whoever reads it sees the old content or the new one, whole;
+and only where its content changes, so that its time of change tells of news.
+"""
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from loguru import logger
+
+from syncd.config import FeedConfig
+from syncd.database.rows import PublicEvent
+from syncd.feed.rendering import render
+
+
+class NotReplaced(Exception):
+    """What stands at a feed's path is nothing that a feed may replace."""
+
+
+class Feeds:
+    """The feeds of an account. `errors` holds, by path, why one could not be written the last time."""
+
+    def __init__(self) -> None:
+        self.errors: Mapping[Path, str] = {}
+
+    def write(self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent]) -> None:
+        """Bring every feed up to date. Raises nothing: an error is that feed's own, and is told once."""
+        errors: dict[Path, str] = {}
+        for feed in feeds:
+            before = self.errors.get(feed.path)
+            error = _attempt(feed, events)
+            if error:
+                errors[feed.path] = error
+            if error and error != before:
+                log = logger.bind(event="feed.failed")
+                log.error("the feed {} was not written: {}; tried again with each run", feed.path, error)
+            elif before and not error:
+                logger.bind(event="feed.recovered").info("the feed {} is written again", feed.path)
+        self.errors = errors  # at once, for status reads it from another thread
+
+
+def obstacle(feed: FeedConfig) -> str | None:
+    """Return what keeps a feed from being written, as far as that shows without writing it."""
+    folder = feed.path.parent
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            return f"{feed.path}: {folder} is not a folder"
+        _look(feed.path)
+    except (OSError, NotReplaced) as error:
+        return f"{feed.path}: {_reason(error, folder)}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{feed.path}: this user may not write to the folder {folder}"
+    return None
+
+
+def replace(path: Path, content: bytes, mode: int) -> bool:
+    """Write a file beside and rename it over, where the content or mode differs; return whether it did.
+
+    Raises OSError, and NotReplaced; the old file stays then.
+    """
+    if _look(path) == (mode, len(content)) and _content(path) == content:
+        return False
+    # Always the same name: what a killed process left is cleared away by the next.
+    beside = path.with_name(f".{path.name}.new")
+    with suppress(FileNotFoundError):
+        beside.unlink()
+    # O_EXCL follows no link. Nobody else opens it before it is whole.
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(file, "wb") as whole:  # noqa: PTH123 - of what is open
+            whole.write(content)
+            whole.flush()
+            os.fchmod(file, mode)  # whatever the umask
+            os.fsync(file)  # or a power cut might leave the new name with nothing in it
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    return True
+
+
+def _attempt(feed: FeedConfig, events: Sequence[PublicEvent]) -> str:
+    """Write a feed; return what was the matter, "" where nothing was."""
+    wanted = {*feed.tags}
+    chosen = [event for event in events if not wanted or wanted & {*event.tags}]
+    try:
+        if replace(feed.path, render(feed.format, chosen), feed.mode):
+            logger.debug("the feed {} has news", feed.path)
+    except (OSError, NotReplaced) as error:
+        return _reason(error, feed.path.parent)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
+        return f"unexpected {type(error).__name__}"
+    return ""
+
+
+def _look(path: Path) -> tuple[int, int] | None:
+    """Return mode and size of a regular file, None where there is nothing. Raises OSError, NotReplaced."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        raise NotReplaced("a symbolic link stands there, which is neither followed nor replaced")
+    if not stat.S_ISREG(found.st_mode):
+        raise NotReplaced("what stands there is no regular file")
+    return stat.S_IMODE(found.st_mode), found.st_size
+
+
+def _content(path: Path) -> bytes | None:
+    """Return what a file holds, None where it cannot be read, which need not keep it from being replaced."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(file, "rb") as opened:  # noqa: PTH123 - of what is open
+        return opened.read()
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"the folder {folder} is missing"
+    if isinstance(error, NotADirectoryError):
+        return f"{folder} is not a folder"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)
