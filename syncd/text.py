@@ -269,6 +269,7 @@ def status_panel(status: Json, now: datetime) -> str:
         "figures": _figures(status),
         "doubts": _doubts(status),
         "publish": _publish(status),
+        "feeds": _feeds(status),
         "last error": plain(status["last_error"] or ""),
         "slots": _slots(status),
         "database": plain(status["database"]),
@@ -334,6 +335,14 @@ def _publish(status: Json) -> str:
     publish = status.get("publish") or {"targets": 0, "failing": 0}
     failing = f", {publish['failing']} failing: see `syncctl publish`" if publish["failing"] else ""
     return f"{count(publish['targets'], 'target')}{failing}" if publish["targets"] else ""
+
+
+def _feeds(status: Json) -> str:
+    """Return which file could not be written, "" where each was, or where the daemon is an older one."""
+    feeds = status.get("feeds") or {"failing": 0}
+    if not feeds["failing"]:
+        return ""
+    return f"{feeds['failing']} of {feeds['files']} not written: {plain(feeds['error'])}"
 
 
 def _scope(doubt: Json) -> str:

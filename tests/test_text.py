@@ -427,6 +427,15 @@ def test_the_panel_shows_a_run_in_progress_and_missed_slots() -> None:
     ]
 
 
+def test_the_panel_keeps_a_lost_feed_to_itself() -> None:
+    """Why a file was not written is shown; where all were, or the daemon is an older one, nothing is."""
+    failing = {"files": 2, "failing": 1, "error": "/srv/a.csv: the folder /srv is missing"}
+    panel = text.status_panel(a_status(feeds=failing), NOW)
+    assert "feeds         1 of 2 not written: /srv/a.csv: the folder /srv is missing\n" in panel
+    for feeds in ({"files": 2, "failing": 0, "error": None}, None):
+        assert "feeds" not in text.status_panel(a_status(feeds=feeds), NOW)
+
+
 @pytest.mark.parametrize(("doubts", "lines"), [(2, 1), (0, 0)])
 def test_the_panel_keeps_a_doubt_to_itself(doubts: int, lines: int) -> None:
     """While something is doubted the panel says how much, and names the command that shows it."""

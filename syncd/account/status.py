@@ -38,6 +38,14 @@ class BudgetStatus(Struct, frozen=True, kw_only=True):
     increment: Increment
 
 
+class FeedsStatus(Struct, frozen=True, kw_only=True):
+    """How many files are written for others, how many of them failed the last time, and why the first did."""
+
+    files: int = 0
+    failing: int = 0
+    error: str | None = None
+
+
 class Status(Struct, kw_only=True):
     """The answer to `GET /v1/status`. Instants are UTC; `_s` is seconds."""
 
@@ -66,6 +74,7 @@ class Status(Struct, kw_only=True):
     events_unread: int | None
     doubts: int
     publish: PublishStatus = PublishStatus()
+    feeds: FeedsStatus = FeedsStatus()
     budget: BudgetStatus | None
     slots_skipped: dict[str, int]
     slots_missed: int

@@ -170,6 +170,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
     from syncd.control.server import socket_obstacle  # noqa: PLC0415
     from syncd.feed import publish  # noqa: PLC0415
+    from syncd.feed.files import obstacle as feed_obstacle  # noqa: PLC0415
 
     code, problems = 0, []
     try:
@@ -189,6 +190,9 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
         code = code or (EXIT_OF[ConfigError] if targets else 0)
         for warning in warnings:
             logger.bind(event="publish.slow").warning("{}", warning)
+        if obstacles := [obstacle for feed in config.feeds if (obstacle := feed_obstacle(feed))]:
+            code = EXIT_OF[ConfigError]
+            problems += obstacles
         if arguments.online:
             refusal = asyncio.run(_ask_billetweb(config))
             if refusal:

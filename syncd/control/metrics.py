@@ -62,6 +62,8 @@ def _gauges(status: Status) -> Iterator[Metric]:
             # None counted yet is not none: nothing is known before the database is open.
             None if status.events_live is None else status.doubts,
         ),
+        "feeds": ("Files that are written for others.", status.feeds.files),
+        "feeds_failing": ("Those of them that could not be written the last time.", status.feeds.failing),
         "next_run_timestamp_seconds": (
             "When the next scheduled run is.",
             status.next_run_at.timestamp() if status.next_run_at else None,

@@ -96,6 +96,17 @@ def test_socket_that_cannot_be_made_passes_check(home: Path, base_url: str, caps
         assert problems[0].startswith(said.format(home))
 
 
+def test_feed_that_cannot_be_written_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
+    """Each file that could not be written is told with its reason, and none is written by asking."""
+    path = write_config(home, base_url)
+    good, bad = f"{home}/events.json", f"{home}/missing/events.csv"
+    with path.open("a") as file:
+        file.write(f'[[feeds]]\npath = "{good}"\nformat = "json"\n')
+        file.write(f'[[feeds]]\npath = "{bad}"\nformat = "csv"\n')
+    assert check(path, capsys) == (78, [f"{bad}: the folder {home}/missing is missing"])
+    assert not Path(good).exists()
+
+
 @pytest.mark.parametrize(
     ("statement", "what"),
     [

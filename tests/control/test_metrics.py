@@ -8,7 +8,7 @@ from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
 from syncd import __version__
-from syncd.account.status import BudgetStatus, Facts, Status
+from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Status
 from syncd.control.metrics import Sources, exposition
 from syncd.model import Counts, Peer, Progress, Run, RunError
 
@@ -53,6 +53,7 @@ STATUS = Status(
     oldest_figure_age_s=12.5,
     events_unread=0,
     doubts=2,
+    feeds=FeedsStatus(files=3, failing=1, error=f"/srv/{CANARY}: Permission denied"),
     budget=BudgetStatus(
         requests=48, full_requests=2000, refresh_s=37800.0, waiting=6, increment="not permitted"
     ),
@@ -112,6 +113,8 @@ def test_figures_are_those_of_the_status() -> None:
         "events_live": 12,
         "events_full": 3,
         "doubts": 2,
+        "feeds": 3,
+        "feeds_failing": 1,
         "next_run_timestamp_seconds": START.timestamp() + 900,
         "last_success_timestamp_seconds": START.timestamp() - 900,
         "oldest_figure_timestamp_seconds": START.timestamp(),

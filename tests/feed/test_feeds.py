@@ -1,0 +1,142 @@
+"""Feeds of an account: true after each run, and never in the way of one."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import LogLines, MakeConfig, Rig, rig_on
+from msgspec import structs
+
+from syncd.account.status import FeedsStatus
+from syncd.config import Config, FeedConfig
+from syncd.database import rows
+from syncd.feed import files
+from syncd.feed.rendering import render
+from syncd.model import FeedFormat
+from syncd.standin import server as fault
+from syncd.standin.server import StandIn
+
+CONCERT = "900006"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder for the files."""
+    (tmp_path / "site").mkdir()
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def config(make_config: MakeConfig, folder: Path) -> Config:
+    """Return a configuration with a feed of each format."""
+    formats: tuple[FeedFormat, ...] = ("json", "jsonld", "ics", "csv")
+    feeds = tuple(FeedConfig(path=folder / f"events.{form}", format=form) for form in formats)
+    return structs.replace(make_config(), feeds=feeds)
+
+
+@pytest.fixture
+def rig(config: Config, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
+    """Give a rig that writes them."""
+    with rig_on(config) as rig:
+        yield rig
+
+
+def shown(folder: Path) -> dict[str, dict[str, object]]:
+    """Return the events in the JSON file."""
+    return {event["id"]: event for event in json.loads((folder / "events.json").read_bytes())["events"]}
+
+
+def stats(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return what tells of each file whether it was written again."""
+    return {each.name: (each.stat().st_ino, each.stat().st_mtime_ns) for each in folder.iterdir()}
+
+
+def test_a_file_says_another_thing_than_the_mirror(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """When a run is over every file holds what it left: a last place sold, an event renamed or taken back."""
+    assert rig.run().outcome == "ok"
+    assert len(shown(folder)) == 6
+    standin.sell(CONCERT, 3)
+    rig.run()
+    assert (shown(folder)[CONCERT]["is_full"], shown(folder)[CONCERT]["places_left"]) == (True, 0)
+    assert b"SoldOut" in (folder / "events.jsonld").read_bytes()
+    standin.refund(CONCERT, 1)
+    standin.events[CONCERT].row["name"] = "Autre concert"
+    standin.events["900001"].row["online"] = "0"
+    rig.run(full=True)
+    assert b"SoldOut" not in (folder / "events.jsonld").read_bytes()
+    assert (shown(folder)[CONCERT]["is_full"], shown(folder)[CONCERT]["name"]) == (False, "Autre concert")
+    assert "900001" not in shown(folder)
+    public = rig.query(rows.public_events, rig.clock.now())
+    for feed in rig.config.feeds:
+        assert feed.path.read_bytes() == render(feed.format, public)
+
+
+def test_a_file_is_written_in_every_run(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """Without news no file is touched: not by a full run, a failed one, or another process."""
+    rig.run()
+    before = stats(folder)
+    assert len(before) == 4
+    rig.run(full=True)
+    standin.fail("/events", fault.status(503), times=None)
+    assert rig.run().outcome == "failed"
+    standin.heal()
+    rig.restart()
+    rig.run()
+    assert stats(folder) == before
+
+
+def test_an_event_that_is_over_stays_while_runs_fail(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """An event leaves the files when it is over, though Billetweb does not answer."""
+    rig.run()
+    standin.fail("/events", fault.status(503), times=None)
+    rig.clock.now_s += 40 * 86_400
+    assert rig.run().outcome == "failed"
+    assert shown(folder) == {}
+
+
+def test_a_feed_that_fails_fails_the_run(rig: Rig, folder: Path, log_lines: LogLines) -> None:
+    """It is in the status alone, with its reason, until it can be written; run and health are not touched."""
+    (folder / "events.csv").mkdir()
+    runs = [rig.run(), rig.run()]
+    assert [(run.outcome, run.errors) for run in runs] == [("ok", []), ("ok", [])]
+    status = rig.account.status()
+    reason = f"{folder}/events.csv: what stands there is no regular file"
+    assert (status.health, status.feeds) == ("ok", FeedsStatus(files=4, failing=1, error=reason))
+    assert len(log_lines.of("feed.failed")) == 1
+    assert len(shown(folder)) == 6
+    (folder / "events.csv").rmdir()
+    rig.run()
+    assert rig.account.status().feeds == FeedsStatus(files=4)
+    assert len(log_lines.of("feed.recovered")) == 1
+
+
+def test_a_feed_taken_back_still_fails(rig: Rig, folder: Path) -> None:
+    """After a reload the status speaks of the feeds that there are now, and the next run writes those."""
+    (folder / "events.json").mkdir()
+    rig.run()
+    assert rig.account.status().feeds.failing == 1
+    new = FeedConfig(path=folder / "new.json", format="json", tags=("nobody-has-it",))
+    rig.portal.call(rig.account.configure, structs.replace(rig.config, feeds=(new,)))
+    assert rig.account.status().feeds == FeedsStatus(files=1)
+    rig.run()
+    assert json.loads(new.path.read_bytes()) == {"events": []}
+
+
+def test_the_loop_waits_for_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are written beside the loop, which answers meanwhile."""
+    threads = []
+
+    def note(*_: object) -> bytes:
+        threads.append(threading.current_thread())
+        return b""
+
+    monkeypatch.setattr(files, "render", note)
+
+    async def loop_thread() -> threading.Thread:
+        return threading.current_thread()
+
+    rig.run()
+    assert len(threads) == 4
+    assert rig.portal.call(loop_thread) not in threads
