@@ -133,7 +133,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("pause", change_state, "Start no more scheduled runs, also after a restart.")
     add("resume", change_state, "Start scheduled runs again.")
     add("reload", change_state, "Read the configuration again.")
-    add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
+    command = add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
+    help_ = "write it to this file, which is replaced as a whole, instead of stdout"
+    command.add_argument("--textfile", metavar="PATH", help=help_)
     return parser
 
 
@@ -247,8 +249,18 @@ def change_state(args: argparse.Namespace) -> int:
 
 
 def metrics(args: argparse.Namespace) -> int:
-    """Print the Prometheus text as the daemon gives it."""
-    write(ask(args.socket, "GET", "/metrics").decode(errors="backslashreplace"))
+    """Print the Prometheus text as the daemon gives it, or put it into a file."""
+    exposition = ask(args.socket, "GET", "/metrics")
+    if args.textfile is None:
+        write(exposition.decode(errors="backslashreplace"))
+    else:
+        from syncd.ctl.textfile import replace  # noqa: PLC0415 - no other command needs it
+
+        try:
+            replace(args.textfile, exposition)
+        except OSError as error:
+            message = f"Cannot write {args.textfile}: {error.strerror}. What stood there stays."
+            raise Failure(EXIT_BAD, "textfile", message) from None
     return EXIT_OK
 
 

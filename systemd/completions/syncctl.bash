@@ -17,7 +17,7 @@ _shtab_syncctl_accept_option_strings=(-h --help --socket --json --event --no-wai
 _shtab_syncctl_pause_option_strings=(-h --help --socket --json)
 _shtab_syncctl_resume_option_strings=(-h --help --socket --json)
 _shtab_syncctl_reload_option_strings=(-h --help --socket --json)
-_shtab_syncctl_metrics_option_strings=(-h --help --socket)
+_shtab_syncctl_metrics_option_strings=(-h --help --socket --textfile)
 _shtab_syncctl_option_strings=(-h --help --version --socket)
 
 _shtab_syncctl_status___socket_COMPGEN=_shtab_compgen_files
@@ -31,6 +31,7 @@ _shtab_syncctl_pause___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_resume___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_reload___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_metrics___socket_COMPGEN=_shtab_compgen_files
+_shtab_syncctl_metrics___textfile_COMPGEN=_shtab_compgen_files
 _shtab_syncctl___socket_COMPGEN=_shtab_compgen_files
 
 _shtab_syncctl_pos_0_choices=(status run-now history events doubts publish accept pause resume reload metrics)

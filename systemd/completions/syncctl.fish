@@ -54,7 +54,7 @@ function _shtab_syncctl_using
 end
 
 set -g _shtab_syncctl_commands status run-now history events doubts publish accept pause resume reload metrics
-set -g _shtab_syncctl_opts_with_value --event --socket --timeout -n
+set -g _shtab_syncctl_opts_with_value --event --socket --textfile --timeout -n
 
 complete -c syncctl -e
 complete -c syncctl -f
@@ -116,3 +116,4 @@ complete -c syncctl -n '_shtab_syncctl_using reload' -l json -d 'print one JSON 
 complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a metrics -d 'Prometheus text, for node_exporter'"'"'s textfile collector.'
 complete -c syncctl -n '_shtab_syncctl_using metrics' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using metrics' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
+complete -c syncctl -n '_shtab_syncctl_using metrics' -l textfile -xka "(__fish_complete_path (commandline -ct))" -d 'write it to this file, which is replaced as a whole, instead of stdout'

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -227,6 +228,60 @@ def dead_socket(path: Path) -> None:
     """Leave a socket at `path` that nobody listens on."""
     with socket.socket(socket.AF_UNIX) as forgotten:
         forgotten.bind(str(path))
+
+
+def test_a_collector_reads_half_the_metrics(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    """--textfile puts the text beside and renames it over, for every user to read, whatever the umask."""
+    path = tmp_path / "syncd.prom"
+    path.write_text("old")
+    renamed = []
+    replace = Path.replace
+
+    def watched(source: Path, target: Path) -> Path:
+        renamed.append((source.name.endswith(".prom"), source.read_bytes() == daemon.answers["GET /metrics"]))
+        assert target.read_text() == "old"
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    before = os.umask(0o177)
+    try:
+        assert ctl.main(["metrics", "--textfile", str(path)]) == 0
+    finally:
+        os.umask(before)
+    assert renamed == [(False, True)]
+    assert path.read_bytes() == daemon.answers["GET /metrics"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert [*tmp_path.iterdir()] == [path]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stands", ["a link", "a pipe", "a folder", "no folder"])
+def test_a_slip_costs_root_a_device(daemon: Daemon, tmp_path: Path, stands: str, capsys: Capsys) -> None:
+    """What is no regular file stays, as does the old file where the new one cannot be renamed over it."""
+    path = tmp_path / "syncd.prom"
+    match stands:
+        case "a link":
+            path.symlink_to(tmp_path / "elsewhere")
+        case "a pipe":
+            os.mkfifo(path)
+        case "a folder":
+            path.mkdir()
+        case _:
+            path = tmp_path / "missing/syncd.prom"
+    before = [each.lstat() for each in tmp_path.iterdir()]
+    assert ctl.main(["metrics", "--textfile", str(path)]) == 1
+    assert f"Cannot write {path}: " in capsys.readouterr().err
+    assert [each.lstat() for each in tmp_path.iterdir()] == before
+
+
+def test_a_stopped_daemon_empties_the_textfile(directory: Path) -> None:
+    """Without an answer the old file stays, so that its age tells."""
+    path = directory / "syncd.prom"
+    path.write_text("old")
+    assert ctl.main(["metrics", "--textfile", str(path), "--socket", str(directory / "s")]) == 3
+    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize("left", [no_socket, dead_socket, Path.touch])
