@@ -15,7 +15,7 @@ from loguru import logger
 from syncd.account import record
 from syncd.account.record import Ended
 from syncd.account.schedule import Schedule
-from syncd.account.status import Facts, FeedsStatus, State, Status, budget_status, last_error
+from syncd.account.status import Facts, State, Status, budget_status, feeds_status, last_error
 from syncd.billetweb import limiter
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
@@ -292,17 +292,10 @@ class Account:
             events_unread=facts.events_unread,
             doubts=facts.doubts,
             publish=self.publishing.status(),
-            feeds=self._feeds_status(),
+            feeds=feeds_status(self.config.feeds, self.feeds.errors),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
-        )
-
-    def _feeds_status(self) -> FeedsStatus:
-        paths, errors = [feed.path for feed in self.config.feeds], self.feeds.errors
-        reasons = (f"{path}: {errors[path]}" for path in paths if path in errors)
-        return FeedsStatus(
-            files=len(paths), failing=sum(path in errors for path in paths), error=next(reasons, None)
         )
 
     def _state(self) -> State:
@@ -405,22 +398,10 @@ class Account:
             )
         if self.database.is_open and run.outcome != "cancelled":
             await self.publishing.settle(self.database, self.clock.now())
-        await self._write_feeds()
+        await self.feeds.follow(self.config.feeds, self.database, self.clock.now())
         if work and work.client is not self.client:
             await work.client.aclose()
         self._on_end(run)
-
-    async def _write_feeds(self) -> None:
-        """Bring the feeds up to date with what the mirror holds, after a failed run too: some may be over."""
-        feeds = self.config.feeds
-        if not feeds or not self.database.is_open:
-            return
-        try:
-            events = await self.database.read(rows.public_events, self.clock.now())
-        except StoreError as error:
-            logger.debug("the feeds wait for the next run: {}", error)
-            return
-        await in_thread(self.feeds.write, feeds, events)
 
     async def _put_ends_on_record(self) -> None:
         """Put ended runs on record, in their order, as far as the database takes them. Raises StoreError."""

@@ -1,14 +1,16 @@
 """What the daemon knows of itself, in memory: status and health never wait for a run or for the database."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct, field
 
 from syncd import __version__
 from syncd.account.record import Past
+from syncd.config import FeedConfig
 from syncd.database.rows import Figures
 from syncd.feed.publish import PublishStatus
 from syncd.mirror.agenda import Increment, Pace
@@ -192,6 +194,12 @@ def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None
         waiting=pace.waiting,
         increment=pace.increment,
     )
+
+
+def feeds_status(feeds: Sequence[FeedConfig], errors: Mapping[Path, str]) -> FeedsStatus:
+    """Return how the feeds that there are now fare, by the errors of those that were tried last."""
+    failing = [f"{feed.path}: {errors[feed.path]}" for feed in feeds if feed.path in errors]
+    return FeedsStatus(files=len(feeds), failing=len(failing), error=failing[0] if failing else None)
 
 
 def last_error(run: Run | None) -> str | None:

@@ -4,17 +4,26 @@ Each is written beside and renamed over, so that whoever reads it sees the old c
 and only where its content changes, so that its time of change tells of news.
 """
 
+import asyncio
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from loguru import logger
 
 from syncd.config import FeedConfig
+from syncd.database import rows
+from syncd.database.engine import Database
 from syncd.database.rows import PublicEvent
+from syncd.errors import StoreError
 from syncd.feed.rendering import render
+
+WAIT_S = 2.0
+"""So long a run's end waits for files to be written, less than a stop may take: a disk of the network that
+hangs is to hold no run."""
 
 
 class NotReplaced(Exception):
@@ -26,6 +35,26 @@ class Feeds:
 
     def __init__(self) -> None:
         self.errors: Mapping[Path, str] = {}
+        self._writing: asyncio.Task[None] | None = None
+
+    async def follow(self, feeds: Sequence[FeedConfig], database: Database, now: datetime) -> None:
+        """Bring every feed up to date with what the mirror holds, where that is done soon. Raises nothing.
+
+        After a failed run too: an event may be over.
+        """
+        if not feeds or not database.is_open:
+            return
+        try:
+            events = await database.read(rows.public_events, now)
+        except StoreError as error:
+            logger.debug("the feeds wait for the next run: {}", error)
+            return
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(asyncio.to_thread(self.write, feeds, events))
+        await asyncio.wait({self._writing}, timeout=WAIT_S)
+        if not self._writing.done():
+            log = logger.bind(event="feed.failed")
+            log.error("the feeds take longer than {:g} s to be written; runs go on meanwhile", WAIT_S)
 
     def write(self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent]) -> None:
         """Bring every feed up to date. Raises nothing: an error is that feed's own, and is told once."""

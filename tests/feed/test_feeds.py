@@ -4,9 +4,10 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import LogLines, MakeConfig, Rig, rig_on
+from conftest import WAIT_S, LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 
 from syncd.account.status import FeedsStatus
@@ -140,3 +141,27 @@ def test_the_loop_waits_for_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
     rig.run()
     assert len(threads) == 4
     assert rig.portal.call(loop_thread) not in threads
+
+
+def test_a_disk_that_hangs_holds_the_runs(
+    rig: Rig, folder: Path, standin: StandIn, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs end and begin while a file cannot be written, none is written twice at once, and then it is."""
+    go_on, begun = threading.Event(), []
+    monkeypatch.setattr(files, "WAIT_S", 0.05)
+
+    def hang(*wanted: Any) -> bytes:
+        begun.append(wanted)
+        assert go_on.wait(WAIT_S)
+        return render(*wanted)
+
+    monkeypatch.setattr(files, "render", hang)
+    try:
+        assert [rig.run().outcome for _ in range(3)] == ["ok"] * 3
+        assert len(begun) == 1
+        assert len(log_lines.of("feed.failed")) == 3
+    finally:
+        go_on.set()
+    rig.until(lambda: len([*folder.glob("events.*")]) == 4)
+    standin.sell(CONCERT, 3)
+    rig.until(lambda: rig.run().outcome == "ok" and shown(folder)[CONCERT]["is_full"] is True)
