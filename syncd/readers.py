@@ -59,7 +59,7 @@ def key(text: str, user: str | None) -> str:
     key = text.strip()
     if not key:
         raise ValueError("is empty")
-    of, separator, rest = _decoded(re.sub(r"(?i)^basic\s+", "", key)).partition(":")
+    of, separator, rest = _decoded(re.sub(r"(?i)^(authorization:\s*)?basic\s+", "", key)).partition(":")
     if separator and of.isascii() and of.isdigit():
         if user and of != user:
             raise ValueError("is the key of another user than billetweb.user says: one of both is wrong")

@@ -524,7 +524,14 @@ HEADER = base64.b64encode(f"12345:{CANARY}".encode()).decode()
 
 @pytest.mark.parametrize(
     "spelling",
-    [CANARY, f"12345:{CANARY}", HEADER, f"Basic {HEADER}", f"basic  {HEADER}\n", f" Basic 12345:{CANARY}"],
+    [
+        CANARY,
+        f"12345:{CANARY}",
+        HEADER,
+        f"Basic {HEADER}",
+        f"Authorization: Basic {HEADER}\n",
+        f" Basic 12345:{CANARY}",
+    ],
 )
 def test_key_as_billetweb_prints_it_is_refused(write: Write, tmp_path: Path, spelling: str) -> None:
     """The key alone, with its user, or as both stand in the header: each gives the key."""

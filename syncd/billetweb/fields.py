@@ -32,8 +32,10 @@ _LEAST_AMOUNT = Decimal("0.0001")  # of numeric(12, 4); PHP writes 12.6 as 12.60
 AMOUNT_BELOW = 10**8
 _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+    r"([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?([Zz]|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
 )
+_NO_DATE = re.compile(r"(0000-00-00|-0001-11-30)([Tt ].*)?")  # as MySQL has it, and as PHP writes that
+
 _FLAGS = {"true": True, "false": False}
 
 SCALARS = (str, int, float)
@@ -106,6 +108,8 @@ def to_flag(value: object) -> bool | None:
 
 def to_integer(value: object) -> int | None:
     """Give a whole number."""
+    if isinstance(value, str):
+        value = _THOUSANDS.sub("", value)
     text = _matching(value, _INTEGER)
     return None if text is None else int(text.replace(",", ".").partition(".")[0])
 
@@ -142,11 +146,13 @@ def to_instant(value: object) -> datetime | None:
     offset of before counts: 02:30 is the instant of 03:30. An instant that names its offset is taken at its
     word; a day alone begins at midnight.
     """
+    if isinstance(value, str) and _NO_DATE.fullmatch(value.strip()):
+        return None
     text = _matching(value, _INSTANT)
-    if text is None or text.startswith("0000-00-00"):
+    if text is None:
         return None
     try:
-        at = datetime.fromisoformat(text)
+        at = datetime.fromisoformat(text.upper())
         return (at if at.tzinfo else at.replace(tzinfo=ZoneInfo(ZONE))).astimezone(UTC)
     except OverflowError as error:  # at either end of the calendar
         raise UnfitError from error

@@ -119,9 +119,8 @@ class ControlServer:
 
         One that another program put in its place is that program's.
         """
-        if (
-            self._is_ours and self._identity and _identity(self.path) == self._identity
-        ):  # whose number nobody gets before close
+        # Nobody gets the number of this file before it is closed.
+        if self._is_ours and self._identity and _identity(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
         self._identity = None
         self._socket.close()

@@ -158,7 +158,7 @@ def _take(
         part = attendees[start : start + AT_ONCE]
         stored = rows.stored(connection, ATTENDEES, [attendee.id for attendee in part])
         kept = (
-            keep(attendee, stored.get(attendee.id), some.unreadable.get(attendee.id, unsaid))
+            keep(attendee, stored.get(attendee.id), (*some.unreadable.get(attendee.id, ()), *unsaid))
             for attendee in part
         )
         compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in kept)

@@ -103,8 +103,8 @@ def _is_public(ticket: Ticket) -> bool:
 def _counting(tickets: Sequence[Ticket], levels: _Levels, now: datetime) -> dict[str, _Figure]:
     """Give the own gauges of the tariffs that count in the event's figure, by id."""
     on_offer = {ticket.id for ticket in tickets if is_on_offer(ticket, now)}
-    # Nothing speaks against a gauge whose tariff is not known.
-    counting = (on_offer or levels.places) | (levels.tickets.keys() - levels.category_of.keys())
+    # Where no tariff is known nothing speaks against a gauge; else one that is not listed is not on offer.
+    counting = on_offer or levels.places or levels.tickets.keys() - levels.category_of.keys()
     return {ticket_id: levels.tickets.get(ticket_id, _Figure()) for ticket_id in counting}
 
 

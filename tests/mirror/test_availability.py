@@ -179,7 +179,13 @@ EVENTS = [
         IN_A,
     ),
     Case("4 not with a ticket elsewhere", UNKNOWN, [*TWO, category("A", 15, 5)], A_AND_B),
-    Case("4 not with a ticket gauge of no ticket", UNKNOWN, [*TWO, category("A", 15, 5)], [ticket("1", "A")]),
+    Case(
+        "4 beside a ticket gauge of no ticket",
+        (15, 5, False),
+        [*TWO, category("A", 15, 5)],
+        [ticket("1", "A")],
+    ),
+    Case("3 a ticket gauge of no ticket is not on offer", (10, 4, False), [*TWO], [ticket("1")]),
     Case(
         "4 a nameless category holds nobody",
         UNKNOWN,
