@@ -125,7 +125,6 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
         form.problems.extend(_misfits(form, columns))
         form.problems.extend(_forbidden(connection, form))
     if not form.problems:
-        form.problems.extend(_repeated(connection, form))
         form.warnings.extend(_slow(connection, form, found))
     return form
 
@@ -197,7 +196,8 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
                 break
 
 
-def _repeated(connection: Connection, form: Form) -> Iterable[str]:
+def repeated(connection: Connection, form: Form) -> list[str]:
+    """Return what is to be said of keys that several rows hold, of the first three."""
     key = form.table.c[form.key]
     query = select(key, func.count()).where(key.is_not(None)).group_by(key).having(func.count() > 1)
     return [_several(form, row[0], row[1]) for row in connection.execute(query.limit(3)).all()]

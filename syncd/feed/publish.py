@@ -113,8 +113,9 @@ class Target:
     def examine(self, connection: Connection) -> None:
         """Look at the table between runs. Raises StoreError where it is not usable."""
         was_unfit = self._form is None
-        self.look(connection)
-        if was_unfit:  # else what is wrong is in the rows, and only writing them shows that it is mended
+        if repeated := target.repeated(connection, self.look(connection)):
+            self._failed("; ".join(repeated))
+        elif was_unfit:  # else what is wrong is in the rows, and only writing them shows that it is mended
             self._works()
 
     def look(self, connection: Connection) -> Form:
@@ -238,9 +239,10 @@ def check(config: Config) -> tuple[list[str], list[str]]:
         try:
             with elsewhere.connected(settings.database or config.database.url) as connection:
                 form = target.look(connection, settings)
+                repeated = [] if form.problems else target.repeated(connection, form)
         except SyncdError as error:
             problems.append(f"publish {settings.name}: {error}")
         else:
-            problems += [f"publish {settings.name}: {problem}" for problem in form.problems]
+            problems += [f"publish {settings.name}: {problem}" for problem in [*form.problems, *repeated]]
             warnings += [f"publish {settings.name}: {warning}" for warning in form.warnings]
     return problems, warnings

@@ -11,7 +11,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from support import site
-from support.real_databases import connected, is_postgresql, query, url_at
+from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
 
 from syncd.config import Config, PublishConfig
 from syncd.feed import publish
@@ -213,6 +213,8 @@ def test_key_that_several_rows_hold_is_written_at_random(
             error = on.settled()
         assert error
         assert f'2 rows of "Formation" hold the key "{SLUG}" in "billetwebId"' in error
+        assert on.row("fete-des-lucioles") == (120, 73, False)
+        assert problems(on.rig.account.config) == [f"publish formation: {error}"]
         assert on.rig.account.status().publish.failing == 1
         assert len(log_lines.of("publish.failed")) == 1
         query(on.url, 'DELETE FROM "Formation" WHERE "id" = ?', "second")
@@ -237,6 +239,64 @@ def test_column_dropped_meanwhile_stops_the_mirror(start: Start, standin: StandI
         query(on.url, 'ALTER TABLE "Formation" ADD COLUMN "placesLeft" INTEGER')
         assert on.settled() is None
         assert on.row(SLUG) == (180, 0, True)
+
+
+def test_row_lags_behind_its_event(start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the mirror's own database a row is written with the event, and does not wait for the run's end."""
+    with start(HERE, touch="updatedAt") as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        on.settled()
+        standin.sell(CONCERT, 3)
+        monkeypatch.setattr(publish, "_settle", lambda *_: None)
+        on.settled()
+        assert on.row(SLUG) == (180, 0, True)
+
+
+def test_event_that_cannot_be_written_fills_its_row(start: Start, standin: StandIn) -> None:
+    """In the mirror's own database a row is rolled back with the event."""
+    with start(HERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        on.settled()
+        standin.sell(CONCERT, 3)
+        refuse(on.url, "INSERT ON syncd_changes")
+        assert on.rig.run().outcome == "failed"
+        assert on.row(SLUG) == (180, 3, False)
+        allow(on.url, "INSERT ON syncd_changes")
+        on.settled()
+        assert on.row(SLUG) == (180, 0, True)
+
+
+@PLACES
+def test_key_means_the_wrong_event(start: Start, standin: StandIn, where: str) -> None:
+    """The first of our columns that has the key decides; one that several events have is an error."""
+    standin.events["900001"].row["ext_id"] = CONCERT
+    standin.events["900002"].row["ext_id"] = standin.events["900003"].row["ext_id"] = "twice"
+    with start(where) as on:
+        site.make(on.url)
+        on.settled()  # all events are known from here on
+        site.add(on.url, CONCERT)
+        site.add(on.url, "twice")
+        assert on.settled() == 'the key "twice" means several events (900002, 900003), so none is written'
+        assert on.row(CONCERT) == (120, 73, False)
+        assert on.row("twice") == (None, None, False)
+
+
+@PLACES
+def test_number_as_a_key_matches_nothing(start: Start, where: str) -> None:
+    """A key column of numbers is found by the event's number, and an instant gets the event's."""
+    changed = {
+        "match": {"placesTotal": ("ext_id", "id")},
+        "set": {"startsAt": "starts_at", "placesLeft": "places_left"},
+    }
+    with start(where, **changed) as on:
+        site.make(on.url)
+        site.add(on.url, "x", placesTotal=int(CONCERT))
+        assert on.settled() is None
+        starts_at, left = on.row("x", "startsAt", "placesLeft")
+        ((ours,),) = on.rig.sql("SELECT starts_at FROM billetweb_events WHERE id = ?", CONCERT)
+        assert (str(starts_at).replace("T", " ")[:19], left) == (ours[:19], 3)
 
 
 @PLACES
