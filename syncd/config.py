@@ -223,7 +223,7 @@ class _Problems:
         try:
             yield
         except (OSError, ValueError) as error:
-            table = (key[0].partition("[")[0],) if key else ()  # of a list that is written in one value
+            table = (_unnumbered(key[0]),) if key else ()  # of a list that is written in one value
             line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
             place = f"{self._path}:{line}" if line else f"{self._path}"
             source = outside or f"{place}: {'.'.join(key)}"
@@ -258,7 +258,7 @@ def _key_lines(text: str) -> dict[tuple[str, ...], int]:
             found = tomllib.loads(statement)
             for path in _paths(_numbered(found, counts) if is_header else found, () if is_header else table):
                 lines.setdefault(path, start)
-                lines.setdefault((path[0].partition("[")[0],), start)  # for what is said of the whole list
+                lines.setdefault((_unnumbered(path[0]),), start)  # for what is said of the whole list
                 table = path if is_header else table
             statement, start = "", number + 1
     return lines
@@ -271,6 +271,12 @@ def _numbered(header: dict[str, object], counts: Counter[str]) -> dict[str, obje
         counts[name] += 1
         value = value[0]
     return {f"{name}[{counts[name]}]" if counts[name] else name: value}
+
+
+def _unnumbered(name: str) -> str:
+    """Return the name of the list of which this is a table, else the name itself."""
+    of, _, number = name.removesuffix("]").rpartition("[")
+    return of if of in _LISTS and number.isdecimal() else name
 
 
 def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

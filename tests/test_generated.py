@@ -154,7 +154,7 @@ def test_example_looks_like_default() -> None:
         ("key_file", "no default"),
         ("group", "no default"),
         ("url", "no default"),
-        *((key.name, "no default") for key in fields(config.PublishConfig)),
+        *((key.name, "required" if key.required else "no default") for key in fields(config.PublishConfig)),
         ("path", "required"),
         ("format", "required"),
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import LogLines
 from msgspec import structs
+from support.processes import short_folder
 
 from syncd.config import FeedConfig
 from syncd.database.rows import PUBLIC, PublicEvent
@@ -203,25 +204,26 @@ def test_a_bug_in_one_format_ends_the_daemon(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up the rights of root for a while")
-def test_a_closed_folder_is_good_for_check(feed: FeedConfig) -> None:
+def test_a_closed_folder_is_good_for_check() -> None:
     """A folder that this user may not write to is said to be one, and the old file in it stays."""
-    replace(feed.path, b"old", 0o644)
     code = (
         "import os, sys; from pathlib import Path; from syncd.config import FeedConfig\n"
         "from syncd.feed.files import Feeds, obstacle; os.setuid(65534)\n"
         "feed, feeds = FeedConfig(path=Path(sys.argv[1]), format='json'), Feeds()\n"
         "feeds.write([feed], []); print(obstacle(feed)); print(*feeds.errors.values())"
     )
-    for folder in (feed.path.parent, *feed.path.parent.parents[:2]):
+    with short_folder() as folder:
+        path = folder / "events.json"
+        replace(path, b"old", 0o644)
         folder.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(feed.path)], check=True, capture_output=True, text=True
-    )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
+        )
+        assert path.read_bytes() == b"old"
     assert done.stdout.splitlines() == [
-        f"{feed.path}: this user may not write to the folder {feed.path.parent}",
+        f"{path}: this user may not write to the folder {folder}",
         "Permission denied",
     ]
-    assert feed.path.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize(
