@@ -276,7 +276,7 @@ def _numbered(header: dict[str, object], counts: Counter[str]) -> dict[str, obje
 def _unnumbered(name: str) -> str:
     """Return the name of the list of which this is a table, else the name itself."""
     of, _, number = name.removesuffix("]").rpartition("[")
-    return of if of in _LISTS and number.isdecimal() else name
+    return of if of in {**_TABLES, **_LISTS} and number.isdecimal() else name
 
 
 def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
