@@ -223,7 +223,7 @@ class _Problems:
         try:
             yield
         except (OSError, ValueError) as error:
-            table = (_unnumbered(key[0]),) if key else ()  # of a list that is written in one value
+            table = (re.sub(r"\[[0-9]+\]$", "", key[0]),) if key else ()  # of a list written in one value
             line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
             place = f"{self._path}:{line}" if line else f"{self._path}"
             source = outside or f"{place}: {'.'.join(key)}"
@@ -256,9 +256,10 @@ def _key_lines(text: str) -> dict[tuple[str, ...], int]:
         is_header = statement.lstrip().startswith("[")
         with suppress(tomllib.TOMLDecodeError):  # raised while a value goes on in the next line
             found = tomllib.loads(statement)
+            if is_header:  # for what is said of a whole list
+                lines.setdefault((next(iter(found)),), start)
             for path in _paths(_numbered(found, counts) if is_header else found, () if is_header else table):
                 lines.setdefault(path, start)
-                lines.setdefault((_unnumbered(path[0]),), start)  # for what is said of the whole list
                 table = path if is_header else table
             statement, start = "", number + 1
     return lines
@@ -271,12 +272,6 @@ def _numbered(header: dict[str, object], counts: Counter[str]) -> dict[str, obje
         counts[name] += 1
         value = value[0]
     return {f"{name}[{counts[name]}]" if counts[name] else name: value}
-
-
-def _unnumbered(name: str) -> str:
-    """Return the name of the list of which this is a table, else the name itself."""
-    of, _, number = name.removesuffix("]").rpartition("[")
-    return of if of in {**_TABLES, **_LISTS} and number.isdecimal() else name
 
 
 def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
