@@ -7,6 +7,7 @@ gone. Leans on rich.
 import io
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from syncd.billetweb.limiter import WINDOW_S
 from syncd.model import Progress, Run
 from syncd.text import count, format_duration
 
+REFRESH_S = 0.25
+"""So often the bar is drawn anew: rich's own pace, at which it moves."""
 TELL_EVERY_S = 30.0
 TELLING = 10
 """So many events say how long the others will take; of fewer, too many requests are still under way."""
@@ -44,16 +47,30 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
     live = Live(
         console=console,
         get_renderable=bar.drawn,
+        auto_refresh=False,
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,  # nothing but the log is written there, and that keeps its own redaction
     )
-    log_to(_AboveTheBar(console))
-    try:
+    # One thread at a time draws and writes: rich's own lock is let go between both, and then a bar may stay.
+    drawing, over = threading.Lock(), threading.Event()
+
+    def refresh() -> None:
         with suppress(OSError):  # the terminal went away: that is no fault of the run
-            live.start()
+            while not over.wait(REFRESH_S):
+                with drawing:
+                    live.refresh()
+
+    refreshing = threading.Thread(target=refresh, name="bar", daemon=True)
+    log_to(_AboveTheBar(console, drawing))
+    try:
+        with suppress(OSError), drawing:
+            live.start(refresh=True)
+        refreshing.start()
         yield bar.show
     finally:
+        over.set()
+        refreshing.join()
         with suppress(OSError):
             live.stop()
         log_to(None)
@@ -114,16 +131,18 @@ class _Bar:
 class _AboveTheBar(io.StringIO):
     """The terminal, for lines that are to stand above the bar."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, drawing: threading.Lock) -> None:
         super().__init__()
         self._console = console
+        self._drawing = drawing
 
     def isatty(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
         # The terminal wraps it, so that a long line is copied as one.
-        self._console.print(Text.from_ansi(text.removesuffix("\n")), soft_wrap=True)
+        with self._drawing:
+            self._console.print(Text.from_ansi(text.removesuffix("\n")), soft_wrap=True)
         return len(text)
 
 
