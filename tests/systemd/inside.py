@@ -164,9 +164,13 @@ def query(statement: str, database: Path = DATABASE) -> list[tuple[Any, ...]]:
 
 
 def configured(text: str, **values: str) -> str:
-    """Return a configuration with these values in it, each in the place of the key's one line."""
+    """Return a configuration with these values in it, each in the place of the key's one line.
+
+    That is the one in force, where there is one, and not the example of another table's key.
+    """
     for key, value in values.items():
-        text, count = re.subn(rf"^(# )?{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
+        sign = "" if re.search(rf"^{key} = ", text, re.MULTILINE) else "# "
+        text, count = re.subn(rf"^{sign}{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
         assert count == 1, f"{key} is {count} times in {CONFIG}"
     return text
 

@@ -163,7 +163,7 @@ def test_stacks_missing(broken: Broken) -> None:
         assert len(stacks) >= broken.threads > 1, said
     if hang.frame:
         assert re.search(hang.frame, said), said
-        assert re.search(r"syncd/cli\.py.* in main$", said, re.MULTILINE), said
+        assert re.search(r"syncd/cli/main\.py.* in main$", said, re.MULTILINE), said
 
 
 def test_restarted_service_does_not_work(broken: Broken) -> None:
