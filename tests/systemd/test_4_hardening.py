@@ -40,8 +40,12 @@ CONTROL_GROUP = re.compile(r"(?<=drop-in \(`systemctl edit syncd`\) with )(\S+) 
 LINES = re.findall(r"^\w+=.*", HARDENING, re.MULTILINE)
 PROGRAM = ["/opt/syncd/bin/python", str(PROJECT / "tests/systemd/probe.py")]
 
-SHOWN = {"SystemCallErrorNumber": "1", "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX"}
-"""What systemctl writes in another way than the unit: EPERM, and an order of its own."""
+SHOWN = {
+    "MemoryMax": str(2**30),
+    "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
+    "SystemCallErrorNumber": "1",
+}
+"""What systemctl writes in another way than the unit: bytes, an order of its own, EPERM."""
 FILTER = [line for line in LINES if line.startswith("SystemCallFilter=")]
 
 FORBIDS = {
@@ -79,8 +83,14 @@ FORBIDS_OTHERS = {
     "ProtectProc=invisible": {"see others' processes"},
 }
 """The same for the user syncd, where root is exempt."""
-SHOWN_OTHERWISE = {"PrivateUsers=no", "ProtectClock=yes", "RemoveIPC=yes", "SystemCallErrorNumber=EPERM"}
-"""Lines that have a test of their own below."""
+SHOWN_OTHERWISE = {
+    "MemoryMax=1G",
+    "PrivateUsers=no",
+    "ProtectClock=yes",
+    "RemoveIPC=yes",
+    "SystemCallErrorNumber=EPERM",
+}
+"""Lines that have a test of their own below; of the memory systemd's own word is enough."""
 
 DENIED = "denied|not permitted|read-only"
 
