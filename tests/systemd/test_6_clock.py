@@ -24,7 +24,7 @@ FALSE_CLOCK = {
     "FAKETIME_TIMESTAMP_FILE": "/run/%N.clock",
     "FAKETIME_NO_CACHE": "1",
     "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    # Its mending of timed waits would end each of them at once: threads that wait for the interpreter would spin.
+    # Its mending of timed waits ends each of them at once: threads that wait for the interpreter would spin.
     "FAKETIME_FORCE_MONOTONIC_FIX": "0",
     "NO_FAKE_STAT": "1",
 }
