@@ -1,4 +1,4 @@
-"""Work that is finished even when its caller is cancelled. Imports nothing of syncd."""
+"""Work beside the loop, or beside its caller, that is not lost on the way. Imports nothing of syncd."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,6 +7,29 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Background:
+    """Tasks that nobody waits for. They are held here until they end: the loop itself keeps no task alive."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Return how many have not ended."""
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Begin with it; return its task."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def cancel(self) -> None:
+        """Cancel those that have not ended."""
+        for task in self._tasks:
+            task.cancel()
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

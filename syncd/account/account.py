@@ -7,7 +7,7 @@ then runs fail and say so, and are put on record as soon as it answers.
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from loguru import logger
@@ -33,7 +33,7 @@ from syncd.run.run import execute
 from syncd.run.runner import Runner
 from syncd.run.work import Work
 from syncd.text import format_duration
-from syncd.threads import in_thread, to_the_end
+from syncd.threads import Background, in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
 """So many ended runs wait for a database that does not answer: a day of them, and little memory."""
@@ -98,7 +98,7 @@ class Account:
         self._opening = asyncio.Lock()
         self._recording = asyncio.Lock()
         self._noting = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     # --- life
 
@@ -157,7 +157,7 @@ class Account:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
         sync = self.config.sync
         self.schedule.start(sync.interval, sync.jitter, self._first_slot())
-        self._in_background(self.publishing.examine(self.database))
+        self._background.start(self.publishing.examine(self.database))
         if sync.run_on_start and not self.paused and not self.runner.is_stopping:
             self.runner.request("startup")
 
@@ -174,7 +174,7 @@ class Account:
         client = self._new_client(config)
         self.config = config
         self.publishing.configure(config)
-        self._in_background(self.publishing.examine(self.database))
+        self._background.start(self.publishing.examine(self.database))
         self.runner.timeout = config.sync.run_timeout
         self.schedule.change(config.sync.interval, config.sync.jitter)
         self._limiter.per_minute = config.billetweb.requests_per_minute
@@ -219,15 +219,9 @@ class Account:
             "manual", full=full, accept=accept, events=events, join=join, requested_by=requested_by
         )
         if self.database.is_open:
-            recording = self._in_background(self._try_to_record(run))
+            recording = self._background.start(self._try_to_record(run))
             await asyncio.wait({recording}, timeout=ANSWER_WITHIN_S)
         return run
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop itself keeps no task alive
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def find_run(self, run_id: int) -> Run | None:
         """Return a run: one of this process, or one on record."""

@@ -4,7 +4,6 @@ They are handed the daemon's verbs and know nothing of how these are done.
 """
 
 import pwd
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -21,15 +20,13 @@ from syncd.account.status import Status
 from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.feed.publish import TargetState
 from syncd.model import Doubt, Json, Peer, Progress, Run
-from syncd.text import harmless
+from syncd.text import harmless, names_an_event
 
 B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
 MAX_WAIT_S = 60.0  # proxies close what is silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
-EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
-"""Digits, or an `ext_id`: what stands in a web address as it is."""
 MOST_WAITING = 300
 """So many wait for a run at once; who comes after them is told at once how it stands, and asks again."""
 KEEP_ALIVE_S = 5.0
@@ -257,7 +254,7 @@ def _peer(request: Request) -> Peer:
 
 def _check_ids(events: Sequence[str]) -> None:
     for event_id in events:
-        if not EVENT_ID.fullmatch(event_id):
+        if not names_an_event(event_id):
             raise Refusal(400, "bad_request", f"events: {event_id!r} is no event's id or ext_id")
 
 

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from syncd.control.api import error_answer
 from syncd.log.repeats import Repeats
+from syncd.threads import Background
 
 MOST = 512
 """So many connections at once: more than people and sites have, and half of the files that systemd allows."""
@@ -194,7 +195,7 @@ class Listener:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._retry: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._coming = Background()
         listening.setblocking(False)
         listening.listen(BACKLOG)
         self._resume()
@@ -222,7 +223,7 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
-            if not self._peers.has_room(len(self._tasks), self._loop.time()):
+            if not self._peers.has_room(len(self._coming), self._loop.time()):
                 self._pause(RETRY_S)
                 return
             try:
@@ -234,9 +235,7 @@ class Listener:
                 self._pause(RETRY_S)
                 return
             connection.setblocking(False)
-            task = asyncio.create_task(self._let_in(connection))
-            self._tasks.add(task)  # the loop itself keeps no task alive
-            task.add_done_callback(self._tasks.discard)
+            self._coming.start(self._let_in(connection))
 
     async def _let_in(self, connection: socket.socket) -> None:
         with suppress(OSError):  # gone already

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 
 from syncd import __version__
 from syncd.control.peers import Listener, PeerProtocol, Peers, connections_at_most
-from syncd.database.lock import FileLock
+from syncd.database.lock import FileLock, identity
 from syncd.errors import AlreadyRunning, ConfigError, SyncdError
 from syncd.log.repeats import Repeats
 from syncd.threads import in_thread
@@ -50,7 +50,7 @@ class ControlServer:
         self._lock = FileLock(path.with_name(path.name + ".lock"), f"the socket {path}")
         if inherited:
             self._socket = inherited
-            self._identity = _identity(self.path)
+            self._identity = identity(self.path, follow_links=False)
             return
         try:
             self._lock.acquire()
@@ -88,7 +88,7 @@ class ControlServer:
         """Make the socket anew where somebody removed it, with all of its folder perhaps."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            if _identity(self.path) == self._identity:
+            if identity(self.path, follow_links=False) == self._identity:
                 continue
             if not self._is_ours:
                 self._tell(f"the socket {self.path} is gone: `systemctl restart syncd.socket` makes it anew")
@@ -107,7 +107,7 @@ class ControlServer:
 
     def _bind(self) -> None:
         self._socket = _bind(self.path, self._mode, self._group)
-        self._identity = _identity(self.path)
+        self._identity = identity(self.path, follow_links=False)
 
     def stop(self) -> None:
         """Let no new request in and give those in progress a second; `serve` then returns."""
@@ -120,7 +120,7 @@ class ControlServer:
         One that another program put in its place is that program's.
         """
         # Nobody gets the number of this file before it is closed.
-        if self._is_ours and self._identity and _identity(self.path) == self._identity:
+        if self._is_ours and self._identity and identity(self.path, follow_links=False) == self._identity:
             self.path.unlink(missing_ok=True)
         self._identity = None
         self._socket.close()
@@ -208,15 +208,6 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
             [f"{error.strerror}: is the user in the group {group}, and may the unit chown? See syncd.service"]
         ) from error
     return server
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return which file is at a path, None where there is none."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _remove_stale(path: Path) -> None:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -166,7 +165,7 @@ def _timeout_s(value: str) -> float:
 
 
 def _event_id(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}", value):
+    if not text.names_an_event(value):
         raise argparse.ArgumentTypeError(
             f"{value!r} is no event's id or ext_id; `syncctl events` lists the ids"
         )

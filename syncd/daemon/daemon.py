@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from syncd.feed.publish import TargetState
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run
 from syncd.text import format_duration
-from syncd.threads import in_thread
+from syncd.threads import Background, in_thread
 
 RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
@@ -82,7 +82,7 @@ class Daemon:
         self._guard: threading.Timer | None = None
         self._is_up = asyncio.Event()
         self._reload_waits = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     # --- life
 
@@ -205,8 +205,7 @@ class Daemon:
         self._control.remove()
         if not ended:
             self._give_up("the database did not answer, its transaction is rolled back", code)
-        for task in self._tasks:
-            task.cancel()
+        self._background.cancel()
         await self._account.close()
         if self._guard:
             self._guard.cancel()
@@ -266,12 +265,7 @@ class Daemon:
             except ConfigError:
                 logger.debug("the reload was refused, see above")
 
-        self._in_background(reload())
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop itself keeps no task alive
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(reload())
 
     # --- what the account tells
 
@@ -284,7 +278,7 @@ class Daemon:
         self._notifier.status(
             self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
         )
-        self._in_background(ping(self._config.heartbeat.url, run))
+        self._background.start(ping(self._config.heartbeat.url, run))
         self._on_run(run)
 
     # --- the verbs of the control server

@@ -3,9 +3,8 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from syncd.database import postgresql, sqlite
@@ -14,7 +13,6 @@ from syncd.errors import StoreError
 
 WAIT_S = 5
 """How long a lock of the site's is waited for: longer than its own programs hold one, and no run's time."""
-LOCKED = "55P03"
 
 
 @contextmanager
@@ -53,7 +51,7 @@ def told(error: SQLAlchemyError) -> str:
     """Return what went wrong, as one sentence."""
     cause = getattr(error, "orig", None)
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # what is above says more of the same
-    if code == sqlite3.SQLITE_BUSY or getattr(cause, "sqlstate", "") == LOCKED:
+    if code == sqlite3.SQLITE_BUSY or getattr(cause, "sqlstate", "") == postgresql.LOCK_NOT_AVAILABLE:
         return "another program holds a lock, which was waited for"
     if code == sqlite3.SQLITE_READONLY:
         return "this user may not write the file, or its folder"
@@ -75,14 +73,5 @@ def _file(url: str) -> Engine:
         poolclass=NullPool,
         hide_parameters=True,
     )
-
-    @event.listens_for(made, "connect")
-    def leave_transactions(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # they are begun below, as in sqlite.py
-
-    @event.listens_for(made, "begin")
-    def begin(connection: Connection) -> None:
-        write = connection.get_execution_options().get("write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
+    sqlite.begin_explicitly(made)
     return made

@@ -70,6 +70,15 @@ class FileLock:
             os.close(fd)
 
 
+def identity(path: Path, *, follow_links: bool = True) -> tuple[int, int] | None:
+    """Return which file is at a path, None where none can be found."""
+    try:
+        found = path.stat(follow_symlinks=follow_links)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _is_at(fd: int, path: Path) -> bool:
     """Tell whether a path still leads to the file that is open."""
     try:

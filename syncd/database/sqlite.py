@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from syncd.database.lock import FileLock
+from syncd.database.lock import FileLock, identity
 from syncd.errors import StoreError
 
 BUSY_TIMEOUT_MS = 3000
@@ -57,8 +57,8 @@ class Sqlite:
     def opened(self, *, migrated: bool) -> None:
         """Note which files are open; let SQLite look at what a migration made of them."""
         log = self._path.with_name(self._path.name + "-wal")
-        if identity := _identity(log):  # there is none on a file system without shared memory
-            self._files[log] = identity
+        if found := identity(log):  # there is none on a file system without shared memory
+            self._files[log] = found
         if migrated:
             with suppress(SQLAlchemyError), self.writer.connect() as connection:
                 connection.exec_driver_sql("PRAGMA optimize")
@@ -66,7 +66,7 @@ class Sqlite:
     def displacement(self) -> str | None:
         """Return how what is at the files' paths is not what is open; None while it is. Waits for nothing."""
         for path, opened in self._files.items():
-            found = _identity(path)
+            found = identity(path)
             if found != opened:
                 became = "removed" if found is None else "replaced by another"
                 return f"the file {path} was {became} while it was open"
@@ -128,15 +128,6 @@ def _made_private(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return which file is at a path, None where none can be found."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def path_of(url: str) -> Path:
     """Return the file that a `sqlite:///` URL names."""
     return Path(make_url(url).database or "")
@@ -162,10 +153,10 @@ def obstacle(path: Path) -> str | None:
 def engine(url: str, *, read_only: bool = False) -> Engine:
     """Return an engine for the file; a read-only one changes nothing in it, its journal mode neither."""
     made = create_engine(url, hide_parameters=True)
+    begin_explicitly(made)
 
     @event.listens_for(made, "connect")
     def set_pragmas(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions are begun below; the driver's own way spares DDL
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
@@ -176,10 +167,20 @@ def engine(url: str, *, read_only: bool = False) -> Engine:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
 
+    return made
+
+
+def begin_explicitly(made: Engine) -> None:
+    """Have an engine's transactions begun by statements: the driver's own way spares DDL.
+
+    One that will write takes its lock first: one that reads first cannot wait for it later.
+    """
+
+    @event.listens_for(made, "connect")
+    def leave_it(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+
     @event.listens_for(made, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that will write takes its lock first: one that reads first cannot wait for it later.
         write = connection.get_execution_options().get("write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return made

@@ -46,6 +46,7 @@ from sqlalchemy.types import JSON, NullType, TypeEngine
 from syncd.config import PublishConfig
 from syncd.database import schema
 from syncd.database.engine import reason
+from syncd.mirror.diff import FIGURES
 
 Mapped = RowMapping
 """A row, by its columns."""
@@ -59,8 +60,6 @@ LISTED = 10
 """So many keys that match nothing are shown; more would fill a screen."""
 KNOWN = (String, Integer, Numeric, Float, Boolean, DateTime, Date, LargeBinary, JSON)
 """What is said to be wrong in a column; others, as domains are, are tried."""
-FIGURES = ("places_total", "places_left", "unlimited", "is_full", "sale_status")
-"""What is not known while the places left are not."""
 KEY = "the key"
 NUMBER = (Integer, Numeric, Float)
 
@@ -346,6 +345,7 @@ def _news(form: Form, row: Mapped, meant: list[Mapped], at: datetime, done: Done
 
 
 def _is_known(event: Mapped, ours: str) -> bool:
+    """Whether a column is known: what follows from what is inside the event is while the places left are."""
     return ours not in FIGURES or event["places_left"] is not None or bool(event["unlimited"])
 
 
