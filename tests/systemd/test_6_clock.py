@@ -50,9 +50,9 @@ class Victim:
         return step
 
     def current_run(self) -> Json | None:
-        """Return the run in progress."""
+        """Return the run in progress, once it is on record: before that it has another number."""
         found: Json | None = self.twin.status()["current_run"]
-        return found
+        return found if found and found["id"] > 0 else None
 
     def rests(self) -> bool:
         """Whether no run is in progress, nor about to begin."""
