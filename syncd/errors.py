@@ -11,6 +11,7 @@
     │   ├─ StatusError       any other refusal
     │   └─ DecodeError       an answer that is not what was asked for
     │       └─ TooLargeError one that is too large to be read; ask for less
+    │           └─ TooManyRows of rows that are each small enough
     ├─ StoreError            the database cannot be read or written now
     │   └─ ValueRefused      it works, and will not hold this value: that item's error, no outage
     ├─ RunCancelled          a run that is not to be after all
@@ -100,6 +101,10 @@ class TooLargeError(DecodeError):
     """The answer is larger than is read at once. Part of it may be asked for."""
 
     kind = "too_large"
+
+
+class TooManyRows(TooLargeError):
+    """The answer has more rows than are read at once. The same rows with less in each are as many."""
 
 
 class StoreError(SyncdError):

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import msgspec
 
-from syncd.errors import DecodeError, TooLargeError
+from syncd.errors import DecodeError, TooLargeError, TooManyRows
 
 SLICE_BYTES = 256 * 1024
 """Some hundred rows: enough for a statement each, little to hold in memory."""
@@ -37,8 +37,8 @@ def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> I
 
     A row that is larger makes its slice so. No more than a slice and a chunk are held. A UTF-8 byte order
     mark is tolerated. Raises DecodeError unless all chunks together are one complete, well-formed array:
-    no slice is to be trusted before the last. Raises TooLargeError for more than `most` rows, and for a row
-    over ROW_MAX_BYTES.
+    no slice is to be trusted before the last. Raises TooManyRows for more than `most` rows, and TooLargeError
+    for a row over ROW_MAX_BYTES.
     """
     held, wanted, begun, left = bytearray(), about, False, most
     for chunk in chunks:
@@ -64,9 +64,9 @@ def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> I
 
 
 def _left(left: int, rows: int, most: int) -> int:
-    """Give how many more rows may come. Raises TooLargeError where these are too many."""
+    """Give how many more rows may come. Raises TooManyRows where these are too many."""
     if rows > left:
-        raise TooLargeError(f"Billetweb's answer has more than {most} rows")
+        raise TooManyRows(f"Billetweb's answer has more than {most} rows")
     return left - rows
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from loguru import logger
 from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
@@ -107,6 +108,14 @@ class Postgresql:
 
     def _hold(self, dialect: Dialect, connection: Any) -> None:
         self._agree(dialect, connection)
+        (encoding,) = connection.execute("SELECT current_setting('server_encoding')").fetchone()
+        if encoding != "UTF8":
+            logger.bind(event="database.encoding").warning(
+                "{} is encoded in {}: what that cannot hold, an emoji in a name say, is refused; syncd needs"
+                " one in UTF8",
+                self.name,
+                encoding,
+            )
         try:
             connection.execute(NOTICE_CLIENT_GONE)
             connection.execute(f"SELECT pg_advisory_lock({LOCK})")

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from syncd.billetweb.decode import Decoded
 from syncd.database import absences, rows, state
-from syncd.errors import SyncdError, TooLargeError, ValueRefused
+from syncd.errors import SyncdError, TooLargeError, TooManyRows, ValueRefused
 from syncd.mirror.diff import EventPlan, keep, lack, plan_listed
 from syncd.model import EVENTS, Event
 from syncd.run.work import Work
@@ -59,6 +59,8 @@ async def _list(work: Work) -> Decoded[str, Event]:
     else:
         try:
             listed = await work.client.events()
+        except TooManyRows:
+            raise  # without descriptions they are as many
         except TooLargeError as error:
             logger.bind(event="list.short", run=work.run.id).warning(
                 "{}; it is read without descriptions", error

@@ -306,12 +306,19 @@ def test_a_wrong_password_is_shown(url: str) -> None:
     assert not leaks(problem)
 
 
-def test_a_database_that_cannot_hold_every_name_is_used(server: Server) -> None:
-    """One that is not encoded in UTF8 is refused by the check."""
+def test_a_database_that_cannot_hold_every_name_passes_for_a_good_one(
+    server: Server, log_lines: LogLines
+) -> None:
+    """One that is not encoded in UTF8 is refused by the check. It works for most texts, and says so."""
     query(server.url("postgres"), "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
     assert check(server.url("latin")) == (
         "database.url: the database is encoded in LATIN1; syncd needs one in UTF8"
     )
+    database = Database(server.url("latin"))
+    database.open()
+    database.close()
+    (line,) = log_lines.of("database.encoding")
+    assert "is encoded in LATIN1: what that cannot hold" in line["message"]
 
 
 def test_a_user_who_may_create_nothing_passes_the_check(server: Server, url: str) -> None:

@@ -7,7 +7,7 @@ from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from support.events import CONCERT, FESTIVAL, kinds
 from support.real_databases import is_postgresql
 
-from syncd.billetweb import body
+from syncd.billetweb import body, client
 from syncd.standin.server import StandIn, with_rows
 from syncd.standin.world import Row
 
@@ -92,6 +92,17 @@ def test_one_long_description_stops_the_account(
     monkeypatch.undo()
     assert rig.run().outcome == "ok"
     assert descriptions(rig)[CONCERT] == "x" * 100_000
+
+
+def test_a_list_of_too_many_events_is_asked_for_twice(
+    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    """Without descriptions it would have as many rows."""
+    monkeypatch.setattr(client, "LIST_MAX_ROWS", 5)
+    run = rig.run()
+    assert (run.outcome, kinds(run)) == ("failed", [("run", "too_large")])
+    assert len([request for request in standin.requests if request.path == "/events"]) == 1
+    assert not log_lines.of("list.short")
 
 
 def descriptions(rig: Rig) -> Row:
