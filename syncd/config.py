@@ -70,7 +70,7 @@ class Secret:
 class BilletwebConfig(Struct, frozen=True, kw_only=True):
     """Account and manners towards Billetweb. `base_url` has no slash at its end."""
 
-    user: Annotated[str, readers.user]
+    user: Annotated[str, readers.user_or_none]
     key_file: Annotated[Path | None, readers.path] = None
     base_url: Annotated[str, readers.web_address] = "https://www.billetweb.fr/api"
     # Billetweb refuses above 100 a minute; the rest is left to other users of the account.
@@ -158,7 +158,7 @@ class FeedConfig(Struct, frozen=True, kw_only=True):
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """The whole configuration. `path` is the file it came from, as it was given."""
+    """The whole configuration. `path` is its file, as it was given; `key_from` where the key is."""
 
     billetweb: BilletwebConfig
     sync: SyncConfig
@@ -167,6 +167,7 @@ class Config(Struct, frozen=True, kw_only=True):
     log: LogConfig
     heartbeat: HeartbeatConfig
     key: Secret
+    key_from: str
     path: Path
     publish: tuple[PublishConfig, ...] = ()
     feeds: tuple[FeedConfig, ...] = ()
@@ -194,6 +195,7 @@ def load(
     """
     document, lines = _parse(path)
     problems = _Problems(path, lines)
+    environ = _with_credentials(path, environ)
     tables = _tables(document, problems)
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
     lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
@@ -202,11 +204,11 @@ def load(
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
     _complete_publish(lists["publish"], environ, problems)
-    key = _find_key(values["billetweb"], path.parent, environ, problems)
+    key, key_from = _find_key(values["billetweb"], path, environ, problems)
     problems.raise_any()
     records: dict[str, Any] = {name: record(**values[name]) for name, record in _TABLES.items()}
     many: dict[str, Any] = {name: tuple(_LISTS[name](**row) for row in rows) for name, rows in lists.items()}
-    return Config(**records, **many, key=Secret(key), path=path)
+    return Config(**records, **many, key=Secret(key), key_from=key_from, path=path)
 
 
 class _Problems:
@@ -236,16 +238,26 @@ class _Problems:
 
 
 def _parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
+    text = ""
     try:
-        text = readers.content(path, 1 << 20).decode("utf-8-sig")  # the commented sample has 10 KB
-        return tomllib.loads(text), _key_lines(text)
+        text = readers.utf8(readers.content(path, 1 << 20))  # the commented sample has 10 KB
+        return tomllib.loads(text), key_lines(text)
     except (OSError, ValueError, RecursionError) as error:
-        at = re.search(r"\(at line (\d+)", str(error))
-        place = f"{path}:{at[1]}" if at else f"{path}"
-        raise ConfigError([_one_line(f"{place}: cannot be read: {_reason(error)}")]) from None
+        at = re.search(r"at line (\d+)", str(error))
+        line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
+        place = f"{path}:{line}" if line else f"{path}"
+        reason = _unquoted(text, line) or f"cannot be read: {_reason(error)}"
+        raise ConfigError([_one_line(f"{place}: {reason}")]) from None
 
 
-def _key_lines(text: str) -> dict[tuple[str, ...], int]:
+def _unquoted(text: str, line: int) -> str:
+    """Return what to say where a line fails for want of quotes, "" otherwise. The value may be a secret."""
+    row = text.split("\n")[line - 1] if text and line else ""
+    found = re.match(r"""\s*([\w.-]+)\s*=\s*[^\s"'\[{#=]""", row)
+    return f'{found[1]}: text must stand in quotes, as in {found[1]} = "…"' if found else ""
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
     """Return the line of each table and each key in valid TOML, by letting tomllib read single statements."""
     lines: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
@@ -375,14 +387,14 @@ def _take_user(
     if "BILLETWEB_USER" in environ:
         with problems.of(outside="$BILLETWEB_USER"):
             values["user"] = readers.user(environ["BILLETWEB_USER"].strip())
-    elif "user" not in table:
+    elif table.get("user", "") == "":
         with problems.of("billetweb", "user"):
-            raise ValueError("missing: give the account number here or in $BILLETWEB_USER")
+            raise ValueError("missing: `syncd setup` asks for it; or write the account number here")
 
 
 def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems: _Problems) -> None:
     if credential := readers.credential("database-url", environ):
-        with problems.of(outside='systemd credential "database-url"'):
+        with problems.of(outside='credential "database-url"'):
             values["url"] = readers.database(readers.short_text(credential))
 
 
@@ -400,26 +412,48 @@ def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], pr
                 raise ValueError(f'"{name}" is another one\'s name already')
             names.add(name)
             if credential := readers.credential(f"publish-{name}", environ):
-                with problems.of(outside=f'systemd credential "publish-{name}"'):
+                with problems.of(outside=f'credential "publish-{name}"'):
                     values["database"] = readers.other_database(readers.short_text(credential))
 
 
-def _find_key(values: dict[str, Any], folder: Path, environ: Mapping[str, str], problems: _Problems) -> str:
-    """Return the API key from the first place that has one, "" where that was noted as a problem."""
+def _find_key(
+    values: dict[str, Any], path: Path, environ: Mapping[str, str], problems: _Problems
+) -> tuple[str, str]:
+    """Return the API key from the first place that has one, and that place; "" where that was noted."""
     user = values.get("user")
     if "BILLETWEB_KEY" in environ:
         with problems.of(outside="$BILLETWEB_KEY"):
-            return readers.key(environ["BILLETWEB_KEY"], user)
+            return readers.key(environ["BILLETWEB_KEY"], user), "$BILLETWEB_KEY"
     elif credential := readers.credential("billetweb-key", environ):
-        with problems.of(outside='systemd credential "billetweb-key"'):
-            return readers.key(readers.short_text(credential), user)
+        with problems.of(outside='credential "billetweb-key"'):
+            is_ours = credential.parent == credentials_beside(path)  # else it is systemd's, which sees to it
+            return readers.key(readers.short_text(credential, private=is_ours), user), f"{credential}"
     elif values.get("key_file"):
         with problems.of("billetweb", "key_file"):
-            return readers.key(readers.short_text(folder / values["key_file"], private=True), user)
+            file = path.parent / values["key_file"]
+            return readers.key(readers.short_text(file, private=True), user), f"{file}"
     elif "key_file" in values:  # otherwise it was refused, and noted, already
         with problems.of(outside="API key"):
-            raise ValueError(f"missing: {_WHERE_KEYS_GO}")
-    return ""
+            raise ValueError(f"missing: {_where_the_key_goes(path)}")
+    return "", ""
+
+
+def credentials_beside(path: Path) -> Path:
+    """Return the folder with the credentials of a configuration, where the supplied units have them too."""
+    return path.parent / "credentials" / ("" if path.name == "config.toml" else path.stem)
+
+
+def _with_credentials(path: Path, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Give `environ` with the folder beside the configuration for credentials, where systemd gave none."""
+    return {"CREDENTIALS_DIRECTORY": f"{credentials_beside(path)}", **environ}
+
+
+def _where_the_key_goes(path: Path) -> str:
+    """Return what to do where no key was found."""
+    folder = credentials_beside(path)
+    is_closed = os.path.lexists(folder) and not os.access(folder, os.X_OK)
+    hint = f"; this user may not look into {folder}" if is_closed else ""
+    return f"`syncd setup` writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ secret.
 """
 
 import base64
+import codecs
 import os
 import re
 import stat
@@ -31,10 +32,20 @@ def credential(name: str, environ: Mapping[str, str]) -> Path | None:
 def short_text(path: Path, *, private: bool = False) -> str:
     """Return the text of a small regular file. Raises OSError, and ValueError that shows nothing of it."""
     found = content(path, 4096, private=private)  # a key has dozens of bytes, a URL hundreds
+    return utf8(found).strip()
+
+
+def utf8(content: bytes) -> str:
+    """Return the text of a file, which may begin with a byte order mark."""
     try:
-        return found.decode().strip()
-    except UnicodeDecodeError:
-        raise ValueError("that file is not UTF-8 text") from None
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(
+                "that file is UTF-16, as some editors on Windows save it: save it as UTF-8"
+            ) from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"that file is not UTF-8 text (at line {line})") from None
 
 
 def content(path: Path, most_bytes: int, *, private: bool = False) -> bytes:
@@ -135,6 +146,11 @@ def user(value: object) -> str:
     return user
 
 
+def user_or_none(value: object) -> str:
+    """Return an account number, or "" where none was filled in yet."""
+    return "" if value == "" else user(value)
+
+
 def path(value: object) -> Path:
     """Return a path."""
     return Path(text(value))
@@ -190,17 +206,40 @@ _POSTGRESQL = re.compile(
 )
 
 
+PRISMA = ("schema", "connection_limit", "pool_timeout", "pgbouncer", "socket_timeout", "statement_cache_size")
+"""Parameters of Prisma's own, which libpq refuses (prisma.io, "PostgreSQL database connector")."""
+
+
 def database(value: object) -> str:
-    """Return the URL of a SQLite file or a PostgreSQL database. Not shown when refused: for its password."""
+    """Return the URL of a SQLite file or a PostgreSQL database. Not shown when refused: for its password.
+
+    A PostgreSQL URL may be one of Prisma's or Heroku's.
+    """
     url = text(value)
     if url.startswith("postgres"):
-        return _postgresql(url)
+        return _postgresql(_of_prisma(url))
+    if url.startswith("file:"):
+        raise ValueError('is written as Prisma does: write "sqlite:///" and the absolute path of the file')
     if not re.fullmatch("sqlite:///(?!:memory:$)[^?]+", url):
         raise ValueError(
             'must name a SQLite file, not memory, as "sqlite:////var/lib/syncd/syncd.db" does, or a database '
             'of PostgreSQL, as "postgresql://user@host/database" does'
         )
+    path = url.removeprefix("sqlite:///")
+    if not Path(path).parent.is_dir() and Path("/", path).parent.is_dir():
+        raise ValueError(f'is a path from this folder on; did you mean "sqlite:////{path.lstrip("/")}"?')
     return url
+
+
+def _of_prisma(url: str) -> str:
+    """Return a URL for PostgreSQL in libpq's words."""
+    base, _, query = re.sub("^postgres://", "postgresql://", url).partition("?")
+    words = [word for word in query.split("&") if word]
+    schema = next((word.partition("=")[2] for word in words if word.startswith("schema=")), "")
+    words = [word for word in words if word.partition("=")[0] not in PRISMA]
+    if schema and not any(word.startswith("options=") for word in words):
+        words.append(f"options=-csearch_path%3D{schema}")
+    return f"{base}?{'&'.join(words)}" if words else base
 
 
 def _postgresql(url: str) -> str:

@@ -19,11 +19,10 @@ import stamina.instrumentation
 from loguru import logger
 
 from syncd import __version__, text, web
-from syncd.billetweb.client import Billetweb, tell_retry
-from syncd.billetweb.limiter import RateLimiter
+from syncd.billetweb.client import tell_retry
 from syncd.config import Config, load
 from syncd.database import engine
-from syncd.errors import AlreadyRunning, AuthError, BilletwebError, ConfigError, StoreError, SyncdError
+from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
 from syncd.log.redact import Redactor
 from syncd.model import Run
@@ -83,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="tell every problem of the configuration and the database")
     check.add_argument("--online", action="store_true", help="also ask Billetweb once, with the credentials")
     check.set_defaults(command=_check)
-    for command in (run, once, check):
+    setup = _setup_parser(commands)
+    for command in (run, once, check, setup):
         command.add_argument(
             "--config",
             type=Path,
@@ -103,6 +103,41 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=_demo)
     return top
+
+
+def _setup_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    setup = commands.add_parser(
+        "setup",
+        help="ask for account and key, try them, write configuration and key",
+        description="Asks for the account number and the API key, tries them, and writes the configuration"
+        " and the key's file. Every answer may be an option instead; nothing is overwritten unasked.",
+        epilog="example:\n  syncd setup --user 12345 --key-file - --attendees none < key.txt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    setup.add_argument("--user", metavar="NUMBER", help="the account number")
+    setup.add_argument("--key-file", metavar="FILE", help="the file that holds the key; `-`: standard input")
+    modes = ("none", "minimal", "full")
+    setup.add_argument("--attendees", choices=modes, help="whether attendees are mirrored (default: none)")
+    setup.add_argument("--database", metavar="URL", help="the database (default: a SQLite file)")
+    setup.add_argument("--base-url", metavar="URL", help="where the API answers, if not at Billetweb's")
+    setup.add_argument("--offline", action="store_true", help="do not try the key")
+    setup.add_argument(
+        "--overwrite", action="store_true", help="put another account in place of the one there"
+    )
+    setup.set_defaults(command=_setup)
+    return setup
+
+
+def _setup(arguments: argparse.Namespace, redact: Redactor) -> int:
+    from syncd.cli.setup import Options, setup  # noqa: PLC0415
+
+    return setup(
+        Options(
+            path=arguments.config,
+            **{name: getattr(arguments, name) for name in Options.__struct_fields__ if name != "path"},
+        ),
+        redact,
+    )
 
 
 def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
@@ -168,57 +203,21 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
-    from syncd.control.server import socket_obstacle  # noqa: PLC0415
-    from syncd.feed import publish  # noqa: PLC0415
-    from syncd.feed.files import obstacle as feed_obstacle  # noqa: PLC0415
+    from syncd.cli.check import check  # noqa: PLC0415
 
-    code, problems = 0, []
-    try:
-        config = _configured(lambda: load(arguments.config, os.environ), redact)
-    except ConfigError as error:
-        code, problems = EXIT_OF[ConfigError], error.problems
-    else:
-        trouble = engine.check(config.database.url)
-        if trouble:
-            code, problems = EXIT_OF[StoreError], [trouble]
-        obstacle = socket_obstacle(config.control.socket, config.control.group)
-        if obstacle:
-            code = EXIT_OF[ConfigError]
-            problems.append(obstacle)
-        targets, warnings = publish.check(config)
-        problems += targets
-        code = code or (EXIT_OF[ConfigError] if targets else 0)
-        for warning in warnings:
-            logger.bind(event="publish.slow").warning("{}", warning)
-        if obstacles := [obstacle for feed in config.feeds if (obstacle := feed_obstacle(feed))]:
-            code = EXIT_OF[ConfigError]
-            problems += obstacles
-        if arguments.online:
-            refusal = asyncio.run(_ask_billetweb(config))
-            if refusal:
-                code = EXIT_OF[ConfigError] if isinstance(refusal, AuthError) else code or 1
-                problems.append(f"Billetweb: {refusal}")
+    def configured() -> Config:
+        return _configured(lambda: load(arguments.config, os.environ), redact)
+
+    found = check(configured, online=arguments.online)
     with suppress(OSError, AttributeError):  # stderr is full, or there is none: the exit code tells
-        sys.stderr.write("".join(f"{text.harmless(redact(problem))}\n" for problem in problems))
-    if not problems:
+        sys.stderr.write("".join(f"{text.harmless(redact(problem))}\n" for problem in found.problems))
+    if not found.problems:
         answers = ", and Billetweb answers" if arguments.online else ""
-        _say(text.harmless(f"{arguments.config} is good{answers}"))
-    return code
-
-
-async def _ask_billetweb(config: Config) -> BilletwebError | None:
-    async def note() -> None:
-        """Forget it: a few requests need no memory."""
-
-    limiter = RateLimiter(config.billetweb.requests_per_minute, note=note)
-    client = Billetweb(config.billetweb, config.key, limiter)
-    try:
-        await client.events()
-    except BilletwebError as error:
-        return error
-    finally:
-        await client.aclose()
-    return None
+        lines = [f"{arguments.config} is good{answers}", *(f"  {line}" for line in found.good)]
+        _say("\n".join(text.harmless(redact(line)) for line in lines))
+    if found.code is None:
+        return 0
+    return EXIT_OF.get(found.code, 1)
 
 
 def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:

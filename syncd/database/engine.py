@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
@@ -17,6 +17,7 @@ from syncd.database import postgresql, schema, sqlite
 from syncd.database.postgresql import Postgresql
 from syncd.database.sqlite import Sqlite
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, ValueRefused
+from syncd.text import count
 from syncd.threads import in_thread
 
 OF_VALUES = ("22", "23", "54")
@@ -226,17 +227,39 @@ def _trouble(url: str) -> str | None:
         trouble = sqlite.obstacle(path)
         if trouble or not path.exists():
             return trouble
-    engine = sqlite.engine(url, read_only=True) if is_file else postgresql.engine(url)
-    try:
-        with engine.connect() as connection:
-            revision = _known_revision(connection)
-            trouble = None if is_file else postgresql.obstacle(connection, revision)
-            lacking = _lacking(connection) if revision == schema.REVISION else ""
-    finally:
-        engine.dispose()
+    with _looking(url) as connection:
+        revision = _known_revision(connection)
+        trouble = None if is_file else postgresql.obstacle(connection, revision)
+        lacking = _lacking(connection) if revision == schema.REVISION else ""
     if trouble or not lacking:
         return trouble
     return f"missing, though syncd made it: {lacking}; restore a backup, or begin with an empty database"
+
+
+def contents(url: str) -> str:
+    """Return what a database that passed `check` holds, "" where it is empty yet."""
+    if is_sqlite(url) and not sqlite.path_of(url).exists():
+        return ""
+    with _looking(url) as connection:
+        if not (revision := _known_revision(connection)):
+            return ""
+        events, runs = (
+            connection.scalar(select(func.count()).select_from(schema.metadata.tables[name])) or 0
+            for name in ("billetweb_events", "syncd_runs")
+        )
+    older = "" if revision == schema.REVISION else ", of an earlier version; the next start upgrades it"
+    return f"{count(events, 'event')}, {count(runs, 'run')}{older}"
+
+
+@contextmanager
+def _looking(url: str) -> Iterator[Connection]:
+    """Give a connection that keeps nothing behind it."""
+    engine = sqlite.engine(url, read_only=True) if is_sqlite(url) else postgresql.engine(url)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def _lacking(connection: Connection) -> str:

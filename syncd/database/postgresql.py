@@ -294,4 +294,12 @@ def _prove(connection: Any, search_path: str | None, *, writes: bool) -> None:
         first = search_path.split(",")[0].strip()
         wanted = first.strip('"') if first.startswith('"') else first.lower()
         if wanted not in ("$user", schema):
-            raise StoreError(f"the schema {wanted} of search_path is not there, or not for the user {user}")
+            create = f"CREATE SCHEMA {_quoted(wanted)} AUTHORIZATION {_quoted(user)};"
+            raise StoreError(
+                f"the schema {wanted} of search_path is not there, or not for the user {user}: {create}"
+            )
+
+
+def _quoted(name: str) -> str:
+    """Return a name as SQL has it."""
+    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'

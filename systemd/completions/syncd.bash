@@ -5,20 +5,23 @@
 #    source ~/.local/share/bash_completion/syncd
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_syncd_subparsers=(run once check demo)
+_shtab_syncd_subparsers=(run once check setup demo)
 
 _shtab_syncd_run_option_strings=(-h --help --config)
 _shtab_syncd_once_option_strings=(-h --help --full --config)
 _shtab_syncd_check_option_strings=(-h --help --online --config)
+_shtab_syncd_setup_option_strings=(-h --help --user --key-file --attendees --database --base-url --offline --overwrite --config)
 _shtab_syncd_demo_option_strings=(-h --help --dir --interval --events --seed)
 _shtab_syncd_option_strings=(-h --help --version)
 
 _shtab_syncd_run___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_once___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_check___config_COMPGEN=_shtab_compgen_files
+_shtab_syncd_setup___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_demo___dir_COMPGEN=_shtab_compgen_dirs
 
-_shtab_syncd_pos_0_choices=(run once check demo)
+_shtab_syncd_setup___attendees_choices=(none minimal full)
+_shtab_syncd_pos_0_choices=(run once check setup demo)
 
 _shtab_syncd_run__h_nargs=0
 _shtab_syncd_run___help_nargs=0
@@ -28,6 +31,10 @@ _shtab_syncd_once___full_nargs=0
 _shtab_syncd_check__h_nargs=0
 _shtab_syncd_check___help_nargs=0
 _shtab_syncd_check___online_nargs=0
+_shtab_syncd_setup__h_nargs=0
+_shtab_syncd_setup___help_nargs=0
+_shtab_syncd_setup___offline_nargs=0
+_shtab_syncd_setup___overwrite_nargs=0
 _shtab_syncd_demo__h_nargs=0
 _shtab_syncd_demo___help_nargs=0
 _shtab_syncd_pos_0_nargs=A...

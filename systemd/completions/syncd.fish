@@ -53,8 +53,8 @@ function _shtab_syncd_using
   test "$_shtab_syncd_cmdpath" = "$argv"
 end
 
-set -g _shtab_syncd_commands run once check demo
-set -g _shtab_syncd_opts_with_value --config --dir --events --interval --seed
+set -g _shtab_syncd_commands run once check setup demo
+set -g _shtab_syncd_opts_with_value --attendees --base-url --config --database --dir --events --interval --key-file --seed --user
 
 complete -c syncd -e
 complete -c syncd -f
@@ -72,6 +72,16 @@ complete -c syncd -n '_shtab_syncd_using; and test $_shtab_syncd_npos -eq 0' -a 
 complete -c syncd -n '_shtab_syncd_using check' -s h -l help -d 'show this help message and exit'
 complete -c syncd -n '_shtab_syncd_using check' -l online -d 'also ask Billetweb once, with the credentials'
 complete -c syncd -n '_shtab_syncd_using check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the configuration (default: $SYNCD_CONFIG, else /etc/syncd/config.toml)'
+complete -c syncd -n '_shtab_syncd_using; and test $_shtab_syncd_npos -eq 0' -a setup -d 'Asks for the account number and the API key, tries them, and writes the configuration and the key'"'"'s file. Every answer may be an option instead; nothing is overwritten unasked.'
+complete -c syncd -n '_shtab_syncd_using setup' -s h -l help -d 'show this help message and exit'
+complete -c syncd -n '_shtab_syncd_using setup' -l user -x -d 'the account number'
+complete -c syncd -n '_shtab_syncd_using setup' -l key-file -x -d 'the file that holds the key; `-`: standard input'
+complete -c syncd -n '_shtab_syncd_using setup' -l attendees -xka "none minimal full" -d 'whether attendees are mirrored (default: none)'
+complete -c syncd -n '_shtab_syncd_using setup' -l database -x -d 'the database (default: a SQLite file)'
+complete -c syncd -n '_shtab_syncd_using setup' -l base-url -x -d 'where the API answers, if not at Billetweb'"'"'s'
+complete -c syncd -n '_shtab_syncd_using setup' -l offline -d 'do not try the key'
+complete -c syncd -n '_shtab_syncd_using setup' -l overwrite -d 'put another account in place of the one there'
+complete -c syncd -n '_shtab_syncd_using setup' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the configuration (default: $SYNCD_CONFIG, else /etc/syncd/config.toml)'
 complete -c syncd -n '_shtab_syncd_using; and test $_shtab_syncd_npos -eq 0' -a demo -d 'try it: the real daemon against a built-in Billetweb stand-in; needs no key'
 complete -c syncd -n '_shtab_syncd_using demo' -s h -l help -d 'show this help message and exit'
 complete -c syncd -n '_shtab_syncd_using demo' -l dir -xka "(__fish_complete_directories)" -d 'where to keep its files (default: a folder that is removed)'

@@ -142,7 +142,10 @@ def test_a_setting_is_only_asked_for_at_the_start(url: str, monkeypatch: pytest.
 def test_tables_go_to_another_schema_than_the_one_asked_for(url: str) -> None:
     """A schema of the URL that is not there is told, though another of its search_path is."""
     address = f"{url}&options=-csearch_path%3DBilletweb,public"
-    assert refusal(address) == "the schema billetweb of search_path is not there, or not for the user tester"
+    assert refusal(address) == (
+        "the schema billetweb of search_path is not there, or not for the user tester:"
+        " CREATE SCHEMA billetweb AUTHORIZATION tester;"
+    )
     query(url, "CREATE SCHEMA billetweb")
     assert check(address) is None
     assert refusal(f"{url}&options=-csearch_path%3D%22No%22,public").startswith(

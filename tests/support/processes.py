@@ -54,12 +54,17 @@ def eventually(condition: Callable[[], Any], within_s: float = PATIENCE_S) -> An
 
 
 def syncd(
-    *arguments: str | Path, program: Sequence[str] = SYNCD, **environ: str
+    *arguments: str | Path, program: Sequence[str] = SYNCD, stdin: str = "", **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Return a finished `syncd`."""
-    command = [*program, *map(str, arguments)]
     return subprocess.run(
-        command, env=environment(**environ), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [*program, *map(str, arguments)],
+        env=environment(**environ),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 

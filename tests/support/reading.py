@@ -240,6 +240,7 @@ def _config(url: str) -> Config:
         log=LogConfig(),
         heartbeat=HeartbeatConfig(),
         key=Secret("none"),
+        key_from="",
         path=Path("config.toml"),
     )
 

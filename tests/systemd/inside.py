@@ -89,10 +89,13 @@ def install_steps(project: Path) -> tuple[list[str], list[str]]:
     return install, start
 
 
-def follow(line: str, project: Path = PROJECT) -> None:
-    """Run a line of README's where it belongs; where it asks for the key, paste that."""
-    stdin = f"{KEY}\n" if "/dev/stdin" in line else ""
-    run("bash", "-e", "-c", f"cd {project}\n{line}", stdin=stdin, within_s=240)
+def follow(line: str, project: Path = PROJECT) -> str:
+    """Run a line of README's where it belongs and return what it said; answer as a script does where it asks."""
+    asks = line.startswith("syncd setup") or "/dev/stdin" in line  # the latter in versions up to 0.3
+    stdin = f"{KEY}\n" if asks else ""
+    if line.startswith("syncd setup"):
+        line = f"syncd setup --offline --user {USER} --key-file -"
+    return run("bash", "-e", "-c", f"cd {project}\n{line}", stdin=stdin, within_s=240).stdout
 
 
 def systemctl(*arguments: str) -> None:

@@ -102,7 +102,8 @@ def test_installation_starts_it_too_early_or_never(tmp_path: Path) -> None:
     The service comes with the next boot, and not before user and key are there; the rest is a choice.
     """
     (tmp_path / "dist").symlink_to("/wheels")
-    follow(BUILD.rpartition(" && ")[2], tmp_path)
+    said = follow(BUILD.rpartition(" && ")[2], tmp_path)
+    assert "What is left to do, as root:\n  syncd setup " in said
     assert {unit: states(unit) for unit in UNITS} == {
         "syncd.service": ("enabled", "inactive"),
         "syncd.socket": ("disabled", "inactive"),

@@ -1,0 +1,79 @@
+"""`syncd check`: every problem of configuration, database and surroundings at once, or what was found."""
+
+import asyncio
+from collections.abc import Callable
+
+from loguru import logger
+from msgspec import Struct, field
+
+from syncd.billetweb.client import Billetweb
+from syncd.billetweb.limiter import RateLimiter
+from syncd.config import Config
+from syncd.control.server import socket_obstacle
+from syncd.database import engine
+from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
+from syncd.feed import files, publish
+
+
+class Checked(Struct):
+    """The problems, a line each, and the kind that decides the exit code; without any, what there is."""
+
+    problems: list[str] = field(default_factory=list)
+    code: type[SyncdError] | None = None
+    good: list[str] = field(default_factory=list)
+
+    def add(self, problems: list[str], kind: type[SyncdError]) -> None:
+        """Note problems of a kind. The exit code is the configuration's, if any: a person must mend it."""
+        self.problems += problems
+        if problems and self.code is not ConfigError:
+            self.code = kind
+
+
+def check(configured: Callable[[], Config], *, online: bool) -> Checked:
+    """Look at everything that a start would need; create and change nothing. `online`: ask Billetweb too."""
+    found = Checked()
+    try:
+        config = configured()
+    except ConfigError as error:
+        found.add(error.problems, ConfigError)
+        return found
+    if trouble := engine.check(config.database.url):
+        found.add([trouble], StoreError)
+    if obstacle := socket_obstacle(config.control.socket, config.control.group):
+        found.add([obstacle], ConfigError)
+    targets, warnings = publish.check(config)
+    found.add(targets, ConfigError)
+    for warning in warnings:
+        logger.bind(event="publish.slow").warning("{}", warning)
+    found.add([obstacle for feed in config.feeds if (obstacle := files.obstacle(feed))], ConfigError)
+    if online and (refusal := asyncio.run(_ask_billetweb(config))):
+        found.add([f"Billetweb: {refusal}"], ConfigError if isinstance(refusal, AuthError) else type(refusal))
+    if not found.problems:
+        found.good = _told(config)
+    return found
+
+
+async def _ask_billetweb(config: Config) -> BilletwebError | None:
+    async def note() -> None:
+        """Forget it: a few requests need no memory."""
+
+    limiter = RateLimiter(config.billetweb.requests_per_minute, note=note)
+    client = Billetweb(config.billetweb, config.key, limiter)
+    try:
+        await client.events()
+    except BilletwebError as error:
+        return error
+    finally:
+        await client.aclose()
+    return None
+
+
+def _told(config: Config) -> list[str]:
+    """Return what a good configuration leads to, a line each."""
+    holds = engine.contents(config.database.url) or "empty yet; the first run fills it"
+    return [
+        f"account   {config.billetweb.user}, with the key from {config.key_from}",
+        f"database  {engine.masked(config.database.url)}: {holds}",
+        f"socket    {config.control.socket}",
+        "next      `systemctl start syncd` under systemd, else `syncd run`; then `syncctl status`",
+    ]

@@ -1,0 +1,314 @@
+"""`syncd setup`: asks for account number and key, tries them, and writes configuration and key.
+
+Every answer may also come as an option, so that a script needs no terminal. What is there already is only
+replaced where that was asked for, and of a configuration only the lines in question.
+"""
+
+import asyncio
+import errno
+import getpass
+import grp
+import json
+import os
+import shlex
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from syncd import readers, web
+from syncd.billetweb.client import Billetweb
+from syncd.billetweb.limiter import RateLimiter
+from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside, key_lines
+from syncd.errors import AuthError, ConfigError, RestrictedError
+from syncd.log.redact import Redactor
+from syncd.model import AttendeeMode
+from syncd.run.listing import is_live
+from syncd.text import count, harmless, write
+
+SYSTEM = Path("/etc/syncd")
+"""Where the service looks. Elsewhere a person runs syncd as themselves, with everything in one folder."""
+GROUP = "syncd"
+KEY_NAME = "billetweb-key"
+SAMPLE_USER = "12345"
+"""What a sample of 0.3 said, which is nobody's number."""
+OVERWRITE = "--overwrite puts another account and key in, and leaves all other settings as they are."
+NO_TERMINAL = "standard input is no terminal, so that nobody can be asked: give {}"
+TRIES = 3
+"""So often a key may be typed wrongly; then it is better looked up."""
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What was given on the command line. `key_file` "-" is standard input."""
+
+    path: Path
+    user: str | None = None
+    key_file: str | None = None
+    attendees: AttendeeMode | None = None
+    database: str | None = None
+    base_url: str | None = None
+    offline: bool = False
+    overwrite: bool = False
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """What Billetweb told of the account."""
+
+    events: int
+    live: int
+    attendees: bool
+
+
+def setup(options: Options, redact: Redactor) -> int:
+    """Ask, try and write; return the exit code.
+
+    Raises ConfigError where the answers cannot be used or something is in the way, and BilletwebError where
+    Billetweb cannot be asked. Nothing is written then.
+    """
+    path = options.path.absolute()
+    before = _before(path, may_replace=options.overwrite)
+    _check_options(options)
+    if options.key_file is None and not sys.stdin.isatty():
+        raise ConfigError([NO_TERMINAL.format("--key-file")])
+    given = options.user or _asked("Account number, from the API page of Billetweb's back office: ", "--user")
+    user = _read("the account number", lambda: readers.user(given))
+    key, found = _good_key(options, user, redact)
+    if found:
+        may = "may" if found.attendees else "may not"
+        _say(f"The key is good. The account has {count(found.events, 'event')}, {found.live} of them live.")
+        _say(f"Attendees {may} be read with it.")
+    attendees = options.attendees
+    if attendees is None and found and found.attendees and sys.stdin.isatty():
+        attendees = _asked_mode()
+    values = _values(path, is_new=before is None, options=options, user=user, attendees=attendees)
+    config = _filled_in(before or _sample(), values)
+    key_path = credentials_beside(path) / KEY_NAME
+    _put(key_path, f"{key.value}\n", 0o600)
+    _put(path, config, 0o640, group=GROUP)
+    _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path)}")
+    return 0
+
+
+def _check_options(options: Options) -> None:
+    if options.base_url is not None:
+        _read("--base-url", lambda: readers.web_address(options.base_url))
+    if options.database is not None:
+        _read("--database", lambda: readers.database(options.database))
+
+
+# --- asking
+
+
+def _asked(question: str, option: str) -> str:
+    if not sys.stdin.isatty():
+        raise ConfigError([NO_TERMINAL.format(option)])
+    write(harmless(question))
+    sys.stdout.flush()
+    answer = sys.stdin.readline()
+    if not answer:
+        raise ConfigError(["the answers ended: nothing was written"])
+    return answer.strip()
+
+
+def _asked_mode() -> AttendeeMode:
+    _say("\nMirror attendees too? `none`, `minimal` (no personal data) or `full` (names, addresses).")
+    while True:
+        match _asked("Attendees [none]: ", "--attendees"):
+            case "" | "none":
+                return "none"
+            case "minimal":
+                return "minimal"
+            case "full":
+                return "full"
+        _say("One of these three words, please.")
+
+
+def _good_key(options: Options, user: str, redact: Redactor) -> tuple[Secret, Found | None]:
+    """Return the key, and what it showed; one that was typed may be typed again."""
+    for _ in range(TRIES):
+        try:
+            key = Secret(_key(options.key_file, user))
+            redact.add(key.value)
+            return key, None if options.offline else asyncio.run(_try(options, user, key))
+        except (AuthError, ConfigError) as error:
+            if options.key_file is not None:
+                raise ConfigError([f"{error}: nothing was written"]) from None
+            _say(redact(f"{error}; try again"))
+    raise ConfigError([f"no good key in {TRIES} tries: nothing was written"])
+
+
+def _key(key_file: str | None, user: str) -> str:
+    if key_file == "-":
+        return _read("--key-file", lambda: readers.key(sys.stdin.readline(4096), user))
+    if key_file is not None:
+        return _read("--key-file", lambda: readers.key(readers.short_text(Path(key_file)), user))
+    return _read("the key", lambda: readers.key(getpass.getpass("API key (is not shown): "), user))
+
+
+def _read(what: str, reader: Callable[[], str]) -> str:
+    try:
+        return reader()
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{what}: {(isinstance(error, OSError) and error.strerror) or error}"]) from None
+
+
+async def _try(options: Options, user: str, key: Secret) -> Found:
+    """Ask for the list of events and for the latest attendees: three requests at most."""
+
+    async def note() -> None:
+        """Forget it: a few requests need no memory."""
+
+    account = BilletwebConfig(user=user)
+    if options.base_url is not None:
+        account = structs.replace(account, base_url=options.base_url)
+    if problems := web.problems([account.base_url]):
+        raise ConfigError(problems)
+    client = Billetweb(account, key, RateLimiter(account.requests_per_minute, note=note))
+    now = datetime.now(UTC)
+    try:
+        events = (await client.events()).records.values()
+        # A key for chosen events is refused the account's attendees, and gets those of each event.
+        is_open = await _may_read(client, None) or (
+            bool(events) and await _may_read(client, next(iter(events)).id)
+        )
+    finally:
+        await client.aclose()
+    live = sum(is_live(event, now - SyncConfig().keep_past) for event in events)
+    return Found(events=len(events), live=live, attendees=is_open)
+
+
+async def _may_read(client: Billetweb, event_id: str | None) -> bool:
+    """Tell whether attendees may be read; only the latest are asked for, which are few."""
+    try:
+        (await client.attendees(since=datetime.now(UTC) - timedelta(minutes=1), event_id=event_id)).close()
+    except RestrictedError:
+        return False
+    return True
+
+
+# --- writing
+
+
+def _before(path: Path, *, may_replace: bool) -> str | None:
+    """Return the configuration that is there, None where none is. Raises ConfigError where it is in use."""
+    try:
+        text = readers.content(path, 1 << 20).decode("utf-8-sig")
+        user = tomllib.loads(text).get("billetweb", {}).get("user")
+    except FileNotFoundError:
+        text, user = None, None
+    except (OSError, ValueError, AttributeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ConfigError([f"{path} is there and cannot be read ({reason}); it is left as it is"]) from None
+    key = credentials_beside(path) / KEY_NAME
+    if not may_replace:
+        if user and user != SAMPLE_USER:
+            raise ConfigError([f"{path} is for an account already: nothing was written. {OVERWRITE}"])
+        if os.path.lexists(key):
+            raise ConfigError([f"{key} is there already: nothing was written. {OVERWRITE}"])
+    return text
+
+
+def _sample() -> str:
+    """Return the commented configuration that comes with syncd."""
+    packaged = files("syncd") / "config.toml"
+    where = packaged if packaged.is_file() else Path(__file__).parents[2] / "config.toml"  # of a checkout
+    return where.read_text("utf-8")
+
+
+def _values(
+    path: Path, *, is_new: bool, options: Options, user: str, attendees: AttendeeMode | None
+) -> dict[tuple[str, str], str]:
+    """Return what the configuration is to say, by table and key."""
+    values = {("billetweb", "user"): user}
+    if is_new and path.parent != SYSTEM:
+        values["database", "url"] = f"sqlite:///{path.with_suffix('.db')}"
+        values["control", "socket"] = f"{path.with_suffix('.sock')}"
+    elif is_new and path.stem != "config":
+        values["database", "url"] = f"sqlite:////var/lib/syncd/{path.stem}/syncd.db"
+        values["control", "socket"] = f"/run/syncd/{path.stem}/syncd.sock"
+    if options.database is not None:
+        values["database", "url"] = options.database
+    if options.base_url is not None:
+        values["billetweb", "base_url"] = options.base_url
+    if attendees is not None:
+        values["sync", "attendees"] = attendees
+    return values
+
+
+def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
+    """Return a configuration with these values, and everything else in it as it was."""
+    for (table, key), value in values.items():
+        lines, at = text.splitlines(), key_lines(text)
+        # A string of JSON is a string of TOML, whatever is in it.
+        line = f"{key} = {json.dumps(value)}"
+        if (table, key) in at:
+            lines[at[table, key] - 1] = line
+        elif (table,) in at:
+            lines.insert(at[table,], line)
+        else:
+            lines += ["", f"[{table}]", line]
+        text = "\n".join(lines) + "\n"
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        document = {}
+    if any(document.get(table, {}).get(key) != value for (table, key), value in values.items()):
+        raise ConfigError(
+            ["the configuration is written in a way that cannot be changed here: edit it by hand"]
+        )
+    return text
+
+
+def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
+    """Put a file in place, whole; for the group too where this is root and there is that group."""
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, mode=0o700 if path.name == KEY_NAME else 0o755)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ConfigError([f"{path} is there and no regular file: nothing was written to it"])
+        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - of what is open
+                file.write(text)
+                if group is not None and os.geteuid() == 0 and (gid := _group(group)) is not None:
+                    os.fchown(descriptor, 0, gid)
+                    os.fchmod(descriptor, mode)
+                else:
+                    os.fchmod(descriptor, mode & 0o700)
+                file.flush()
+                os.fsync(descriptor)
+            Path(fresh).replace(path)
+        except BaseException:
+            with suppress(OSError):
+                Path(fresh).unlink()
+            raise
+    except OSError as error:
+        hint = "; run it as root, or give --config a path of your own" if error.errno == errno.EACCES else ""
+        raise ConfigError([f"cannot write {path}: {error.strerror}{hint}"]) from None
+
+
+def _group(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def _next(path: Path) -> str:
+    """Return the commands that come next, a line each."""
+    if path.parent == SYSTEM:
+        unit = "syncd" if path.stem == "config" else f"syncd@{path.stem}"
+        socket = "" if path.stem == "config" else f"--socket /run/syncd/{path.stem}/syncd.sock "
+        return f"  systemctl enable --now {unit}\n  syncctl {socket}status"
+    config, socket = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".sock")))
+    return f"  syncd run --config {config}\n\nand in another terminal:\n  syncctl --socket {socket} status"
+
+
+def _say(line: str) -> None:
+    write(f"{harmless(line)}\n")
