@@ -260,6 +260,16 @@ class Run(Struct, kw_only=True):
     unreadable: int = 0
     progress: Progress | None = None
 
+    @property
+    def is_slip(self) -> bool:
+        """Whether it failed for nothing but ids that Billetweb does not know: a typing error, and no fault.
+
+        Whoever names more of them than are kept is no person who mistyped.
+        """
+        kinds = {error.kind for error in self.errors} - {"unreadable"}  # which fails nothing
+        are_all_kept = self.errors_total == len(self.errors)
+        return self.outcome == "failed" and not self.whole and are_all_kept and kinds == {UNKNOWN_EVENT}
+
     def add_error(self, error: RunError, times: int = 1) -> None:
         """Count an error, as so many, and keep it while there is room."""
         self.errors_total += times
@@ -302,6 +312,8 @@ class Doubt(Struct, frozen=True, kw_only=True):
     until: datetime | None
 
 
+UNKNOWN_EVENT = "unknown_event"
+"""The kind of error of an id that somebody named and Billetweb does not know."""
 UNREADABLE_SHOWN = 3
 """So many show what kind of value it is, and still fit a line."""
 MAX_ERRORS = 20

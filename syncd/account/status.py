@@ -14,7 +14,7 @@ from syncd.config import FeedConfig
 from syncd.database.rows import Figures
 from syncd.feed.publish import PublishStatus
 from syncd.mirror.agenda import Increment, Pace
-from syncd.model import Outcome, Run
+from syncd.model import UNKNOWN_EVENT, Outcome, Run
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
@@ -86,9 +86,9 @@ class Facts(Struct, kw_only=True):
     """What status tells of an account: taken over from what is on record, then kept up to date.
 
     `synced_at` is the end of the latest run that brought anything up to date, `whole_outcome` how the latest
-    run of the whole account ended; `totals` counts this process's runs by trigger and outcome. `last_full_at`
-    is when all live events had been read, `pace` how the latest run of the whole account shared its requests
-    out, `doubts` in how many scopes there is one.
+    run of the whole account ended; `totals` counts this process's runs by trigger and outcome, a slip's being
+    `unknown_event`. `last_full_at` is when all live events had been read, `pace` how the latest run of the
+    whole account shared its requests out, `doubts` in how many scopes there is one.
     """
 
     started_at: datetime
@@ -142,7 +142,7 @@ class Facts(Struct, kw_only=True):
         self.run_count += 1
         self.last_run = run
         self.pace = pace or self.pace
-        self.totals[run.trigger, run.outcome or ""] += 1
+        self.totals[run.trigger, UNKNOWN_EVENT if run.is_slip else run.outcome or ""] += 1
         for kind in run.counts.__struct_fields__:
             self.rows[kind] += getattr(run.counts, kind)
         if not run.whole or run.outcome == "cancelled":

@@ -20,12 +20,13 @@ ATTEMPTS = 2
 async def ping(url: str | None, run: Run) -> None:
     """Ask for the URL after an ok run, for its `/fail` after any other. Never raises.
 
-    Without a URL, or after a cancelled run, which says nothing of the mirror, nothing is asked.
+    Without a URL, or after a run that says nothing of the mirror, since it was cancelled or failed for ids
+    alone that somebody mistyped, nothing is asked.
     `rid` is the run's id as a UUID, the only form that healthchecks.io takes
     (https://healthchecks.io/docs/http_api/): run 42 is 00000000-0000-0000-0000-000000000042.
     The URL is a secret of its own (who knows it can silence the monitor), so that no message names it.
     """
-    if url is None or run.outcome == "cancelled":
+    if url is None or run.outcome == "cancelled" or run.is_slip:
         return
     target = url if run.outcome == "ok" else f"{url.rstrip('/')}/fail"
     try:

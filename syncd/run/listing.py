@@ -11,7 +11,7 @@ from syncd.billetweb.decode import Decoded
 from syncd.database import absences, rows, state
 from syncd.errors import SyncdError, TooLargeError, TooManyRows, ValueRefused
 from syncd.mirror.diff import EventPlan, keep, lack, plan_listed
-from syncd.model import EVENTS, Event
+from syncd.model import EVENTS, UNKNOWN_EVENT, Event
 from syncd.run.work import Work
 
 AT_ONCE = 200
@@ -27,7 +27,7 @@ class Malformed(SyncdError):
 class UnknownEvent(SyncdError):
     """An id that somebody named and the list does not hold."""
 
-    kind = "unknown_event"
+    kind = UNKNOWN_EVENT
 
 
 async def read(work: Work) -> Decoded[str, Event]:
@@ -110,7 +110,7 @@ def named(work: Work, listed: Mapping[str, Event], absent: Mapping[str, object])
     for event_id in work.run.events:
         if event_id not in listed and not (work.run.accept and event_id in absent):
             work.run.failed += 1
-            message = "Billetweb's list of events holds no such id or ext_id; `syncctl events` lists them"
+            message = "Billetweb's list of events holds no such id or ext_id; `syncctl events` lists the ids"
             work.report.fail(f"event {event_id}", UnknownEvent(message))
     return {key: listed[key] for key in work.run.events if key in listed}
 

@@ -155,6 +155,7 @@ class RunLog:
             f"{f'; {known} errors as before' if known else ''}"
         )
         level = {"failed": "ERROR", "partial": "WARNING"}.get(run.outcome or "", "INFO")
+        level = "WARNING" if run.is_slip else level
         fields = {name: getattr(counts, name) for name in counts.__struct_fields__}
         fields |= {"requests": run.requests, "synced": run.synced, "failed": run.failed}
         logger.bind(

@@ -19,7 +19,7 @@ from syncd.billetweb.client import tell_retry
 from syncd.feed import heartbeat
 from syncd.log import setup as log
 from syncd.log.redact import Redactor
-from syncd.model import Outcome, Run
+from syncd.model import Outcome, Run, RunError
 
 SECRET = "5e7a9c10-canary-4f2b"
 
@@ -117,6 +117,14 @@ def test_monitor_would_be_alarmed_by_a_stop(monitor: Monitor, lines: list[str]) 
     ping(monitor.url, "cancelled")
     asyncio.run(heartbeat.ping(None, Run(id=42, trigger="interval", state="done", outcome="ok")))
     assert (monitor.received, lines) == ([], [])
+
+
+def test_monitor_would_be_alarmed_by_a_typing_error(monitor: Monitor) -> None:
+    """A run that failed for an id alone that Billetweb does not know says nothing of the mirror either."""
+    run = Run(id=42, trigger="manual", events=["1"], whole=False, state="done", outcome="failed")
+    run.add_error(RunError("event 1", "unknown_event", "no such id"))
+    asyncio.run(heartbeat.ping(monitor.url, run))
+    assert monitor.received == []
 
 
 @pytest.mark.parametrize("run_id", [1, 987_654_321_012_345, -1_800_000_000])

@@ -10,6 +10,7 @@ from support.events import CONCERT, FESTIVAL, HOUR_S, OPEN_DAY, OUTING, WEEKEND,
 from support.real_databases import allow, refuse
 
 from syncd.database import schema
+from syncd.model import MAX_ERRORS
 from syncd.standin import server as fault
 from syncd.standin.server import StandIn, with_rows
 from syncd.standin.world import PARIS, WALL, StandInEvent, number
@@ -91,6 +92,32 @@ def test_an_unknown_id_is_ignored(rig: Rig, also: tuple[str, ...], outcome: str)
     run = rig.run("manual", events=("404404", *also))
     assert (run.outcome, run.synced, run.failed) == (outcome, len(also), 1)
     assert kinds(run) == [("event 404404", "unknown_event")]
+
+
+@pytest.mark.parametrize(
+    ("also", "told"),
+    [((), ("WARNING", "unknown_event")), ((CONCERT,), ("ERROR", "failed"))],
+)
+def test_a_typing_error_rings_the_alarm(
+    rig: Rig, standin: StandIn, log_lines: LogLines, also: tuple[str, ...], told: tuple[str, str]
+) -> None:
+    """A run that failed for an unknown id alone is a warning, and no failed run; any other failure is one."""
+    level, counted = told
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(500), times=None)
+    run = rig.run("manual", events=("404404", *also))
+    assert run.outcome == "failed"
+    assert run.is_slip is (not also)
+    assert [line["level"] for line in log_lines.of("run.finished")] == [level]
+    assert rig.account.facts.totals == {("manual", counted): 1}
+    assert rig.account.facts.consecutive_failures == 0
+    (unknown,) = [error for error in run.errors if error.kind == "unknown_event"]
+    assert "`syncctl events` lists the ids" in unknown.message
+
+
+def test_a_script_that_names_only_wrong_ids_passes_for_a_typing_error(rig: Rig) -> None:
+    """More unknown ids than a run's record keeps are no slip of a person's."""
+    run = rig.run("manual", events=tuple(str(404_000 + number) for number in range(MAX_ERRORS + 1)))
+    assert (run.outcome, run.is_slip) == ("failed", False)
 
 
 def test_a_shared_run_forgets_the_events_named(rig: Rig, standin: StandIn) -> None:
