@@ -123,6 +123,13 @@ class HeartbeatConfig(Struct, frozen=True, kw_only=True):
     url: Annotated[str | None, readers.web_address] = None
 
 
+class MetricsConfig(Struct, frozen=True, kw_only=True):
+    """What the metrics tell. `events`: of each live event, where there are no more of them than so many."""
+
+    # Three series an event are no burden for Prometheus up to there; a switch, too: 0 tells of none.
+    events: Annotated[int, readers.whole, 0, 10_000] = 500
+
+
 EVENT_COLUMNS = (
     *(name for name in Event.__struct_fields__ if name not in ("tags", "extra")),
     "availability_at",
@@ -169,6 +176,7 @@ class Config(Struct, frozen=True, kw_only=True):
     key: Secret
     key_from: str
     path: Path
+    metrics: MetricsConfig = MetricsConfig()
     publish: tuple[PublishConfig, ...] = ()
     feeds: tuple[FeedConfig, ...] = ()
 
@@ -180,6 +188,7 @@ _TABLES: Mapping[str, type[Struct]] = {
     "control": ControlConfig,
     "log": LogConfig,
     "heartbeat": HeartbeatConfig,
+    "metrics": MetricsConfig,
 }
 _LISTS: Mapping[str, type[Struct]] = {"publish": PublishConfig, "feeds": FeedConfig}
 """Those of which there may be several, each written with two brackets."""

@@ -427,6 +427,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
         ["https://hc-ping.com/a-b", "http://127.0.0.1:8000/ping"],
         ["http://hc-ping.com/a", "", "https://u:p@hc-ping.com/a", False],
     ),
+    "metrics.events": ([0, 10_000], [-1, 10_001, True, "all"]),
 }
 
 

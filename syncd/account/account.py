@@ -24,6 +24,7 @@ from syncd.config import Config
 from syncd.database import absences, attendees, changes, rows, state
 from syncd.database import runs as runs_on_record
 from syncd.database.engine import Database, masked, outdated
+from syncd.database.rows import Places
 from syncd.errors import RunCancelled, StoreError
 from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
@@ -112,12 +113,14 @@ class Account:
         await in_thread(self.database.open)
         try:
             past = await self.database.write(record.look_back, self.clock.now(), self._live_since())
+            places = await self._places()
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
                 await self._remember_pause(paused=self.paused)
         except BaseException:
             await in_thread(self.database.close)
             raise
         self.facts.take_over(past)
+        self.facts.places = places
         if not self._outlived:  # else this process knows better
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)
@@ -286,7 +289,7 @@ class Account:
             events_unread=facts.events_unread,
             doubts=facts.doubts,
             publish=self.publishing.status(),
-            feeds=feeds_status(self.config.feeds, self.feeds.errors),
+            feeds=feeds_status(self.config.feeds, self.feeds),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
@@ -415,8 +418,14 @@ class Account:
         before_at = self.facts.last_full_at
         await self._put_ends_on_record()
         self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
+        self.facts.places = await self._places()
         if before_at and self.facts.last_full_at != before_at:
             await self._prune(before_at)
+
+    async def _places(self) -> list[Places]:
+        """Return the places of each live event, as far as the metrics are to tell them."""
+        most = self.config.metrics.events
+        return await self.database.read(rows.places, self._live_since(), most) if most else []
 
     async def _prune(self, before_at: datetime) -> None:
         """Remove changes that are too old, after a whole reading that had one before it."""

@@ -1,9 +1,8 @@
 """What the daemon knows of itself, in memory: status and health never wait for a run or for the database."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct, field
@@ -11,7 +10,8 @@ from msgspec import Struct, field
 from syncd import __version__
 from syncd.account.record import Past
 from syncd.config import FeedConfig
-from syncd.database.rows import Figures
+from syncd.database.rows import Figures, Places
+from syncd.feed.files import Feeds
 from syncd.feed.publish import PublishStatus
 from syncd.mirror.agenda import Increment, Pace
 from syncd.model import UNKNOWN_EVENT, Outcome, Run
@@ -41,11 +41,16 @@ class BudgetStatus(Struct, frozen=True, kw_only=True):
 
 
 class FeedsStatus(Struct, frozen=True, kw_only=True):
-    """How many files are written for others, how many of them failed the last time, and why the first did."""
+    """How many files are written for others, how many of them failed the last time, and why the first did.
+
+    `written` and `errors`: how often one was written, and could not be, since the daemon started.
+    """
 
     files: int = 0
     failing: int = 0
     error: str | None = None
+    written: int = 0
+    errors: int = 0
 
 
 class Status(Struct, kw_only=True):
@@ -88,7 +93,8 @@ class Facts(Struct, kw_only=True):
     `synced_at` is the end of the latest run that brought anything up to date, `whole_outcome` how the latest
     run of the whole account ended; `totals` counts this process's runs by trigger and outcome, a slip's being
     `unknown_event`. `last_full_at` is when all live events had been read, `pace` how the latest run of the
-    whole account shared its requests out, `doubts` in how many scopes there is one.
+    whole account shared its requests out, `doubts` in how many scopes there is one, `places` what is told of
+    each live event.
     """
 
     started_at: datetime
@@ -105,6 +111,7 @@ class Facts(Struct, kw_only=True):
     oldest_figure_at: datetime | None = None
     events_unread: int | None = None
     doubts: int = 0
+    places: list[Places] = field(default_factory=list)
     pace: Pace | None = None
     totals: Counter[tuple[str, str]] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
@@ -196,10 +203,17 @@ def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None
     )
 
 
-def feeds_status(feeds: Sequence[FeedConfig], errors: Mapping[Path, str]) -> FeedsStatus:
+def feeds_status(configured: Sequence[FeedConfig], feeds: Feeds) -> FeedsStatus:
     """Return how the feeds that there are now fare, by the errors of those that were tried last."""
-    failing = [f"{feed.path}: {errors[feed.path]}" for feed in feeds if feed.path in errors]
-    return FeedsStatus(files=len(feeds), failing=len(failing), error=failing[0] if failing else None)
+    errors = feeds.errors
+    failing = [f"{feed.path}: {errors[feed.path]}" for feed in configured if feed.path in errors]
+    return FeedsStatus(
+        files=len(configured),
+        failing=len(failing),
+        error=failing[0] if failing else None,
+        written=feeds.written,
+        errors=feeds.failed,
+    )
 
 
 def last_error(run: Run | None) -> str | None:

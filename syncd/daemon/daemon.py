@@ -363,6 +363,7 @@ class Daemon:
             metrics.Sources(
                 status=self.status(),
                 facts=account.facts,
+                targets=self.publish(),
                 requests=account.client.statuses,
                 clock_jumps=account.schedule.clock_jumps,
             )

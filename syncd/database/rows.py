@@ -69,6 +69,17 @@ class Figures(Struct, frozen=True):
     oldest_at: datetime | None
 
 
+class Places(Struct, frozen=True):
+    """The places of a live event, for the metrics."""
+
+    id: str
+    name: str | None
+    places_total: int | None
+    places_left: int | None
+    unlimited: bool
+    is_full: bool
+
+
 class PublicEvent(Struct, frozen=True):
     """An event as the public may see it: its PUBLIC columns, and the tariffs that can be bought now."""
 
@@ -169,6 +180,14 @@ def figures(connection: Connection, live_since: datetime, but: Iterable[str] = (
     read_at = events.availability_at
     query = select(func.count(), func.count().filter(events.is_full), func.count(read_at), func.min(read_at))
     return Figures(*connection.execute(query.where(schema.live(live_since), events.id.not_in([*but]))).one())
+
+
+def places(connection: Connection, live_since: datetime, at_most: int) -> list[Places]:
+    """Return the places of each live event; none where there are more events than `at_most`."""
+    columns = [schema.events.c[name] for name in Places.__struct_fields__]
+    query = select(*columns).where(schema.live(live_since)).order_by(schema.events.c.id).limit(at_most + 1)
+    found = [Places(*row) for row in connection.execute(query).all()]
+    return found if len(found) <= at_most else []
 
 
 def shown_events(connection: Connection, live_since: datetime | None, now: datetime) -> list[Json]:

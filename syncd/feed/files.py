@@ -31,10 +31,15 @@ class NotReplaced(Exception):
 
 
 class Feeds:
-    """The feeds of an account. `errors` holds, by path, why one could not be written the last time."""
+    """The feeds of an account. `errors` holds, by path, why one could not be written the last time.
+
+    `written` and `failed` count how often one was, or could not be, since the daemon started.
+    """
 
     def __init__(self) -> None:
         self.errors: Mapping[Path, str] = {}
+        self.written = 0
+        self.failed = 0
         self._writing: asyncio.Task[None] | None = None
 
     async def follow(self, feeds: Sequence[FeedConfig], database: Database, now: datetime) -> None:
@@ -61,15 +66,30 @@ class Feeds:
         errors: dict[Path, str] = {}
         for feed in feeds:
             before = self.errors.get(feed.path)
-            error = _attempt(feed, events)
+            error = self._attempt(feed, events)
             if error:
                 errors[feed.path] = error
+                self.failed += 1
             if error and error != before:
                 log = logger.bind(event="feed.failed")
                 log.error("the feed {} was not written: {}; tried again with each run", feed.path, error)
             elif before and not error:
                 logger.bind(event="feed.recovered").info("the feed {} is written again", feed.path)
         self.errors = errors  # at once, for status reads it from another thread
+
+    def _attempt(self, feed: FeedConfig, events: Sequence[PublicEvent]) -> str:
+        """Write a feed; return what was the matter, "" where nothing was."""
+        wanted = {*feed.tags}
+        chosen = [event for event in events if not wanted or wanted & {*event.tags}]
+        try:
+            if replace(feed.path, render(feed.format, chosen), feed.mode):
+                self.written += 1
+                logger.debug("the feed {} has news", feed.path)
+        except (OSError, NotReplaced) as error:
+            return _reason(error, feed.path.parent)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
+            return f"unexpected {type(error).__name__}"
+        return ""
 
 
 def obstacle(feed: FeedConfig) -> str | None:
@@ -111,20 +131,6 @@ def replace(path: Path, content: bytes, mode: int) -> bool:
             beside.unlink()
         raise
     return True
-
-
-def _attempt(feed: FeedConfig, events: Sequence[PublicEvent]) -> str:
-    """Write a feed; return what was the matter, "" where nothing was."""
-    wanted = {*feed.tags}
-    chosen = [event for event in events if not wanted or wanted & {*event.tags}]
-    try:
-        if replace(feed.path, render(feed.format, chosen), feed.mode):
-            logger.debug("the feed {} has news", feed.path)
-    except (OSError, NotReplaced) as error:
-        return _reason(error, feed.path.parent)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
-        return f"unexpected {type(error).__name__}"
-    return ""
 
 
 def _look(path: Path) -> tuple[int, int] | None:

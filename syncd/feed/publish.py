@@ -31,7 +31,7 @@ class TargetState(Struct, kw_only=True):
 
     `matched`, `vanished` and `unmatched` count rows of the site's, by the end of the latest run: those that
     belong to an event, to one that vanished (they stay as they are), to none; `examples` are keys of the
-    last. `written` counts rows since the daemon started.
+    last. `written` counts rows, and `errors` how often something was wrong, since the daemon started.
     """
 
     name: str
@@ -44,6 +44,7 @@ class TargetState(Struct, kw_only=True):
     written: int = 0
     last_write_at: datetime | None = None
     last_error: str | None = None
+    errors: int = 0
     warnings: list[str] = field(default_factory=list)
 
 
@@ -142,6 +143,7 @@ class Target:
                 "publish {}: {}; the mirror goes on, and the next run tries again", self.state.name, error
             )
         self.state.last_error = error
+        self.state.errors += 1
 
     def _works(self) -> None:
         if self.state.last_error:

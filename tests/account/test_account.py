@@ -708,3 +708,19 @@ def test_a_timer_sends_what_billetweb_asked_not_to(
         state.put(connection, state.QUIET, over)
     assert syncd("once", "--config", path).returncode == 0
     assert query(url_at(home / "syncd.db"), "SELECT name FROM syncd_state WHERE name = 'quiet'") == []
+
+
+@pytest.mark.parametrize(("most", "told"), [(6, 6), (5, 0), (0, 0)])
+def test_metrics_tell_of_more_events_than_they_may(
+    make_config: MakeConfig, standin: StandIn, most: int, told: int
+) -> None:
+    """The places of each live event are known, from the start on, where there are no more than wanted."""
+    with rig_on(make_config(metrics__events=most)) as rig:
+        rig.run()
+        places = {event.id: event for event in rig.account.facts.places}
+        assert len(places) == told
+        rig.restart()
+        assert {event.id: event for event in rig.account.facts.places} == places
+        if told:
+            assert (places["900006"].places_left, places["900006"].places_total) == (3, 180)
+            assert places["900004"].unlimited

@@ -315,7 +315,8 @@ def test_commands_say_another_thing_than_the_daemon_does(daemon: DaemonProcess) 
     assert [run["id"] for run in answer(daemon, "history", "-n", "1")["runs"]] == [status["run_count"] + 1]
     metrics = daemon.ctl("metrics").stdout
     assert metrics.endswith("\n")
-    assert "syncd_" in metrics
+    assert 'syncd_event_places_left{event_id="900001",name="' in metrics
+    assert "syncd_process_resident_memory_bytes" in metrics
 
 
 def test_other_clients_are_shut_out(daemon: DaemonProcess) -> None:

@@ -1,15 +1,21 @@
 """The metrics as Prometheus reads them."""
 
+import shutil
+import subprocess
 from collections import Counter
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
-from msgspec import structs
+from msgspec import Struct, structs
 from prometheus_client.parser import text_string_to_metric_families
+from support.project import METRICS
 
 from syncd import __version__
 from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Status
-from syncd.control.metrics import Sources, exposition
+from syncd.control.metrics import NAME_LENGTH, Sources, exposition
+from syncd.database.rows import Places
+from syncd.feed.publish import PublishStatus, TargetState
 from syncd.model import Counts, Peer, Progress, Run, RunError
 
 START = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
@@ -25,6 +31,8 @@ RUN = Run(
     outcome="partial",
     finished_at=START,
     duration_s=3.25,
+    synced=5,
+    failed=1,
     counts=Counts(inserted=4, unchanged=8),
     errors=[RunError(CANARY, "transport", CANARY)],
     errors_total=1,
@@ -53,13 +61,35 @@ STATUS = Status(
     oldest_figure_age_s=12.5,
     events_unread=0,
     doubts=2,
-    feeds=FeedsStatus(files=3, failing=1, error=f"/srv/{CANARY}: Permission denied"),
+    publish=PublishStatus(2, 1),
+    feeds=FeedsStatus(files=3, failing=1, error=f"/srv/{CANARY}: Permission denied", written=5, errors=2),
     budget=BudgetStatus(
         requests=48, full_requests=2000, refresh_s=37800.0, waiting=6, increment="not permitted"
     ),
     slots_skipped={"overrun": 2, "paused": 5},
     slots_missed=7,
 )
+TARGETS = [
+    TargetState(
+        name="formation",
+        table="Formation",
+        database=CANARY,
+        matched=4,
+        unmatched=2,
+        examples=[CANARY],
+        written=9,
+        last_write_at=START,
+        errors=3,
+        last_error=CANARY,
+    ),
+    TargetState(name="stage", table="Stage", database=None),
+]
+PLACES = [
+    Places("900001", 'Fête "du\npain" \\ ☂', 120, 73, unlimited=False, is_full=False),
+    Places("900002", "x" * 1000, 10, 0, unlimited=False, is_full=True),
+    Places("900003", None, None, None, unlimited=True, is_full=False),
+    Places("900004", "unknown", None, None, unlimited=False, is_full=False),
+]
 BEFORE_ALL = structs.replace(
     STATUS,
     next_run_at=None,
@@ -75,13 +105,31 @@ BEFORE_ALL = structs.replace(
 )
 
 
+class Webhooks(Struct, frozen=True):
+    """What status tells of webhooks."""
+
+    endpoints: int = 2
+    pending: int = 3
+    parked: int = 1
+    delivered: int = 8
+
+
+class WithWebhooks(Status, kw_only=True):
+    """A status that tells of them."""
+
+    webhooks: Any = None
+
+
+WITH_WEBHOOKS = WithWebhooks(**(structs.asdict(STATUS) | {"webhooks": Webhooks()}))
+
+
 def scrape(status: Status = STATUS) -> bytes:
-    facts = Facts(started_at=START)
+    facts = Facts(started_at=START, places=PLACES)
     facts.take(RUN)
     facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
     facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
     requests = Counter({"200": 31, "503": 2, 'odd "status"\n\\': 1})
-    return exposition(Sources(status=status, facts=facts, requests=requests, clock_jumps=4))
+    return exposition(Sources(status=status, facts=facts, targets=TARGETS, requests=requests, clock_jumps=4))
 
 
 def samples(status: Status = STATUS) -> dict[tuple[str, Labels], float]:
@@ -94,7 +142,9 @@ def samples(status: Status = STATUS) -> dict[tuple[str, Labels], float]:
 
 def plain(status: Status = STATUS) -> dict[str, float]:
     return {
-        name.removeprefix("syncd_"): value for (name, labels), value in samples(status).items() if not labels
+        name.removeprefix("syncd_"): value
+        for (name, labels), value in samples(status).items()
+        if not labels and not name.startswith("syncd_process_")
     }
 
 
@@ -115,10 +165,17 @@ def test_figures_are_those_of_the_status() -> None:
         "doubts": 2,
         "feeds": 3,
         "feeds_failing": 1,
+        "feeds_written_total": 5,
+        "feeds_errors_total": 2,
+        "publish_targets": 2,
+        "publish_targets_failing": 1,
         "next_run_timestamp_seconds": START.timestamp() + 900,
         "last_success_timestamp_seconds": START.timestamp() - 900,
         "oldest_figure_timestamp_seconds": START.timestamp(),
         "events_unread": 0,
+        "last_run_timestamp_seconds": START.timestamp(),
+        "last_run_events_synced": 5,
+        "last_run_events_failed": 1,
         "last_run_requests": RUN.requests,
         "last_run_duration_seconds": 3.25,
         "budget_requests": 48,
@@ -156,6 +213,64 @@ def test_counts_are_told_apart_by_their_labels() -> None:
         (("health", "failing"),): 0,
     }
     assert labelled("info") == {(("version", __version__),): 1}
+    assert labelled("last_run_outcome") == {
+        (("outcome", "ok"),): 0,
+        (("outcome", "partial"),): 1,
+        (("outcome", "failed"),): 0,
+        (("outcome", "cancelled"),): 0,
+    }
+    ((labels, value),) = labelled("build_info").items()
+    assert (value, dict(labels)["version"], dict(labels)["database"]) == (1, __version__, "postgresql")
+
+
+def test_targets_are_told_apart_by_their_names() -> None:
+    """Each target has its rows, errors and last write; before the first run nothing is known of its rows."""
+    formation, stage = (("target", "formation"),), (("target", "stage"),)
+    assert labelled("publish_rows_matched") == {formation: 4}
+    assert labelled("publish_rows_unmatched") == {formation: 2}
+    assert labelled("publish_rows_vanished") == {formation: 0}
+    assert labelled("publish_failing") == {formation: 1, stage: 0}
+    assert labelled("publish_rows_written_total") == {formation: 9, stage: 0}
+    assert labelled("publish_errors_total") == {formation: 3, stage: 0}
+    assert labelled("publish_last_write_timestamp_seconds") == {formation: START.timestamp()}
+
+
+def of_events(name: str) -> dict[str, float]:
+    return {dict(labels)["event_id"]: value for labels, value in labelled(name).items()}
+
+
+def test_places_of_an_event_are_made_up() -> None:
+    """Unlimited has no number and is not full; what is unknown has no sample at all."""
+    assert of_events("event_places_left") == {"900001": 73, "900002": 0}
+    assert of_events("event_places") == {"900001": 120, "900002": 10}
+    assert of_events("event_full") == {"900001": 0, "900002": 1, "900003": 0}
+
+
+def test_name_of_an_event_breaks_the_text() -> None:
+    """A name with quotes and line breaks is read back on one line, and a long one is cut."""
+    names = [dict(labels)["name"] for labels in labelled("event_places")]
+    assert names[0] == 'Fête "du pain" \\ ☂'
+    assert names[1] == "x" * (NAME_LENGTH - 1) + "…"
+
+
+def test_webhooks_are_told_where_the_status_tells_of_them() -> None:
+    """Endpoints, and deliveries that wait, are parked or were taken, come from status' `webhooks`."""
+    more = plain(WITH_WEBHOOKS).items() - plain().items()
+    assert dict(more) == {
+        "webhooks_endpoints": 2,
+        "webhooks_pending": 3,
+        "webhooks_parked": 1,
+        "webhooks_delivered_total": 8,
+    }
+
+
+def test_process_is_told_as_it_is() -> None:
+    """Memory, processor time, threads and open files are those of this process."""
+    process = {name: value for (name, _), value in samples().items() if name.startswith("syncd_process_")}
+    assert 10e6 < process["syncd_process_resident_memory_bytes"] < 10e9
+    assert 0 < process["syncd_process_open_fds"] < process["syncd_process_max_fds"]
+    assert process["syncd_process_threads"] >= 1
+    assert process["syncd_process_cpu_seconds_total"] > 0
 
 
 def test_names_cannot_clash_with_those_of_others() -> None:
@@ -175,8 +290,8 @@ def test_what_is_not_known_is_left_out_rather_than_zero() -> None:
         "doubts",
         "next_run_timestamp_seconds",
         "last_success_timestamp_seconds",
-        "last_run_duration_seconds",
-        "last_run_requests",
+        *(f"last_run_{name}" for name in ("timestamp_seconds", "duration_seconds", "requests")),
+        *(f"last_run_events_{name}" for name in ("synced", "failed")),
         "events_unread",
         "oldest_figure_timestamp_seconds",
         "increment_permitted",
@@ -210,3 +325,25 @@ def test_a_run_in_progress_is_seen() -> None:
 def test_no_secret_and_no_text_from_elsewhere_is_told() -> None:
     """Neither errors nor users, event ids or the database's address are in the metrics."""
     assert CANARY.encode() not in scrape()
+
+
+def test_metric_that_nobody_can_find() -> None:
+    """README's table has each metric with its type, labels and help text, and no other."""
+    found = {}
+    for family in text_string_to_metric_families(scrape(WITH_WEBHOOKS).decode()):
+        labels = sorted({label for sample in family.samples for label in sample.labels})
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = (family.type, labels, family.documentation)
+    assert {name: (kind, sorted(labels), text) for name, (kind, labels, text) in METRICS.items()} == found
+
+
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus"
+)
+@pytest.mark.parametrize("status", [STATUS, BEFORE_ALL, WITH_WEBHOOKS])
+def test_prometheus_finds_fault_with_the_metrics(status: Status) -> None:
+    """Promtool has nothing to say of the text, names, types or helps."""
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=scrape(status), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

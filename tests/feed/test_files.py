@@ -61,6 +61,14 @@ def test_a_file_is_written_without_news(feed: FeedConfig) -> None:
     assert left_beside(feed.path) == []
 
 
+def test_what_was_written_and_what_failed_is_counted_wrongly(feed: FeedConfig, tmp_path: Path) -> None:
+    """A file is counted when it is replaced, and each failure; one that has no news is neither."""
+    feeds, nowhere = Feeds(), structs.replace(feed, path=tmp_path / "none" / "events.json")
+    for shown in (event(), event(), event(is_full=True)):
+        feeds.write([feed, nowhere], [shown])
+    assert (feeds.written, feeds.failed) == (2, 3)
+
+
 def test_a_reader_sees_half_a_file(feed: FeedConfig) -> None:
     """Whoever has opened the old file reads it to its end: it is replaced, not overwritten."""
     Feeds().write([feed], [event()])

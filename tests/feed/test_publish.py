@@ -215,6 +215,7 @@ def test_key_that_several_rows_hold_is_written_at_random(
         assert f'2 rows of "Formation" hold the key "{SLUG}" in "billetwebId"' in error
         assert on.row("fete-des-lucioles") == (120, 73, False)
         assert problems(on.rig.account.config) == [f"publish formation: {error}"]
+        assert on.state.errors == 2
         assert on.rig.account.status().publish.failing == 1
         assert len(log_lines.of("publish.failed")) == 1
         query(on.url, 'DELETE FROM "Formation" WHERE "id" = ?', "second")
