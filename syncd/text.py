@@ -28,7 +28,7 @@ _HARMFUL = re.compile(
     "\u2028\u2029\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # line ends, what is not seen
     "\ud800-\udfff]"  # halves of characters, which no encoding has
 )
-_EVENT_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._~-]{0,199}")
+EVENT_NAME = "[A-Za-z0-9][A-Za-z0-9._~-]{0,199}"
 _DURATION = r"(?:([0-9]{1,7})d)?(?:([0-9]{1,7})h)?(?:([0-9]{1,7})m)?(?:([0-9]{1,7})s)?"
 _COLOURS = {"ok": 32, "degraded": 33, "partial": 33, "cancelled": 33, "failing": 31, "failed": 31}
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -36,7 +36,7 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 def names_an_event(text: str) -> bool:
     """Tell whether a text may name an event: its id, or its `ext_id`, both as they stand in web addresses."""
-    return bool(_EVENT_NAME.fullmatch(text))
+    return bool(re.fullmatch(EVENT_NAME, text))
 
 
 def parse_duration(text: str) -> timedelta:

@@ -6,7 +6,7 @@ They are handed the daemon's verbs and know nothing of how these are done.
 import pwd
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -17,10 +17,11 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from syncd.account.status import Status
+from syncd.control.openapi import LINES, TEXT, Event, described, document
 from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.feed.publish import TargetState
 from syncd.model import Doubt, Json, Peer, Progress, Run
-from syncd.text import harmless, names_an_event
+from syncd.text import EVENT_NAME, harmless, names_an_event
 
 B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
@@ -75,18 +76,22 @@ class Verbs(Protocol):
         """Return the Prometheus text."""
 
 
+EventName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{EVENT_NAME}$"})]
+"""An event's id or ext_id; described so, and refused with a sentence of its own."""
+
+
 class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/runs`."""
 
     full: bool = False
-    events: list[str] = field(default_factory=list)
+    events: list[EventName] = field(default_factory=list)
     join: bool = False
 
 
 class AcceptRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/accept`."""
 
-    events: list[str] = field(default_factory=list)
+    events: list[EventName] = field(default_factory=list)
 
 
 class Refusal(Exception):  # an answer, not a fault
@@ -117,6 +122,7 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
             Route("/v1/pause", routes.pause, methods=["POST"]),
             Route("/v1/resume", routes.resume, methods=["POST"]),
             Route("/v1/reload", routes.reload, methods=["POST"]),
+            Route("/v1/openapi.json", routes.openapi),
             Route("/healthz", routes.healthz),
             Route("/metrics", routes.metrics),
         ],
@@ -148,6 +154,7 @@ class _Routes:
         finally:
             self._places += 1
 
+    @described("How syncd fares. From memory: it waits for no run and no database.", answer=Status)
     async def status(self, _request: Request) -> Response:
         return _json(self._verbs.status())
 
@@ -160,6 +167,14 @@ class _Routes:
         )
         return _json(run, status=202)
 
+    @described(
+        "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
+        answer=Run,
+        method="POST",
+        status=202,
+        body=AcceptRequest,
+        refused=(400, 409, 413),
+    )
     async def accept(self, request: Request) -> Response:
         """Answer with the run that marks vanished what is still absent."""
         asked = await _body(request, AcceptRequest)
@@ -169,12 +184,24 @@ class _Routes:
         )
         return _json(run, status=202)
 
+    @described(
+        "What is absent upstream and not believed gone yet.",
+        answer={"doubts": list[Doubt]},
+        refused=(503,),
+    )
     async def doubts(self, _request: Request) -> Response:
         return _json({"doubts": await self._verbs.doubts()})
 
+    @described("The tables of a site that are kept true.", answer={"publish": list[TargetState]})
     async def publish(self, _request: Request) -> Response:
         return _json({"publish": self._verbs.publish()})
 
+    @described(
+        "A run; with `wait` as soon as it has ended or so many seconds are over.",
+        answer=Run,
+        query={"wait": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0}},
+        refused=(400, 404, 503),
+    )
     async def run(self, request: Request) -> Response:
         run = await self._find(request)
         wait_s = _seconds(request, "wait", MAX_WAIT_S)
@@ -183,6 +210,11 @@ class _Routes:
                 await self._verbs.wait(run, wait_s)
         return _json(run)
 
+    @described(
+        "A line of JSON for each step of a run, empty ones as signs of life, and the ended Run last.",
+        media=LINES,
+        refused=(404, 503),
+    )
     async def progress(self, request: Request) -> Response:
         """Answer with a line per step, empty ones as signs of life, and the ended run last."""
         run = await self._find(request)
@@ -196,6 +228,23 @@ class _Routes:
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
+    @described(
+        "The latest runs that ended, newest first.",
+        answer={"runs": list[Run]},
+        query={
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RUNS, "default": 20},
+            "before": {"type": "integer", "minimum": -MAX_ID, "maximum": MAX_ID},
+        },
+        refused=(400, 503),
+    )
+    @described(
+        "Ask for a run, which begins after this request; `join`: the one in progress will do.",
+        answer=Run,
+        method="POST",
+        status=202,
+        body=RunRequest,
+        refused=(400, 409, 413),
+    )
     async def runs(self, request: Request) -> Response:
         """Answer with the latest runs; a POST asks for one."""
         if request.method == "POST":
@@ -206,29 +255,48 @@ class _Routes:
             before = _integer(request, "before", 0, -MAX_ID, MAX_ID)
         return _json({"runs": await self._verbs.runs(limit, before)})
 
+    @described(
+        "The live events; with `all` those that ended or vanished too.",
+        answer={"events": list[Event]},
+        query={"all": {"enum": [0, 1], "default": 0}},
+        refused=(400, 503),
+    )
     async def events(self, request: Request) -> Response:
         wanted = request.query_params.get("all", "0")
         if wanted not in ("0", "1"):
             raise Refusal(400, "bad_request", "all: 0 or 1")
         return _json({"events": await self._verbs.events(ended_too=wanted == "1")})
 
+    @described("Start no more scheduled runs.", answer=Status, method="POST", refused=(503,))
     async def pause(self, _request: Request) -> Response:
         return _json(await self._verbs.pause(paused=True))
 
+    @described("Start scheduled runs again.", answer=Status, method="POST", refused=(503,))
     async def resume(self, _request: Request) -> Response:
         return _json(await self._verbs.pause(paused=False))
 
+    @described("Read the configuration again.", answer=Status, method="POST", refused=(422,))
     async def reload(self, _request: Request) -> Response:
         return _json(await self._verbs.reload())
 
+    @described(
+        "Whether health is ok, for monitors.",
+        media=TEXT,
+        also={503: "It is not; the text says why."},
+    )
     async def healthz(self, _request: Request) -> Response:
         status = self._verbs.status()
         if status.health == "ok":
             return PlainTextResponse("ok\n")
         return PlainTextResponse(f"{status.health}: {status.health_reason}\n", 503)
 
+    @described("The metrics, as Prometheus reads them.", media=TEXT)
     async def metrics(self, _request: Request) -> Response:
         return Response(self._verbs.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @described("This description, as OpenAPI 3.1.", answer=dict[str, Any])
+    async def openapi(self, request: Request) -> Response:
+        return _json(document(request.app.routes))
 
     async def _find(self, request: Request) -> Run:
         try:

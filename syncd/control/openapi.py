@@ -1,0 +1,216 @@
+"""The control API described, as OpenAPI 3.1: made from the routes that there are and from what they give.
+
+Each handler says what it takes and gives by `described`; the records are the schemas. A route without that is
+no route: the document cannot be made, which a test shows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct, inspect
+from starlette.routing import BaseRoute, Route
+
+from syncd import __version__
+from syncd.model import Json, SaleStatus
+
+H = TypeVar("H", bound=Callable[..., Any])
+Method = Literal["GET", "POST"]
+JSON, TEXT, HTML, LINES = "application/json", "text/plain", "text/html", "application/x-ndjson"
+REF = "#/components/schemas/{name}"
+ABOUT = (
+    "The control API of syncd, on its Unix socket: whoever may open that may do all of this. Instants are"
+    " RFC 3339 in UTC, durations are seconds. Later versions may add routes and fields, and take none away."
+)
+REFUSALS = {
+    400: "Something in the request does not fit.",
+    403: "It came from another site's page.",
+    404: "There is no such thing.",
+    409: "Not now: syncd is stopping, or more events are named than one run takes.",
+    413: "The body is too large.",
+    422: "The configuration is bad; the old one stays in force.",
+    503: "The database cannot be read or written now.",
+}
+"""What an error of this status means. All have the one shape."""
+IN_PATH: Mapping[str, Json] = {"id": {"type": "integer", "format": "int64"}}
+"""The schemas of what stands in paths."""
+
+
+class Event(Struct, frozen=True):
+    """An event with its availability, which was read `age_s` ago."""
+
+    id: str
+    ext_id: str | None
+    name: str | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+    place: str | None
+    online: bool | None
+    shop_url: str | None
+    places_total: int | None
+    places_left: int | None
+    unlimited: bool
+    is_full: bool
+    sale_status: SaleStatus
+    availability_at: datetime | None
+    vanished_at: datetime | None
+    age_s: float | None
+
+
+class What(Struct, frozen=True):
+    """What went wrong: a stable word for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Error(Struct, frozen=True):
+    """The answer to a request that was not carried out."""
+
+    error: What
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """What a route does for one method: what it takes, and what it gives."""
+
+    summary: str
+    answer: Any
+    status: int
+    media: str
+    body: type[Struct] | None
+    query: Mapping[str, Json]
+    refused: tuple[int, ...]
+    also: Mapping[int, str]
+
+
+def described(
+    summary: str,
+    *,
+    answer: Any = str,
+    method: Method = "GET",
+    status: int = 200,
+    media: str = JSON,
+    body: type[Struct] | None = None,
+    query: Mapping[str, Json] | None = None,
+    refused: tuple[int, ...] = (),
+    also: Mapping[int, str] | None = None,
+) -> Callable[[H], H]:
+    """Return what notes with a handler what it does for a method.
+
+    `answer` is the type of the answer, or a dict of those of its fields; `query` has the schemas of
+    parameters, `refused` the statuses of errors, `also` other statuses with an answer of the same media type.
+    """
+    operation = Operation(
+        summary=summary,
+        answer=answer,
+        status=status,
+        media=media,
+        body=body,
+        query=query or {},
+        refused=refused,
+        also=also or {},
+    )
+
+    def note(handler: H) -> H:
+        known: dict[str, Operation] = handler.__dict__.setdefault("operations", {})
+        known[method] = operation
+        return handler
+
+    return note
+
+
+def document(routes: Iterable[BaseRoute]) -> Json:
+    """Return the description of these routes. Raises LookupError where one has none."""
+    operations = {
+        (path, method): operation for route in routes for path, method, operation in _operations(route)
+    }
+    schemas = _schemas(operations.values())
+    paths: dict[str, Json] = {}
+    for (path, method), operation in operations.items():
+        paths.setdefault(path, {})[method.lower()] = _described(path, operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "syncd", "version": __version__, "description": ABOUT},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "headers": {"Syncd-Version": {"schema": {"type": "string"}, "required": True}},
+        },
+    }
+
+
+def _operations(route: BaseRoute) -> Iterator[tuple[str, str, Operation]]:
+    assert isinstance(route, Route)  # each is for one path, so that nothing escapes
+    known: Mapping[str, Operation] = getattr(route.endpoint, "operations", {})
+    for method in sorted((route.methods or set()) - {"HEAD"}):
+        if method not in known:
+            raise LookupError(f"{method} {route.path} is not described")
+        yield route.path, method, known[method]
+
+
+def _described(path: str, operation: Operation) -> Json:
+    in_path = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    parameters: list[Json] = [
+        {"name": name, "in": "path", "required": True, "schema": IN_PATH[name]} for name in in_path
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()
+    ]
+    responses = {str(operation.status): _response("Done.", operation.media, _schema(operation.answer))}
+    for status, text in operation.also.items():
+        responses[str(status)] = _response(text, operation.media, _schema(operation.answer))
+    for status in operation.refused:
+        responses[str(status)] = _response(REFUSALS[status], JSON, _schema(Error))
+    found: Json = {"summary": operation.summary, "parameters": parameters, "responses": responses}
+    if operation.body:
+        found["requestBody"] = {"content": {JSON: {"schema": _schema(operation.body)}}}
+    return found
+
+
+def _response(text: str, media: str, schema: Json) -> Json:
+    return {
+        "description": text,
+        "headers": {"Syncd-Version": {"$ref": "#/components/headers/Syncd-Version"}},
+        "content": {media: {"schema": schema}},
+    }
+
+
+def _schema(kind: Any) -> Json:
+    """Return the schema of a type, whose records are among the components, or of a dict of types."""
+    if isinstance(kind, dict):
+        properties = {name: _schema(each) for name, each in kind.items()}
+        return {"type": "object", "properties": properties, "required": [*properties]}
+    ((schema,), _) = msgspec.json.schema_components([kind], ref_template=REF)
+    return schema
+
+
+def _schemas(operations: Iterable[Operation]) -> Json:
+    """Return the schemas of all records. What syncd gives has all of its fields, but for a few records."""
+    given: list[Any] = [Error]
+    taken: list[Any] = []
+    for operation in operations:
+        given += operation.answer.values() if isinstance(operation.answer, dict) else [operation.answer]
+        taken += [operation.body] if operation.body else []
+    _, schemas = msgspec.json.schema_components([*given, *taken], ref_template=REF)
+    whole = {kind.__name__ for each in given for kind in _records(each)}
+    for name, schema in schemas.items():
+        if name in whole:
+            schema["required"] = [*schema["properties"]]
+    return schemas
+
+
+def _records(kind: Any) -> set[type[Struct]]:
+    """Return the records in a type that are always given with all of their fields."""
+    found: set[type[Struct]] = set()
+    todo: list[Any] = [inspect.type_info(kind)]
+    while todo:
+        info = todo.pop()
+        if isinstance(info, inspect.StructType) and info.cls not in found:
+            found.add(info.cls)
+            todo += [field.type for field in info.fields]
+        elif isinstance(info, inspect.UnionType):
+            todo += info.types
+        elif isinstance(info, inspect.ListType):
+            todo.append(info.item_type)
+    return {record for record in found if not record.__struct_config__.omit_defaults}
