@@ -90,7 +90,7 @@ def install_steps(project: Path) -> tuple[list[str], list[str]]:
 
 
 def follow(line: str, project: Path = PROJECT) -> str:
-    """Run a line of README's where it belongs and return what it said; answer as a script does where it asks."""
+    """Run a line of README where it belongs; where it asks, answer as a script. Return what it said."""
     asks = line.startswith("syncd setup") or "/dev/stdin" in line  # the latter in versions up to 0.3
     stdin = f"{KEY}\n" if asks else ""
     if line.startswith("syncd setup"):
