@@ -2,8 +2,6 @@
 
 `load` gives a `Config` of frozen records, one per table, whose field names are the keys. The annotation of
 each field ends in its reader (see `readers.py`), with the limits that it is to hold.
-
-Leans on tomllib for the syntax. Line numbers come from a small scanner of our own: tomllib gives none.
 """
 
 from __future__ import annotations
@@ -11,14 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
-import tomllib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +19,8 @@ from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
 from syncd import readers
-from syncd.errors import ConfigError
 from syncd.model import AttendeeMode, Event, FeedFormat
+from syncd.toml import Problems, parse
 
 
 class Secret:
@@ -155,6 +148,13 @@ class PublishConfig(Struct, frozen=True, kw_only=True):
     database: Annotated[str, readers.other_database] = ""
 
 
+TOLD = (
+    *("event.new", "event.changed", "event.full", "event.reopened", "event.vanished"),
+    *("order.paid", "order.refunded", "run.failed", "run.recovered", "doubt"),
+)
+"""What an endpoint may be told."""
+
+
 class FeedConfig(Struct, frozen=True, kw_only=True):
     """A file that the events are written to for others; with `tags`, those that have one of them alone."""
 
@@ -164,8 +164,25 @@ class FeedConfig(Struct, frozen=True, kw_only=True):
     tags: Annotated[tuple[str, ...], readers.texts] = ()
 
 
+class WebhookConfig(Struct, frozen=True, kw_only=True):
+    """An endpoint that is told what happens; with `events`, of those alone, by id or `ext_id`.
+
+    `private`: it may be at an address of a private network, or of this machine.
+    """
+
+    name: Annotated[str, readers.name]
+    url: Annotated[str, readers.endpoint]
+    secret_file: Annotated[Path | None, readers.path] = None
+    on: Annotated[tuple[str, ...], readers.kinds, *TOLD]
+    events: Annotated[tuple[str, ...], readers.texts] = ()
+    private: Annotated[bool, readers.flag] = False
+
+
 class Config(Struct, frozen=True, kw_only=True):
-    """The whole configuration. `path` is its file, as it was given; `key_from` where the key is."""
+    """The whole configuration. `path` is its file, as it was given; `key_from` where the key is.
+
+    `webhook_secrets`: by the name of an endpoint, what signs what it is told.
+    """
 
     billetweb: BilletwebConfig
     sync: SyncConfig
@@ -179,6 +196,8 @@ class Config(Struct, frozen=True, kw_only=True):
     metrics: MetricsConfig = MetricsConfig()
     publish: tuple[PublishConfig, ...] = ()
     feeds: tuple[FeedConfig, ...] = ()
+    webhooks: tuple[WebhookConfig, ...] = ()
+    webhook_secrets: Mapping[str, tuple[Secret, ...]] = {}
 
 
 _TABLES: Mapping[str, type[Struct]] = {
@@ -190,7 +209,11 @@ _TABLES: Mapping[str, type[Struct]] = {
     "heartbeat": HeartbeatConfig,
     "metrics": MetricsConfig,
 }
-_LISTS: Mapping[str, type[Struct]] = {"publish": PublishConfig, "feeds": FeedConfig}
+_LISTS: Mapping[str, type[Struct]] = {
+    "publish": PublishConfig,
+    "feeds": FeedConfig,
+    "webhooks": WebhookConfig,
+}
 """Those of which there may be several, each written with two brackets."""
 
 
@@ -202,8 +225,8 @@ def load(
     Raises ConfigError with every problem at once; only a file that cannot be read or is not TOML is reported
     alone, for then nothing more is certain. Opens nothing but the file and the credentials.
     """
-    document, lines = _parse(path)
-    problems = _Problems(path, lines)
+    document, lines = parse(path)
+    problems = Problems(path, lines)
     environ = _with_credentials(path, environ)
     tables = _tables(document, problems)
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
@@ -213,105 +236,22 @@ def load(
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
     _complete_publish(lists["publish"], environ, problems)
+    secrets = _find_secrets(lists["webhooks"], path.parent, environ, problems)
     key, key_from = _find_key(values["billetweb"], path, environ, problems)
     problems.raise_any()
     records: dict[str, Any] = {name: record(**values[name]) for name, record in _TABLES.items()}
     many: dict[str, Any] = {name: tuple(_LISTS[name](**row) for row in rows) for name, rows in lists.items()}
-    return Config(**records, **many, key=Secret(key), key_from=key_from, path=path)
-
-
-class _Problems:
-    """The problems found so far, a line of text each."""
-
-    def __init__(self, path: Path, lines: Mapping[tuple[str, ...], int]) -> None:
-        self._path = path
-        self._lines = lines
-        self._found: list[tuple[int, str]] = []
-
-    @contextmanager
-    def of(self, *key: str, outside: str = "") -> Iterator[None]:
-        """Note what is raised inside as a problem of that table or key, or of a source outside the file."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            table = (re.sub(r"\[[0-9]+\]$", "", key[0]),) if key else ()  # of a list written in one value
-            line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
-            place = f"{self._path}:{line}" if line else f"{self._path}"
-            source = outside or f"{place}: {'.'.join(key)}"
-            self._found.append((line or sys.maxsize, f"{source}: {_reason(error)}"))
-
-    def raise_any(self) -> None:
-        """Raise ConfigError if there are problems, in the order of the file's lines."""
-        if self._found:
-            raise ConfigError([_one_line(text) for _, text in sorted(self._found, key=itemgetter(0))])
-
-
-def _parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
-    text = ""
-    try:
-        text = readers.utf8(readers.content(path, 1 << 20))  # the commented sample has 10 KB
-        return tomllib.loads(text), key_lines(text)
-    except (OSError, ValueError, RecursionError) as error:
-        at = re.search(r"at line (\d+)", str(error))
-        line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
-        place = f"{path}:{line}" if line else f"{path}"
-        reason = _unquoted(text, line) or f"cannot be read: {_reason(error)}"
-        raise ConfigError([_one_line(f"{place}: {reason}")]) from None
-
-
-def _unquoted(text: str, line: int) -> str:
-    """Return what to say where a line fails for want of quotes, "" otherwise. The value may be a secret."""
-    row = text.split("\n")[line - 1] if text and line else ""
-    found = re.match(r"""\s*([\w.-]+)\s*=\s*[^\s"'\[{#=]""", row)
-    return f'{found[1]}: text must stand in quotes, as in {found[1]} = "…"' if found else ""
-
-
-def key_lines(text: str) -> dict[tuple[str, ...], int]:
-    """Return the line of each table and each key in valid TOML, by letting tomllib read single statements."""
-    lines: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    counts: Counter[str] = Counter()
-    statement, start = "", 1
-    for number, row in enumerate(text.split("\n"), 1):
-        statement += row + "\n"
-        is_header = statement.lstrip().startswith("[")
-        with suppress(tomllib.TOMLDecodeError):  # raised while a value goes on in the next line
-            found = tomllib.loads(statement)
-            if is_header:  # for what is said of a whole list
-                lines.setdefault((next(iter(found)),), start)
-            for path in _paths(_numbered(found, counts) if is_header else found, () if is_header else table):
-                lines.setdefault(path, start)
-                table = path if is_header else table
-            statement, start = "", number + 1
-    return lines
-
-
-def _numbered(header: dict[str, object], counts: Counter[str]) -> dict[str, object]:
-    """Return a header that is one of a list's tables, or inside one, with the number of that: from 1."""
-    ((name, value),) = header.items()
-    if isinstance(value, list):
-        counts[name] += 1
-        value = value[0]
-    return {f"{name}[{counts[name]}]" if counts[name] else name: value}
-
-
-def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for name, value in found.items():
-        yield (*table, name)
-        if isinstance(value, dict):
-            yield from ((*table, name, inner) for inner in value)
+    return Config(**records, **many, webhook_secrets=secrets, key=Secret(key), key_from=key_from, path=path)
 
 
 _WHERE_KEYS_GO = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
 
 
-def _tables(document: dict[str, object], problems: _Problems) -> dict[str, dict[str, object]]:
+def _tables(document: dict[str, object], problems: Problems) -> dict[str, dict[str, object]]:
     """Return the known tables, empty where absent or refused."""
     tables: dict[str, dict[str, object]] = {name: {} for name in _TABLES}
     for name, value in document.items():
         with problems.of(name):
-            if name == "webhooks":
-                raise ValueError("not supported by this version of syncd yet")
             if name in _LISTS:
                 continue
             if name not in _TABLES:
@@ -322,7 +262,7 @@ def _tables(document: dict[str, object], problems: _Problems) -> dict[str, dict[
     return tables
 
 
-def _read_list(name: str, tables: object, problems: _Problems) -> list[dict[str, Any]]:
+def _read_list(name: str, tables: object, problems: Problems) -> list[dict[str, Any]]:
     """Return the values of each record of a list, as far as they are good."""
     found: list[dict[str, Any]] = []
     with problems.of(name):
@@ -338,7 +278,7 @@ def _read_list(name: str, tables: object, problems: _Problems) -> list[dict[str,
 
 
 def _read_table(
-    name: str, record: type[Struct], table: dict[str, object], problems: _Problems
+    name: str, record: type[Struct], table: dict[str, object], problems: Problems
 ) -> dict[str, Any]:
     """Return the values of one record with the defaults filled in; refused ones are left out."""
     known = {field.name: field for field in fields(record)}
@@ -362,12 +302,14 @@ def _unknown(name: str, table: str, known: Iterable[str]) -> str:
         return "unknown"
     if table.startswith("publish"):
         return 'no password is read from here: put the whole URL into the systemd credential "publish-NAME"'
+    if table.startswith("webhooks"):
+        return 'no secret is read from here: use secret_file, or the systemd credential "webhook-NAME"'
     if table == "database":
         return 'no password is read from here: put the whole URL into the systemd credential "database-url"'
     return f"no key is read from here: {_WHERE_KEYS_GO}"
 
 
-def _check_times(sync: dict[str, Any], minimum_interval: timedelta, problems: _Problems) -> None:
+def _check_times(sync: dict[str, Any], minimum_interval: timedelta, problems: Problems) -> None:
     interval, jitter = sync.get("interval"), sync.get("jitter", timedelta(0))
     if interval is None:
         return
@@ -380,7 +322,7 @@ def _check_times(sync: dict[str, Any], minimum_interval: timedelta, problems: _P
             raise ValueError("must be at most half of sync.interval")
 
 
-def _check_paths(feeds: Iterable[dict[str, Any]], problems: _Problems) -> None:
+def _check_paths(feeds: Iterable[dict[str, Any]], problems: Problems) -> None:
     """Refuse a second feed in the place of another, which each would overwrite after every run."""
     seen: set[Path] = set()
     for number, feed in enumerate(feeds, 1):
@@ -391,7 +333,7 @@ def _check_paths(feeds: Iterable[dict[str, Any]], problems: _Problems) -> None:
 
 
 def _take_user(
-    values: dict[str, Any], table: dict[str, object], environ: Mapping[str, str], problems: _Problems
+    values: dict[str, Any], table: dict[str, object], environ: Mapping[str, str], problems: Problems
 ) -> None:
     if "BILLETWEB_USER" in environ:
         with problems.of(outside="$BILLETWEB_USER"):
@@ -401,13 +343,13 @@ def _take_user(
             raise ValueError("missing: `syncd setup` asks for it; or write the account number here")
 
 
-def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems: _Problems) -> None:
+def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems: Problems) -> None:
     if credential := readers.credential("database-url", environ):
         with problems.of(outside='credential "database-url"'):
             values["url"] = readers.database(readers.short_text(credential))
 
 
-def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], problems: _Problems) -> None:
+def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], problems: Problems) -> None:
     """Give each target its name and what its credential says; no two have one name."""
     names: set[str] = set()
     for number, values in enumerate(rows, 1):
@@ -425,8 +367,36 @@ def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], pr
                     values["database"] = readers.other_database(readers.short_text(credential))
 
 
+def _find_secrets(
+    rows: list[dict[str, Any]], folder: Path, environ: Mapping[str, str], problems: Problems
+) -> dict[str, tuple[Secret, ...]]:
+    """Return what signs for each endpoint, by its name: of its credential, else of its file."""
+    found: dict[str, tuple[Secret, ...]] = {}
+    for number, name in ((number, row["name"]) for number, row in enumerate(rows, 1) if "name" in row):
+        table, file = f"webhooks[{number}]", rows[number - 1].get("secret_file")
+        with problems.of(table, "name"):
+            if name in found:
+                raise ValueError(f'"{name}" is another one\'s name already')
+            found[name] = ()
+            if credential := readers.credential(f"webhook-{name}", environ):
+                with problems.of(outside=f'credential "webhook-{name}"'):
+                    found[name] = _secrets(credential)
+            elif file:
+                with problems.of(table, "secret_file"):
+                    found[name] = _secrets(folder / file, private=True)
+            elif "secret_file" in rows[number - 1]:  # otherwise it was refused, and noted, already
+                raise ValueError(
+                    f'no secret: give the systemd credential "webhook-{name}", or use webhooks.secret_file'
+                )
+    return found
+
+
+def _secrets(path: Path, *, private: bool = False) -> tuple[Secret, ...]:
+    return tuple(map(Secret, readers.signing_secrets(readers.short_text(path, private=private))))
+
+
 def _find_key(
-    values: dict[str, Any], path: Path, environ: Mapping[str, str], problems: _Problems
+    values: dict[str, Any], path: Path, environ: Mapping[str, str], problems: Problems
 ) -> tuple[str, str]:
     """Return the API key from the first place that has one, and that place; "" where that was noted."""
     user = values.get("user")
@@ -463,12 +433,3 @@ def _where_the_key_goes(path: Path) -> str:
     is_closed = os.path.lexists(folder) and not os.access(folder, os.X_OK)
     hint = f"; this user may not look into {folder}" if is_closed else ""
     return f"`syncd setup` writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong, without the path that OSError adds: the key may stand there by mistake."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

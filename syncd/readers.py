@@ -198,6 +198,49 @@ def web_address(value: object) -> str:
     return parts[0].rstrip("/")
 
 
+def endpoint(value: object) -> str:
+    """Return a web address that is sent to as it stands, with its query. Not shown when refused, as above."""
+    address, _, query = text(value).partition("?")
+    web_address(address)
+    if not re.fullmatch(r"[a-z0-9_.~!$&'()*+,;=:@%/?-]*", query, re.IGNORECASE | re.ASCII):
+        raise ValueError("has characters in its query that are written with % and two digits there")
+    return text(value)
+
+
+def kinds(value: object, *allowed: str) -> tuple[str, ...]:
+    """Return some of the words that are allowed, each once."""
+    if not isinstance(value, list) or not value:
+        raise must(f"be a list of some of {', '.join(allowed)}", value)
+    for word in value:
+        if not isinstance(word, str) or word not in allowed:
+            near = get_close_matches(word, allowed, n=1, cutoff=0.6) if isinstance(word, str) else []
+            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(allowed)}"
+            raise ValueError(f"{_shown(word)} is nothing that is told: {hint}")
+    return tuple(dict.fromkeys(value))
+
+
+def signing_secrets(text: str) -> list[str]:
+    """Return the secrets that sign webhooks, one a line, at most two. Nothing of them is shown when refused.
+
+    Their form is that of the Standard Webhooks specification: 24 to 64 bytes in Base64 behind `whsec_`.
+    """
+    secrets = text.split()
+    if not 1 <= len(secrets) <= 2:  # noqa: PLR2004 - the one in use, and one that comes or goes
+        raise ValueError("must hold one secret, or two while it is changed, each on its line")
+    for secret in secrets:
+        coded = secret.removeprefix("whsec_")
+        try:
+            length = len(base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True))
+        except ValueError:
+            length = 0
+        if coded == secret or not 24 <= length <= 64:  # noqa: PLR2004 - see above
+            raise ValueError(
+                'holds no secret of the form "whsec_" and 24 to 64 bytes in Base64:'
+                " `printf whsec_; head -c 32 /dev/urandom | base64` makes one"
+            )
+    return secrets
+
+
 _POSTGRESQL = re.compile(
     r"postgresql(?:\+psycopg)?://"
     r"(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"

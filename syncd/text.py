@@ -243,6 +243,39 @@ def _to_look_at(target: Json) -> list[str]:
     return lines + [f"{name}: {plain(warning)}" for warning in target["warnings"]]
 
 
+def webhooks_table(answer: Json, now: datetime) -> str:
+    """Return a table of the endpoints that the control API shows, and one of what waits for them."""
+    endpoints = [
+        (
+            each["name"],
+            each["host"],
+            each["pending"],
+            each["parked"],
+            moment(each["last_delivered_at"], now),
+            "gone (410)" if each["gone"] else each["last_error"],
+        )
+        for each in answer["endpoints"]
+    ]
+    if not endpoints:
+        return "Nobody is told: there is no [[webhooks]] in the configuration."
+    shown = table(("endpoint", "host", "waiting", "parked", "last delivered", "last error"), endpoints)
+    rows = [
+        (
+            each["id"],
+            each["endpoint"],
+            each["type"],
+            each["event_id"],
+            local_time(each["created_at"]),
+            each["attempts"],
+            "parked" if each["state"] == "parked" else f"next {moment(each['next_at'], now)}",
+            each["error"],
+        )
+        for each in answer["deliveries"]
+    ]
+    headers = ("delivery", "endpoint", "type", "event", "since", "tried", "state", "last error")
+    return f"{shown}\n\n{table(headers, rows)}" if rows else shown
+
+
 def run_summary(run: Json) -> str:
     """Return a few lines on a Run: what came of it, why it ran, what changed, and a line for each error."""
     if run["state"] != "done":
@@ -276,6 +309,7 @@ def status_panel(status: Json, now: datetime) -> str:
         "doubts": _doubts(status),
         "publish": _publish(status),
         "feeds": _feeds(status),
+        "webhooks": _webhooks(status),
         "last error": plain(status["last_error"] or ""),
         "slots": _slots(status),
         "database": plain(status["database"]),
@@ -349,6 +383,16 @@ def _feeds(status: Json) -> str:
     if not feeds["failing"]:
         return ""
     return f"{feeds['failing']} of {feeds['files']} not written: {plain(feeds['error'])}"
+
+
+def _webhooks(status: Json) -> str:
+    """Return what waits for endpoints, "" where there is none, or where the daemon is an older one."""
+    told = status.get("webhooks") or {"endpoints": 0}
+    if not told["endpoints"]:
+        return ""
+    waits = f", {told['pending']} waiting" if told["pending"] else ""
+    parked = f", {told['parked']} parked: see `syncctl webhooks`" if told["parked"] else ""
+    return f"{count(told['endpoints'], 'endpoint')}{waits}{parked}"
 
 
 def _scope(doubt: Json) -> str:

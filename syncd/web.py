@@ -26,15 +26,17 @@ PROXIES = ("http", "https", "all")
 PORTS = range(1, 65_536)  # TCP has no others
 
 
-def client(url: str, **options: Any) -> httpx.AsyncClient:
+def client(url: str, *, direct: bool = False, **options: Any) -> httpx.AsyncClient:
     """Return a client for one address. Raises ConfigError where the environment cannot be used for it.
+
+    A direct one uses no proxy, whatever the environment says.
 
     It reads certificates, which takes its time, follows no redirect, and keeps no cookie: in a client that
     never ends they would only pile up.
     """
-    if found := problems([url]):
+    if found := problems([] if direct else [url], direct=[url] if direct else []):
         raise ConfigError(found)
-    _, proxy = _proxy_for(httpx.URL(url)) or ("", None)
+    _, proxy = (None if direct else _proxy_for(httpx.URL(url))) or ("", None)
     try:
         context = _context(url)
     except OSError as error:  # what was there a moment ago
@@ -49,15 +51,18 @@ def client(url: str, **options: Any) -> httpx.AsyncClient:
     )
 
 
-def problems(urls: Iterable[str]) -> list[str]:
-    """Return what of the environment cannot be used for these addresses: each variable, with the reason."""
+def problems(urls: Iterable[str], *, direct: Iterable[str] = ()) -> list[str]:
+    """Return what of the environment cannot be used for these addresses: each variable, with the reason.
+
+    Those that are `direct` go through no proxy.
+    """
     parsed = [httpx.URL(url) for url in urls]
     found: list[str] = []
     if any(_goes_out(url) for url in parsed):
         found += _proxy_problems()
     if not found:  # else the proxy's own scheme is not known
         found += {problem for url in parsed for problem in _socks_problems(url)}
-    if any(url.scheme == "https" for url in parsed):
+    if any(url.scheme == "https" for url in [*parsed, *map(httpx.URL, direct)]):
         found += _certificate_problems()
     return found
 

@@ -14,7 +14,7 @@ import syncd
 
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
-    *("__init__", "errors", "model", "text", "clock", "threads", "web", "readers", "config"),
+    *("__init__", "errors", "model", "text", "clock", "threads", "web", "readers", "toml", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
 )
@@ -23,6 +23,7 @@ FLOOR = {"errors", "model", "text", "clock", "threads", "config"}
 ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threads")} | {
     "web": {"errors"},
     "readers": {"text"},
+    "toml": {"errors", "readers"},
     "mirror": {"model"},
     "ctl": {"__init__", "text"},
 }
@@ -35,7 +36,8 @@ BORDERS = {
     "prometheus_client": {"control.metrics"},
     "alembic": {"database.engine"},
     "icalendar": {"feed.rendering"},
-    "httpx": {"billetweb.client", "feed.heartbeat", "web"},
+    "httpx": {"billetweb.client", "feed.heartbeat", "feed.webhooks", "web"},
+    "standardwebhooks": {"feed.webhooks"},
 }
 """Who knows each large library; of SQLAlchemy, who knows more than a connection's type."""
 HANDED_ON = {"sqlalchemy.Connection"}

@@ -19,7 +19,7 @@ from syncd.run.report import NEXT
 PACKAGE = Path(syncd.__file__).parent
 CATALOG = (PACKAGE.parent / "systemd/syncd.catalog").read_text("utf-8")
 ENTRIES = dict(re.findall(r"^# (\S+)\n-- ([0-9a-f]{32})$", CATALOG, re.MULTILINE))
-NEVER_LOGGED = {"billetweb", "stopping", "too_many_events"}
+NEVER_LOGGED = {"billetweb", "stopping", "too_many_events", "unknown_delivery"}
 """Kinds of a class that only others derive from, and of answers on the socket."""
 
 

@@ -19,9 +19,13 @@ from syncd.errors import ConfigError
 SAMPLE = Path(__file__).parent.parent / "config.toml"
 CANARY = "c0ffee5ecre7c0ffee5ecre7"
 CREDENTIALS = {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": CANARY}
+NO_SECRET = 'no secret: give the systemd credential "webhook-NAME", or use webhooks.secret_file'
 PLACES = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
-LISTS = ["publish", "feeds"]
-TABLES = [name for name in Config.__struct_fields__ if name not in ("key", "key_from", "path", *LISTS)]
+LISTS = ["publish", "feeds", "webhooks"]
+NOT_IN_IT = ("key", "key_from", "path", "webhook_secrets")
+TABLES = [name for name in Config.__struct_fields__ if name not in (*NOT_IN_IT, *LISTS)]
+SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+OTHER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PUBLISH = """
 [[publish]]
 table = "Formation"
@@ -106,13 +110,17 @@ def test_key_is_missing_in_the_sample_or_only_there() -> None:
     assert sample_keys(r"# (\w+) = ") == record_keys(with_default=False)
 
 
-def test_commented_keys_of_the_sample_are_refused_when_used(write: Write) -> None:
+def test_commented_keys_of_the_sample_are_refused_when_used(write: Write, tmp_path: Path) -> None:
     """With its comment signs taken away each example value is accepted."""
+    environ = CREDENTIALS | credential(tmp_path, "webhook-site", SECRET)
     path = write(re.sub(r"(?m)^# (\w+ = |\[\[)", r"\1", SAMPLE.read_text(encoding="utf-8")))
-    assert None not in {read(path, key) for key in record_keys(with_default=False)}
-    (target,) = load(path, CREDENTIALS).publish
+    assert None not in {read(path, key, environ) for key in record_keys(with_default=False)}
+    (target,) = load(path, environ).publish
     assert {field for field in target.__struct_fields__ if getattr(target, field) in (None, "")} == set()
-    assert load(path, CREDENTIALS).feeds
+    assert load(path, environ).feeds
+    (endpoint,) = load(path, environ).webhooks
+    assert endpoint.secret_file
+    assert not endpoint.private
 
 
 # Problems and their places
@@ -147,7 +155,12 @@ name = "other"
         "config.toml:7: surprise: unknown",
         "config.toml:9: publish[1].match: missing",
         "config.toml:9: publish[1].set: missing",
-        "config.toml:11: webhooks: not supported by this version of syncd yet",
+        "config.toml:11: webhooks[1].url: missing",
+        "config.toml:11: webhooks[1].on: missing",
+        f"config.toml:12: webhooks[1].name: {NO_SECRET}".replace("NAME", "site"),
+        "config.toml:13: webhooks[2].url: missing",
+        "config.toml:13: webhooks[2].on: missing",
+        f"config.toml:14: webhooks[2].name: {NO_SECRET}".replace("NAME", "other"),
         f"API key: missing: `syncd setup` writes it into credentials/billetweb-key; or {PLACES}",
     ]
 
@@ -256,6 +269,97 @@ def test_two_feeds_overwrite_each_other(write: Write) -> None:
     assert problems(write("".join([*feeds, feeds[0]]))) == [
         "config.toml:8: feeds[3].path: is the path of another feed too"
     ]
+
+
+WEBHOOK = """
+[[webhooks]]
+name = "site"
+url = "https://example.org/api/hook/?token=x"
+secret_file = "secret"
+on = ["event.full", "event.full", "doubt"]
+"""
+
+
+def test_endpoint_arrives_changed(write: Write, tmp_path: Path) -> None:
+    """An endpoint arrives with its address to the letter, and with its secrets, the credential's first."""
+    path = write(WEBHOOK)
+    (tmp_path / "secret").write_text(f"{SECRET}\n{OTHER_SECRET}\n")
+    (tmp_path / "secret").chmod(0o640)
+    config = load(path, CREDENTIALS)
+    (endpoint,) = config.webhooks
+    assert (endpoint.url, endpoint.on) == ("https://example.org/api/hook/?token=x", ("event.full", "doubt"))
+    assert (endpoint.events, endpoint.private) == ((), False)
+    assert config.webhook_secrets == {"site": (Secret(SECRET), Secret(OTHER_SECRET))}
+    assert SECRET not in repr(config)
+    environ = CREDENTIALS | credential(tmp_path, "webhook-site", OTHER_SECRET)
+    assert load(path, environ).webhook_secrets == {"site": (Secret(OTHER_SECRET),)}
+
+
+def test_two_endpoints_share_a_name(write: Write, tmp_path: Path) -> None:
+    """A second endpoint of the same name is refused: it would have the first one's deliveries."""
+    environ = CREDENTIALS | credential(tmp_path, "webhook-site", SECRET)
+    assert problems(write(WEBHOOK * 2), environ) == [
+        'config.toml:9: webhooks[2].name: "site" is another one\'s name already'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("url = 'http://example.org/hook'", "plain http is only for this machine"),
+        ("url = 'https://user:pass@example.org/hook'", "without user, password"),
+        ("url = 'https://example.org/hook?a b'", "has characters in its query"),
+        ("url = 'https://example.org/hook#part'", "without user, password"),
+        ("name = '../x'", "must be of letters"),
+        ("on = []", "must be a list of some of event.new"),
+        ("on = 'event.full'", "must be a list of some of event.new"),
+        ("on = ['event.ful']", '"event.ful" is nothing that is told: did you mean "event.full"?'),
+        ("on = [['doubt']]", "a list is nothing that is told"),
+        ("events = 'e1'", "must be a list of texts"),
+        ("private = 1", "must be true or false"),
+        ("secret = 'x'", "no secret is read from here"),
+    ],
+)
+def test_endpoint_that_can_never_be_told_is_taken(write: Write, tmp_path: Path, line: str, what: str) -> None:
+    """What no endpoint can be is refused with its key, and alone."""
+    key = line.partition(" ")[0]
+    environ = CREDENTIALS | credential(tmp_path, "webhook-site", SECRET)
+    kept = [one for one in WEBHOOK.splitlines() if not one.startswith(f"{key} ")]
+    [problem] = problems(write("\n".join([*kept, line])), environ)
+    assert f": webhooks[1].{key}: " in problem
+    assert what in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("short", "whsec_", "whsec_AAAA", "C2FVsBQIhrscChlQIMV+b5sSYspob7oD", f"{SECRET}!", f"x{SECRET}"),
+        *(f"{SECRET}\n{SECRET}\n{OTHER_SECRET}", "whsec_" + "A" * 88, SECRET.replace("V", "é")),
+    ],
+)
+def test_secret_that_signs_nothing_is_taken(write: Write, tmp_path: Path, text: str) -> None:
+    """What is no secret of the specification is refused, from either place, and not shown."""
+    path = write(WEBHOOK)
+    (tmp_path / "secret").write_text(text)
+    (tmp_path / "secret").chmod(0o640)
+    environ = CREDENTIALS | credential(tmp_path, "webhook-site", text)
+    for found, where in (
+        (problems(path), "webhooks[1].secret_file"),
+        (problems(path, environ), '"webhook-site"'),
+    ):
+        [problem] = found
+        assert where in problem
+        assert text[6:] not in problem or not text[6:]
+
+
+def test_secret_that_everybody_can_read_is_taken(write: Write, tmp_path: Path) -> None:
+    """A file that every user may open is refused, and so is one that is not there."""
+    path = write(WEBHOOK)
+    assert problems(path) == ["config.toml:5: webhooks[1].secret_file: No such file or directory"]
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").chmod(0o644)
+    [problem] = problems(path)
+    assert "every user of this machine" in problem
 
 
 def test_problem_is_shown_on_another_line(write: Write) -> None:

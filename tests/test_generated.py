@@ -157,6 +157,10 @@ def test_example_looks_like_default() -> None:
         *((key.name, "required" if key.required else "no default") for key in fields(config.PublishConfig)),
         ("path", "required"),
         ("format", "required"),
+        ("name", "required"),
+        ("url", "required"),
+        ("secret_file", "no default"),
+        ("on", "required"),
     ]
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from loguru import logger
+from sqlalchemy import Connection
 
-from syncd.account import record
+from syncd.account import record, upkeep
 from syncd.account.record import Ended
 from syncd.account.schedule import Schedule
 from syncd.account.status import Facts, State, Status, budget_status, feeds_status, last_error
@@ -21,27 +22,27 @@ from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
 from syncd.config import Config
-from syncd.database import absences, attendees, changes, rows, state
+from syncd.database import absences, deliveries, rows, state
 from syncd.database import runs as runs_on_record
+from syncd.database.deliveries import Delivery
 from syncd.database.engine import Database, masked, outdated
-from syncd.database.rows import Places
+from syncd.database.rows import Places, Writing
 from syncd.errors import RunCancelled, StoreError
 from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
-from syncd.model import AttendeeMode, Doubt, Json, Peer, Quiet, Run, RunError
+from syncd.feed.webhooks import Webhooks
+from syncd.mirror.diff import Change
+from syncd.model import Doubt, Json, Peer, Quiet, Run, RunError
 from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
 from syncd.run.runner import Runner
 from syncd.run.work import Work
-from syncd.text import format_duration
 from syncd.threads import Background, in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
 """So many ended runs wait for a database that does not answer: a day of them, and little memory."""
 ANSWER_WITHIN_S = 2.0
 """So long whoever asks for a run waits for its lasting id, where another program holds the database up."""
-PRUNE_S = 1.0
-"""So long may old changes be removed after a run; less than a stop may take. The next reading goes on."""
 
 
 def _unheard(_run: Run) -> None:
@@ -71,6 +72,7 @@ class Account:
         self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
         self.publishing = Publishing(config)
         self.feeds = Feeds()
+        self.webhooks = Webhooks(config, self.database, self.clock)
         self.paused = False
         self.runner = Runner(
             self._work,
@@ -112,7 +114,9 @@ class Account:
     async def _open(self) -> None:
         await in_thread(self.database.open)
         try:
-            past = await self.database.write(record.look_back, self.clock.now(), self._live_since())
+            tell = self.webhooks.outbox.ended
+            now, since = self.clock.now(), self._live_since()
+            past = await self.database.write(record.look_back, now, since, tell=tell)
             places = await self._places()
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
                 await self._remember_pause(paused=self.paused)
@@ -161,11 +165,14 @@ class Account:
         sync = self.config.sync
         self.schedule.start(sync.interval, sync.jitter, self._first_slot())
         self._background.start(self.publishing.examine(self.database))
+        self.webhooks.start()
+        self._background.start(self.webhooks.refresh())
         if sync.run_on_start and not self.paused and not self.runner.is_stopping:
             self.runner.request("startup")
 
     async def close(self) -> None:
         """Close the connections and the database."""
+        await self.webhooks.stop()
         await self.client.aclose()
         await in_thread(self.database.close)
 
@@ -178,6 +185,8 @@ class Account:
         self.config = config
         self.publishing.configure(config)
         self._background.start(self.publishing.examine(self.database))
+        self.webhooks.configure(config)
+        self._background.start(self.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout
         self.schedule.change(config.sync.interval, config.sync.jitter)
         self._limiter.per_minute = config.billetweb.requests_per_minute
@@ -249,6 +258,11 @@ class Account:
         await self.open()
         return await self.database.read(absences.doubts, self.clock.now(), self.config.sync.full_every)
 
+    async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
+        """Return the latest deliveries to webhooks that wait or are parked, newest first; or of all."""
+        await self.open()
+        return await self.database.read(deliveries.latest, limit, delivered_too=delivered_too)
+
     async def pause(self, *, paused: bool) -> None:
         """Pause or resume scheduled runs; raises where that could not be remembered."""
         await self.open()
@@ -289,6 +303,7 @@ class Account:
             events_unread=facts.events_unread,
             doubts=facts.doubts,
             publish=self.publishing.status(),
+            webhooks=self.webhooks.status(),
             feeds=feeds_status(self.config.feeds, self.feeds),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
@@ -349,34 +364,21 @@ class Account:
             clock=self.clock,
             report=report,
             full_asked=full_asked,
-            follow=self.publishing.follow,
+            follow=self._follow,
+            doubted=self.webhooks.outbox.doubted,
         )
-        await self._retain(config.sync.attendees)
+        await upkeep.retain(self.database, config.sync.attendees, self.clock.now())
         await execute(self._at_work)
         self.database.prove()  # it may be gone since the last thing was written
 
+    def _follow(self, connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
+        self.publishing.follow(connection, writing, some)
+        self.webhooks.outbox.follow(connection, writing, some)
+
     def _advanced(self, run: Run) -> None:
         self.runner.advance(run)
+        self.webhooks.wake()
         self._on_progress(run)
-
-    async def _retain(self, mode: AttendeeMode) -> None:
-        """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too."""
-        if not await self.database.read(attendees.must_erase, mode):
-            return
-        erased = await self.database.write(attendees.retain, mode, self.clock.now())
-        if erased:
-            what = "all that was mirrored" if mode == "none" else "the personal data"
-            log = logger.bind(event="attendees.erased", erased=erased)
-            log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
-        if not await self.database.read(state.get, state.TRACES, bool):
-            return
-        if await in_thread(self.database.checkpoint):
-            await self.database.write(state.put, state.TRACES, None)
-        else:
-            logger.bind(event="attendees.traces").warning(
-                "what was erased of attendees is still in the write-ahead log, for another program is reading"
-                " the database; the next run tries again"
-            )
 
     async def _conclude(self, run: Run, error: RunError | None) -> None:
         """Put a run's end on record, count it and tell of it. Raises nothing."""
@@ -395,6 +397,7 @@ class Account:
             )
         if self.database.is_open and run.outcome != "cancelled":
             await self.publishing.settle(self.database, self.clock.now())
+        await self.webhooks.refresh()
         await self.feeds.follow(self.config.feeds, self.database, self.clock.now())
         if work and work.client is not self.client:
             await work.client.aclose()
@@ -406,7 +409,12 @@ class Account:
             ended, facts = self._unrecorded[0], self.facts
             async with self._recording:
                 ended.run.id, readings = await self.database.write(
-                    record.finish, ended, self.clock.now(), self._live_since(), facts.last_full_at
+                    record.finish,
+                    ended,
+                    self.clock.now(),
+                    self._live_since(),
+                    facts.last_full_at,
+                    tell=self.webhooks.outbox.ended,
                 )
             self._unrecorded.popleft()
             facts.last_full_at = readings.ended_at
@@ -420,30 +428,12 @@ class Account:
         self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
         self.facts.places = await self._places()
         if before_at and self.facts.last_full_at != before_at:
-            await self._prune(before_at)
+            await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
 
     async def _places(self) -> list[Places]:
         """Return the places of each live event, as far as the metrics are to tell them."""
         most = self.config.metrics.events
         return await self.database.read(rows.places, self._live_since(), most) if most else []
-
-    async def _prune(self, before_at: datetime) -> None:
-        """Remove changes that are too old, after a whole reading that had one before it."""
-        keep, deadline_s, removed = self.config.sync.keep_changes, self.clock.running_s() + PRUNE_S, 0
-        try:
-            doomed = await self.database.read(changes.old, keep, self.clock.now(), before_at)
-            count = changes.PRUNED_AT_ONCE
-            while count == changes.PRUNED_AT_ONCE and self.clock.running_s() < deadline_s:
-                count = await self.database.write(changes.prune, doomed)
-                removed += count
-        except StoreError as error:
-            logger.bind(event="error.database").warning(
-                "old changes could not be removed: {}; tried again after the next whole reading", error
-            )
-        if removed:
-            old = format_duration(keep.total_seconds())
-            log = logger.bind(event="changes.pruned", removed=removed)
-            log.info("{} changes older than {} removed from the log of changes", removed, old)
 
     def _live_since(self) -> datetime:
         return self.clock.now() - self.config.sync.keep_past

@@ -1,5 +1,6 @@
 """What an account's database says of the past when it is opened, and what a run's end adds to that."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 from msgspec import Struct, structs
@@ -15,6 +16,12 @@ from syncd.model import Quiet, Run
 from syncd.run.report import Report
 
 GOOD = ("ok", "partial")
+Tell = Callable[[Connection, Run, str | None, datetime], None]
+"""Told of a run's end, and how the one before it ended."""
+
+
+def tell_nobody(_connection: Connection, _run: Run, _before: str | None, _at: datetime) -> None:
+    """Let nobody know."""
 
 
 class Past(Struct, frozen=True):
@@ -42,9 +49,12 @@ class Ended(Struct, frozen=True):
         return self.report.pace if self.report else None
 
 
-def look_back(connection: Connection, now: datetime, live_since: datetime) -> Past:
-    """Return what is on record; what an earlier process left unfinished is closed."""
-    runs.close_interrupted(connection, now)
+def look_back(
+    connection: Connection, now: datetime, live_since: datetime, *, tell: Tell = tell_nobody
+) -> Past:
+    """Return what is on record; what an earlier process left unfinished is closed, and told of."""
+    for run in runs.close_interrupted(connection, now):
+        tell(connection, run, runs.outcome_before(connection, run), now)
     return Past(
         history=runs.history(connection, now),
         figures=rows.figures(connection, live_since),
@@ -72,11 +82,22 @@ def take_stock(connection: Connection, live_since: datetime) -> tuple[Figures, i
 
 
 def finish(
-    connection: Connection, ended: Ended, now: datetime, live_since: datetime, last_full_at: datetime | None
+    connection: Connection,
+    ended: Ended,
+    now: datetime,
+    live_since: datetime,
+    last_full_at: datetime | None,
+    *,
+    tell: Tell = tell_nobody,
 ) -> tuple[int, Readings]:
-    """Put a run's end on record; return its id, and where the readings of the whole account stand then."""
+    """Put a run's end on record; return its id, and where the readings of the whole account stand then.
+
+    `tell` puts on record, in the same transaction, whom it is told.
+    """
     run, report, pace = ended.run, ended.report, ended.pace
+    before = runs.outcome_before(connection, run)
     run_id = runs.put(connection, run)
+    tell(connection, structs.replace(run, id=run_id), before, now)
     if report:
         rows.set_read_at(connection, report.read_at, now)
         state.note_tries(connection, report.tries)

@@ -13,6 +13,7 @@ from syncd.config import FeedConfig
 from syncd.database.rows import Figures, Places
 from syncd.feed.files import Feeds
 from syncd.feed.publish import PublishStatus
+from syncd.feed.webhooks import WebhooksStatus
 from syncd.mirror.agenda import Increment, Pace
 from syncd.model import UNKNOWN_EVENT, Outcome, Run
 
@@ -82,6 +83,7 @@ class Status(Struct, kw_only=True):
     doubts: int
     publish: PublishStatus = PublishStatus()
     feeds: FeedsStatus = FeedsStatus()
+    webhooks: WebhooksStatus = WebhooksStatus()
     budget: BudgetStatus | None
     slots_skipped: dict[str, int]
     slots_missed: int

@@ -81,8 +81,8 @@ def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime
     return failure
 
 
-def retry_after_s(header: str | None, *, now: datetime) -> float | None:
-    """Give the seconds that a Retry-After header asks to wait, within 1 s and 1 h; None if it is unusable.
+def retry_after_s(header: str | None, *, now: datetime, most_s: float = RETRY_AFTER_MAX_S) -> float | None:
+    """Give the seconds that a Retry-After header asks to wait, within 1 s and `most_s`; None if unusable.
 
     Both forms of RFC 9110 §10.2.3 are read: seconds, and an HTTP date, compared with `now` (aware).
     """
@@ -95,7 +95,7 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
         except (ValueError, TypeError, IndexError, OverflowError):
             return None
         wait_s = (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()
-    return min(max(wait_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
+    return min(max(wait_s, RETRY_AFTER_MIN_S), most_s)
 
 
 def ahead(date: str | None, *, now: datetime) -> timedelta:

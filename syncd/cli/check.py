@@ -12,7 +12,7 @@ from syncd.config import Config
 from syncd.control.server import socket_obstacle
 from syncd.database import engine
 from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
-from syncd.feed import files, publish
+from syncd.feed import files, publish, webhooks
 
 
 class Checked(Struct):
@@ -46,6 +46,7 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     for warning in warnings:
         logger.bind(event="publish.slow").warning("{}", warning)
     found.add([obstacle for feed in config.feeds if (obstacle := files.obstacle(feed))], ConfigError)
+    found.add(webhooks.check(config), ConfigError)
     if online and (refusal := asyncio.run(_ask_billetweb(config))):
         found.add([f"Billetweb: {refusal}"], ConfigError if isinstance(refusal, AuthError) else type(refusal))
     if not found.problems:

@@ -37,6 +37,10 @@ EXIT_CODES = """exit codes:
 """
 EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, AlreadyRunning: 75}
 DEFAULT_CONFIG = "/etc/syncd/config.toml"
+TOKEN_CHARACTERS = 16
+"""No token is shorter: 16 characters are 64 bits as hexadecimal digits."""
+SENDING_S = 30.0
+"""So long `once` sends webhooks after its run: two attempts that time out. The next one goes on."""
 SWITCH_S = 0.001
 """So long a thread that works may keep the loop from answering, a few times in each answer; Python's own 5 ms
 make one status in a hundred take 30."""
@@ -196,6 +200,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, account.runner.task.cancel)
             await account.runner.wait(run)
+            await account.webhooks.send_due(SENDING_S)
         finally:
             await account.close()
     await ping(config.heartbeat.url, run)
@@ -240,7 +245,7 @@ def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
     """
     config = load_config()
     addresses = [config.billetweb.base_url, config.heartbeat.url]
-    if problems := web.problems(filter(None, addresses)):
+    if problems := web.problems(filter(None, addresses), direct=[each.url for each in config.webhooks]):
         raise ConfigError(problems)
     for secret in secrets(config):
         redact.add(secret)
@@ -253,11 +258,20 @@ def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
 
 
 def secrets(config: Config) -> list[str]:
-    """Return what must never be shown: key, header made of it, database's password, heartbeat's address."""
+    """Return what must never be shown.
+
+    That is the key, the header made of it, databases' passwords, the heartbeat's address, what signs webhooks
+    and, as a token may stand there, what follows the host in their addresses.
+    """
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
     urls = [config.database.url, *(each.database for each in config.publish if each.database)]
     passwords = [password for url in urls for password in engine.secrets(url)]
-    return [config.key.value, token, *passwords, config.heartbeat.url or ""]
+    signing = [secret.value for some in config.webhook_secrets.values() for secret in some]
+    signing += [secret.removeprefix("whsec_") for secret in signing]
+    targets = [each.url.partition("://")[2].partition("/")[2] for each in config.webhooks]
+    # A shorter one holds no token, and would cut other addresses to pieces.
+    targets = [target for target in targets if len(target) >= TOKEN_CHARACTERS]
+    return [config.key.value, token, *passwords, config.heartbeat.url or "", *signing, *targets]
 
 
 def _say(line: str) -> None:

@@ -25,12 +25,13 @@ from msgspec import Struct, structs
 from syncd import readers, web
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
-from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside, key_lines
+from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside
 from syncd.errors import AuthError, ConfigError, RestrictedError
 from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode
 from syncd.run.listing import is_live
 from syncd.text import count, harmless, write
+from syncd.toml import key_lines
 
 SYSTEM = Path("/etc/syncd")
 """Where the service looks. Elsewhere a person runs syncd as themselves, with everything in one folder."""

@@ -18,8 +18,10 @@ from starlette.routing import Route
 
 from syncd.account.status import Status
 from syncd.control.openapi import LINES, TEXT, Event, described, document
+from syncd.database.deliveries import Delivery
 from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.feed.publish import TargetState
+from syncd.feed.webhooks import EndpointState, UnknownDelivery
 from syncd.model import Doubt, Json, Peer, Progress, Run
 from syncd.text import EVENT_NAME, harmless, names_an_event
 
@@ -66,6 +68,15 @@ class Verbs(Protocol):
     def publish(self) -> list[TargetState]:
         """Return how each target of `[[publish]]` fares, from memory."""
 
+    def webhooks(self) -> list[EndpointState]:
+        """Return how each endpoint of `[[webhooks]]` fares, from memory."""
+
+    async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
+        """Return the latest deliveries that wait or are parked, newest first; or of all."""
+
+    async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
+        """Have deliveries sent again now; return how many. Raises UnknownDelivery."""
+
     async def pause(self, *, paused: bool) -> Status:
         """Stop or start scheduled runs, also over a restart."""
 
@@ -94,6 +105,13 @@ class AcceptRequest(Struct, frozen=True, forbid_unknown_fields=True):
     events: list[EventName] = field(default_factory=list)
 
 
+class RetryRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/webhooks/retry`: these deliveries, or all that wait for an endpoint."""
+
+    ids: list[str] = field(default_factory=list)
+    endpoint: str | None = None
+
+
 class Refusal(Exception):  # an answer, not a fault
     """An answer other than success: HTTP status, stable code, a sentence."""
 
@@ -118,6 +136,8 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
             Route("/v1/events", routes.events),
             Route("/v1/doubts", routes.doubts),
             Route("/v1/publish", routes.publish),
+            Route("/v1/webhooks", routes.webhooks),
+            Route("/v1/webhooks/retry", routes.retry, methods=["POST"]),
             Route("/v1/accept", routes.accept, methods=["POST"]),
             Route("/v1/pause", routes.pause, methods=["POST"]),
             Route("/v1/resume", routes.resume, methods=["POST"]),
@@ -197,6 +217,35 @@ class _Routes:
         return _json({"publish": self._verbs.publish()})
 
     @described(
+        "The endpoints, and the latest deliveries that wait or are parked; with `all` the delivered too.",
+        answer={"endpoints": list[EndpointState], "deliveries": list[Delivery]},
+        query={
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RUNS, "default": 100},
+            "all": {"enum": [0, 1], "default": 0},
+        },
+        refused=(400, 503),
+    )
+    async def webhooks(self, request: Request) -> Response:
+        """Answer with the endpoints, and the latest deliveries that wait or are parked; or all of them."""
+        limit = _integer(request, "limit", 100, 1, MAX_RUNS)
+        deliveries = await self._verbs.deliveries(limit, delivered_too=_flag(request, "all"))
+        return _json({"endpoints": self._verbs.webhooks(), "deliveries": deliveries})
+
+    @described(
+        "Send deliveries again: these, or all that wait for an endpoint or are parked.",
+        answer={"retried": int},
+        method="POST",
+        body=RetryRequest,
+        refused=(400, 404, 503),
+    )
+    async def retry(self, request: Request) -> Response:
+        """Answer with how many deliveries are sent again."""
+        asked = await _body(request, RetryRequest)
+        if bool(asked.ids) == (asked.endpoint is not None):
+            raise Refusal(400, "bad_request", "name deliveries in ids, or an endpoint")
+        return _json({"retried": await self._verbs.retry(ids=asked.ids, endpoint=asked.endpoint)})
+
+    @described(
         "A run; with `wait` as soon as it has ended or so many seconds are over.",
         answer=Run,
         query={"wait": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0}},
@@ -262,10 +311,7 @@ class _Routes:
         refused=(400, 503),
     )
     async def events(self, request: Request) -> Response:
-        wanted = request.query_params.get("all", "0")
-        if wanted not in ("0", "1"):
-            raise Refusal(400, "bad_request", "all: 0 or 1")
-        return _json({"events": await self._verbs.events(ended_too=wanted == "1")})
+        return _json({"events": await self._verbs.events(ended_too=_flag(request, "all"))})
 
     @described("Start no more scheduled runs.", answer=Status, method="POST", refused=(503,))
     async def pause(self, _request: Request) -> Response:
@@ -351,6 +397,13 @@ def _seconds(request: Request, name: str, most: float) -> float:
     return seconds
 
 
+def _flag(request: Request, name: str) -> bool:
+    wanted = request.query_params.get(name, "0")
+    if wanted not in ("0", "1"):
+        raise Refusal(400, "bad_request", f"{name}: 0 or 1")
+    return wanted == "1"
+
+
 def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:
     try:
         number = int(request.query_params.get(name, default))
@@ -390,7 +443,7 @@ async def _apologise(_request: Request, _bug: Exception) -> Response:
     return answer
 
 
-STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503}
+STATUS_OF: dict[type[SyncdError], int] = {ConfigError: 422, StoreError: 503, UnknownDelivery: 404}
 
 
 async def _refuse_syncd(request: Request, error: Exception) -> Response:

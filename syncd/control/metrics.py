@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from syncd.account.status import BudgetStatus, Facts, Health, Status
+from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Health, Status
 from syncd.feed.publish import TargetState
+from syncd.feed.webhooks import EndpointState
 from syncd.model import Outcome, Run
 from syncd.text import plain
 
@@ -34,6 +35,7 @@ class Sources(Struct, frozen=True, kw_only=True):
     status: Status
     facts: Facts
     targets: Sequence[TargetState]
+    endpoints: Sequence[EndpointState]
     requests: Mapping[str, int]
     clock_jumps: int
 
@@ -57,7 +59,8 @@ class _Collector(Collector):
         yield from _events(sources.facts)
         yield from _budget(sources.status.budget)
         yield from _targets(sources.status, sources.targets)
-        yield from _feeds_and_webhooks(sources.status)
+        yield from _feeds(sources.status.feeds)
+        yield from _webhooks(sources.endpoints)
         yield from _process()
 
 
@@ -272,8 +275,7 @@ def _targets(status: Status, targets: Sequence[TargetState]) -> Iterator[Metric]
     yield _counters("publish_errors", "How often something was wrong with a target.", "target", errors)
 
 
-def _feeds_and_webhooks(status: Status) -> Iterator[Metric]:
-    feeds = status.feeds
+def _feeds(feeds: FeedsStatus) -> Iterator[Metric]:
     yield from _each_gauge(
         {
             "feeds": ("Files that are written for others.", feeds.files),
@@ -286,26 +288,24 @@ def _feeds_and_webhooks(status: Status) -> Iterator[Metric]:
             "feeds_errors": ("How often a file could not be written.", feeds.errors),
         }
     )
-    # Told where the status has a field `webhooks`, with these fields in it.
-    webhooks = getattr(status, "webhooks", None)
-    if webhooks is None:
-        return
-    gauges: dict[str, tuple[str, float | None]] = {
-        f"webhooks_{name}": (text, getattr(webhooks, name, None)) for name, text in WEBHOOK_GAUGES.items()
-    }
-    yield from _each_gauge(gauges)
-    counters: dict[str, tuple[str, float | None]] = {
-        f"webhooks_{name}": (text, getattr(webhooks, name, None)) for name, text in WEBHOOK_COUNTERS.items()
-    }
-    yield from _each_counter(counters)
 
 
-WEBHOOK_GAUGES = {
-    "endpoints": "Endpoints that webhooks are sent to.",
-    "pending": "Deliveries that wait to be sent, or to be sent again.",
-    "parked": "Deliveries that are not tried any more: see `syncctl webhooks`.",
-}
-WEBHOOK_COUNTERS = {"delivered": "Deliveries that an endpoint took."}
+def _webhooks(endpoints: Sequence[EndpointState]) -> Iterator[Metric]:
+    yield from _each_gauge({"webhooks_endpoints": ("Endpoints that webhooks are sent to.", len(endpoints))})
+
+    def each(name: str, text: str, values: Mapping[str, int]) -> Metric:
+        return _gauges(name, text, ("endpoint",), [((key,), value) for key, value in values.items()])
+
+    waiting, parked = (
+        "Deliveries that wait to be sent, or to be sent again.",
+        ("Deliveries that are not tried any more: see `syncctl webhooks`."),
+    )
+    yield each("webhooks_pending", waiting, {each.name: each.pending for each in endpoints})
+    yield each("webhooks_parked", parked, {each.name: each.parked for each in endpoints})
+    delivered = {each.name: each.delivered for each in endpoints}
+    yield _counters("webhooks_delivered", "Deliveries that an endpoint took.", "endpoint", delivered)
+    failed = {each.name: each.failed for each in endpoints}
+    yield _counters("webhooks_failed", "Attempts that an endpoint did not take.", "endpoint", failed)
 
 
 def _process() -> Iterator[Metric]:

@@ -34,6 +34,7 @@ POLL_PAUSE_S = 0.1  # so that a daemon that answers at once, as one that stops m
 
 EXIT_OK = 0
 EXIT_BAD = 1
+EXIT_USAGE = 2
 EXIT_GAVE_UP = 5
 EXIT_INTERRUPTED = 130
 
@@ -125,6 +126,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
     add("doubts", doubts, "What is absent upstream and not believed gone yet, and what that waits for.")
     add("publish", publish, "The site's own tables that are kept true, and how that goes.")
+    help_ = "What is still to be told to endpoints of webhooks, or was given up; `retry` sends it again now."
+    command = add("webhooks", webhooks, help_)
+    command.add_argument("verb", choices=["retry"], nargs="?", help="send again now")
+    command.add_argument("ids", metavar="ID", nargs="*", help="these deliveries")
+    command.add_argument(
+        "--endpoint", metavar="NAME", help="all that waits for this endpoint, or was given up"
+    )
     help_ = "Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end."
     command = add("accept", accept, help_)
     _take_events(command, "only this event, and what is absent inside it; may be repeated")
@@ -237,6 +245,21 @@ def publish(args: argparse.Namespace) -> int:
     """Print how each table of the site's fares."""
     answer = ask_json(args.socket, "GET", "/v1/publish")
     write_answer(args, answer, lambda: text.publish_table(answer["publish"], datetime.now(UTC)))
+    return EXIT_OK
+
+
+def webhooks(args: argparse.Namespace) -> int:
+    """Print what waits for each endpoint and what was given up, or have it sent again."""
+    if bool(args.ids) + bool(args.endpoint) != bool(args.verb):
+        message = "Name deliveries to retry by their ids, or one endpoint by --endpoint."
+        raise Failure(EXIT_USAGE, "usage", message)
+    if args.verb:
+        wanted = {"ids": args.ids, "endpoint": args.endpoint}
+        answer = ask_json(args.socket, "POST", "/v1/webhooks/retry", wanted)
+        write_answer(args, answer, lambda: f"Sent again: {answer['retried']}.")
+    else:
+        answer = ask_json(args.socket, "GET", "/v1/webhooks")
+        write_answer(args, answer, lambda: text.webhooks_table(answer, datetime.now(UTC)))
     return EXIT_OK
 
 

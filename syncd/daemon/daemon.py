@@ -27,10 +27,12 @@ from syncd.control.server import ControlServer
 from syncd.daemon.notify import Notifier
 from syncd.daemon.signals import Signals
 from syncd.daemon.watchdog import Watchdog
+from syncd.database.deliveries import Delivery
 from syncd.database.engine import masked
 from syncd.errors import ConfigError, StoreError
 from syncd.feed.heartbeat import ping
 from syncd.feed.publish import TargetState
+from syncd.feed.webhooks import EndpointState
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run
 from syncd.text import format_duration
@@ -323,6 +325,19 @@ class Daemon:
         """Return how each target of `[[publish]]` fares, from memory."""
         return [each.state for each in self._account.publishing.targets]
 
+    def webhooks(self) -> list[EndpointState]:
+        """Return how each endpoint of `[[webhooks]]` fares, from memory."""
+        return [each.state for each in self._account.webhooks.endpoints]
+
+    async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
+        """Return the latest deliveries that wait or are parked, newest first; or of all."""
+        return await self._account.deliveries(limit, delivered_too=delivered_too)
+
+    async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
+        """Have deliveries sent again now; return how many. Raises UnknownDelivery."""
+        await self._account.open()
+        return await self._account.webhooks.retry(ids=ids, endpoint=endpoint)
+
     async def pause(self, *, paused: bool) -> Status:
         """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""
         await self._account.pause(paused=paused)
@@ -364,6 +379,7 @@ class Daemon:
                 status=self.status(),
                 facts=account.facts,
                 targets=self.publish(),
+                endpoints=self.webhooks(),
                 requests=account.client.statuses,
                 clock_jumps=account.schedule.clock_jumps,
             )

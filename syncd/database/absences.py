@@ -129,6 +129,13 @@ def set_waiting(connection: Connection, scope: Scope, waits_for: str | None, *, 
     connection.execute(schema.absences.update().where(here).values(waits_for=waits_for))
 
 
+def waits_for(connection: Connection, scope: Scope) -> str | None:
+    """Return what the absences of a scope are on record as waiting for; None where nothing is doubted."""
+    here = _scope(scope.table, scope.event_id)
+    found: str | None = connection.scalar(select(func.min(ABSENT.waits_for)).where(here))
+    return found
+
+
 def doubts(
     connection: Connection, now: datetime, lasting: timedelta, scope: Scope | None = None
 ) -> list[Doubt]:

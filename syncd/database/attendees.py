@@ -7,16 +7,17 @@ as all others do. Personal data never gets into the log of changes.
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
+from decimal import Decimal
 
 import msgspec
-from msgspec import Struct, field
-from sqlalchemy import Connection, null, or_, select
+from msgspec import Struct, field, structs
+from sqlalchemy import Connection, func, null, or_, select
 
-from syncd.database import absences, bulk, rows, schema, state
+from syncd.database import absences, bulk, deliveries, rows, schema, state
 from syncd.database.engine import take_your_time
-from syncd.database.rows import Writing
+from syncd.database.rows import Writing, follow_nothing
 from syncd.mirror.absence import is_mostly_absent
-from syncd.mirror.diff import compare, count, keep, lack
+from syncd.mirror.diff import Change, compare, count, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts, Unreadable
 
 AT_ONCE = 500
@@ -24,6 +25,8 @@ AT_ONCE = 500
 NAME = "attendees"
 """Of the cursor of account-wide reads."""
 
+OF_ORDERS = frozenset({"order_paid", "disabled"})
+"""The columns in which an order shows that it was paid, or refunded."""
 UNSAID = ("extra",)
 """What the account's answer does not say of an attendee that is known. It has fields that the event's own has
 not, and may spell others in another way: so what syncd does not know is taken from the event's own alone."""
@@ -50,17 +53,61 @@ class Cursor(Struct, frozen=True, kw_only=True):
     imported_at: datetime | None = None
 
 
+class Order(Struct, frozen=True, kw_only=True):
+    """An order over an event, from its attendees that have not vanished, as in the view `syncd_orders`.
+
+    `places`: those that count. `paid`: of how many attendees it is known to be paid.
+    """
+
+    order_id: str
+    event_id: str
+    order_ext_id: str | None
+    places: int
+    refunded: int
+    order_price: Decimal | None
+    paid: int
+
+
 class Taken(Struct):
     """What became of the rows of an answer: their counts, and the events of those that changed.
 
     `of`: how many the answer should have held, None where it was not to hold all. `unreadable`: the values
-    that could not be read.
+    that could not be read. `told`: the changes that tell of an order; what follows from them waits for the
+    answer's end, for an order is told of as a whole.
     """
 
     counts: Counts = field(default_factory=Counts)
     events: set[str] = field(default_factory=set)
     of: int | None = None
     unreadable: Unreadable = field(default_factory=Unreadable)
+    told: list[Change] = field(default_factory=list)
+
+
+def orders(connection: Connection, ids: Sequence[str]) -> dict[tuple[str, str], Order]:
+    """Return the orders of these ids, by order and event."""
+    people, tickets = schema.attendees.c, schema.tickets.c
+    is_place = tickets.is_place.is_not(False)  # one of an unknown tariff is a place
+    query = (
+        select(
+            people.order_id,
+            people.event_id,
+            func.max(people.order_ext_id),
+            func.count().filter(people.disabled.is_not(True), is_place),
+            func.count().filter(people.disabled.is_(True), is_place),
+            func.max(people.order_price),
+            func.count().filter(people.order_paid.is_(True)),
+        )
+        .select_from(schema.attendees.outerjoin(schema.tickets, tickets.id == people.ticket_id))
+        .where(people.vanished_at.is_(None))
+        .group_by(people.order_id, people.event_id)
+    )
+    names = ("order_id", "event_id", "order_ext_id", "places", "refunded", "order_price", "paid")
+    found = {}
+    for start in range(0, len(ids), AT_ONCE):
+        of_these = query.where(people.order_id.in_(ids[start : start + AT_ONCE]))
+        for row in connection.execute(of_these).all():
+            found[row[0], row[1]] = Order(**dict(zip(names, row, strict=True)))
+    return found
 
 
 def cursor(connection: Connection) -> Cursor | None:
@@ -92,16 +139,19 @@ def take(
     *,
     moved: Cursor,
     live: AbstractSet[str],
+    is_news: bool = True,
 ) -> Taken:
     """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
 
-    Of the events in which a row changed, those that are `live` become due.
+    Of the events in which a row changed, those that are `live` become due. From what is no news, but
+    imported, nothing follows for orders.
     """
     taken, told = Taken(), set[str]()
     absent = absences.of(connection, ATTENDEES).keys()
     for some in slices:
-        _take(connection, writing, some, taken, unsaid=UNSAID)
+        _take(connection, writing, some, taken, unsaid=UNSAID, is_news=is_news)
         told |= some.rows.keys() & absent
+    _tell(connection, writing, taken)
     absences.end(connection, ATTENDEES, sorted(told))
     state.mark_due(connection, taken.events & live, writing.at)
     set_cursor(connection, moved, writing.at)
@@ -116,17 +166,19 @@ def take_event(
     *,
     began_at: datetime,
     whole: bool,
+    is_news: bool = True,
 ) -> Taken:
     """Write the rows of an answer about one event, in the caller's transaction.
 
-    What an answer lacks that was to hold the `whole` of them is noted.
+    What an answer lacks that was to hold the `whole` of them is noted. `is_news` as in `take`.
     """
     taken, told = Taken(), set[str]()
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
     for some in slices:
-        _take(connection, writing, some, taken)
+        _take(connection, writing, some, taken, is_news=is_news)
         told |= some.rows.keys()
+    _tell(connection, writing, taken)
     is_odd, names = False, ["attendees_at"]
     if whole:
         lacking = lack(ATTENDEES, present, told, absent, writing.at)
@@ -150,8 +202,10 @@ def _take(
     taken: Taken,
     *,
     unsaid: Sequence[str] = (),
+    is_news: bool,
 ) -> None:
     """Compare attendees with the stored rows, and write those that differ; what is `unsaid` of them stays."""
+    writing = structs.replace(writing, follow=follow_nothing)
     attendees = [*some.rows.values()]
     taken.unreadable.note(ATTENDEES, some.unreadable)
     for start in range(0, len(attendees), AT_ONCE):
@@ -166,6 +220,14 @@ def _take(
         taken.counts.add(count(changes, len(part) - len(changes)))
         taken.events |= {change.event_id for change in changes}
         rows.write(connection, writing, changes)
+        if is_news:
+            taken.told += [change for change in changes if change.diff.keys() & OF_ORDERS]
+
+
+def _tell(connection: Connection, writing: Writing, taken: Taken) -> None:
+    """Let follow what follows from the whole of an answer."""
+    if taken.told:
+        writing.follow(connection, writing, taken.told)
 
 
 # --- erasing
@@ -215,6 +277,7 @@ def _erase_all(connection: Connection) -> int:
     """Remove every attendee and what the log of changes holds of them; a log of rows that never were."""
     for table in (schema.changes, schema.absences):
         connection.execute(table.delete().where(table.c.table_name == ATTENDEES))
+    deliveries.erase_orders(connection)
     _forget_reads(connection)
     return connection.execute(schema.attendees.delete()).rowcount
 

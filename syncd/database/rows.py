@@ -119,6 +119,13 @@ def ids_of(connection: Connection, ext_ids: Iterable[str]) -> dict[str | None, s
     return {row[0]: row[1] for row in connection.execute(query).all()}
 
 
+def ext_ids(connection: Connection, ids: Iterable[str]) -> dict[str, str | None]:
+    """Return the `ext_id`s of these events."""
+    events = schema.events.c
+    query = select(events.id, events.ext_id).where(events.id.in_([*ids]))
+    return {row[0]: row[1] for row in connection.execute(query).all()}
+
+
 def stored(connection: Connection, table: str, ids: Iterable[str]) -> dict[str, Stored]:
     """Return the rows of these ids, as far as there are any, in a table whose key is `id`."""
     columns = schema.MIRRORED[table].c
@@ -199,6 +206,14 @@ def shown_events(connection: Connection, live_since: datetime | None, now: datet
     return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)]
 
 
+def shown_by_id(connection: Connection, ids: Iterable[str], now: datetime) -> dict[str, Json]:
+    """Return these events as the control API shows them, by id."""
+    events = schema.events.c
+    query = select(*(events[name] for name in SHOWN)).where(events.id.in_([*ids]))
+    rows = _all(connection, query)
+    return {row["id"]: dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in rows}
+
+
 def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
     """Return the events that are online, not over and not vanished, by start, with what is on offer."""
     events, tickets = schema.events.c, schema.tickets.c
@@ -232,18 +247,24 @@ def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
 
 def write_plan(connection: Connection, writing: Writing, plan: EventPlan) -> None:
     """Write an event's plan: rows, changes, absences and bookkeeping."""
-    write(connection, writing, plan.changes)
+    _write_rows(connection, writing, plan.changes)
+    if plan.read_at and plan.writes and not plan.is_odd:  # what follows tells how old the figures are
+        set_read_at(connection, {plan.event_id: plan.read_at}, writing.at)
+    _tell(connection, writing, plan.changes)
     for lack in plan.lacks:
         if lack.is_news:
             absences.note(connection, writing.run_id, lack.table, plan.event_id, lack.absences)
-    if plan.read_at and plan.writes and not plan.is_odd:
-        set_read_at(connection, {plan.event_id: plan.read_at}, writing.at)
     if plan.was_due:
         state.mark_read(connection, plan.event_id)
 
 
 def write(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
     """Write rows, their lines in the log of changes, and what follows from them: the one way in."""
+    _write_rows(connection, writing, some)
+    _tell(connection, writing, some)
+
+
+def _write_rows(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
     at = writing.at
     by_table: dict[str, list[Change]] = defaultdict(list)
     for change in some:
@@ -259,8 +280,12 @@ def write(connection: Connection, writing: Writing, some: Sequence[Change]) -> N
             bulk.upsert(connection, table, names, known, keep=("first_seen_at",))
         _mark_vanished(connection, table, [change for change in of_table if change.kind == "vanished"], at)
         absences.end(connection, name, [change.row_id for change in of_table if _ends_absence(change)])
+
+
+def _tell(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
+    """Log what was written, and let follow what follows."""
     if some:
-        changes.log(connection, writing.run_id, at, some)
+        changes.log(connection, writing.run_id, writing.at, some)
         writing.follow(connection, writing, some)
 
 

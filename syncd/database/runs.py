@@ -40,17 +40,32 @@ def put(connection: Connection, run: Run) -> int:
     return run_id
 
 
-def close_interrupted(connection: Connection, at: datetime) -> None:
-    """Close what an earlier process left unfinished: failed where it was running, else cancelled."""
+def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
+    """Close what an earlier process left unfinished: failed where it was running, else cancelled.
+
+    Return those that failed by that.
+    """
     interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
     errors = {"errors": [msgspec.to_builtins(interrupted)], "errors_total": 1}
     runs = schema.runs
+    running = _all(connection, select(schema.runs).where(runs.c.state == "running").order_by(runs.c.id))
     for state, outcome, more in (("running", "failed", errors), ("queued", "cancelled", {})):
         connection.execute(
             runs.update()
             .where(runs.c.state == state)
             .values(state="done", outcome=outcome, finished_at=at, **more)
         )
+    found = (find(connection, row["id"]) for row in running)
+    return [run for run in found if run]
+
+
+def outcome_before(connection: Connection, run: Run) -> Outcome | None:
+    """Return how the latest run of the whole account ended that was not cancelled, this one left aside."""
+    runs = schema.runs.c
+    ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled", runs.id != run.id)
+    query = select(runs.outcome).where(*ended).order_by(runs.finished_at.desc(), runs.id.desc()).limit(1)
+    before: Outcome | None = connection.scalar(query)
+    return before
 
 
 def find(connection: Connection, run_id: int) -> Run | None:

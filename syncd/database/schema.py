@@ -1,7 +1,7 @@
 """The tables, as SQLAlchemy Core. Imports nothing of syncd. The migrations in `migrations/` create them.
 
-The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_cursors` are public: other programs read them,
-and the views, which stand in the migrations alone.
+The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_deliveries`, `syncd_cursors` are public: other
+programs read them, and the views, which stand in the migrations alone.
 `syncd_absences`, `syncd_reads`, `syncd_requests` and `syncd_state` are private.
 """
 
@@ -32,7 +32,7 @@ from sqlalchemy import (
     or_,
 )
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration that this version of syncd works with."""
 VIEWS = ("syncd_availability", "syncd_orders")
 
@@ -309,6 +309,40 @@ changes = Table(
     Column("diff", JSON, nullable=False),
     sqlite_autoincrement=True,  # a reader's place in the feed stays good: numbers are never given out twice
 )
+
+deliveries = Table(
+    "syncd_deliveries",
+    metadata,
+    Column("seq", WIDE, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("endpoint", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_at", Instant),
+    Column("retry_until", Instant, nullable=False),
+    Column("attempted_at", Instant),
+    Column("delivered_at", Instant),
+    Column("status", Integer),
+    Column("error", Text),
+    sqlite_autoincrement=True,  # their order: a number is never given out twice
+)
+"""What is to be told to an endpoint, and what came of it. `state` is `pending`, `delivered` or `parked`;
+`event_id` '' is for what concerns no event, or the list of them; `body` is sent as it stands here."""
+PENDING = deliveries.c.state == "pending"
+Index(
+    "ix_syncd_deliveries_pending",
+    deliveries.c.endpoint,
+    deliveries.c.event_id,
+    deliveries.c.seq,
+    sqlite_where=PENDING,
+    postgresql_where=PENDING,
+)
+Index("ix_syncd_deliveries_state", deliveries.c.state, deliveries.c.seq)
+"""Those that wait or are parked are few; all others are history."""
 
 cursors = Table(
     "syncd_cursors",

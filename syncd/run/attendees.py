@@ -59,13 +59,15 @@ Span = tuple[datetime | None, datetime | None]
 class EventAnswer(Struct, frozen=True):
     """The attendees of one event as they were read, to be closed after use.
 
-    `whole` says that all of them are to be in the answers, which are several where one would be too large.
+    `whole` says that all of them are to be in the answers, which are several where one would be too large;
+    `is_news`, that they were read before: what is new among them happened since.
     """
 
     event_id: str
     answers: list[Spooled]
     began_at: datetime
     whole: bool
+    is_news: bool
 
     def close(self) -> None:
         """Forget the answers."""
@@ -184,7 +186,7 @@ class Attendees:
             return structs.replace(cursor, since=began - self._overlap, before=began, back_to=back_to)
         with answer:
             moved = structs.replace(cursor, since=began - self._overlap)
-            await self._take(answer, moved, live)
+            await self._take(answer, moved, live, is_news=True)
         return moved
 
     async def _import(self, cursor: Cursor, live: AbstractSet[str]) -> None:
@@ -213,14 +215,15 @@ class Attendees:
                     )
                 else:  # increments overlap, and so do these
                     rest = structs.replace(cursor, before=since and since + OVERLAP)
-                await self._take(answer, rest, live)
+                # What was sold before there was a mirror is no news.
+                await self._take(answer, rest, live, is_news=cursor.imported_at is not None)
                 span = _next_span(span, answer.size)
             cursor = rest
 
-    async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
+    async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str], *, is_news: bool) -> None:
         rows = self._decoded([answer])
         taken = await self._database.write(
-            attendees.take, self._work.writing(), rows, moved=cursor, live=live
+            attendees.take, self._work.writing(), rows, moved=cursor, live=live, is_news=is_news
         )
         self._run.counts.add(taken.counts)
         self._work.report.unreadable.add(taken.unreadable)
@@ -247,7 +250,8 @@ class Attendees:
             answers = [await self._client.attendees(event_id=event_id, since=since)]
         else:
             answers = await self._whole(event_id)
-        return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None)
+        is_news = known is not None or self._imported_at is not None
+        return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None, is_news)
 
     async def _whole(self, event_id: str) -> list[Spooled]:
         """Return all attendees of an event; where one answer would be too large, by spans of time.
@@ -280,6 +284,7 @@ class Attendees:
             self._decoded(read.answers, read.event_id),
             began_at=read.began_at,
             whole=read.whole,
+            is_news=read.is_news,
         )
 
     def _full_is_due(self, event_id: str, reads: Reads) -> bool:

@@ -15,7 +15,7 @@ from syncd.errors import SyncdError
 from syncd.mirror.absence import Ruling, Scope, rule
 from syncd.mirror.diff import count, plan_vanished, vanished
 from syncd.model import ATTENDEES, EVENTS, GAUGES, Counts, Doubt, Run
-from syncd.run.work import Work
+from syncd.run.work import OnDoubt, Work
 from syncd.text import format_duration
 
 
@@ -52,7 +52,10 @@ async def sweep(work: Work) -> None:
     waiting = rulings if run.whole else [pair for pair in rulings if pair[0].table != EVENTS]
     if waiting:
         lasting = work.config.sync.full_every
-        for doubt in await database.write(_wait, waiting, work.clock.now(), lasting, rules=run.whole):
+        found = await database.write(
+            _wait, waiting, work.clock.now(), lasting, rules=run.whole, doubted=work.doubted
+        )
+        for doubt in found:
             _tell(work, doubt)
 
 
@@ -109,16 +112,22 @@ def _wait(
     lasting: timedelta,
     *,
     rules: bool,
+    doubted: OnDoubt,
 ) -> list[Doubt]:
-    """Put on record what absences wait for, and return the doubts.
+    """Put on record what absences wait for, and return the doubts; what is new of them is told.
 
     A run that does not rule, one of named events, changes nothing where that stands already.
     """
     found = []
     for scope, ruling in rulings:
+        before = absences.waits_for(connection, scope)
         absences.set_waiting(connection, scope, ruling.waits_for, anew=rules)
         if ruling.waits_for or not rules:  # there may be a doubt from before
-            found += absences.doubts(connection, now, lasting, scope)
+            doubts = absences.doubts(connection, now, lasting, scope)
+            found += doubts
+            for doubt in doubts:
+                if doubt.waits_for != before:
+                    doubted(connection, now, doubt)
     return found
 
 

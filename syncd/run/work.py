@@ -1,21 +1,31 @@
 """What a run works with; handed to each of its steps."""
 
+from collections.abc import Callable
+from datetime import datetime
+
 from msgspec import Struct
+from sqlalchemy import Connection
 
 from syncd.billetweb.client import Billetweb
 from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database.engine import Database
 from syncd.database.rows import Follow, Writing, follow_nothing
-from syncd.model import Run
+from syncd.model import Doubt, Run
 from syncd.run.report import Report
+
+OnDoubt = Callable[[Connection, datetime, Doubt], None]
+
+
+def doubt_silently(_connection: Connection, _at: datetime, _doubt: Doubt) -> None:
+    """Tell nobody else."""
 
 
 class Work(Struct, frozen=True, kw_only=True):
     """One run's surroundings.
 
     `full_asked`: somebody asked for a full run, however long it takes. `follow`: what follows from changes in
-    their own transaction.
+    their own transaction; `doubted`, from a new doubt, in the transaction that puts it on record.
     """
 
     config: Config
@@ -25,6 +35,7 @@ class Work(Struct, frozen=True, kw_only=True):
     report: Report
     full_asked: bool = False
     follow: Follow = follow_nothing
+    doubted: OnDoubt = doubt_silently
 
     def writing(self) -> Writing:
         """Return what to write with now."""

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/syncctl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_syncctl_subparsers=(status run-now history events doubts publish accept pause resume reload metrics)
+_shtab_syncctl_subparsers=(status run-now history events doubts publish webhooks accept pause resume reload metrics)
 
 _shtab_syncctl_status_option_strings=(-h --help --socket --json --check)
 _shtab_syncctl_run_now_option_strings=(-h --help --socket --json --full --event --join --no-wait --timeout)
@@ -13,6 +13,7 @@ _shtab_syncctl_history_option_strings=(-h --help --socket --json -n)
 _shtab_syncctl_events_option_strings=(-h --help --socket --json --all)
 _shtab_syncctl_doubts_option_strings=(-h --help --socket --json)
 _shtab_syncctl_publish_option_strings=(-h --help --socket --json)
+_shtab_syncctl_webhooks_option_strings=(-h --help --socket --json --endpoint)
 _shtab_syncctl_accept_option_strings=(-h --help --socket --json --event --no-wait --timeout)
 _shtab_syncctl_pause_option_strings=(-h --help --socket --json)
 _shtab_syncctl_resume_option_strings=(-h --help --socket --json)
@@ -26,6 +27,7 @@ _shtab_syncctl_history___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_events___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_doubts___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_publish___socket_COMPGEN=_shtab_compgen_files
+_shtab_syncctl_webhooks___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_accept___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_pause___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_resume___socket_COMPGEN=_shtab_compgen_files
@@ -34,7 +36,8 @@ _shtab_syncctl_metrics___socket_COMPGEN=_shtab_compgen_files
 _shtab_syncctl_metrics___textfile_COMPGEN=_shtab_compgen_files
 _shtab_syncctl___socket_COMPGEN=_shtab_compgen_files
 
-_shtab_syncctl_pos_0_choices=(status run-now history events doubts publish accept pause resume reload metrics)
+_shtab_syncctl_webhooks_pos_0_choices=(retry)
+_shtab_syncctl_pos_0_choices=(status run-now history events doubts publish webhooks accept pause resume reload metrics)
 
 _shtab_syncctl_status__h_nargs=0
 _shtab_syncctl_status___help_nargs=0
@@ -59,6 +62,10 @@ _shtab_syncctl_doubts___json_nargs=0
 _shtab_syncctl_publish__h_nargs=0
 _shtab_syncctl_publish___help_nargs=0
 _shtab_syncctl_publish___json_nargs=0
+_shtab_syncctl_webhooks_pos_1_nargs='*'
+_shtab_syncctl_webhooks__h_nargs=0
+_shtab_syncctl_webhooks___help_nargs=0
+_shtab_syncctl_webhooks___json_nargs=0
 _shtab_syncctl_accept__h_nargs=0
 _shtab_syncctl_accept___help_nargs=0
 _shtab_syncctl_accept___json_nargs=0

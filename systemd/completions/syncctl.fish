@@ -53,8 +53,8 @@ function _shtab_syncctl_using
   test "$_shtab_syncctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_syncctl_commands status run-now history events doubts publish accept pause resume reload metrics
-set -g _shtab_syncctl_opts_with_value --event --socket --textfile --timeout -n
+set -g _shtab_syncctl_commands status run-now history events doubts publish webhooks accept pause resume reload metrics
+set -g _shtab_syncctl_opts_with_value --endpoint --event --socket --textfile --timeout -n
 
 complete -c syncctl -e
 complete -c syncctl -f
@@ -94,6 +94,12 @@ complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 
 complete -c syncctl -n '_shtab_syncctl_using publish' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using publish' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
 complete -c syncctl -n '_shtab_syncctl_using publish' -l json -d 'print one JSON document'
+complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a webhooks -d 'What is still to be told to endpoints of webhooks, or was given up; `retry` sends it again now.'
+complete -c syncctl -n '_shtab_syncctl_using webhooks' -s h -l help -d 'show this help message and exit'
+complete -c syncctl -n '_shtab_syncctl_using webhooks' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'
+complete -c syncctl -n '_shtab_syncctl_using webhooks' -l json -d 'print one JSON document'
+complete -c syncctl -n '_shtab_syncctl_using webhooks' -l endpoint -x -d 'all that waits for this endpoint, or was given up'
+complete -c syncctl -n '_shtab_syncctl_using webhooks; and test $_shtab_syncctl_npos -eq 0' -ka "retry" -d 'send again now'
 complete -c syncctl -n '_shtab_syncctl_using; and test $_shtab_syncctl_npos -eq 0' -a accept -d 'Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end.'
 complete -c syncctl -n '_shtab_syncctl_using accept' -s h -l help -d 'show this help message and exit'
 complete -c syncctl -n '_shtab_syncctl_using accept' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket, else $SYNCD_SOCKET, else /run/syncd/syncd.sock'

@@ -73,6 +73,7 @@ def test_every_route_of_the_contract_answers(path: Path) -> None:
         ("GET", "/v1/events"): (200, "application/json", {"events"}),
         ("GET", "/v1/doubts"): (200, "application/json", {"doubts"}),
         ("GET", "/v1/publish"): (200, "application/json", {"publish"}),
+        ("GET", "/v1/webhooks"): (200, "application/json", {"endpoints", "deliveries"}),
         ("POST", "/v1/accept"): (202, "application/json", {"id", "requested_by", "accept", "accepted"}),
         ("POST", "/v1/pause"): (200, "application/json", {"is_running"}),
         ("POST", "/v1/resume"): (200, "application/json", {"is_running"}),

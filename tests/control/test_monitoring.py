@@ -12,7 +12,7 @@ import pytest
 from support.project import METRICS
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDER = ROOT / "monitoring"
+FOLDER = ROOT / "syncd/monitoring"
 ALERTS, DASHBOARD = FOLDER / "alerts.yml", FOLDER / "dashboard.json"
 OF_OTHERS = {"node_textfile_mtime_seconds"}
 """Told by node_exporter, of the file that `syncctl metrics --textfile` writes."""
@@ -93,9 +93,8 @@ def test_rules_and_dashboard_are_not_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
     listed = (ROOT / "systemd/debian/syncd.install").read_text(encoding="utf-8").splitlines()
-    names = sorted(f"monitoring/{path.name}" for path in FOLDER.iterdir())
-    assert names == ["monitoring/alerts.yml", "monitoring/dashboard.json"]
+    names = sorted(f"syncd/monitoring/{path.name}" for path in FOLDER.iterdir())
+    assert names == ["syncd/monitoring/alerts.yml", "syncd/monitoring/dashboard.json"]
     for name in names:
         assert shared[name] == f"share/syncd/{Path(name).name}"
         assert f"{name} usr/share/syncd" in listed
-    assert " monitoring " in (ROOT / "systemd/build-deb").read_text(encoding="utf-8")

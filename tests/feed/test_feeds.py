@@ -104,12 +104,15 @@ def test_a_feed_that_fails_fails_the_run(rig: Rig, folder: Path, log_lines: LogL
     assert [(run.outcome, run.errors) for run in runs] == [("ok", []), ("ok", [])]
     status = rig.account.status()
     reason = f"{folder}/events.csv: what stands there is no regular file"
-    assert (status.health, status.feeds) == ("ok", FeedsStatus(files=4, failing=1, error=reason))
+    assert (status.health, status.feeds) == (
+        "ok",
+        FeedsStatus(files=4, failing=1, error=reason, written=3, errors=2),
+    )
     assert len(log_lines.of("feed.failed")) == 1
     assert len(shown(folder)) == 6
     (folder / "events.csv").rmdir()
     rig.run()
-    assert rig.account.status().feeds == FeedsStatus(files=4)
+    assert rig.account.status().feeds == FeedsStatus(files=4, written=4, errors=2)
     assert len(log_lines.of("feed.recovered")) == 1
 
 
@@ -120,7 +123,7 @@ def test_a_feed_taken_back_still_fails(rig: Rig, folder: Path) -> None:
     assert rig.account.status().feeds.failing == 1
     new = FeedConfig(path=folder / "new.json", format="json", tags=("nobody-has-it",))
     rig.portal.call(rig.account.configure, structs.replace(rig.config, feeds=(new,)))
-    assert rig.account.status().feeds == FeedsStatus(files=1)
+    assert rig.account.status().feeds == FeedsStatus(files=1, written=3, errors=1)
     rig.run()
     assert json.loads(new.path.read_bytes()) == {"events": []}
 

@@ -13,6 +13,7 @@ from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
 from support.people import WHOLE, first_of, held, read, served
 from support.real_databases import url_at
 
+from syncd.account import upkeep
 from syncd.billetweb import body as answers
 from syncd.billetweb import fields
 from syncd.config import Config
@@ -454,13 +455,13 @@ def test_a_reload_during_the_erasing_keeps_personal_data(
         make_config(billetweb__concurrency=1, sync__attendees=mode) for mode in ("minimal", "full")
     )
     full.portal.call(full.account.configure, minimal)
-    retain = full.account._retain
+    retain = upkeep.retain
 
     async def retain_and_reload(*arguments: Any) -> None:
         await retain(*arguments)
         await full.account.configure(everything)
 
-    monkeypatch.setattr(full.account, "_retain", retain_and_reload)
+    monkeypatch.setattr(upkeep, "retain", retain_and_reload)
     full.run(full=True)
     assert full.sql("SELECT count(*) FROM billetweb_attendees WHERE order_email IS NOT NULL") == [(0,)]
 

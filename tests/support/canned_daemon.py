@@ -159,6 +159,38 @@ def stream(*steps: Json, until: threading.Event | None = None) -> Callable[[Any]
     return answer
 
 
+WEBHOOKS: dict[str, Any] = {
+    "endpoints": [
+        {
+            "name": "site",
+            "host": "example.org",
+            "pending": 1,
+            "parked": 0,
+            "delivered": 7,
+            "failed": 2,
+            "gone": False,
+            "last_delivered_at": "2027-05-08T10:00:00Z",
+            "last_error": "HTTP 503",
+        }
+    ],
+    "deliveries": [
+        {
+            "id": "msg_7f",
+            "endpoint": "site",
+            "type": "event.full",
+            "event_id": "900003",
+            "created_at": "2027-05-08T10:00:00Z",
+            "state": "pending",
+            "attempts": 2,
+            "next_at": "2027-05-08T10:02:00Z",
+            "attempted_at": "2027-05-08T10:00:30Z",
+            "retry_until": "2027-05-11T10:00:00Z",
+            "delivered_at": None,
+            "status": 503,
+            "error": "HTTP 503",
+        }
+    ],
+}
 TARGET: dict[str, Any] = {
     "name": "formation",
     "table": "Formation",
@@ -187,6 +219,8 @@ def serving() -> Iterator[Daemon]:
         "GET /v1/events?all=0": {"events": [EVENT]},
         "GET /v1/doubts": {"doubts": [DOUBT]},
         "GET /v1/publish": {"publish": [TARGET]},
+        "GET /v1/webhooks": WEBHOOKS,
+        "POST /v1/webhooks/retry": {"retried": 2},
         "POST /v1/accept": (202, QUEUED | {"accept": True}),
         "POST /v1/pause": STATUS | {"state": "paused", "next_run_at": None},
         "POST /v1/resume": STATUS,

@@ -14,7 +14,9 @@ import syncd
 from syncd.account.status import Status
 from syncd.control.api import application
 from syncd.control.server import ControlServer
+from syncd.database.deliveries import Delivery
 from syncd.feed.publish import TargetState
+from syncd.feed.webhooks import EndpointState, UnknownDelivery
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
 
@@ -44,6 +46,22 @@ DOUBT = Doubt(
     until=START + timedelta(days=1),
 )
 EVENT: Json = {"id": "900001", "name": "Fête du pain ☂", "starts_at": START, "is_full": False, "age_s": 3.5}
+
+DELIVERY = Delivery(
+    id="msg_1",
+    endpoint="site",
+    type="event.full",
+    event_id="900001",
+    created_at=START,
+    state="pending",
+    attempts=0,
+    next_at=START,
+    attempted_at=None,
+    retry_until=START,
+    delivered_at=None,
+    status=None,
+    error=None,
+)
 
 
 class Stub:
@@ -136,6 +154,20 @@ class Stub:
     def publish(self) -> list[TargetState]:
         self._note("publish")
         return [TargetState(name="formation", table="Formation", database=None, matched=3)]
+
+    def webhooks(self) -> list[EndpointState]:
+        self._note("webhooks")
+        return [EndpointState(name="site", host="example.org", pending=1)]
+
+    async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
+        self._note("deliveries", limit, delivered_too)
+        return [DELIVERY]
+
+    async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
+        self._note("retry", ids, endpoint)
+        if endpoint == "nobody":
+            raise UnknownDelivery("there is no endpoint nobody: there are site")
+        return 2
 
     async def pause(self, *, paused: bool) -> Status:
         self._note("pause", paused)

@@ -1,0 +1,56 @@
+"""What is tidied up in an account's database: what may no longer be kept, and what is too old."""
+
+from datetime import datetime, timedelta
+
+from loguru import logger
+
+from syncd.clock import Clock
+from syncd.database import attendees, changes, deliveries, state
+from syncd.database.engine import Database
+from syncd.errors import StoreError
+from syncd.model import AttendeeMode
+from syncd.text import format_duration
+from syncd.threads import in_thread
+
+PRUNE_S = 1.0
+"""So long may old changes be removed after a run; less than a stop may take. The next reading goes on."""
+
+
+async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
+    """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too."""
+    if not await database.read(attendees.must_erase, mode):
+        return
+    erased = await database.write(attendees.retain, mode, now)
+    if erased:
+        what = "all that was mirrored" if mode == "none" else "the personal data"
+        log = logger.bind(event="attendees.erased", erased=erased)
+        log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
+    if not await database.read(state.get, state.TRACES, bool):
+        return
+    if await in_thread(database.checkpoint):
+        await database.write(state.put, state.TRACES, None)
+    else:
+        logger.bind(event="attendees.traces").warning(
+            "what was erased of attendees is still in the write-ahead log, for another program is reading"
+            " the database; the next run tries again"
+        )
+
+
+async def prune(database: Database, clock: Clock, keep: timedelta, before_at: datetime) -> None:
+    """Remove changes and deliveries that are too old, after a whole reading that had one before it."""
+    deadline_s, removed = clock.running_s() + PRUNE_S, 0
+    try:
+        doomed = await database.read(changes.old, keep, clock.now(), before_at)
+        count = changes.PRUNED_AT_ONCE
+        while count == changes.PRUNED_AT_ONCE and clock.running_s() < deadline_s:
+            count = await database.write(changes.prune, doomed)
+            removed += count
+        await database.write(deliveries.prune, keep, clock.now(), before_at)
+    except StoreError as error:
+        logger.bind(event="error.database").warning(
+            "old changes could not be removed: {}; tried again after the next whole reading", error
+        )
+    if removed:
+        old = format_duration(keep.total_seconds())
+        log = logger.bind(event="changes.pruned", removed=removed)
+        log.info("{} changes older than {} removed from the log of changes", removed, old)

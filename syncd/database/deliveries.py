@@ -1,0 +1,269 @@
+"""What is to be told to endpoints of webhooks: put on record, found when due, concluded, sent again, removed.
+
+A delivery is `pending` until it is `delivered`, or `parked` and tried no more. Those of one endpoint and
+event go out in their order: only the first of those that wait is sent.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
+
+from syncd.database import bulk, schema, state
+
+COLUMNS = (
+    *("id", "endpoint", "type", "event_id", "created_at", "body"),
+    *("state", "next_at", "retry_until", "error"),
+)
+KEEP_TRYING = timedelta(days=3)
+"""So long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
+MOST_AHEAD = timedelta(days=1)
+"""Nothing waits for longer than that. An instant further ahead was read off a clock that was wrong."""
+PRUNED_AT_ONCE = 10_000
+"""As many as changes, for the same reason."""
+AT_ONCE = 500
+"""So many ids go into one query: a statement has room for no more than 999 values everywhere."""
+State = Literal["pending", "delivered", "parked"]
+ORDERS = ("order.paid", "order.refunded")
+"""The types that tell of attendees."""
+OPEN = ("pending", "parked")
+D = schema.deliveries.c
+
+
+class Message(Struct, frozen=True):
+    """What is to be told to one endpoint. `event_id` is "" where it is of no event, or of their list."""
+
+    id: str
+    endpoint: str
+    type: str
+    event_id: str
+    body: str
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """A delivery as the control API shows it: all but the body, which may be long."""
+
+    id: str
+    endpoint: str
+    type: str
+    event_id: str
+    created_at: datetime
+    state: State
+    attempts: int
+    next_at: datetime | None
+    attempted_at: datetime | None
+    retry_until: datetime
+    delivered_at: datetime | None
+    status: int | None
+    error: str | None
+
+
+class Due(Struct, frozen=True):
+    """A delivery as it is sent. `attempts`: how often it was tried before."""
+
+    id: str
+    type: str
+    body: str
+    attempts: int
+    retry_until: datetime
+
+
+class Tried(Struct, frozen=True):
+    """What came of an attempt. `next_at`: when the next one is due, None where there is to be none."""
+
+    at: datetime
+    state: State
+    status: int | None = None
+    error: str | None = None
+    next_at: datetime | None = None
+
+
+class Standing(Struct, frozen=True):
+    """What is remembered of an endpoint: that it is gone (a digest of its settings then), and its rest."""
+
+    gone: str | None = None
+    quiet_until: datetime | None = None
+
+
+class Counts(Struct, frozen=True):
+    """How many deliveries to an endpoint wait, and how many are parked."""
+
+    pending: int = 0
+    parked: int = 0
+
+
+# --- put on record
+
+
+def put(connection: Connection, messages: Iterable[Message], at: datetime) -> None:
+    """Put what is to be told on record, in its order; to an endpoint that is gone nothing is sent."""
+    rows = []
+    gone: dict[str, bool] = {}
+    for one in messages:
+        if one.endpoint not in gone:
+            gone[one.endpoint] = standing(connection, one.endpoint).gone is not None
+        tail = (
+            ("parked", None, at + KEEP_TRYING, GONE)
+            if gone[one.endpoint]
+            else ("pending", at, at + KEEP_TRYING, None)
+        )
+        rows.append((one.id, one.endpoint, one.type, one.event_id, at, one.body, *tail))
+    if rows:
+        bulk.insert(connection, schema.deliveries, COLUMNS, rows)
+
+
+GONE = "the endpoint answered that it is gone (410)"
+
+
+def standing(connection: Connection, endpoint: str) -> Standing:
+    """Return what is remembered of an endpoint."""
+    return state.get(connection, _name(endpoint), Standing) or Standing()
+
+
+def set_standing(connection: Connection, endpoint: str, value: Standing) -> None:
+    """Remember that of an endpoint."""
+    state.put(connection, _name(endpoint), value if value != Standing() else None)
+
+
+def _name(endpoint: str) -> str:
+    return f"webhook {endpoint}"
+
+
+# --- sent
+
+
+def next_due(connection: Connection, endpoint: str, now: datetime) -> Due | datetime | None:
+    """Return the delivery to send now; else when the next one is due; None where none waits.
+
+    The one that waits longest goes first: so those that fail keep no other from its turn.
+    """
+    earlier = schema.deliveries.alias("earlier")
+    waits = and_(D.endpoint == endpoint, schema.PENDING)
+    is_first = ~exists().where(
+        earlier.c.endpoint == endpoint,
+        earlier.c.state == "pending",
+        earlier.c.event_id == D.event_id,
+        earlier.c.seq < D.seq,
+    )
+    columns = (D.id, D.type, D.body, D.attempts, D.retry_until)
+    is_due = or_(D.next_at.is_(None), D.next_at <= now, D.next_at > now + MOST_AHEAD)
+    query = select(*columns).where(waits, is_first, is_due).order_by(D.next_at, D.seq).limit(1)
+    if found := connection.execute(query).all():
+        return Due(*found[0])
+    next_at: datetime | None = connection.scalar(select(func.min(D.next_at)).where(waits, is_first))
+    return next_at
+
+
+def conclude(connection: Connection, due: Due, tried: Tried) -> None:
+    """Put on record what came of an attempt."""
+    values = {"attempted_at": tried.at, "attempts": due.attempts + 1, "next_at": tried.next_at}
+    values |= {"state": tried.state, "status": tried.status, "error": tried.error}
+    if tried.state == "delivered":
+        values["delivered_at"] = tried.at
+    connection.execute(schema.deliveries.update().where(D.id == due.id).values(values))
+
+
+def rest(connection: Connection, endpoint: str, until: datetime) -> None:
+    """Remember until when an endpoint asked not to be asked."""
+    set_standing(connection, endpoint, Standing(quiet_until=until))
+
+
+def park(connection: Connection, endpoint: str, settings: str) -> None:
+    """Park all that waits for an endpoint that is gone, until its settings are others than these."""
+    set_standing(connection, endpoint, Standing(gone=settings))
+    _park(connection, and_(D.endpoint == endpoint, schema.PENDING), GONE)
+
+
+def park_orphans(connection: Connection, endpoints: Sequence[str]) -> None:
+    """Park what waits for endpoints that are configured no more."""
+    _park(connection, and_(D.endpoint.not_in([*endpoints]), schema.PENDING), "the endpoint is not configured")
+
+
+def _park(connection: Connection, here: ColumnElement[bool], error: str) -> None:
+    connection.execute(
+        schema.deliveries.update().where(here).values(state="parked", next_at=None, error=error)
+    )
+
+
+def revive(connection: Connection, endpoint: str, now: datetime) -> None:
+    """Let an endpoint that is configured anew have what it would still be tried with."""
+    set_standing(connection, endpoint, Standing())
+    parked = and_(D.endpoint == endpoint, D.state == "parked", D.retry_until > now)
+    connection.execute(
+        schema.deliveries.update().where(parked).values(state="pending", next_at=now, attempts=0)
+    )
+
+
+# --- asked for
+
+
+def retry(
+    connection: Connection,
+    now: datetime,
+    *,
+    ids: Sequence[str],
+    endpoint: str | None,
+    configured: Sequence[str],
+) -> tuple[int, list[str]]:
+    """Have deliveries sent again now: these, or all that wait for an endpoint or are parked.
+
+    Return how many, and the ids that are none to a `configured` endpoint; with such ids nothing is done.
+    """
+    if endpoint is not None:
+        here = and_(D.endpoint == endpoint, D.state.in_(OPEN))
+        set_standing(connection, endpoint, Standing())
+        return _again(connection, here, now), []
+    parts = [[*dict.fromkeys(ids)][start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE)]
+    known = {
+        key: to
+        for part in parts
+        for key, to in connection.execute(select(D.id, D.endpoint).where(D.id.in_(part))).all()
+        if to in configured
+    }
+    if unknown := [one for one in ids if one not in known]:
+        return 0, unknown
+    for name in {*known.values()}:
+        set_standing(connection, name, Standing())
+    return sum(_again(connection, D.id.in_(part), now) for part in parts if part), []
+
+
+def _again(connection: Connection, here: ColumnElement[bool], now: datetime) -> int:
+    values = {"state": "pending", "next_at": now, "retry_until": now + KEEP_TRYING, "attempts": 0}
+    return connection.execute(schema.deliveries.update().where(here).values(values)).rowcount
+
+
+def latest(connection: Connection, limit: int, *, delivered_too: bool) -> list[Delivery]:
+    """Return the latest deliveries that wait or are parked, newest first; or of all."""
+    query = select(*(D[name] for name in Delivery.__struct_fields__)).order_by(D.seq.desc()).limit(limit)
+    if not delivered_too:
+        query = query.where(D.state.in_(OPEN))
+    return [Delivery(**row) for row in connection.execute(query).mappings().all()]
+
+
+def counts(connection: Connection) -> dict[str, Counts]:
+    """Return how many deliveries wait and are parked, by endpoint."""
+    pending = func.count().filter(schema.PENDING)
+    query = select(D.endpoint, pending, func.count() - pending).where(D.state.in_(OPEN)).group_by(D.endpoint)
+    return {name: Counts(*numbers) for name, *numbers in connection.execute(query).all()}
+
+
+# --- removed
+
+
+def prune(connection: Connection, keep: timedelta, now: datetime, read_at: datetime) -> int:
+    """Remove the first deliveries that are older than `keep` and wait no more; return how many.
+
+    Their age counts as that of changes: a wrong clock must not empty the table.
+    """
+    latest_at = connection.scalar(select(D.created_at).order_by(D.seq.desc()).limit(1))
+    since = min(now, read_at, latest_at or now) - keep
+    old = select(D.seq).where(D.created_at < since, D.state != "pending").order_by(D.seq)
+    doomed = D.seq.in_(old.limit(PRUNED_AT_ONCE))
+    return connection.execute(schema.deliveries.delete().where(doomed)).rowcount
+
+
+def erase_orders(connection: Connection) -> None:
+    """Remove what tells of attendees, where none are mirrored any more."""
+    connection.execute(schema.deliveries.delete().where(D.type.in_(ORDERS)))

@@ -1,0 +1,89 @@
+"""Where a name leads, and whether one may be connected to it: whoever names an endpoint does not get inside.
+
+A request goes to the very address that was looked at here, so that a name that leads elsewhere a moment later
+changes nothing. Leans on the tables of `ipaddress`.
+"""
+
+import asyncio
+import socket
+import threading
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+Address = IPv4Address | IPv6Address
+NAT64 = IPv6Network("64:ff9b::/96")
+"""Behind it stand addresses of IPv4 (RFC 6052)."""
+
+
+class Unreachable(Exception):
+    """A name that leads nowhere, or only to where it must not."""
+
+
+def meant(address: Address) -> Address:
+    """Return the address of IPv4 that one of IPv6 stands for, any other one as it is."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    teredo = address.teredo
+    return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
+
+
+def is_public(address: Address) -> bool:
+    """Tell whether an address is one of the public internet, and of one machine there."""
+    address = meant(address)
+    if isinstance(address, IPv6Address) and address.is_site_local:
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+async def lead_to(host: str, port: int, *, private: bool, loopback: bool) -> list[Address]:
+    """Return the addresses that a host has and that may be connected to, in the resolver's order.
+
+    That are public ones; with `private` all; with `loopback` those of this machine alone. Raises Unreachable.
+    """
+    found = list(dict.fromkeys(await resolve(host, port)))
+    if loopback:
+        allowed = [address for address in found if meant(address).is_loopback]
+    else:
+        allowed = [address for address in found if private or is_public(address)]
+    if allowed:
+        return allowed
+    shown = f"{host} is at {found[0]}" if str(found[0]) != host else host
+    if loopback:
+        raise Unreachable(f"{shown}, which is not this machine")
+    raise Unreachable(f"{shown}, which is no address of the public internet; `private = true` allows it")
+
+
+async def resolve(host: str, port: int) -> list[Address]:
+    """Return the addresses of a host. Raises Unreachable.
+
+    In a thread of its own that nobody waits for: a resolver may take half a minute, and the threads that work
+    for runs are few.
+    """
+    with suppress(ValueError):
+        return [ip_address(host)]
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[Address]] = loop.create_future()
+
+    def tell(found: list[Address], error: OSError | UnicodeError | None) -> None:
+        if answer.done():  # given up meanwhile
+            return
+        if error or not found:
+            answer.set_exception(Unreachable(f"there is no address for {host}"))
+        else:
+            answer.set_result(found)
+
+    def look() -> None:
+        found: list[Address] = []
+        error: OSError | UnicodeError | None = None
+        try:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
+        except (OSError, UnicodeError) as trouble:
+            error = trouble
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, found, error)
+
+    threading.Thread(target=look, name=f"resolver of {host}", daemon=True).start()
+    return await answer

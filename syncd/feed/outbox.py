@@ -1,0 +1,162 @@
+"""What becomes a webhook: puts deliveries on record in the transaction of the change that they tell of.
+
+Each is written out here, once: whatever happens later, every attempt sends these same bytes. Nothing of
+people is in them.
+"""
+
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import Connection
+
+from syncd.config import WebhookConfig
+from syncd.database import attendees, deliveries, rows
+from syncd.database.deliveries import Message
+from syncd.database.rows import Writing
+from syncd.mirror.diff import Change
+from syncd.model import ATTENDEES, EVENTS, Doubt, Json, Run
+
+AT_ONCE = 500
+"""So many events are looked up with one query: a statement has room for 999 values everywhere."""
+OF_ORDER = ("order_id", "order_ext_id", "event_id", "places", "refunded", "order_price")
+"""What is told of an order."""
+
+
+class Outbox:
+    """Puts on record what is to be told to each endpoint of an account, in the threads of transactions.
+
+    `has_news`: whether anything was put on record since somebody last took note.
+    """
+
+    def __init__(self) -> None:
+        self.endpoints: tuple[WebhookConfig, ...] = ()
+        self.has_news = False
+
+    def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
+        """Put on record what follows from changes of events, and of attendees for orders."""
+        if not self.endpoints:
+            return
+        of_events = [change for change in changes if change.table == EVENTS]
+        for start in range(0, len(of_events), AT_ONCE):
+            self._follow_events(connection, writing.at, of_events[start : start + AT_ONCE])
+        if of_people := [change for change in changes if change.table == ATTENDEES]:
+            self._follow_orders(connection, writing.at, of_people)
+
+    def doubted(self, connection: Connection, at: datetime, doubt: Doubt) -> None:
+        """Put on record that something is doubted."""
+        if self.endpoints:
+            ext_ids = _ext_ids(connection, [doubt.event_id] if doubt.event_id else [])
+            event_id = doubt.event_id or ""
+            self._put(connection, at, [("doubt", event_id, ext_ids.get(event_id), doubt)])
+
+    def ended(self, connection: Connection, run: Run, before: str | None, at: datetime) -> None:
+        """Put on record that runs fail, or that they do no longer; `before`: how the one before ended."""
+        if run.whole and run.outcome == "failed" and before != "failed":
+            self._put(connection, at, [("run.failed", "", None, run)])
+        elif run.whole and run.outcome in ("ok", "partial") and before == "failed":
+            self._put(connection, at, [("run.recovered", "", None, run)])
+
+    def _follow_events(self, connection: Connection, at: datetime, changes: Sequence[Change]) -> None:
+        shown = rows.shown_by_id(connection, {change.row_id for change in changes}, at)
+        self._put(
+            connection,
+            at,
+            (
+                (kind, change.row_id, shown[change.row_id]["ext_id"], told)
+                for change in changes
+                for told in [shown[change.row_id] | {"changed": sorted(change.diff)}]
+                for kind in _kinds(change)
+            ),
+        )
+
+    def _follow_orders(self, connection: Connection, at: datetime, changes: Sequence[Change]) -> None:
+        news = _orders(changes)
+        if not news:
+            return
+        found = attendees.orders(connection, sorted({order_id for order_id, _ in news}))
+        ext_ids = _ext_ids(connection, {event_id for _, event_id in news})
+        told = []
+        for key, (paid, refunded) in news.items():
+            if order := found.get(key):
+                data = {name: getattr(order, name) for name in OF_ORDER}
+                # A place that comes to an order that was paid before is no payment.
+                kinds = ["order.paid"] if paid and order.paid <= paid else []
+                kinds += ["order.refunded"] if refunded else []
+                told += [(kind, key[1], ext_ids.get(key[1]), data) for kind in kinds]
+        self._put(connection, at, told)
+
+    def _put(
+        self, connection: Connection, at: datetime, told: Iterable[tuple[str, str, object, object]]
+    ) -> None:
+        """Put on record for each endpoint what it wants: type, event, the event's `ext_id`, data."""
+        messages = []
+        for kind, event_id, ext_id, data in told:
+            wanted = [each for each in self.endpoints if _wants(each, kind, event_id, ext_id)]
+            body = _body(kind, at, data) if wanted else ""
+            messages += [Message(_new_id(), each.name, kind, event_id, body) for each in wanted]
+        if messages:
+            deliveries.put(connection, messages, at)
+            self.has_news = True
+
+
+def _kinds(change: Change) -> Iterator[str]:
+    """Yield what a change of an event is told as."""
+    if change.kind == "vanished":
+        yield "event.vanished"
+        return
+    yield "event.new" if change.kind == "inserted" else "event.changed"
+    was_full, is_full = change.diff.get("is_full", (None, None))
+    if is_full and not was_full:
+        yield "event.full"
+    if was_full and not is_full:
+        yield "event.reopened"
+
+
+def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
+    """Return by order and event how many of its places were found paid now, and how many refunded."""
+    news: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for change in changes:
+        if change.kind == "vanished":
+            continue
+        order_id = change.values[ORDER_ID]
+        _, disabled = disabled_diff = change.diff.get("disabled", (None, None))
+        if (
+            order_id
+            and change.diff.get("order_paid", (None, None))[1] is True
+            and not change.values[DISABLED]
+        ):
+            news[order_id, change.event_id][0] += 1
+        if order_id and disabled is True and disabled_diff[0] is not True:
+            news[order_id, change.event_id][1] += 1
+    return news
+
+
+ORDER_ID, DISABLED = (rows.FIELDS[ATTENDEES].index(name) for name in ("order_id", "disabled"))
+"""Where these stand among an attendee's values."""
+
+
+def _ext_ids(connection: Connection, ids: Iterable[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), AT_ONCE):
+        found |= rows.ext_ids(connection, wanted[start : start + AT_ONCE])
+    return found
+
+
+def _wants(endpoint: WebhookConfig, kind: str, event_id: str, ext_id: object) -> bool:
+    """Tell whether an endpoint is to be told; what concerns no single event it is told whatever it names."""
+    is_meant = not (endpoint.events and event_id) or not {event_id, ext_id}.isdisjoint(endpoint.events)
+    return kind in endpoint.on and is_meant
+
+
+def _body(kind: str, at: datetime, data: object) -> str:
+    told: Json = {"type": kind, "timestamp": at, "data": data}
+    return msgspec.json.encode(told).decode()
+
+
+def _new_id() -> str:
+    """Return an id that nobody else gives: 96 bits by chance, without the dot that the signature needs."""
+    return f"msg_{secrets.token_hex(12)}"

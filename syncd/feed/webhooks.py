@@ -1,0 +1,471 @@
+"""Delivers webhooks by the Standard Webhooks specification: a task for each endpoint, none waits for another.
+
+What is to be told stands in the database (`outbox.py` puts it there), and so does what came of it: a process
+that is killed leaves the next one all that it needs. An attempt whose end is not on record is made again,
+with the same id and the same bytes: a receiver may get a delivery twice, never another one.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+
+import httpx
+from loguru import logger
+from msgspec import Struct
+from sqlalchemy import Connection
+from standardwebhooks import Webhook
+
+from syncd import __version__, web
+from syncd.billetweb.answers import retry_after_s
+from syncd.clock import Clock
+from syncd.config import Config, Secret, WebhookConfig
+from syncd.database import deliveries
+from syncd.database.deliveries import Counts, Due, Tried
+from syncd.database.engine import Database
+from syncd.errors import ConfigError, StoreError, SyncdError
+from syncd.feed.addresses import Address, Unreachable, is_public, lead_to
+from syncd.feed.outbox import Outbox
+from syncd.text import format_duration, plain
+from syncd.threads import in_thread
+
+STEPS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
+"""So long after each failed attempt comes the next; the last of these from then on."""
+CONNECT_S = 5.0
+"""So long one address may take to answer at all; then comes the next that the host has."""
+DEADLINE_S = 15.0
+"""So long an attempt may take in all. The specification advises 15 to 30; an endpoint that takes longer holds
+up its own other deliveries alone."""
+MOST_BYTES = 64 * 1024
+"""So much of an answer is read, for politeness: nothing in it matters but its status."""
+RETRY_AFTER_MOST_S = deliveries.MOST_AHEAD.total_seconds()
+"""So long a receiver may ask to be left alone: longer, and of three days too few attempts would be left."""
+LOOK_AGAIN_S = 60.0
+"""So often a clock that was set is noticed, while something waits."""
+AFTER_TROUBLE_S = 5.0
+"""So long it waits after the database refused. A lock that another program holds is mostly gone by then."""
+GONE = 410
+
+
+class EndpointState(Struct, kw_only=True):
+    """How an endpoint fares, as `GET /v1/webhooks` shows it. `host` is where it is: the rest may be secret.
+
+    `pending` and `parked` count what stands in the database, `delivered` and `failed` attempts since the
+    daemon started. `gone`: it answered so, and gets nothing until it is configured anew or retried.
+    """
+
+    name: str
+    host: str
+    pending: int = 0
+    parked: int = 0
+    delivered: int = 0
+    failed: int = 0
+    gone: bool = False
+    last_delivered_at: datetime | None = None
+    last_error: str | None = None
+
+
+class WebhooksStatus(Struct, frozen=True):
+    """How many endpoints there are, and how many deliveries to them wait and are parked."""
+
+    endpoints: int = 0
+    pending: int = 0
+    parked: int = 0
+
+
+class Endpoint:
+    """One endpoint and what waits for it. Only its own task sends."""
+
+    def __init__(
+        self, settings: WebhookConfig, signers: Sequence[Secret], clock: Clock, databases: asyncio.Lock
+    ) -> None:
+        self.settings = settings
+        self.url = httpx.URL(settings.url)
+        self.state = EndpointState(name=settings.name, host=self.url.host)
+        self.secrets = tuple(signers)
+        self._signers = [Webhook(secret.value) for secret in signers]
+        self._clock = clock
+        self._databases = databases
+        self._client: httpx.AsyncClient | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def fingerprint(self) -> Secret:
+        """What makes it another endpoint when it changes."""
+        return Secret("\n".join([self.settings.url, *(secret.value for secret in self.secrets)]))
+
+    def wake(self) -> None:
+        """Have its task look for what is due."""
+        self._news.set()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        if self._client:
+            await self._client.aclose()
+
+    async def serve(self, database: Database) -> None:
+        """Send whatever is due, for as long as it is not cancelled."""
+        while True:
+            self._news.clear()
+            await self._wait(await self._guarded(database))
+
+    async def send_due(self, database: Database) -> None:
+        """Send what is due now, and no more."""
+        while database.is_open and await self._guarded(database) == 0:
+            pass
+
+    async def _guarded(self, database: Database) -> float | None:
+        """Make a step; return as `_step`. Whatever goes wrong is this endpoint's, and is tried again."""
+        try:
+            return await self._step(database) if database.is_open else None
+        except StoreError as error:
+            logger.debug("webhook {}: {}; tried again", self.settings.name, error)
+            return AFTER_TROUBLE_S
+        except Exception as error:  # noqa: BLE001 - a bug with one delivery must not end the sending
+            logger.bind(event="error.internal").opt(exception=error).error(
+                "webhook {}: unexpected {}", self.settings.name, type(error).__name__
+            )
+            return LOOK_AGAIN_S
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Return after so long, or when there is news; None: then alone."""
+        if seconds == 0:
+            return
+        waits: set[asyncio.Task[object]] = {asyncio.create_task(_as_object(self._news.wait()))}
+        if seconds is not None:
+            waits.add(asyncio.create_task(_as_object(self._clock.sleep(min(seconds, LOOK_AGAIN_S)))))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+
+    async def _step(self, database: Database) -> float | None:
+        """Send the next delivery and return 0; else return in how many seconds one is due, None for never."""
+        now = self._clock.now()
+        async with self._databases:
+            found = await database.read(self._next, now)
+        if found is None:
+            return None
+        if isinstance(found, datetime):
+            return max((found - now).total_seconds(), 0.001)
+        status, error, wait_s = await self._attempt(found)
+        await self._conclude(database, found, status, error, wait_s)
+        return 0.0
+
+    def _next(self, connection: Connection, now: datetime) -> Due | datetime | None:
+        standing = deliveries.standing(connection, self.settings.name)
+        self.state.gone = standing.gone is not None
+        if standing.gone:
+            return None
+        until = standing.quiet_until
+        if until and now < until <= now + deliveries.MOST_AHEAD:
+            return until
+        return deliveries.next_due(connection, self.settings.name, now)
+
+    # --- an attempt
+
+    async def _attempt(self, due: Due) -> tuple[int | None, str, float | None]:
+        """Send a delivery once; return the answer's status, what went wrong, and what rest was asked for."""
+        status: int | None = None
+        wait_s: float | None = None
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                async with await self._send(due) as answer:
+                    status = answer.status_code
+                    header = answer.headers.get("Retry-After")
+                    if header and not answer.is_success:
+                        now = self._clock.now()
+                        wait_s = retry_after_s(header, now=now, most_s=RETRY_AFTER_MOST_S)
+                    await _read_out(answer)
+        except TimeoutError:
+            if status is None:
+                return None, f"no answer within {DEADLINE_S:g} s", None
+        except Unreachable as refused:
+            return None, str(refused), None
+        except ConfigError as unusable:
+            return None, str(unusable), None
+        except httpx.ConnectError as trouble:
+            return None, f"no connection: {plain(str(trouble), 200)}", None
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as trouble:
+            if status is None:  # its text may hold the address
+                return None, f"no answer ({type(trouble).__name__})", None
+        assert status is not None
+        return status, "" if 200 <= status < 300 else f"HTTP {status}", wait_s  # noqa: PLR2004 - success
+
+    async def _send(self, due: Due) -> "_Answer":
+        """Return the answer, still open, of the first of its addresses that takes a connection."""
+        if self._client is None:  # reading certificates takes its time
+            timeout = httpx.Timeout(DEADLINE_S, connect=CONNECT_S)
+            self._client = await in_thread(
+                web.client, self.settings.url, direct=True, timeout=timeout, headers=HEADERS
+            )
+        is_local = web.is_loopback(self.url)
+        port = self.url.port or {"http": 80, "https": 443}[self.url.scheme]
+        addresses = await lead_to(self.url.host, port, private=self.settings.private, loopback=is_local)
+        for address in addresses[:-1]:
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                return _Answer(await self._client.send(self._request(due, address), stream=True))
+        return _Answer(await self._client.send(self._request(due, addresses[-1]), stream=True))
+
+    def _request(self, due: Due, address: Address) -> httpx.Request:
+        """Return the request to one address, in the name of the endpoint's host."""
+        assert self._client
+        at = self._clock.now().replace(microsecond=0)
+        headers = {
+            "Host": self.url.netloc.decode("ascii"),
+            "Content-Type": "application/json",
+            "webhook-id": due.id,
+            "webhook-timestamp": str(int(at.timestamp())),
+            "webhook-signature": " ".join(each.sign(due.id, at, due.body) for each in self._signers),
+        }
+        extensions = {"sni_hostname": self.url.host} if str(address) != self.url.host else {}
+        url = self.url.copy_with(host=str(address))
+        return self._client.build_request(
+            "POST", url, content=due.body.encode(), headers=headers, extensions=extensions
+        )
+
+    # --- what came of it
+
+    async def _conclude(
+        self, database: Database, due: Due, status: int | None, error: str, wait_s: float | None
+    ) -> None:
+        now = self._clock.now()
+        is_gone = status == GONE
+        if not error:
+            tried = Tried(at=now, state="delivered", status=status)
+        elif is_gone or now >= due.retry_until:
+            tried = Tried(at=now, state="parked", status=status, error=error)
+        else:
+            step_s = max(STEPS_S[min(due.attempts, len(STEPS_S) - 1)], wait_s or 0.0)
+            next_at = now + timedelta(seconds=step_s)
+            tried = Tried(at=now, state="pending", status=status, error=error, next_at=next_at)
+        digest = await in_thread(self.fingerprint.digest) if is_gone else ""
+
+        def record(connection: Connection) -> dict[str, Counts]:
+            deliveries.conclude(connection, due, tried)
+            if is_gone:
+                deliveries.park(connection, self.settings.name, digest)
+            elif wait_s:
+                deliveries.rest(connection, self.settings.name, now + timedelta(seconds=wait_s))
+            return deliveries.counts(connection)
+
+        async with self._databases:
+            counts = await database.write(record)
+        self.take_counts(counts)
+        self._tell(due, tried)
+
+    def take_counts(self, counts: dict[str, Counts]) -> None:
+        """Remember how many deliveries wait and are parked."""
+        mine = counts.get(self.settings.name, Counts())
+        self.state.pending, self.state.parked = mine.pending, mine.parked
+
+    def _tell(self, due: Due, tried: Tried) -> None:
+        """Count an attempt, and tell of it where that is news: not each failure of a night."""
+        state, name = self.state, self.settings.name
+        if tried.state == "delivered":
+            state.delivered += 1
+            state.last_delivered_at = tried.at
+            if state.last_error:
+                logger.bind(event="webhook.works").info("webhook {}: deliveries arrive again", name)
+            state.last_error = None
+            return
+        state.failed += 1
+        error = plain(tried.error or "")
+        if tried.status == GONE:
+            state.gone = True
+            logger.bind(event="webhook.gone", status=tried.status).error(
+                "webhook {}: the endpoint is gone (HTTP 410); nothing more is sent to it until its settings"
+                " change, or `syncctl webhooks retry --endpoint {}`",
+                *(name, name),
+            )
+        elif tried.state == "parked":
+            logger.bind(event="webhook.parked", status=tried.status).error(
+                "webhook {}: {} {} was tried for {} in vain ({}); `syncctl webhooks retry {}` sends it again",
+                *(
+                    name,
+                    due.type,
+                    due.id,
+                    format_duration(deliveries.KEEP_TRYING.total_seconds()),
+                    error,
+                    due.id,
+                ),
+            )
+        elif error != state.last_error:
+            logger.bind(event="webhook.failed", status=tried.status).warning(
+                "webhook {}: {} {} was not delivered: {}; it is tried again for three days",
+                *(name, due.type, due.id, error),
+            )
+        state.last_error = error
+
+
+HEADERS = {"User-Agent": f"syncd/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+
+class _Answer:
+    """An answer that is closed after use."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._answer = answer
+
+    async def __aenter__(self) -> httpx.Response:
+        return self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._answer.aclose()
+
+
+async def _read_out(answer: httpx.Response) -> None:
+    """Read an answer as it comes, as much as is allowed; a receiver may end badly that is cut off."""
+    size = 0
+    async for piece in answer.aiter_raw():
+        size += len(piece)
+        if size > MOST_BYTES:
+            return
+
+
+async def _as_object(work: Coroutine[None, None, object]) -> object:
+    return await work
+
+
+class Webhooks:
+    """All endpoints of an account. `outbox` puts on record what they are to be told."""
+
+    def __init__(self, config: Config, database: Database, clock: Clock) -> None:
+        self.outbox = Outbox()
+        self.endpoints: list[Endpoint] = []
+        self._database = database
+        self._clock = clock
+        self._databases = asyncio.Lock()  # of the threads that work for runs, sending takes one at most
+        self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
+        self._serves = False
+        self._must_settle = True
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take new settings over. An endpoint that stays as it was goes on with what it is at."""
+        known = {(each.settings, each.secrets): each for each in self.endpoints}
+        endpoints = []
+        for settings in config.webhooks:
+            secrets = tuple(config.webhook_secrets[settings.name])
+            same = known.pop((settings, secrets), None)
+            endpoints.append(same or Endpoint(settings, secrets, self._clock, self._databases))
+        self.endpoints = endpoints
+        self.outbox.endpoints = config.webhooks
+        self._must_settle = True
+        if self._serves:
+            self.start()
+
+    def start(self) -> None:
+        """Begin to send, and go on with it."""
+        self._serves = True
+        for gone in self._tasks.keys() - {*self.endpoints}:
+            self._tasks.pop(gone).cancel()
+        for each in self.endpoints:
+            if each not in self._tasks:
+                self._tasks[each] = asyncio.create_task(self._serve(each), name=f"webhook {each.state.name}")
+
+    async def _serve(self, endpoint: Endpoint) -> None:
+        try:
+            await endpoint.serve(self._database)
+        finally:
+            await endpoint.close()
+
+    def wake(self) -> None:
+        """Have what was put on record be sent, as far as it is committed."""
+        if self.outbox.has_news:
+            for each in self.endpoints:
+                each.wake()
+
+    async def refresh(self) -> None:
+        """Look at what stands in the database, after a run or new settings, and have it sent."""
+        self.outbox.has_news = False
+        if not self._database.is_open or not (self.endpoints or self._must_settle):
+            return
+        try:
+            async with self._databases:
+                if self._must_settle and await self._database.read(self._is_unsettled):
+                    await self._database.write(self._settle)
+                counts = await self._database.read(deliveries.counts)
+        except StoreError as error:
+            logger.debug("the webhooks wait for the next run: {}", error)
+            return
+        self._must_settle = False
+        for each in self.endpoints:
+            each.take_counts(counts)
+            each.wake()
+
+    def _is_unsettled(self, connection: Connection) -> bool:
+        names = {each.settings.name for each in self.endpoints}
+        waits = {name for name, some in deliveries.counts(connection).items() if some.pending}
+        return bool(waits - names) or any(deliveries.standing(connection, name).gone for name in names)
+
+    def _settle(self, connection: Connection) -> None:
+        """Let endpoints that were gone and are others now have what waits; park what waits for none."""
+        deliveries.park_orphans(connection, [each.settings.name for each in self.endpoints])
+        for each in self.endpoints:
+            gone = deliveries.standing(connection, each.settings.name).gone
+            if gone and not each.fingerprint.is_of(gone):
+                deliveries.revive(connection, each.settings.name, self._clock.now())
+
+    async def send_due(self, seconds: float) -> None:
+        """Send what is due now, for so long at most: for a process that ends after its run."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.refresh()
+                await asyncio.gather(*(each.send_due(self._database) for each in self.endpoints))
+
+    async def stop(self) -> None:
+        """End the sending. An attempt under way counts as not made, and is made again."""
+        self._serves = False
+        tasks, self._tasks = [*self._tasks.values()], {}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for each in self.endpoints:
+            await each.close()
+
+    # --- what may be asked
+
+    def status(self) -> WebhooksStatus:
+        """Return how many endpoints there are, and how many deliveries wait and are parked."""
+        states = [each.state for each in self.endpoints]
+        pending, parked = sum(each.pending for each in states), sum(each.parked for each in states)
+        return WebhooksStatus(len(states), pending, parked)
+
+    async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
+        """Have deliveries sent again now; return how many. Raises StoreError, UnknownDelivery."""
+        names = [each.settings.name for each in self.endpoints]
+        if endpoint is not None and endpoint not in names:
+            raise UnknownDelivery(f"there is no endpoint {endpoint}: there are {', '.join(names) or 'none'}")
+        count, unknown = await self._database.write(
+            deliveries.retry, self._clock.now(), ids=ids, endpoint=endpoint, configured=names
+        )
+        if unknown:
+            raise UnknownDelivery(
+                f"there is no delivery {', '.join(unknown[:3])} to an endpoint that is configured"
+            )
+        await self.refresh()
+        return count
+
+
+class UnknownDelivery(SyncdError):
+    """A delivery or an endpoint that somebody named and that is not there."""
+
+    kind = "unknown_delivery"
+
+
+def check(config: Config) -> list[str]:
+    """Return what is wrong with the addresses of endpoints, as far as that shows without asking."""
+    problems = []
+    for each in config.webhooks:
+        url = httpx.URL(each.url)
+        with suppress(ValueError):  # a name, which may lead elsewhere when it is sent to
+            if not (each.private or web.is_loopback(url) or is_public(ip_address(url.host))):
+                problems.append(
+                    f"webhooks {each.name}: {url.host} is no address of the public internet;"
+                    " `private = true` allows it"
+                )
+    return problems

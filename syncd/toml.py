@@ -1,0 +1,108 @@
+"""A TOML file with the line of each table and key, and what is wrong with it, each problem with its place.
+
+Leans on tomllib for the syntax. Line numbers come from a small scanner of our own: tomllib gives none.
+"""
+
+import re
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from operator import itemgetter
+from pathlib import Path
+
+from syncd import readers
+from syncd.errors import ConfigError
+
+
+class Problems:
+    """The problems found so far, a line of text each."""
+
+    def __init__(self, path: Path, lines: Mapping[tuple[str, ...], int]) -> None:
+        self._path = path
+        self._lines = lines
+        self._found: list[tuple[int, str]] = []
+
+    @contextmanager
+    def of(self, *key: str, outside: str = "") -> Iterator[None]:
+        """Note what is raised inside as a problem of that table or key, or of a source outside the file."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            table = (re.sub(r"\[[0-9]+\]$", "", key[0]),) if key else ()  # of a list written in one value
+            line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
+            place = f"{self._path}:{line}" if line else f"{self._path}"
+            source = outside or f"{place}: {'.'.join(key)}"
+            self._found.append((line or sys.maxsize, f"{source}: {_reason(error)}"))
+
+    def raise_any(self) -> None:
+        """Raise ConfigError if there are problems, in the order of the file's lines."""
+        if self._found:
+            raise ConfigError([_one_line(text) for _, text in sorted(self._found, key=itemgetter(0))])
+
+
+def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
+    """Return what a file holds, and the line of each table and key. Raises ConfigError with its place."""
+    text = ""
+    try:
+        text = readers.utf8(readers.content(path, 1 << 20))  # the commented sample has 10 KB
+        return tomllib.loads(text), key_lines(text)
+    except (OSError, ValueError, RecursionError) as error:
+        at = re.search(r"at line (\d+)", str(error))
+        line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
+        place = f"{path}:{line}" if line else f"{path}"
+        reason = _unquoted(text, line) or f"cannot be read: {_reason(error)}"
+        raise ConfigError([_one_line(f"{place}: {reason}")]) from None
+
+
+def _unquoted(text: str, line: int) -> str:
+    """Return what to say where a line fails for want of quotes, "" otherwise. The value may be a secret."""
+    row = text.split("\n")[line - 1] if text and line else ""
+    found = re.match(r"""\s*([\w.-]+)\s*=\s*[^\s"'\[{#=]""", row)
+    return f'{found[1]}: text must stand in quotes, as in {found[1]} = "…"' if found else ""
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """Return the line of each table and each key in valid TOML, by letting tomllib read single statements."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    counts: Counter[str] = Counter()
+    statement, start = "", 1
+    for number, row in enumerate(text.split("\n"), 1):
+        statement += row + "\n"
+        is_header = statement.lstrip().startswith("[")
+        with suppress(tomllib.TOMLDecodeError):  # raised while a value goes on in the next line
+            found = tomllib.loads(statement)
+            if is_header:  # for what is said of a whole list
+                lines.setdefault((next(iter(found)),), start)
+            for path in _paths(_numbered(found, counts) if is_header else found, () if is_header else table):
+                lines.setdefault(path, start)
+                table = path if is_header else table
+            statement, start = "", number + 1
+    return lines
+
+
+def _numbered(header: dict[str, object], counts: Counter[str]) -> dict[str, object]:
+    """Return a header that is one of a list's tables, or inside one, with the number of that: from 1."""
+    ((name, value),) = header.items()
+    if isinstance(value, list):
+        counts[name] += 1
+        value = value[0]
+    return {f"{name}[{counts[name]}]" if counts[name] else name: value}
+
+
+def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, value in found.items():
+        yield (*table, name)
+        if isinstance(value, dict):
+            yield from ((*table, name, inner) for inner in value)
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, without the path that OSError adds: the key may stand there by mistake."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
