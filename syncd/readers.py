@@ -303,9 +303,30 @@ def other_database(value: object) -> str:
     """Return such a URL, or "" for none. Not shown when refused, as above."""
     if value == "":
         return ""
-    if re.match("(mysql|mariadb)", text(value), re.IGNORECASE):
-        raise ValueError("names MySQL or MariaDB, which is not supported yet: use SQLite or PostgreSQL")
-    return database(value)
+    return _mysql(text(value)) if re.match("(mysql|mariadb)", text(value)) else database(value)
+
+
+_MYSQL = re.compile(
+    r"(?:mysql|mariadb)(?:\+pymysql)?://"
+    r"(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?"
+)
+_MYSQL_PARAMETERS = ("unix_socket", "ssl_ca", "ssl_cert", "ssl_key", "ssl_check_hostname")
+
+
+def _mysql(url: str) -> str:
+    parts = _MYSQL.fullmatch(url)
+    if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
+        raise ValueError(
+            'must be as "mysql://user:password@host:3306/database": an / @ : ? or # in one of these is '
+            "written %2F %40 %3A %3F %23"
+        )
+    for parameter in filter(None, (parts["parameters"] or "").split("&")):
+        if parameter.partition("=")[0] not in _MYSQL_PARAMETERS:  # others' programs have others
+            raise ValueError(
+                f"of the parameters behind the question mark only {', '.join(_MYSQL_PARAMETERS)} do"
+            )
+    return url
 
 
 def name(value: object) -> str:

@@ -19,6 +19,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
 from loguru import logger
 from msgspec import structs
+from support import mariadb as mariadb_server
 from support import real_databases as databases
 from support.processes import short_folder
 
@@ -153,6 +154,21 @@ def make_config(tmp_path: Path, base_url: str, standin: StandIn, database_kind: 
         return config.load(path, {"BILLETWEB_KEY": standin.key})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Callable[[], mariadb_server.Server]]:
+    """Return a giver of a MariaDB server, which is started where somebody wants it."""
+    found: list[mariadb_server.Server] = []
+
+    def give() -> mariadb_server.Server:
+        if not found:
+            found.append(mariadb_server.Server())
+        return found[0]
+
+    yield give
+    for server in found:
+        server.close()
 
 
 @pytest.fixture

@@ -226,7 +226,11 @@ def test_list_arrives_changed(write: Write) -> None:
         ("set = { a = 'places' }", "is no column of an event: did you mean"),
         ("name = '../x'", "must be of letters"),
         ("unless = 1", "must be text"),
-        ("database = 'mysql://h/d'", "not supported yet"),
+        ("database = 'mysql://h'", 'must be as "mysql://user:password@host:3306/database"'),
+        ("database = 'mysql://u:p@p@h/d'", "is written %2F %40 %3A %3F %23"),
+        ("database = 'mariadb://h:65536/d'", 'must be as "mysql://user:password@host:3306/database"'),
+        ("database = 'mysql+mysqldb://h/d'", 'must be as "mysql://user:password@host:3306/database"'),
+        ("database = 'mysql://h/d?sslaccept=strict'", "only unix_socket, ssl_ca, ssl_cert"),
         ("database = 'a.db'", "must name a SQLite file"),
         ("password = 'x'", '"publish-NAME"'),
     ],
@@ -238,6 +242,21 @@ def test_published_table_is_taken_as_it_never_works(write: Write, line: str, wha
     [problem] = problems(write("\n".join([*kept, line])))
     assert f": publish[1].{key}: " in problem
     assert what in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:p%40@db.example.org:3306/site",
+        "mariadb://u@/site?unix_socket=/run/mysqld/mysqld.sock",
+        "mysql+pymysql://[::1]/site?ssl_ca=/etc/ssl/ca.pem&ssl_check_hostname=true",
+        "mariadb+pymysql://h/d",
+    ],
+)
+def test_mysql_is_refused_for_a_site_s_table(write: Write, url: str) -> None:
+    """A table of a site's may be in MySQL or MariaDB; syncd's own database may not, see below."""
+    config = load(write(f"{PUBLISH}\ndatabase = '{url}'"), CREDENTIALS)
+    assert config.publish[0].database == url
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from syncd.database import postgresql, sqlite
+from syncd.database import mysql, postgresql, sqlite
 from syncd.database.engine import is_sqlite, reason
 from syncd.errors import StoreError
 
@@ -18,14 +18,20 @@ WAIT_S = 5
 @contextmanager
 def connected(url: str, *, write: bool = False) -> Iterator[Connection]:
     """Give a connection in a transaction, committed at the end. Raises StoreError, in the driver's words."""
-    engine = (
-        _file(url) if is_sqlite(url) else postgresql.engine(url, lock_timeout_s=WAIT_S if write else None)
-    )
+    engine = _engine(url, write=write)
     try:
         with _in_words(), engine.execution_options(write=write).begin() as connection:
             yield connection
     finally:
         engine.dispose()
+
+
+def _engine(url: str, *, write: bool) -> Engine:
+    if is_sqlite(url):
+        return _file(url)
+    if mysql.is_meant(url):
+        return mysql.engine(url, wait_s=WAIT_S)
+    return postgresql.engine(url, lock_timeout_s=WAIT_S if write else None)
 
 
 @contextmanager
@@ -45,13 +51,18 @@ def _in_words() -> Iterator[None]:
         raise StoreError(told(error)) from None
     except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
         raise StoreError(f"a value cannot be written ({type(error).__name__})") from None
+    except RuntimeError as error:
+        if trouble := mysql.told(error):
+            raise trouble from None
+        raise
 
 
 def told(error: SQLAlchemyError) -> str:
     """Return what went wrong, as one sentence."""
     cause = getattr(error, "orig", None)
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # what is above says more of the same
-    if code == sqlite3.SQLITE_BUSY or getattr(cause, "sqlstate", "") == postgresql.LOCK_NOT_AVAILABLE:
+    is_late = getattr(cause, "sqlstate", "") == postgresql.LOCK_NOT_AVAILABLE
+    if code == sqlite3.SQLITE_BUSY or is_late or mysql.code(error) in mysql.LOCKED:
         return "another program holds a lock, which was waited for"
     if code == sqlite3.SQLITE_READONLY:
         return "this user may not write the file, or its folder"

@@ -199,6 +199,9 @@ def reason(error: SQLAlchemyError) -> str:
         return waited or type(error).__name__
     # What psycopg's text says after the first sentence shows the values of the row.
     told = getattr(getattr(cause, "diag", None), "message_primary", None)
+    match cause.args:
+        case int(), str(words):  # PyMySQL's, with the number of the error
+            told = words
     return told or " ".join(str(cause).split())
 
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 from sqlalchemy import (
     Boolean,
     ColumnElement,
@@ -40,11 +40,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.engine.reflection import Inspector
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import JSON, NullType, TypeEngine
 
 from syncd.config import PublishConfig
-from syncd.database import schema
+from syncd.database import mysql, schema
 from syncd.database.engine import reason
 from syncd.mirror.diff import FIGURES
 
@@ -68,10 +68,20 @@ class Form(Struct, frozen=True):
     """What was found of a site's table: how its columns are typed, what is wrong, and what only slow."""
 
     settings: PublishConfig
-    is_file: bool
+    dialect: str
     types: dict[str, TypeEngine[Any]]
     problems: list[str]
     warnings: list[str]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is in a SQLite file, which holds in a column what was written there."""
+        return self.dialect == "sqlite"
+
+    @property
+    def is_mysql(self) -> bool:
+        """Whether it is in MySQL or MariaDB, to which texts are equal that are the same but for capitals."""
+        return self.dialect in ("mysql", "mariadb")
 
     @property
     def table(self) -> TableClause:
@@ -105,12 +115,15 @@ class Done(Struct):
 def look(connection: Connection, settings: PublishConfig) -> Form:
     """Return what is found of the table. Changes nothing."""
     schema_name, name = _names(settings)
-    is_file = connection.dialect.name == "sqlite"
+    dialect = connection.dialect.name
+    bare = Form(settings, dialect, {}, [], [])
+    if bare.is_mysql and (refusal := mysql.hidden(connection, bare.table)):
+        return structs.replace(bare, problems=[refusal])
     found = inspect(connection)
     if not found.has_table(name, schema_name):
         tables = found.get_table_names(schema_name)
         return Form(
-            settings, is_file, {}, [f'there is no table "{settings.table}"{_meant(name, tables)}'], []
+            settings, dialect, {}, [f'there is no table "{settings.table}"{_meant(name, tables)}'], []
         )
     columns = {each["name"]: each for each in found.get_columns(name, schema_name)}
     problems = [
@@ -119,7 +132,7 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
         if each not in columns
     ]
     types = {each: columns[each]["type"] for each in _columns(settings) if each in columns}
-    form = Form(settings, is_file, types, problems, [])
+    form = Form(settings, dialect, types, problems, [])
     if not problems:
         form.problems.extend(_misfits(form, columns))
         form.problems.extend(_forbidden(connection, form))
@@ -153,13 +166,13 @@ def _misfits(form: Form, columns: Mapping[str, ReflectedColumn]) -> Iterable[str
     for theirs, ours in form.settings.set.items():
         wanted.append((theirs, ours, *_fitting(ours, is_file=is_file)))
     if form.settings.unless:
-        flags = (Boolean, *NUMBER) if is_file else (Boolean,)
+        flags = (Boolean, *NUMBER) if is_file or form.is_mysql else (Boolean,)
         wanted.append((form.settings.unless, "unless", "true or false", flags))
     if form.settings.touch:
         wanted.append((form.settings.touch, "touch", *_fitting("starts_at", is_file=is_file)))
     for theirs, ours, what, fitting in wanted:
         kind = form.types[theirs]
-        if isinstance(kind, KNOWN) and not isinstance(kind, fitting):
+        if (isinstance(kind, KNOWN) or kind.__visit_name__ == "BIT") and not isinstance(kind, fitting):
             yield (
                 f'the column "{theirs}" of "{form.settings.table}" is of the type {kind},'
                 f" and {ours} needs one for {what}"
@@ -183,8 +196,11 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
     """Give back what this user may not do."""
     if form.is_file:
         return
-    quote = connection.dialect.identifier_preparer.format_table(form.table)
     written = [*form.settings.set, *filter(None, [form.settings.touch])]
+    if form.is_mysql:
+        yield from filter(None, [mysql.forbidden(connection, form.table, written)])
+        return
+    quote = connection.dialect.identifier_preparer.format_table(form.table)
     may = "SELECT current_user, has_column_privilege(:table, :column, :right)"
     for right, columns in (("SELECT", _columns(form.settings)), ("UPDATE", written)):
         for each in columns:
@@ -198,8 +214,14 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
 def repeated(connection: Connection, form: Form) -> list[str]:
     """Return what is to be said of keys that several rows hold, of the first three."""
     key = form.table.c[form.key]
-    query = select(key, func.count()).where(key.is_not(None)).group_by(key).having(func.count() > 1)
+    query = select(key, func.count()).where(key.is_not(None)).group_by(_same(form, form.key, key))
+    query = query.having(func.count() > 1)
     return [_several(form, row[0], row[1]) for row in connection.execute(query.limit(3)).all()]
+
+
+def _same(form: Form, name: str, value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a value of a column so that only what is the same is equal to it."""
+    return mysql.exact(value) if form.is_mysql and isinstance(form.types[name], String) else value
 
 
 def _several(form: Form, key: object, count: int) -> str:
@@ -274,7 +296,9 @@ def bring(
     keys = iter(_all_keys(connection, form, meant, done) if all_of_them else _typed(form, meant))
     writes: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     while part := [*islice(keys, KEYS_AT_ONCE)]:
-        rows = connection.execute(_theirs(form, part)).mappings().all()
+        wanted = {*part}  # for MySQL a key in other letters is the same
+        found = connection.execute(_theirs(form, part)).mappings().all()
+        rows = [row for row in found if row[form.key] in wanted]
         counts = Counter(row[form.key] for row in rows)
         done.problems += [_several(form, key, count) for key, count in counts.items() if count > 1]
         for row in rows:
@@ -295,7 +319,7 @@ def _typed(form: Form, keys: Iterable[str]) -> list[Any]:
 def _all_keys(connection: Connection, form: Form, meant: Mapping[str, object], done: Done) -> list[Any]:
     """Return the keys of theirs that mean an event, and count the others."""
     key = form.table.c[form.key]
-    query = select(key).distinct().where(key.is_not(None)).order_by(key)
+    query = select(key).where(key.is_not(None)).group_by(_same(form, form.key, key)).order_by(key)
     found = []
     with connection.execute(query.execution_options(yield_per=1000)) as result:
         for (value,) in result:
@@ -354,7 +378,7 @@ def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
     kind = form.types[name]
     if isinstance(value, datetime):
         if not form.is_file:
-            return value if getattr(kind, "timezone", False) else value.replace(tzinfo=None)
+            return _instant(form, kind, value)
         # Prisma has had both in one column: milliseconds, and text of ISO 8601.
         in_ms = isinstance(kind, Integer) or isinstance(before, int)
         return round(value.timestamp() * 1000) if in_ms else value.isoformat(timespec="milliseconds")
@@ -365,17 +389,29 @@ def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
     return value
 
 
+def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
+    """Return an instant as a column of a server's takes it; MySQL's have so many digits of a second."""
+    if form.is_mysql:
+        unit = 10 ** (6 - (getattr(kind, "fsp", None) or 0))
+        value = value.replace(microsecond=value.microsecond // unit * unit)
+    return value if getattr(kind, "timezone", False) else value.replace(tzinfo=None)
+
+
 def _write(connection: Connection, statement: Update, values: list[dict[str, Any]], done: Done) -> None:
     """Write many rows in one go; where one is refused one after the other, so that the others get theirs."""
     try:
         with connection.begin_nested():
             done.written += max(connection.execute(statement, values).rowcount, 0)
-    except (IntegrityError, DataError):
+    except DBAPIError as refused:
+        if not mysql.is_about_a_value(refused):
+            raise
         for each in values:
             try:
                 with connection.begin_nested():
                     done.written += connection.execute(statement, each).rowcount
-            except (IntegrityError, DataError) as error:
+            except DBAPIError as error:
+                if not mysql.is_about_a_value(error):
+                    raise
                 done.problems.append(f'the row with the key "{each[KEY]}" was refused: {reason(error)}')
 
 
@@ -387,8 +423,15 @@ def _statement(form: Form, names: Sequence[str]) -> Update:
     """Return what writes these columns of the row with a key, where one of them differs."""
     theirs, settings = form.table, form.settings
     news = {name: bindparam(_new(name), type_=NullType()) for name in names}
-    differs = [theirs.c[name].is_distinct_from(new) for name, new in news.items() if name in settings.set]
-    statement = update(theirs).where(theirs.c[form.key] == bindparam(KEY, type_=NullType()), or_(*differs))
+    differs = [
+        _same(form, name, theirs.c[name]).is_distinct_from(_same(form, name, new))
+        for name, new in news.items()
+        if name in settings.set
+    ]
+    key, wanted = theirs.c[form.key], bindparam(KEY, type_=NullType())
+    statement = update(theirs).where(key == wanted, or_(*differs))
+    if form.is_mysql:
+        statement = statement.where(_same(form, form.key, key) == _same(form, form.key, wanted))
     if settings.unless:
         statement = statement.where(theirs.c[settings.unless].is_not(true()))
     return statement.values({theirs.c[name]: new for name, new in news.items()})

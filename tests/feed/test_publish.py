@@ -11,6 +11,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from support import site
+from support.mariadb import Server, obstacle
 from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
 
 from syncd.config import Config, PublishConfig
@@ -24,7 +25,7 @@ OPEN_DOORS = "900004"
 """Unlimited."""
 SET = {"placesTotal": "places_total", "placesLeft": "places_left", "isFull": "is_full"}
 FIGURES = ("placesTotal", "placesLeft", "isFull")
-HERE, ELSEWHERE = "the same database", "another database"
+HERE, ELSEWHERE, MARIADB = "the same database", "another database", "MariaDB"
 
 Start = Callable[..., Any]
 
@@ -68,11 +69,19 @@ def urls(tmp_path: Path, database_kind: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(make_config: MakeConfig, urls: dict[str, str], instant_retries: None, log_lines: LogLines) -> Start:
+def start(
+    make_config: MakeConfig,
+    urls: dict[str, str],
+    mariadb: Callable[[], Server],
+    instant_retries: None,
+    log_lines: LogLines,
+) -> Start:
     """Return a starter of a site: `where` its table is, with these changes of its settings."""
 
     @contextmanager
     def start(where: str, **changed: Any) -> Iterator[Site]:
+        if where == MARIADB:
+            urls[where] = mariadb().new()
         database = "" if where == HERE else urls[where]
         config = make_config(billetweb__concurrency=1)
         config = structs.replace(config, publish=(settings(database=database, **changed),))
@@ -82,7 +91,8 @@ def start(make_config: MakeConfig, urls: dict[str, str], instant_retries: None, 
     return start
 
 
-PLACES = pytest.mark.parametrize("where", [HERE, ELSEWHERE])
+needs_mariadb = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
+PLACES = pytest.mark.parametrize("where", [HERE, ELSEWHERE, pytest.param(MARIADB, marks=needs_mariadb)])
 
 
 @PLACES

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 KINDS = ("sqlite", "postgresql")
 START_S = 30.0
@@ -198,6 +198,10 @@ def query(url: str, statement: str, *values: object) -> Rows:
         if isinstance(connection, sqlite3.Connection):
             with connection:
                 return connection.execute(statement, values).fetchall()
+        if url.startswith("mysql"):
+            with connection.cursor() as found:
+                found.execute(statement.replace("?", "%s"), values or None)
+                return list(found.fetchall())
         cursor = connection.execute(statement.replace("?", "%s") if values else statement, values or None)
         return [] if cursor.description is None else [tuple(map(as_on_sqlite, row)) for row in cursor]
 
@@ -211,12 +215,34 @@ def connected(url: str) -> Iterator[Any]:
         ) as file:
             yield file
         return
+    if url.startswith("mysql"):
+        with _mysql(url) as connection:
+            yield connection
+        return
     import psycopg
     from psycopg.types.json import set_json_loads
 
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         set_json_loads(lambda text: msgspec.json.format(_decoded(text), indent=-1), connection)
         connection.execute("SET timezone = 'UTC'")
+        yield connection
+
+
+@contextlib.contextmanager
+def _mysql(url: str) -> Iterator[Any]:
+    """Give a connection of PyMySQL's, which takes names in double quotes as the others do."""
+    import pymysql
+
+    made = make_url(url)
+    with contextlib.closing(
+        pymysql.connect(
+            user=made.username,
+            database=made.database,
+            unix_socket=str(made.query["unix_socket"]),
+            autocommit=True,
+            init_command="SET sql_mode = 'ANSI_QUOTES,STRICT_ALL_TABLES', time_zone = '+00:00'",
+        )
+    ) as connection:
         yield connection
 
 

@@ -31,12 +31,28 @@ CREATE TABLE "{table}" (
     "updatedAt" DATETIME NOT NULL
 )
 """
+MYSQL = """
+CREATE TABLE "{table}" (
+    "id" VARCHAR(191) NOT NULL,
+    "billetwebId" VARCHAR(191) NULL,
+    "billetwebUrl" VARCHAR(191) NULL,
+    "placesTotal" INTEGER NULL,
+    "placesLeft" INTEGER NULL,
+    "isFull" BOOLEAN NOT NULL DEFAULT false,
+    "manualOverride" BOOLEAN NOT NULL DEFAULT false,
+    "startsAt" DATETIME(3) NULL,
+    "updatedAt" DATETIME(3) NOT NULL,
+    PRIMARY KEY ("id")
+) DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci
+"""
+MAKING = {"sqlite": SQLITE, "postgresql": POSTGRESQL, "mysql": MYSQL}
 LONG_AGO = "2020-01-02 03:04:05"
 
 
 def make(url: str, table: str = "Formation", *, unique: bool = True) -> None:
     """Make the table."""
-    query(url, (SQLITE if url.startswith("sqlite") else POSTGRESQL).format(table=table))
+    (making,) = (text for kind, text in MAKING.items() if url.startswith(kind))
+    query(url, making.format(table=table))
     if unique:
         query(url, f'CREATE UNIQUE INDEX "{table}_billetwebId_key" ON "{table}"("billetwebId")')
 

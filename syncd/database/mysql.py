@@ -1,0 +1,117 @@
+"""MySQL and MariaDB, for tables of a site's own alone: syncd's own database is never there.
+
+PyMySQL is imported where a URL needs it, and not before: it is optional.
+"""
+
+import re
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, NullPool, TableClause, cast, create_engine, event, text
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from syncd.errors import ConfigError, StoreError
+
+INSTALL = "pip install 'PyMySQL[rsa]'; the Debian package brings it"
+CONNECT_S, ANSWER_S = 5, 60
+"""How long a server may take to let us in, and to answer a statement: as PostgreSQL has it."""
+SESSION = (
+    # Instants are written and compared in UTC, whatever the server's zone.
+    "SET SESSION time_zone = '+00:00', "
+    # A value that does not fit is refused, and not cut; quotes and backslashes mean what PyMySQL expects.
+    "sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
+    "innodb_lock_wait_timeout = {wait_s}, lock_wait_timeout = {wait_s}"
+)
+LOCKED = {1205, 1213, 1305}
+"""A lock was waited for; a deadlock, which ends the transaction; its savepoint, which is gone with that."""
+FORBIDDEN = {1142, 1143}
+"""The user has no right to the table, or to a column."""
+UNKNOWN = {1049, 1146}
+"""There is no such database, or table."""
+REFUSED = {1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
+"""A value that is out of range, of another kind or too long, or that a trigger or constraint refuses."""
+
+
+def engine(url: str, *, wait_s: int) -> Engine:
+    """Return an engine for a database there, with nothing connected yet. ConfigError without PyMySQL."""
+    made = make_url(url)
+    address = made.set(drivername="mysql+pymysql", query={**made.query, "charset": "utf8mb4"})
+    times = {"connect_timeout": CONNECT_S, "read_timeout": ANSWER_S, "write_timeout": ANSWER_S}
+    try:
+        engine = create_engine(address, poolclass=NullPool, hide_parameters=True, connect_args=times)
+    except ImportError as error:
+        raise ConfigError([f"MySQL and MariaDB need PyMySQL: {INSTALL} ({error})"]) from None
+
+    @event.listens_for(engine, "connect")
+    def set_session(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(SESSION.format(wait_s=wait_s))
+
+    return engine
+
+
+def is_meant(url: str) -> bool:
+    """Whether the URL names MySQL or MariaDB."""
+    return make_url(url).get_backend_name() in ("mysql", "mariadb")
+
+
+def code(error: BaseException) -> int:
+    """Return the number of an error of the server's, 0 where it has none."""
+    arguments = getattr(getattr(error, "orig", None), "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else 0
+
+
+def is_about_a_value(error: DBAPIError) -> bool:
+    """Whether it is a value that the table refuses, and not what the server was asked to do."""
+    return isinstance(error, IntegrityError | DataError) or code(error) in REFUSED
+
+
+def exact(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a text so that another one is equal only where it is the same: not also in capitals, say."""
+    from sqlalchemy.dialects import mysql  # noqa: PLC0415 - heavy, and mostly not needed
+
+    return cast(cast(value, mysql.CHAR(charset="utf8mb4")), mysql.BINARY)
+
+
+def hidden(connection: Connection, table: TableClause) -> str | None:
+    """Return what is to be said of a table at which this user may not even look, None where he may."""
+    name = connection.dialect.identifier_preparer.format_table(table)
+    return _refusal(connection, "SELECT", name, f"SHOW CREATE TABLE {name}")
+
+
+def forbidden(connection: Connection, table: TableClause, written: list[str]) -> str | None:
+    """Return what this user may not do with a table, None where all is allowed. Changes nothing."""
+    preparer = connection.dialect.identifier_preparer
+    name, quote = preparer.format_table(table), preparer.quote_identifier
+    columns = ", ".join(quote(column.name) for column in table.columns)
+    same = ", ".join(f"{quote(column)} = {quote(column)}" for column in written)
+    return _refusal(connection, "SELECT", name, f"SELECT {columns} FROM {name} LIMIT 0") or _refusal(  # noqa: S608
+        connection,
+        "UPDATE",
+        name,
+        f"UPDATE {name} SET {same} WHERE 1 = 0",  # noqa: S608 - quoted
+    )
+
+
+def _refusal(connection: Connection, right: str, name: str, attempt: str) -> str | None:
+    """Return the sentence on a right that an attempt lacks, with the statement that gives it."""
+    try:
+        connection.exec_driver_sql(attempt)
+    except DBAPIError as error:
+        if code(error) not in FORBIDDEN | UNKNOWN:
+            raise
+        if code(error) in UNKNOWN:  # found by whoever looks further
+            return None
+    else:
+        return None
+    user, _, host = str(connection.scalar(text("SELECT current_user()"))).rpartition("@")
+    return f"the user {user} may not {right} {name}: GRANT SELECT, UPDATE ON {name} TO '{user}'@'{host}'"
+
+
+def told(error: Exception) -> StoreError | None:
+    """Return what to say of an error that is PyMySQL's own, None where it is another one's."""
+    if isinstance(error, RuntimeError) and re.search("cryptography", str(error)):
+        return StoreError(
+            f"this server's way to ask for a password needs the package cryptography: {INSTALL}"
+        )
+    return None
