@@ -36,6 +36,7 @@ BORDERS = {
     "prometheus_client": {"control.metrics"},
     "alembic": {"database.engine"},
     "icalendar": {"feed.rendering"},
+    "jinja2": {"control.page"},
     "httpx": {"billetweb.client", "feed.heartbeat", "feed.webhooks", "web"},
     "standardwebhooks": {"feed.webhooks"},
 }
@@ -47,8 +48,11 @@ MAX_FUNCTION_LINES = 80
 OWN_WORDS_OVER_LINES = 6
 """A public function longer than this says in a docstring what it gives back."""
 NAMED_BY_OTHERS = {"emit"}  # methods whose contract stands in the class that they override
-NEEDLESS_WHEN_IDLE = {"alembic", "mako", "psycopg", "pymysql", "icalendar", "dateutil", "pygments", "rich"}
-"""A daemon at rest stays below 60 MiB: the first six wait until needed, the others are for terminals."""
+NEEDLESS_WHEN_IDLE = {
+    *("alembic", "mako", "psycopg", "pymysql", "icalendar", "dateutil", "jinja2"),
+    *("pygments", "rich"),
+}
+"""A daemon at rest stays below 60 MiB: most wait until needed, the last two are for terminals."""
 SLOW = {"msgspec", "httpx", "sqlalchemy", "rich", "loguru", "asyncio", "typing", "http", "email", "ssl"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

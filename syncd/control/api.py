@@ -4,6 +4,7 @@ They are handed the daemon's verbs and know nothing of how these are done.
 """
 
 import pwd
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Protocol, TypeVar
@@ -12,11 +13,14 @@ import msgspec
 from msgspec import Struct, field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from syncd.account.status import Status
+from syncd.control.gate import Gate
+from syncd.control.page import Page
 from syncd.control.openapi import LINES, TEXT, Event, described, document
 from syncd.database.deliveries import Delivery
 from syncd.errors import ConfigError, StoreError, SyncdError
@@ -127,8 +131,11 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
     What went wrong is told through `redact`; `most_waiting` may wait for a run at once.
     """
     routes = _Routes(verbs, most_waiting)
+    token = secrets.token_urlsafe(32)  # this process's own, for its page
+    page = Page(verbs, token, routes.ask_for_all)
     app = Starlette(
         routes=[
+            Route("/", page.answer, methods=["GET", "POST"]),
             Route("/v1/status", routes.status),
             Route("/v1/runs", routes.runs, methods=["GET", "POST"]),
             Route("/v1/runs/{id}", routes.run),
@@ -146,6 +153,7 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
             Route("/healthz", routes.healthz),
             Route("/metrics", routes.metrics),
         ],
+        middleware=[Middleware(Gate, token=token, refuse=error_answer)],
         exception_handlers={
             Refusal: _refuse,
             HTTPException: _refuse_http,
@@ -186,6 +194,12 @@ class _Routes:
             full=asked.full, accept=False, events=asked.events, join=asked.join, requested_by=_peer(request)
         )
         return _json(run, status=202)
+
+    async def ask_for_all(self, request: Request) -> Run:
+        """Return the run that serves a request for all events."""
+        return await self._verbs.request_run(
+            full=False, accept=False, events=[], join=False, requested_by=_peer(request)
+        )
 
     @described(
         "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
@@ -428,9 +442,14 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return error_answer(error.status, error.code, str(error))
 
 
+CODE_OF = {403: "foreign", 404: "unknown_route", 405: "wrong_method", 413: "too_large"}
+
+
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "unknown_route", 405: "wrong_method"}.get(error.status_code, "bad_request")
+    code = {403: "foreign", 404: "unknown_route", 405: "wrong_method", 413: "too_large"}.get(
+        error.status_code, "bad_request"
+    )
     answer = error_answer(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
     answer.headers.update(error.headers or {})
     return answer

@@ -299,7 +299,7 @@ def test_a_huge_body_is_refused_before_it_fills_the_memory(
 @pytest.mark.parametrize(
     ("method", "target", "expected"),
     [
-        ("GET", "/", (404, "unknown_route")),
+        ("GET", "/v1", (404, "unknown_route")),
         ("GET", "/v2/status", (404, "unknown_route")),
         ("GET", "/v1/runs/42/steps", (404, "unknown_route")),
         ("POST", "/v1/status", (405, "wrong_method")),

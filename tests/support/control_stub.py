@@ -45,7 +45,24 @@ DOUBT = Doubt(
     waits_for="time",
     until=START + timedelta(days=1),
 )
-EVENT: Json = {"id": "900001", "name": "Fête du pain ☂", "starts_at": START, "is_full": False, "age_s": 3.5}
+EVENT: Json = {
+    "id": "900001",
+    "ext_id": None,
+    "name": "Fête du pain ☂",
+    "starts_at": START,
+    "ends_at": None,
+    "place": None,
+    "online": True,
+    "shop_url": None,
+    "places_total": 50,
+    "places_left": 12,
+    "unlimited": False,
+    "is_full": False,
+    "sale_status": "on_sale",
+    "availability_at": START,
+    "age_s": 3.5,
+    "vanished_at": None,
+}
 
 DELIVERY = Delivery(
     id="msg_1",

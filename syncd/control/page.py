@@ -1,0 +1,232 @@
+"""`GET /`: one page for people, with the status, the events, the latest runs, and a button for one more.
+
+It is one resource, which shows itself (GET) and takes its own form (POST), so a site that puts it behind its
+own login passes on one address and nothing else. It holds all that it needs: no other file, no other route.
+Its script asks for the page again and puts what differs in place; without a script the browser does.
+"""
+
+import base64
+import functools
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+
+from syncd import text
+from syncd.account.status import Status
+from syncd.control.gate import objection
+from syncd.errors import StoreError
+from syncd.feed.publish import TargetState
+from syncd.model import Doubt, Json, Run
+from syncd.threads import in_thread
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+RUNS_SHOWN = 12
+"""Three hours at the usual interval, and no longer than a screen."""
+EVENTS_SHOWN = 300
+"""More than a person looks through; each takes 1 KiB of a page that is loaded again and again."""
+FEW = 0.1
+"""An event with no more than this share of its places left is marked: the last ones sell fast."""
+MAX_FORM_BYTES = 4096
+"""The form has one field, a token of 43 letters."""
+Decoded = dict[str, Any]
+"""A record as the routes give it: in builtin types, instants as text."""
+SECURITY = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Not no-referrer, with which a browser sends the page's own form with `Origin: null`.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+HERE = Path(__file__).parent
+
+
+class Shown(Protocol):
+    """Those of the daemon's verbs that the page needs."""
+
+    def status(self) -> Status:
+        """Return the status, from memory."""
+
+    async def find_run(self, run_id: int) -> Run | None:
+        """Return a run by its id."""
+
+    async def runs(self, limit: int, before: int | None) -> list[Run]:
+        """Return the latest ended runs, newest first."""
+
+    async def events(self, *, ended_too: bool) -> list[Json]:
+        """Return the events with their availability."""
+
+    async def doubts(self) -> list[Doubt]:
+        """Return what is absent upstream and not believed gone yet."""
+
+    def publish(self) -> Sequence[TargetState]:
+        """Return how each target of `[[publish]]` fares."""
+
+
+class Page:
+    """The page and its form. `start` asks for a run in the name of whoever sent a request."""
+
+    def __init__(self, verbs: Shown, token: str, start: Callable[[Request], Awaitable[Run]]) -> None:
+        self._verbs = verbs
+        self._token = token
+        self._start = start
+
+    async def answer(self, request: Request) -> Response:
+        """Show the page; a POST asks for a run and leads back to the page, which then tells of it."""
+        if request.method != "POST":
+            return await self._show(request)
+        if why := objection(request.headers, await _token(request), self._token):
+            raise HTTPException(403, why)
+        run = await self._start(request)
+        # Relative to the address that the browser knows, which may be a proxy's.
+        return Response(status_code=303, headers={"Location": f"?run={run.id}"} | SECURITY)
+
+    async def _show(self, request: Request) -> Response:
+        """Answer with the page, or with what is in memory alone (`?only=now`), which is asked for often."""
+        asked = await self._asked(request.query_params.get("run", ""))
+        context: Json = {
+            "status": self._verbs.status(),
+            "asked": asked,
+            "token": self._token,
+            "whole": request.query_params.get("only") != "now",
+            "trouble": None,
+        }
+        if context["whole"]:
+            try:
+                context |= {
+                    "events": await self._verbs.events(ended_too=False),
+                    "runs": await self._verbs.runs(RUNS_SHOWN, None),
+                    "doubts": await self._verbs.doubts(),
+                }
+            except StoreError as error:  # the page is what one looks at in trouble
+                context["trouble"] = request.app.state.redact(str(error))
+            context["targets"] = self._verbs.publish()
+        html = await in_thread(_render, msgspec.to_builtins(context), datetime.now(UTC))
+        return HTMLResponse(html, headers=SECURITY | {"Content-Security-Policy": _policy()})
+
+    async def _asked(self, run_id: str) -> Run | None:
+        try:
+            number = msgspec.convert(run_id, int, strict=False)
+        except msgspec.ValidationError:
+            return None
+        try:
+            return await self._verbs.find_run(number) if abs(number) < 2**63 else None
+        except StoreError:
+            return None
+
+
+async def _token(request: Request) -> str:
+    """Return the token in a form, "" where there is none."""
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM_BYTES:
+                raise HTTPException(413, f"the form is over {MAX_FORM_BYTES} bytes")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the form broke off") from error
+    return parse_qs(body.decode("latin-1")).get("token", [""])[0]
+
+
+@functools.cache
+def _part(name: str) -> str:
+    """Return the page's style or script, as it stands in the page."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _policy() -> str:
+    """Return what the page may load and do: its own style and script, to the letter, and nothing else."""
+    style, script = (
+        base64.b64encode(hashlib.sha256(_part(name).encode()).digest()).decode()
+        for name in ("page.css", "page.js")
+    )
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+@functools.cache
+def _template() -> "Template":
+    # A daemon that nobody looks at needs none.
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters |= {"plain": text.plain, "span": text.format_duration, "local": text.local_time}
+    environment.filters |= {"count": text.count, "address": _address, "places": _places}
+    return environment.from_string(_part("page.html"))
+
+
+def _render(context: Decoded, now: datetime) -> str:
+    """Return the page's HTML."""
+    from markupsafe import Markup  # noqa: PLC0415 - jinja2's
+
+    def since(instant: str | None) -> str:
+        """Return how far an instant is from now, in words."""
+        if instant is None:
+            return text.NOTHING
+        ahead_s = (datetime.fromisoformat(instant) - now).total_seconds()
+        distance = text.format_duration(round(abs(ahead_s)))
+        return f"in {distance}" if ahead_s > 0 else f"{distance} ago"
+
+    events = _in_order(context.pop("events", []), now)
+    return _template().render(
+        {"runs": [], "doubts": [], "targets": []} | context,
+        events=events[:EVENTS_SHOWN],
+        more_events=len(events) - EVENTS_SHOWN,
+        style=Markup(_part("page.css")),  # noqa: S704 - ours
+        script=Markup(_part("page.js")),  # noqa: S704 - ours
+        since=since,
+        zone=now.astimezone().tzname(),
+    )
+
+
+def _in_order(events: list[Decoded], now: datetime) -> list[Decoded]:
+    """Return the events by their start, those that are over last, the latest of them first."""
+    for event in events:
+        end = event["ends_at"] or event["starts_at"]
+        event["over"] = end is not None and datetime.fromisoformat(end) <= now
+    over = [event for event in events if event["over"]]
+    return [event for event in events if not event["over"]] + over[::-1]
+
+
+def _address(url: str | None) -> str | None:
+    """Return a web address that may become a link, None for anything else, such as a script."""
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:
+        return None
+    return url if parts.scheme in ("http", "https") and parts.netloc else None
+
+
+class Places(msgspec.Struct, frozen=True):
+    """How an event's places are shown: a word for the style, what is said, and the share of the bar."""
+
+    kind: str
+    words: str
+    taken: float | None = None
+
+
+def _places(event: Decoded) -> Places:
+    """Return what is shown of an event's places."""
+    left, total = event["places_left"], event["places_total"]
+    if event["unlimited"]:
+        return Places("unlimited", "unlimited")
+    if left is None:
+        return Places("unknown", "unknown")
+    if not total or total < left:
+        return Places("full", "full", 100) if event["is_full"] else Places("some", f"{left} left")
+    kind = "full" if event["is_full"] else "few" if left <= FEW * total else "some"
+    return Places(kind, f"{left} of {total} left", round(100 * (total - left) / total, 1))
