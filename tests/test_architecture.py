@@ -163,7 +163,7 @@ def libraries(tree: ast.Module) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["ctl.main", "ctl.http", "ctl.__init__", "text", "__init__"])
+@pytest.mark.parametrize("module", ["ctl.main", "ctl.http", "ctl.bridge", "ctl.__init__", "text", "__init__"])
 def test_syncctl_needs_nothing_installed(module: str) -> None:
     """The head of syncctl's modules imports the standard library and syncd alone."""
     head = ast.Module(

@@ -143,6 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
     help_ = "write it to this file, which is replaced as a whole, instead of stdout"
     command.add_argument("--textfile", metavar="PATH", help=help_)
+    command = add(
+        "page", page, "The daemon's page on a port of this machine, until Ctrl-C; prints its address."
+    )
+    help_ = "the port of 127.0.0.1; one that is free if not given"
+    command.add_argument("--port", metavar="N", type=_port, default=0, help=help_)
     return parser
 
 
@@ -183,6 +188,12 @@ def _event_id(value: str) -> str:
 def _limit(value: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= 1000:  # noqa: PLR2004 - named in the message
         raise argparse.ArgumentTypeError(f"{value!r} is not a number from 1 to 1000")
+    return int(value)
+
+
+def _port(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= 65_535:  # noqa: PLR2004 - named in the message
+        raise argparse.ArgumentTypeError(f"{value!r} is not a port from 1 to 65535")
     return int(value)
 
 
@@ -283,6 +294,25 @@ def metrics(args: argparse.Namespace) -> int:
         except OSError as error:
             message = f"Cannot write {args.textfile}: {error.strerror}. What stood there stays."
             raise Failure(EXIT_BAD, "textfile", message) from None
+    return EXIT_OK
+
+
+def page(args: argparse.Namespace) -> int:
+    """Print the address of the daemon's page and serve it until Ctrl-C."""
+    from syncd.ctl.bridge import Bridge  # noqa: PLC0415 - no other command needs it
+
+    ask(args.socket, "GET", "/v1/status")  # fails as any command does, rather than in the browser
+    try:
+        bridge = Bridge(args.socket, args.port)
+    except OSError as error:
+        message = f"Cannot listen on port {args.port} ({error.strerror}): choose another with --port."
+        raise Failure(EXIT_BAD, "port", message) from None
+    with bridge:
+        write(as_json({"address": bridge.address}) if args.json else f"{bridge.address}\n")
+        complain(
+            "open this address in a browser: it lets the first visitor in, and nobody else; Ctrl-C ends it"
+        )
+        bridge.serve_forever()
     return EXIT_OK
 
 

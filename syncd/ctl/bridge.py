@@ -1,0 +1,156 @@
+"""`syncctl page`: a loopback port before the daemon's socket, for one browser of whoever may use that socket.
+
+Any user of the machine can connect to the port, and any page that a browser shows can try to. So the printed
+address holds a token that the first visitor spends for a cookie, and without the cookie all is refused.
+Cookies do not know ports: the path in front of all is random too, or the browser would send the cookie to
+whatever listens on another port of 127.0.0.1. The host's name must be this machine's, whatever its port, for
+that may be an ssh tunnel's: an attacker's name that leads to 127.0.0.1 (DNS rebinding) is none of these.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+import socketserver
+import sys
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import parse_qs, urlsplit
+
+from syncd.ctl.http import ANSWER_TIMEOUT_S, Failure, connect
+
+HOST = "127.0.0.1"
+OUR_NAMES = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
+PASSED_ON = ("Host", "Origin", "Sec-Fetch-Site", "Content-Type", "Accept", "Syncd-Token")
+"""What the daemon's answer depends on; the cookie is the bridge's alone."""
+MOST_BYTES = 64 * 1024
+"""The daemon takes no larger body."""
+SILENCE_S = 75.0
+"""The daemon says nothing for 60 s where it is asked to wait so long for a run's end."""
+BROWSER_SILENCE_S = 30.0
+"""A browser keeps a connection open that it may need; it makes another where this one is closed."""
+WELCOME = """\
+<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>syncd</title>
+<meta http-equiv="refresh" content="0;url={path}"><p><a href="{path}">To the page</a></p></html>
+"""
+"""Not a redirect: after a link in another site's page, a browser would follow that without the cookie."""
+
+
+class Bridge(socketserver.ThreadingTCPServer):
+    """Listens on a port of 127.0.0.1, 0 for any that is free; `serve_forever` answers. Raises OSError."""
+
+    allow_reuse_address = True  # else a port is closed for a minute after each use
+    daemon_threads = True  # a stream in progress does not keep the program from ending
+
+    def __init__(self, path: str, port: int = 0) -> None:
+        super().__init__((HOST, port), _Handler)
+        self.path = path
+        self.folder = f"/{secrets.token_urlsafe(16)}/"
+        self.cookie = secrets.token_urlsafe(32)
+        self._token = secrets.token_urlsafe(32)
+        self._spending = threading.Lock()
+        self.address = f"http://{HOST}:{self.server_address[1]}/?token={self._token}"
+
+    def spend(self, token: str) -> bool:
+        """Tell whether this is the token, and for the first time."""
+        with self._spending:
+            fits = bool(self._token) and hmac.compare_digest(token.encode(), self._token.encode())
+            if fits:
+                self._token = ""
+            return fits
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet about a browser that went away."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Bridge
+    server_version, sys_version = "syncctl", ""
+    timeout = BROWSER_SILENCE_S
+
+    def _answer(self) -> None:
+        """Refuse, or exchange the token for the cookie, or ask the daemon."""
+        path, folder = urlsplit(self.path), self.server.folder
+        tokens = parse_qs(path.query).get("token", []) if path.path == "/" else []
+        if not OUR_NAMES.fullmatch(self.headers.get("Host", "").lower()):
+            self._refuse(403, "This is for the address that syncctl printed, or a tunnel's on localhost.")
+        elif tokens and self.command == "GET":
+            if self.server.spend(tokens[0]):
+                self._welcome()
+            else:
+                self._refuse(
+                    403,
+                    "This address was used already, or is an earlier one's: it opens the page once. "
+                    "Go on in the tab that has it, or start `syncctl page` again.",
+                )
+        elif self.path.startswith(folder) and self._has_cookie():
+            self._pass_on(self.path[len(folder) - 1 :])
+        else:
+            self._refuse(403, "Nothing is shown without the address that `syncctl page` printed.")
+
+    do_GET = do_HEAD = do_POST = _answer  # noqa: N815 - the names that http.server looks for
+
+    def _has_cookie(self) -> bool:
+        cookies = (each.strip().partition("=") for each in self.headers.get("Cookie", "").split(";"))
+        ours = self.server.cookie.encode()
+        return any(
+            name == "syncd" and hmac.compare_digest(value.encode(), ours) for name, _, value in cookies
+        )
+
+    def _welcome(self) -> None:
+        folder = self.server.folder
+        cookie = f"syncd={self.server.cookie}; Path={folder}; HttpOnly; SameSite=Strict"
+        self._say(200, "text/html", WELCOME.format(path=folder), {"Set-Cookie": cookie})
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        self._say(status, "text/plain", f"{sentence}\n", {})
+
+    def _say(self, status: int, kind: str, text: str, headers: dict[str, str]) -> None:
+        body = text.encode()
+        self.send_response(status)
+        headers |= {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+            "Referrer-Policy": "no-referrer",  # the token is in the address
+            "X-Content-Type-Options": "nosniff",
+        }
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _pass_on(self, target: str) -> None:
+        """Hand the request to the daemon and its answer back, byte by byte as it comes."""
+        length = self.headers.get("Content-Length", "0")
+        if not length.isascii() or not length.isdigit() or "Transfer-Encoding" in self.headers:
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "A body needs its length.")
+            return
+        if int(length) > MOST_BYTES:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is over {MOST_BYTES} bytes.")
+            return
+        body = self.rfile.read(int(length))
+        # A folded header becomes one line, so that nobody slips another one in.
+        lines = [
+            f"{name}: {' '.join(self.headers[name].split())}" for name in PASSED_ON if name in self.headers
+        ]
+        head = [f"{self.command} {target} HTTP/1.0", *lines, f"Content-Length: {len(body)}", "", ""]
+        try:
+            daemon = connect(self.server.path, ANSWER_TIMEOUT_S)
+        except Failure as error:
+            self._refuse(HTTPStatus.BAD_GATEWAY, str(error))
+            return
+        with daemon:
+            daemon.settimeout(SILENCE_S)
+            daemon.sendall("\r\n".join(head).encode("latin-1") + body)
+            while chunk := daemon.recv(64 * 1024):
+                self.wfile.write(chunk)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing of each request: addresses hold the token."""
