@@ -80,9 +80,9 @@
     lost.hidden = true;
   }
 
-  function fail(error) {
-    const why = error.name === "TimeoutError" || error instanceof TypeError ? "no answer" : error.message;
-    const text = `This page is not up to date: ${why}. It tries again.`;
+  function fail(what, error) {
+    const why = error.name === "TimeoutError" || error instanceof TypeError ? "no answer" : error.message.trim();
+    const text = `${what}: ${why}`;
     if (lost.textContent !== text) lost.textContent = text;
     lost.hidden = false;
   }
@@ -101,10 +101,24 @@
         await load(`?${query}`);
       }
     } catch (error) {
-      fail(error);
+      fail("This page is not up to date, and tries again", error);
     } finally {
       loading = false;
       timer = setTimeout(refresh, busy() ? BUSY_MS : IDLE_MS);
+    }
+  }
+
+  async function ask() {
+    const body = new URLSearchParams(new FormData(form));
+    try {
+      await load("", { method: "POST", body });
+      clearTimeout(timer);
+      timer = setTimeout(refresh, BUSY_MS / 4);
+    } catch (error) {
+      await refresh(true);
+      // A daemon that was started anew has another token, and has been asked nothing yet.
+      if (form.elements.token.value !== body.get("token")) await ask();
+      else fail("No run was asked for", error);
     }
   }
 
@@ -112,16 +126,8 @@
     event.preventDefault();
     if (button.getAttribute("aria-busy") === "true") return;
     button.setAttribute("aria-busy", "true");
-    clearTimeout(timer);
-    try {
-      await load("", { method: "POST", body: new URLSearchParams(new FormData(form)) });
-      timer = setTimeout(refresh, BUSY_MS / 4);
-    } catch (error) {
-      await refresh(true);
-      fail(error);
-    } finally {
-      button.removeAttribute("aria-busy");
-    }
+    await ask();
+    button.removeAttribute("aria-busy");
   });
 
   document.addEventListener("visibilitychange", () => {

@@ -111,7 +111,7 @@ class Page:
             except StoreError as error:  # the page is what one looks at in trouble
                 context["trouble"] = request.app.state.redact(str(error))
             context["targets"] = self._verbs.publish()
-        html = await in_thread(_render, msgspec.to_builtins(context), datetime.now(UTC))
+        html = await in_thread(_render, context, datetime.now(UTC))
         return HTMLResponse(html, headers=SECURITY | {"Content-Security-Policy": _policy()})
 
     async def _asked(self, run_id: str) -> Run | None:
@@ -169,8 +169,8 @@ def _template() -> "Template":
     return environment.from_string(_part("page.html"))
 
 
-def _render(context: Decoded, now: datetime) -> str:
-    """Return the page's HTML."""
+def _render(context: Json, now: datetime) -> str:
+    """Return the page's HTML, of records as the verbs give them."""
     from markupsafe import Markup  # noqa: PLC0415 - jinja2's
 
     def since(instant: str | None) -> str:
@@ -181,10 +181,11 @@ def _render(context: Decoded, now: datetime) -> str:
         distance = text.format_duration(round(abs(ahead_s)))
         return f"in {distance}" if ahead_s > 0 else f"{distance} ago"
 
-    events = _in_order(context.pop("events", []), now)
+    events: list[Decoded] = context.get("events", [])  # type: ignore[assignment]
+    shown = {"runs": [], "doubts": [], "targets": []} | context
+    shown["events"] = _in_order(events, now)[:EVENTS_SHOWN]
     return _template().render(
-        {"runs": [], "doubts": [], "targets": []} | context,
-        events=events[:EVENTS_SHOWN],
+        msgspec.to_builtins(shown),
         more_events=len(events) - EVENTS_SHOWN,
         style=Markup(_part("page.css")),  # noqa: S704 - ours
         script=Markup(_part("page.js")),  # noqa: S704 - ours
@@ -197,7 +198,7 @@ def _in_order(events: list[Decoded], now: datetime) -> list[Decoded]:
     """Return the events by their start, those that are over last, the latest of them first."""
     for event in events:
         end = event["ends_at"] or event["starts_at"]
-        event["over"] = end is not None and datetime.fromisoformat(end) <= now
+        event["over"] = end is not None and end <= now
     over = [event for event in events if event["over"]]
     return [event for event in events if not event["over"]] + over[::-1]
 

@@ -31,6 +31,8 @@ SILENCE_S = 75.0
 """The daemon says nothing for 60 s where it is asked to wait so long for a run's end."""
 BROWSER_SILENCE_S = 30.0
 """A browser keeps a connection open that it may need; it makes another where this one is closed."""
+MOST_AT_ONCE = 64
+"""A browser has half a dozen connections open; other users of the machine are not to fill its memory."""
 WELCOME = """\
 <!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>syncd</title>
 <meta http-equiv="refresh" content="0;url={path}"><p><a href="{path}">To the page</a></p></html>
@@ -52,6 +54,13 @@ class Bridge(socketserver.ThreadingTCPServer):
         self._token = secrets.token_urlsafe(32)
         self._spending = threading.Lock()
         self.address = f"http://{HOST}:{self.server_address[1]}/?token={self._token}"
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """Answer in a thread of its own, while there are not too many."""
+        if threading.active_count() > MOST_AT_ONCE:
+            self.shutdown_request(request)  # type: ignore[arg-type]
+        else:
+            super().process_request(request, client_address)  # type: ignore[arg-type]
 
     def spend(self, token: str) -> bool:
         """Tell whether this is the token, and for the first time."""

@@ -197,6 +197,13 @@ def test_a_restart_leaves_a_dead_page(daemon: DaemonProcess, standin: StandIn) -
                 tab.click("#ask button")
                 eventually(lambda: second.status()["run_count"] > count)
                 tab.until("/^Run [0-9]+ ok$/.test(document.getElementById('said').innerText)")
+                assert second.stop() == 0
+            with DaemonProcess(folder, base_url) as third:  # the page has not noticed when it is asked
+                count = third.ran(count + 2)["run_count"]
+                tab.click("#ask button")
+                eventually(lambda: third.status()["run_count"] > count)
+                tab.until(f"{NOW}.innerText.includes('Run {count + 1}:')")
+                assert tab.run("document.getElementById('lost').hidden") is True
 
 
 def test_another_tab_uses_the_address(daemon: DaemonProcess) -> None:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.canned_daemon import ENDED, STATUS, STEPS, Daemon, serving, stream
+from support.processes import eventually
 
-from syncd.ctl.bridge import MOST_BYTES, Bridge
+from syncd.ctl.bridge import MOST_AT_ONCE, MOST_BYTES, Bridge
 from syncd.ctl.main import main
 
 PATIENCE_S = 20.0  # only what hangs takes longer
@@ -259,6 +260,20 @@ def test_a_browser_that_leaves_is_complained_of(bridge: Bridge, daemon: Daemon, 
     assert got(bridge, path, cookie).status == 200
     assert cut.wait(PATIENCE_S)
     assert capsys.readouterr().err == ""
+
+
+def test_another_user_fills_the_memory(bridge: Bridge, daemon: Daemon) -> None:
+    """Of those who connect and say nothing only so many are waited for; there is room again when they go."""
+    path, cookie = visit(bridge)
+    address = "127.0.0.1", bridge.server_address[1]
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * MOST_AT_ONCE):
+            stack.enter_context(socket.create_connection(address, PATIENCE_S))
+        last = stack.enter_context(socket.create_connection(address, PATIENCE_S))
+        assert last.recv(1) == b""  # hung up on
+        assert threading.active_count() <= MOST_AT_ONCE + 1
+    eventually(lambda: threading.active_count() < MOST_AT_ONCE)
+    assert got(bridge, path, cookie).status == 200
 
 
 # --- the command
