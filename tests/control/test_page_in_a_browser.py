@@ -1,9 +1,12 @@
 """The page in a real Chromium, through `syncctl page`, of a real daemon that mirrors the stand-in."""
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
 from support.browser import PROGRAM, WHY_NOT, Browser, browser
@@ -218,3 +221,61 @@ def test_another_tab_uses_the_address(daemon: DaemonProcess) -> None:
         assert "Nothing is shown without" in second.text()
         first.run("location.reload()")
         first.until("!!document.getElementById('ask')")
+
+
+class Other:
+    """Another program of this machine with a web server, and the cookies that browsers send to it."""
+
+    def __init__(self, page: bytes = b"") -> None:
+        self.page = page
+        self.cookies: list[str | None] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:  # noqa: N805 - http.server's name; it has a self
+                self.cookies.append(handler.headers["Cookie"])
+                handler.send_response(200)
+                handler.send_header("Content-Type", "text/html")
+                handler.send_header("Content-Length", str(len(self.page)))
+                handler.end_headers()
+                handler.wfile.write(self.page)
+
+            def log_message(self, *_: object) -> None:
+                """Keep quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+
+    def __enter__(self) -> Self:
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_another_program_of_the_machine_gets_the_cookie(tab: Browser, host: str) -> None:
+    """A browser does not tell cookies of one port from those of another: the path does."""
+    with Other() as other:
+        for path in ("/", "/index.html"):
+            tab.open(f"http://{host}:{other.port}{path}")
+            tab.until(f"location.port === '{other.port}'")
+        assert len(other.cookies) >= 2
+        assert set(other.cookies) == {None}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_another_page_presses_the_button(tab: Browser, daemon: DaemonProcess, host: str) -> None:
+    """A form on a page of another port is refused, even where that knows the path and the token."""
+    page, token = tab.run("location.href"), tab.run("document.querySelector('input').value")
+    before = daemon.status()["run_count"]
+    form = f'<form method="post" action="{page}"><input name="token" value="{token}"></form>'
+    with Other(f"{form}<script>document.forms[0].submit()</script>".encode()) as other:
+        tab.open(f"http://{host}:{other.port}/")
+        # SameSite keeps the cookie from localhost, and the Origin the daemon from another port's page.
+        words = "only syncd" if host == "127.0.0.1" else "Nothing is shown"
+        tab.until(f"document.body.innerText.includes({words!r})")
+    assert daemon.status()["run_count"] == before
