@@ -3,6 +3,7 @@
 (() => {
   const BUSY_MS = 1000; // a run of a small account takes a second or two
   const IDLE_MS = 10000; // sooner than a person gets impatient, and next to nothing for the daemon
+  const WHOLE_MS = 60000; // what changes without a run, such as deliveries, is seen within a minute
   const LOST_MS = 10000; // a daemon that hangs is told of
   const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
   const part = (name) => document.querySelector(`[data-part="${name}"]`);
@@ -13,7 +14,8 @@
   const dates = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
   const short = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
   const busy = () => part("now").dataset.busy === "yes";
-  let timer, saying = "", loading = false;
+  const runs = () => part("now").dataset.runs;
+  let timer, saying = "", loading = false, shownRuns = runs(), shownAt = Date.now();
 
   function span(seconds) {
     let rest = seconds >= 86400 ? Math.round(seconds / 3600) * 3600
@@ -26,6 +28,13 @@
     return words.join(" ") || "0 s";
   }
 
+  // Without seconds, for what stands in many rows: a page whose every line moves is hard to read.
+  function coarse(seconds) {
+    if (seconds < 60) return "just now";
+    const [size, unit] = UNITS.find(([size]) => seconds >= size);
+    return `${Math.floor(seconds / size)} ${unit} ago`;
+  }
+
   // The times of a document, in the zone of whoever looks.
   function tick(root) {
     for (const time of root.querySelectorAll("time")) {
@@ -34,7 +43,8 @@
       if ("since" in time.dataset) {
         const ahead = Math.round((at - Date.now()) / 1000);
         time.title = shown;
-        shown = ahead > 0 ? `in ${span(ahead)}` : `${span(-ahead)} ago`;
+        if (time.dataset.since === "coarse") shown = coarse(-ahead);
+        else shown = ahead > 0 ? `in ${span(ahead)}` : `${span(-ahead)} ago`;
       }
       if (time.textContent !== shown) time.textContent = shown;
     }
@@ -76,6 +86,7 @@
     const body = await answer.text();
     if (!answer.ok) throw new Error(answer.headers.get("Content-Type")?.includes("json") ? JSON.parse(body).error.message : body.slice(0, 300));
     take(body);
+    if (!query.includes("only=now")) [shownRuns, shownAt] = [runs(), Date.now()];
     if (answer.redirected) history.replaceState(null, "", location.pathname + new URL(answer.url).search);
     lost.hidden = true;
   }
@@ -92,34 +103,41 @@
     loading = true;
     clearTimeout(timer);
     try {
-      const was = busy();
       const query = new URLSearchParams(location.search);
-      if (!whole && was) query.set("only", "now");
-      await load(`?${query}`);
-      if (was && !busy() && query.has("only")) {
-        query.delete("only");
+      if (!whole && Date.now() - shownAt < WHOLE_MS) {
+        query.set("only", "now");
         await load(`?${query}`);
+        query.delete("only");
       }
+      if (whole || runs() !== shownRuns || Date.now() - shownAt >= WHOLE_MS) await load(`?${query}`);
     } catch (error) {
       fail("This page is not up to date, and tries again", error);
     } finally {
       loading = false;
-      timer = setTimeout(refresh, busy() ? BUSY_MS : IDLE_MS);
+      timer = setTimeout(() => refresh(false), busy() ? BUSY_MS : IDLE_MS);
     }
   }
 
   async function ask() {
+    while (loading) await new Promise((resolve) => setTimeout(resolve, 20)); // an answer from before must not come after
+    loading = true;
+    clearTimeout(timer);
     const body = new URLSearchParams(new FormData(form));
+    let error;
     try {
       await load("", { method: "POST", body });
-      clearTimeout(timer);
-      timer = setTimeout(refresh, BUSY_MS / 4);
-    } catch (error) {
-      await refresh(true);
-      // A daemon that was started anew has another token, and has been asked nothing yet.
-      if (form.elements.token.value !== body.get("token")) await ask();
-      else fail("No run was asked for", error);
+    } catch (caught) {
+      error = caught;
     }
+    loading = false;
+    if (!error) {
+      timer = setTimeout(() => refresh(false), BUSY_MS / 4);
+      return;
+    }
+    await refresh(true);
+    // A daemon that was started anew has another token, and has been asked nothing yet.
+    if (form.elements.token.value !== body.get("token")) await ask();
+    else fail("No run was asked for", error);
   }
 
   form.addEventListener("submit", async (event) => {
@@ -137,5 +155,5 @@
   document.getElementById("zone").textContent = "Times are those of your device.";
   tick(document);
   setInterval(() => tick(document), 1000);
-  timer = setTimeout(refresh, busy() ? BUSY_MS : IDLE_MS);
+  timer = setTimeout(() => refresh(false), busy() ? BUSY_MS : IDLE_MS);
 })();

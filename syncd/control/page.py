@@ -181,6 +181,14 @@ def _render(context: Json, now: datetime) -> str:
         distance = text.format_duration(round(abs(ahead_s)))
         return f"in {distance}" if ahead_s > 0 else f"{distance} ago"
 
+    def coarse(instant: str) -> str:
+        """Return how long ago an instant is, in one unit: it stands in many rows, which are to be calm."""
+        age_s = max((now - datetime.fromisoformat(instant)).total_seconds(), 0.0)
+        for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+            if age_s >= size:
+                return f"{age_s // size:.0f} {unit} ago"
+        return "just now"
+
     events: list[Decoded] = context.get("events", [])  # type: ignore[assignment]
     shown = {"runs": [], "doubts": [], "targets": []} | context
     shown["events"] = _in_order(events, now)[:EVENTS_SHOWN]
@@ -190,6 +198,7 @@ def _render(context: Json, now: datetime) -> str:
         style=Markup(_part("page.css")),  # noqa: S704 - ours
         script=Markup(_part("page.js")),  # noqa: S704 - ours
         since=since,
+        coarse=coarse,
         zone=now.astimezone().tzname(),
     )
 

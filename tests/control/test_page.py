@@ -184,7 +184,7 @@ PLACES: dict[str, Json] = {
 def test_places_are_told_wrongly(words: str) -> None:
     """The words say how many places are left, of how many, and whether that is known or limited at all."""
     read, _ = got(Shown(PLACES[words]))
-    assert f" {words} read 1 min 2 s ago" in read.text
+    assert f" {words} read just now" in read.text
     kinds = {"full", "few", "some", "unlimited", "unknown"}
     (shown,) = [kind for tag, each in read.elements if tag == "li" and (kind := each.get("class")) in kinds]
     assert shown == (words.partition(" ")[0] if words.partition(" ")[0] in kinds else "some")
@@ -199,6 +199,23 @@ def test_a_bar_has_another_length(left: int, total: int, kind: str, taken: float
     assert page._places(EVENT | {"places_left": left, "places_total": total}) == page.Places(
         kind, f"{left} of {total} left", taken
     )
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(seconds=59), "read just now"),
+        (-timedelta(hours=1), "read just now"),  # a clock that was set
+        (timedelta(seconds=61), "read 1 min ago"),
+        (timedelta(minutes=119), "read 1 h ago"),
+        (timedelta(days=40), "read 40 d ago"),
+        (None, "never read"),
+    ],
+)
+def test_the_age_of_a_figure_is_told_wrongly(age: timedelta | None, words: str) -> None:
+    """Each figure has its age, in one unit."""
+    at = None if age is None else datetime.now(UTC) - age
+    assert f"left {words}" in got(Shown({"availability_at": at}))[0].text
 
 
 def test_events_that_are_over_stand_first() -> None:
@@ -323,6 +340,7 @@ def test_progress_reads_the_database() -> None:
     assert "events: 3 of 12" in read.text
     assert stub.asked == []
     assert "Fête" not in read.text
+    assert not {"style", "script"} & {tag for tag, _ in read.elements}
 
 
 RUNNING = Run(id=44, trigger="manual", state="running", started_at=NOW, progress=Progress("events", 3, 12))
