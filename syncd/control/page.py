@@ -93,10 +93,11 @@ class Page:
 
     async def _show(self, request: Request) -> Response:
         """Answer with the page, or with what is in memory alone (`?only=now`), which is asked for often."""
+        status = self._verbs.status()
         asked = await self._asked(request.query_params.get("run", ""))
         context: Json = {
-            "status": self._verbs.status(),
-            "asked": asked,
+            "status": status,
+            "asked": None if asked and _is_past(asked, status.last_run) else asked,
             "token": self._token,
             "whole": request.query_params.get("only") != "now",
             "trouble": None,
@@ -123,6 +124,11 @@ class Page:
             return await self._verbs.find_run(number) if abs(number) < 2**63 else None
         except StoreError:
             return None
+
+
+def _is_past(run: Run, last: Run | None) -> bool:
+    """Tell whether a later run ended too: an open page does not tell of an earlier one for ever."""
+    return bool(run.finished_at and last and last.finished_at and last.finished_at > run.finished_at)
 
 
 async def _token(request: Request) -> str:

@@ -360,6 +360,13 @@ def test_a_run_is_not_told_of_that_was_asked_for(target: str, told: str) -> None
     assert told in read.text
 
 
+def test_a_run_is_told_of_for_ever() -> None:
+    """Once a later run has ended the page tells of that alone, whatever its address asks for."""
+    later = Run(id=44, trigger="interval", state="done", outcome="ok", finished_at=NOW + timedelta(days=900))
+    read, _ = got(Shown(change=lambda status: setattr(status, "last_run", later)), "/?run=42")
+    assert "Run 42" not in read.text
+
+
 @pytest.mark.parametrize(
     "query", ["run=", "run=x", "run=9999", f"run={'9' * 40}", "run=1.5", "only=x", "run=<b>", "run=%ff"]
 )
