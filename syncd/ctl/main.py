@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, description=help_, **options)
         # Without SUPPRESS the default would overwrite a --socket given before the command.
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
-        if function is not metrics:
+        if function not in (metrics, watch):
             command.add_argument("--json", action="store_true", help="print one JSON document")
         command.set_defaults(function=function, command=name)
         return command
@@ -124,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command = add("events", events, "Live events and the places left.")
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
+    add("watch", watch, "A live screen: health, the run in progress, latest runs, and places left.")
     add("doubts", doubts, "What is absent upstream and not believed gone yet, and what that waits for.")
     add("publish", publish, "The site's own tables that are kept true, and how that goes.")
     help_ = "What is still to be told to endpoints of webhooks, or was given up; `retry` sends it again now."
@@ -272,6 +273,13 @@ def webhooks(args: argparse.Namespace) -> int:
         answer = ask_json(args.socket, "GET", "/v1/webhooks")
         write_answer(args, answer, lambda: text.webhooks_table(answer, datetime.now(UTC)))
     return EXIT_OK
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Show the live screen until it is left."""
+    from syncd.ctl.screen import watch  # noqa: PLC0415 - rich takes three times the whole start
+
+    return watch(args.socket)
 
 
 def change_state(args: argparse.Namespace) -> int:

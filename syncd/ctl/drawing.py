@@ -1,0 +1,300 @@
+"""What `syncctl watch` shows, as a function of what was seen, the time and the size. Leans on rich."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.layout import Layout
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from syncd import text
+from syncd.ctl.seen import Seen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+WIDE = 140
+"""From so many columns on runs and events stand side by side, each as wide as on a small terminal."""
+RUN_ROWS = 4
+"""So many runs are listed where they stand above the events: the sparkline tells of the others."""
+SMALL = 19
+"""So many lines are left for both on 24 lines, with two on the daemon."""
+BARRED = 90
+"""From so many columns on there is room for a bar of the places taken, of this length."""
+BAR = 20
+NEARLY = 0.1
+"""The share of places left below which an event is nearly full."""
+COLOURS = {"ok": "green", "degraded": "yellow", "failing": "red"}
+COLOURS |= {"partial": "yellow", "failed": "red", "cancelled": "yellow"}
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+MARKS = {"ok": "✓", "degraded": "!", "failing": "✗", "partial": "!", "failed": "✗", "cancelled": "–"}
+PLAIN_MARKS = {"ok": "+", "degraded": "!", "failing": "x", "partial": "!", "failed": "x", "cancelled": "-"}
+
+
+def drawn(seen: Seen, now: datetime, width: int, height: int, *, unicode: bool) -> RenderableType:
+    """Return the screen: the daemon above, then its runs and events, and the keys on the last line."""
+    return _Drawing(seen, now, width, height, unicode=unicode).whole()
+
+
+class _Drawing:
+    def __init__(self, seen: Seen, now: datetime, width: int, height: int, *, unicode: bool) -> None:
+        self.seen = seen
+        self.status = seen.status
+        self.now = now
+        self.width = width
+        self.height = height
+        self.unicode = unicode
+        self.is_wide = width >= WIDE
+
+    def whole(self) -> RenderableType:
+        head = self.head()
+        left_over = self.height - len(head) - 3  # the head's frame, and the line of keys
+        layout, body = Layout(), Layout(name="body")
+        layout.split_column(
+            Layout(self.framed(Group(*head), self.title()), size=len(head) + 2),
+            body,
+            Layout(self.foot(), size=1),
+        )
+        if self.is_wide:
+            half = self.width // 2
+            body.split_row(
+                Layout(self.runs(left_over - 3, half), size=half),
+                Layout(self.events(left_over - 3, self.width - half)),
+            )
+        else:
+            rows = max(min(RUN_ROWS + (left_over - SMALL) // 3, len(self.seen.runs)), 1)
+            body.split_column(
+                Layout(self.runs(rows, self.width), size=rows + 3),
+                Layout(self.events(left_over - rows - 6, self.width)),
+            )
+        return layout
+
+    def framed(self, content: RenderableType, title: Text, style: str = "") -> Panel:
+        kind = box.ROUNDED if self.unicode else box.ASCII
+        return Panel(content, title=title, title_align="left", box=kind, border_style=style or "dim")
+
+    # --- the daemon
+
+    def title(self) -> Text:
+        status = self.status
+        if self.seen.trouble:
+            return Text("no daemon answers", "bold red")
+        health = status["health"]
+        title = Text(f"{self.mark(health)} {health}", f"bold {COLOURS.get(health, '')}")
+        up = text.format_duration(status["uptime_s"])
+        every = text.format_duration(status["interval_s"])
+        return title.append(f"  syncd {text.plain(status['version'])}, up {up}, a run every {every}", "bold")
+
+    def head(self) -> list[Text]:
+        """Return the lines on the daemon, each cut where it does not fit."""
+        status, lines = self.status, []
+        if self.seen.trouble and self.seen.since:
+            since = self.seen.since.astimezone().strftime("%H:%M:%S")
+            age = text.format_duration(int((self.now - self.seen.since).total_seconds()))
+            lines.append(self.line("silent", f"no daemon answers, since {since} ({age})", "bold red"))
+            lines.append(self.line("", text.plain(self.seen.trouble)))
+            lines.append(self.line("", "What follows is what it said last.", "dim"))
+            return lines
+        if status["health_reason"]:
+            colour = COLOURS.get(status["health"], "")
+            lines.append(self.line("health", text.plain(status["health_reason"]), colour))
+        lines.append(self.line("next run", *self.next_run()))
+        lines.append(self.current_run() if status["current_run"] else self.last_run())
+        lines += [self.line(name, said, "yellow") for name, said in self.notes()]
+        return lines
+
+    def line(self, name: str, said: str, style: str = "") -> Text:
+        line = Text.assemble((f"{name:10}", "dim"), (said, style), no_wrap=True)
+        line.overflow = "ellipsis"
+        return line
+
+    def next_run(self) -> tuple[str, str]:
+        at = self.status["next_run_at"]
+        if self.status["state"] == "paused" or not at:
+            return ("paused; `syncctl resume` starts them again", "yellow") if not at else ("-", "")
+        left_s = (datetime.fromisoformat(at) - self.now).total_seconds()
+        distance = f"in {text.format_duration(int(left_s))}" if left_s >= 1 else "now"
+        return f"{distance}, at {text.local_time(at)[-5:]}", ""
+
+    def last_run(self) -> Text:
+        run = self.status["last_run"]
+        if not run:
+            return self.line("last run", "none yet")
+        outcome = run["outcome"]
+        line = self.line("last run", f"#{run['id']} ")
+        line.append(f"{self.mark(outcome)} {outcome}", COLOURS.get(outcome, ""))
+        line.append(f", {self.ago(run['finished_at'])}, in {text.format_duration(run['duration_s'])}: ")
+        error = self.status["last_error"]
+        return line.append(text.plain(error) if error else text.count(run["synced"], "event"))
+
+    def current_run(self) -> Text:
+        run = self.status["current_run"]
+        progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
+        phase, done, total = text.plain(progress["phase"]), progress["done"], progress["total"]
+        line = self.line("running", f"#{run['id']} {run['trigger']}{self.by(run)}: ", "bold")
+        if not total:
+            return line.append(phase)
+        length = max(min(self.width - line.cell_len - len(phase) - 30, 60), 4)
+        line.append(f"{phase} {done}/{total} ").append_text(self.bar(done, total, length, "green"))
+        return line.append(f" {text.format_duration(int(self.age_s(run['started_at'])))}")
+
+    def notes(self) -> Iterable[tuple[str, str]]:
+        """Give what somebody should look at, with the command that shows more."""
+        status = self.status
+        if status.get("doubts"):
+            yield "doubts", f"{text.count(status['doubts'], 'doubt')}: see `syncctl doubts`"
+        webhooks = status.get("webhooks") or {}
+        if webhooks.get("parked"):
+            pending = f", {webhooks['pending']} pending" if webhooks.get("pending") else ""
+            yield "webhooks", f"{webhooks['parked']} parked{pending}: see `syncctl webhooks`"
+        publish = status.get("publish") or {}
+        if publish.get("failing"):
+            failing = f"{publish['failing']} of {text.count(publish['targets'], 'target')}"
+            yield "publish", f"{failing} failing: see `syncctl publish`"
+        feeds = status.get("feeds") or {}
+        if feeds.get("failing"):
+            yield "feeds", f"{feeds['failing']} of {feeds['files']} not written: {text.plain(feeds['error'])}"
+
+    # --- its runs
+
+    def runs(self, rows: int, width: int) -> Panel:
+        table = _table(("", 0), ("", 0), ("", 0), ("", 0), ("", 0), ("", 1))
+        for run in self.seen.runs[: max(rows, 1)]:
+            outcome = run["outcome"] or run["state"]
+            table.add_row(
+                Text(f"{self.mark(outcome)} #{run['id']}", COLOURS.get(outcome, "")),
+                Text(self.ago(run["finished_at"])),
+                Text(run["trigger"] + self.by(run), "dim"),
+                Text(text.format_duration(run["duration_s"]), justify="right"),
+                Text(text.count(run["synced"], "event"), justify="right"),
+                self.came_of(run),
+            )
+        return self.framed(Group(self.sparklines(width - 4), table), Text("latest runs", "bold"))
+
+    def came_of(self, run: Json) -> Text:
+        changes = _changes(run)
+        said = Text(text.count(changes, "change"), "" if changes else "dim")
+        if run["errors"]:
+            error = run["errors"][0]
+            said.append(f"; {text.plain(error['subject'])}: {text.plain(error['message'])}", "yellow")
+        return said
+
+    def sparklines(self, width: int) -> Text:
+        """Return the runs' durations and changes as two rows of bars on one line, the latest to the right."""
+        length = max((width - len("duration    changes ")) // 2, 1)
+        latest = self.seen.runs[:length][::-1]
+        line = Text("duration ", "dim", no_wrap=True)
+        self.spark(line, latest, lambda run: run["duration_s"] or 0.0)
+        line.append("   changes ", "dim")
+        self.spark(line, latest, _changes)
+        return line
+
+    def spark(self, line: Text, runs: Sequence[Json], value: Callable[[Json], float]) -> None:
+        bars = BARS if self.unicode else PLAIN_BARS
+        most = max(map(value, runs), default=0) or 1
+        for run in runs:
+            style = "cyan" if run["outcome"] == "ok" else COLOURS.get(run["outcome"], "")
+            line.append(bars[round(value(run) / most * (len(bars) - 1))], style)
+
+    # --- its events
+
+    def events(self, rows: int, width: int) -> Panel:
+        status, events = self.status, sorted(self.seen.events, key=_scarcity)
+        told = (
+            ""
+            if status["events_live"] is None
+            else f": {status['events_live']} live, {status['events_full']} full"
+        )
+        title = Text(f"events{told}", "bold")
+        if not events:
+            return self.framed(Text("No events."), title)
+        has_bar = width >= BARRED
+        columns = [("event", 1), ("left", 0), ("of", 0), ("", 0), ("starts", 0)]
+        table = _table(*columns[:3], *([("taken", 0)] if has_bar else []), *columns[3:], headers=True)
+        shown = events if len(events) <= rows else events[: max(rows - 1, 1)]
+        for event in shown:
+            table.add_row(
+                Text(text.plain(event["name"] or event["id"])),
+                self.left(event),
+                Text(str(event["places_total"] or ""), justify="right"),
+                *([self.taken(event)] if has_bar else []),
+                self.moved(event),
+                Text(text.local_time(event["starts_at"]), "dim"),
+            )
+        if more := len(events) - len(shown):
+            table.add_row(Text(f"and {more} more: `syncctl events`", "dim"))
+        return self.framed(table, title)
+
+    def left(self, event: Json) -> Text:
+        left, total = event["places_left"], event["places_total"]
+        if event["vanished_at"]:
+            return Text("vanished", "dim", justify="right")
+        if event["is_full"]:
+            return Text("full", "bold red", justify="right")
+        if left is None:
+            return Text("unlimited" if event["unlimited"] else "?", "dim", justify="right")
+        return Text(str(left), "yellow" if total and left <= total * NEARLY else "", justify="right")
+
+    def taken(self, event: Json) -> Text:
+        left, total = event["places_left"], event["places_total"]
+        if left is None or not total:
+            return Text("")
+        return self.bar(min(max(total - left, 0), total), total, BAR, "red" if event["is_full"] else "cyan")
+
+    def moved(self, event: Json) -> Text:
+        by = self.seen.moved.get(event["id"], 0)
+        if not by:
+            return Text("")
+        down, up = "▼▲" if self.unicode else "-+"
+        return Text(f"{down} {-by}", "bold magenta") if by < 0 else Text(f"{up} {by}", "bold green")
+
+    # --- words
+
+    def foot(self) -> Text:
+        clock = self.now.astimezone().strftime("%H:%M:%S")
+        said = " q quits" + (" · `syncctl run-now` asks for a run" if self.unicode else "")
+        return Text(said + f"{clock} ".rjust(self.width - len(said)), "dim", no_wrap=True)
+
+    def bar(self, done: int, total: int, length: int, style: str) -> Text:
+        full = min(length * done // total, length)
+        bar, rest = ("━", "─") if self.unicode else ("=", "-")
+        return Text.assemble((bar * full, style), (rest * (length - full), "dim"))
+
+    def mark(self, word: str) -> str:
+        return (MARKS if self.unicode else PLAIN_MARKS).get(word, " ")
+
+    def by(self, run: Json) -> str:
+        return f" by {text.plain(run['requested_by']['user'])}" if run["requested_by"] else ""
+
+    def age_s(self, instant: str | None) -> float:
+        return max((self.now - datetime.fromisoformat(instant)).total_seconds(), 0) if instant else 0.0
+
+    def ago(self, instant: str | None) -> str:
+        return f"{text.format_duration(int(self.age_s(instant)))} ago" if instant else "-"
+
+
+def _table(*columns: tuple[str, int], headers: bool = False) -> Table:
+    """Return a table without lines, of columns by name; those with a ratio take what the others leave."""
+    table = Table(box=None, expand=True, show_header=headers, padding=(0, 2, 0, 0), header_style="dim")
+    for name, ratio in columns:
+        justify: Any = "right" if name in ("left", "of") else "left"
+        table.add_column(name, ratio=ratio or None, no_wrap=True, overflow="ellipsis", justify=justify)
+    return table
+
+
+def _changes(run: Json) -> int:
+    return sum(number for kind, number in run["counts"].items() if kind != "unchanged")
+
+
+def _scarcity(event: Json) -> tuple[bool, float, str]:
+    """Return what sorts events: those with the fewest places left first, the unlimited and vanished last."""
+    left = event["places_left"]
+    return event["vanished_at"] is not None, float("inf") if left is None else left, event["starts_at"] or ""

@@ -1,0 +1,160 @@
+"""The live screen of `syncctl watch`: the terminal that it takes and gives back, keys, signals and the size.
+
+Leans on rich, so it is imported only where it is shown. What is drawn is `drawing.py`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.segment import Segments
+
+from syncd.ctl import seen
+from syncd.ctl.drawing import drawn
+from syncd.ctl.http import Failure
+
+DRAW_EVERY_S = 0.5
+"""So that no second of the countdown is left out."""
+EXIT_USAGE = 2
+UNKNOWN_SIZE = (80, 24)
+"""What a terminal has that does not know: a serial line."""
+QUITTING = (b"q", b"Q", b"\x04")
+"""Ctrl-D too."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+"""Before these do what they do the terminal is given back; SIGWINCH only has the screen drawn anew."""
+NEWS = b"\0"
+"""What the bell gives for an answer of the daemon's; else it gives the number of a signal."""
+
+
+def watch(path: str) -> int:
+    """Show the daemon on the socket at `path` until q or a signal ends that; return the exit code.
+
+    Raises KeyboardInterrupt on Ctrl-C, and Failure where there is no terminal or, at first, no daemon.
+    """
+    if not (sys.stdout and sys.stdout.isatty()) or os.environ.get("TERM") in ("", "dumb", "unknown"):
+        raise Failure(
+            EXIT_USAGE,
+            "no_terminal",
+            "watch draws on a terminal, and this is none that can be drawn on:"
+            " use `syncctl status`, `syncctl events` and `syncctl history`.",
+        )
+    first = seen.look(path)
+    bell, ring = os.pipe()  # never closed: whoever still waits for an answer may ring it
+
+    def news() -> None:
+        with contextlib.suppress(BlockingIOError):  # it rings already
+            os.write(ring, NEWS)
+
+    os.set_blocking(ring, False)
+    looker = seen.Looker(path, first, news)
+    with _heard(ring):
+        while (ended := _shown(looker, bell)) == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)  # returns when the shell goes on with it
+    looker.stop()
+    if ended == signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended:
+        os.kill(os.getpid(), ended)
+    return 0
+
+
+@contextlib.contextmanager
+def _heard(ring: int) -> Iterator[None]:
+    """Have signals arrive as bytes, so that none interrupts a drawing."""
+    number = [*ENDING, signal.SIGWINCH]
+    before = [signal.signal(each, lambda *_: None) for each in number]
+    signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for each, handler in zip(number, before, strict=True):
+            signal.signal(each, handler)
+
+
+def _shown(looker: seen.Looker, bell: int) -> int:
+    """Show the screen until a key or a signal ends that; return the signal, 0 for a key."""
+    canvas = _Canvas()
+    with _keys() as keyboard, canvas.console.screen():
+        while True:
+            canvas.draw(looker.seen)
+            ready, _, _ = select.select([bell, *keyboard], [], [], DRAW_EVERY_S)
+            rung = os.read(bell, 4096) if bell in ready else b""
+            if ended := next((each for each in rung if each in ENDING), 0):
+                return ended
+            if set(ready) & {*keyboard} and _is_over(keyboard[0]):
+                return 0
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[list[int]]:
+    """Give where keys are read one by one and not echoed; nothing where stdin is no terminal."""
+    if not (sys.stdin and sys.stdin.isatty()):
+        yield []
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    tty.setcbreak(keyboard)
+    try:
+        yield [keyboard]
+    finally:
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _is_over(keyboard: int) -> bool:
+    """Tell whether a key was pressed that ends it, or the terminal is gone."""
+    try:
+        pressed = os.read(keyboard, 4096)
+    except OSError:
+        return True
+    return not pressed or any(key in pressed for key in QUITTING)
+
+
+class _Canvas:
+    """Draws only the lines that differ from what stands there, for slow connections."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self._size = (0, 0)
+        self._lines: list[str] = []
+
+    def draw(self, told: seen.Seen) -> None:
+        """Draw what was seen at the terminal's present size."""
+        size = _terminal_size()
+        parts = []
+        if size != self._size:
+            self.console.size = self._size = size
+            self._lines = [""] * size[1]
+            parts.append("\x1b[H\x1b[2J")
+        for number, line in enumerate(self._rendered(told, *size)):
+            if line != self._lines[number]:
+                self._lines[number] = line
+                parts.append(f"\x1b[{number + 1};1H{line}")
+        sys.stdout.write("".join(parts))
+        sys.stdout.flush()
+
+    def _rendered(self, told: seen.Seen, width: int, height: int) -> Iterator[str]:
+        unicode = self.console.encoding.startswith("utf")
+        drawing = drawn(told, datetime.now(UTC), width, height, unicode=unicode)
+        for segments in self.console.render_lines(drawing, self.console.options.update(height=height)):
+            with self.console.capture() as captured:
+                self.console.print(Segments(segments), end="")
+            yield captured.get()
+
+
+def _terminal_size() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        return UNKNOWN_SIZE
+    return (size.columns, size.lines) if all(size) else UNKNOWN_SIZE

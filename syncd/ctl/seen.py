@@ -1,0 +1,103 @@
+"""What `syncctl watch` has seen of the daemon so far, and the thread that goes on looking."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from syncd.ctl.http import Failure, ask_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+LOOK_EVERY_S = 1.0
+"""A person sees a second; the daemon answers status from memory within some milliseconds."""
+AGAIN_AFTER_S = 60.0
+"""Runs and events are asked for after each run; and this often, for an event may end without one."""
+ANSWER_WITHIN_S = 5.0
+"""Later than this nobody takes the daemon for alive; the screen itself waits for no answer."""
+RUNS = 100
+"""So many bars of a sparkline fit the widest terminal; a day of runs at the usual interval."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The latest answers; `trouble` says why none comes now, and `since` when that began.
+
+    `moved`: by event, how many places more are left than before the latest run that was seen to end.
+    """
+
+    status: Json
+    runs: list[Json] = field(default_factory=list)
+    events: list[Json] = field(default_factory=list)
+    moved: dict[str, int] = field(default_factory=dict)
+    trouble: str = ""
+    since: datetime | None = None
+    asked_at: datetime | None = None
+
+
+def look(path: str, before: Seen | None = None) -> Seen:
+    """Return what the daemon on the socket at `path` says now. Raises Failure where nothing came before."""
+    now = datetime.now(UTC)
+    try:
+        status = ask_json(path, "GET", "/v1/status", timeout_s=ANSWER_WITHIN_S)
+        if before and not _is_news(before, status, now):
+            return replace(before, status=status, trouble="", since=None)
+        runs = ask_json(path, "GET", f"/v1/runs?limit={RUNS}", timeout_s=ANSWER_WITHIN_S)["runs"]
+        events = ask_json(path, "GET", "/v1/events?all=0", timeout_s=ANSWER_WITHIN_S)["events"]
+    except Failure as failure:
+        if before is None:
+            raise
+        return replace(before, trouble=str(failure), since=before.since or now)
+    moved = before.moved if before else {}
+    if before and _latest(before.status) != _latest(status):
+        moved = _moved(before.events, events)
+    return Seen(status, runs, events, moved, asked_at=now)
+
+
+def _is_news(before: Seen, status: Json, now: datetime) -> bool:
+    if before.trouble or before.asked_at is None or _latest(before.status) != _latest(status):
+        return True
+    return abs((now - before.asked_at).total_seconds()) > AGAIN_AFTER_S
+
+
+def _latest(status: Json) -> tuple[int, int, int]:
+    """Return what differs once another run has ended."""
+    return status["pid"], status["run_count"], (status["last_run"] or {}).get("id", 0)
+
+
+def _moved(before: list[Json], after: list[Json]) -> dict[str, int]:
+    known = {event["id"]: event["places_left"] for event in before}
+    return {
+        event["id"]: event["places_left"] - left
+        for event in after
+        if (left := known.get(event["id"])) is not None and event["places_left"] not in (None, left)
+    }
+
+
+class Looker:
+    """Looks at the daemon from a thread of its own, and calls `on_look` after each time.
+
+    The thread is abandoned at the end: it may be waiting for a daemon that hangs.
+    """
+
+    def __init__(self, path: str, first: Seen, on_look: Callable[[], None]) -> None:
+        self.seen = first
+        self._path = path
+        self._on_look = on_look
+        self._over = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            self.seen = look(self._path, self.seen)
+            self._on_look()
