@@ -200,6 +200,19 @@ class Config(Struct, frozen=True, kw_only=True):
     webhook_secrets: Mapping[str, tuple[Secret, ...]] = {}
 
 
+def differing(before: Config, now: Config) -> list[str]:
+    """Return what differs between two configurations: paths of keys, names of lists, and the API key."""
+    found = []
+    for table in fields(Config):
+        old, new = getattr(before, table.name), getattr(now, table.name)
+        if isinstance(old, Struct):
+            keys = (key.name for key in fields(old) if getattr(old, key.name) != getattr(new, key.name))
+            found += [f"{table.name}.{key}" for key in keys]
+        elif old != new and table.name != "path":
+            found.append("API key" if table.name == "key" else f"[[{table.name}]]")
+    return found
+
+
 _TABLES: Mapping[str, type[Struct]] = {
     "billetweb": BilletwebConfig,
     "sync": SyncConfig,

@@ -27,6 +27,7 @@ from syncd.database import runs as runs_on_record
 from syncd.database.deliveries import Delivery
 from syncd.database.engine import Database, masked, outdated
 from syncd.database.rows import Places, Writing
+from syncd.database.state import Pause
 from syncd.errors import RunCancelled, StoreError
 from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
@@ -73,7 +74,7 @@ class Account:
         self.publishing = Publishing(config)
         self.feeds = Feeds()
         self.webhooks = Webhooks(config, self.database, self.clock)
-        self.paused = False
+        self.paused: Pause | None = None
         self.runner = Runner(
             self._work,
             timeout=config.sync.run_timeout,
@@ -119,7 +120,7 @@ class Account:
             past = await self.database.write(record.look_back, now, since, tell=tell)
             places = await self._places()
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
-                await self._remember_pause(paused=self.paused)
+                await self._remember_pause(self.paused)
         except BaseException:
             await in_thread(self.database.close)
             raise
@@ -263,14 +264,18 @@ class Account:
         await self.open()
         return await self.database.read(deliveries.latest, limit, delivered_too=delivered_too)
 
-    async def pause(self, *, paused: bool) -> None:
-        """Pause or resume scheduled runs; raises where that could not be remembered."""
+    async def pause(self, *, paused: bool, by: str | None = None) -> bool:
+        """Pause or resume scheduled runs; tell whether it is a change. Raises where it is not remembered."""
         await self.open()
-        await self._remember_pause(paused=paused)
-        self.paused = paused
+        if paused is (self.paused is not None):
+            return False
+        pause = Pause(self.clock.now(), by) if paused else None
+        await self._remember_pause(pause)
+        self.paused = pause
+        return True
 
-    async def _remember_pause(self, *, paused: bool) -> None:
-        await self.database.write(state.put, state.PAUSED, True if paused else None)
+    async def _remember_pause(self, pause: Pause | None) -> None:
+        await self.database.write(state.put, state.PAUSED, pause)
 
     def status(self) -> Status:
         """Return the status, from memory."""
@@ -298,6 +303,7 @@ class Account:
             database=masked(self.database.url),
             events_live=facts.events_live,
             events_full=facts.events_full,
+            events_nearly_full=facts.events_nearly_full,
             oldest_figure_at=facts.oldest_figure_at,
             oldest_figure_age_s=facts.oldest_figure_age_s(),
             events_unread=facts.events_unread,
@@ -308,6 +314,11 @@ class Account:
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
+            latest_outcomes=[*facts.latest_outcomes],
+            paused_since=self.paused.since if self.paused else None,
+            paused_by=self.paused.by if self.paused else None,
+            skipping="paused" if self.paused else "credentials" if self.client.refused else None,
+            database_bytes=facts.database_bytes,
         )
 
     def _state(self) -> State:
@@ -343,7 +354,7 @@ class Account:
             if run.trigger != "manual" and run.whole:
                 run.full = run.full or self._full_is_due()
             # Whether they are paused may only be known since the database is open.
-            is_paused = self.paused and run.trigger in ("startup", "interval")
+            is_paused = self.paused is not None and run.trigger in ("startup", "interval")
             if not is_paused:
                 await self._put_on_record(run)
         finally:

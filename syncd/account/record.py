@@ -10,7 +10,7 @@ from syncd.billetweb import limiter
 from syncd.database import absences, rows, runs, state
 from syncd.database.rows import Figures
 from syncd.database.runs import History
-from syncd.database.state import Readings
+from syncd.database.state import Pause, Readings
 from syncd.mirror.agenda import Pace
 from syncd.model import Quiet, Run
 from syncd.run.report import Report
@@ -30,11 +30,12 @@ class Past(Struct, frozen=True):
     history: History
     figures: Figures
     doubts: int
-    paused: bool
+    paused: Pause | None
     readings: Readings | None
     pace: Pace | None
     quiet: Quiet | None
     request_ages_s: list[float]
+    database_bytes: int | None = None
 
 
 class Ended(Struct, frozen=True):
@@ -59,11 +60,12 @@ def look_back(
         history=runs.history(connection, now),
         figures=rows.figures(connection, live_since),
         doubts=absences.count_doubts(connection),
-        paused=bool(state.get(connection, state.PAUSED, bool)),
+        paused=state.pause(connection),
         readings=state.get(connection, state.READINGS, Readings),
         pace=state.get(connection, state.PACE, Pace),
         quiet=_quiet(connection, now),
         request_ages_s=state.request_ages_s(connection, now.timestamp(), limiter.WINDOW_S),
+        database_bytes=state.size_bytes(connection),
     )
 
 
@@ -76,9 +78,10 @@ def _quiet(connection: Connection, now: datetime) -> Quiet | None:
     return quiet
 
 
-def take_stock(connection: Connection, live_since: datetime) -> tuple[Figures, int]:
-    """Return what is known of the figures of live events, and in how many scopes there is a doubt."""
-    return rows.figures(connection, live_since), absences.count_doubts(connection)
+def take_stock(connection: Connection, live_since: datetime) -> tuple[Figures, int, int]:
+    """Return what is known of live events' figures, how many scopes have a doubt, and the size in bytes."""
+    figures = rows.figures(connection, live_since)
+    return figures, absences.count_doubts(connection), state.size_bytes(connection)
 
 
 def finish(

@@ -1,16 +1,17 @@
 """What the daemon knows of itself, in memory: status and health never wait for a run or for the database."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from syncd import __version__
 from syncd.account.record import Past
 from syncd.config import FeedConfig
 from syncd.database.rows import Figures, Places
+from syncd.database.runs import LATEST
 from syncd.feed.files import Feeds
 from syncd.feed.publish import PublishStatus
 from syncd.feed.webhooks import WebhooksStatus
@@ -55,7 +56,11 @@ class FeedsStatus(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, kw_only=True):
-    """The answer to `GET /v1/status`. Instants are UTC; `_s` is seconds."""
+    """The answer to `GET /v1/status`. Instants are UTC; `_s` is seconds.
+
+    `events_nearly_full`: of how many live events a tenth of the places or less is left. `latest_outcomes`: of
+    the latest runs, newest first. `skipping`: why the next scheduled runs will not be carried out.
+    """
 
     version: str = __version__
     pid: int
@@ -77,6 +82,7 @@ class Status(Struct, kw_only=True):
     database: str
     events_live: int | None
     events_full: int | None
+    events_nearly_full: int | None = None
     oldest_figure_at: datetime | None
     oldest_figure_age_s: float | None
     events_unread: int | None
@@ -87,6 +93,27 @@ class Status(Struct, kw_only=True):
     budget: BudgetStatus | None
     slots_skipped: dict[str, int]
     slots_missed: int
+    latest_outcomes: list[Outcome] = field(default_factory=list)
+    paused_since: datetime | None = None
+    paused_by: str | None = None
+    skipping: Literal["paused", "credentials"] | None = None
+    database_bytes: int | None = None
+
+
+class StatusAfter(Status, kw_only=True):
+    """The answer to what changes how runs happen: the Status after it, and what is other than before.
+
+    `changed`: "paused", or the keys of the configuration that differ. `needs_restart`: the keys that differ
+    too, and take effect with the next start.
+    """
+
+    changed: list[str]
+    needs_restart: list[str] = field(default_factory=list)
+
+
+def after(status: Status, changed: Iterable[str], needs_restart: Iterable[str] = ()) -> StatusAfter:
+    """Return a status with what changed before it."""
+    return StatusAfter(**structs.asdict(status), changed=[*changed], needs_restart=[*needs_restart])
 
 
 class Facts(Struct, kw_only=True):
@@ -110,6 +137,7 @@ class Facts(Struct, kw_only=True):
     whole_outcome: Outcome | None = None
     events_live: int | None = None
     events_full: int | None = None
+    events_nearly_full: int | None = None
     oldest_figure_at: datetime | None = None
     events_unread: int | None = None
     doubts: int = 0
@@ -117,6 +145,8 @@ class Facts(Struct, kw_only=True):
     pace: Pace | None = None
     totals: Counter[tuple[str, str]] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    latest_outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=LATEST))
+    database_bytes: int | None = None
 
     def anew(self, runs: Iterable[Run]) -> "Facts":
         """Return what is left where the record is gone: these runs, and this process's own counts."""
@@ -137,11 +167,13 @@ class Facts(Struct, kw_only=True):
         self.whole_outcome = self.whole_outcome or history.whole_outcome
         self.consecutive_failures += history.consecutive_failures
         self.pace = past.pace
-        self.take_stock(past.figures, past.doubts)
+        self.latest_outcomes.extend(history.latest_outcomes)
+        self.take_stock(past.figures, past.doubts, past.database_bytes)
 
-    def take_stock(self, figures: Figures, doubts: int) -> None:
-        """Remember how many events are live, full and unread, the age of their figures, and the doubts."""
+    def take_stock(self, figures: Figures, doubts: int, database_bytes: int | None = None) -> None:
+        """Remember how events and their figures stand, the doubts, and the size of the database."""
         self.events_live, self.events_full = figures.events, figures.full
+        self.events_nearly_full, self.database_bytes = figures.nearly_full, database_bytes
         self.oldest_figure_at = figures.oldest_at
         self.events_unread = max(self.pace.live - figures.read, 0) if self.pace else None
         self.doubts = doubts
@@ -152,6 +184,8 @@ class Facts(Struct, kw_only=True):
         self.last_run = run
         self.pace = pace or self.pace
         self.totals[run.trigger, UNKNOWN_EVENT if run.is_slip else run.outcome or ""] += 1
+        if run.outcome and run.started_at:
+            self.latest_outcomes.appendleft(run.outcome)
         for kind in run.counts.__struct_fields__:
             self.rows[kind] += getattr(run.counts, kind)
         if not run.whole or run.outcome == "cancelled":

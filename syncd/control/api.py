@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from syncd.account.status import Status
+from syncd.account.status import Status, StatusAfter
 from syncd.control.gate import Gate
-from syncd.control.page import Page
 from syncd.control.openapi import LINES, TEXT, Event, described, document
+from syncd.control.page import Page
 from syncd.database.deliveries import Delivery
 from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.feed.publish import TargetState
@@ -81,10 +81,10 @@ class Verbs(Protocol):
     async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
         """Have deliveries sent again now; return how many. Raises UnknownDelivery."""
 
-    async def pause(self, *, paused: bool) -> Status:
+    async def pause(self, *, paused: bool, requested_by: Peer) -> StatusAfter:
         """Stop or start scheduled runs, also over a restart."""
 
-    async def reload(self) -> Status:
+    async def reload(self) -> StatusAfter:
         """Read the configuration again. Raises ConfigError and changes nothing where it is bad."""
 
     def metrics(self) -> bytes:
@@ -327,15 +327,15 @@ class _Routes:
     async def events(self, request: Request) -> Response:
         return _json({"events": await self._verbs.events(ended_too=_flag(request, "all"))})
 
-    @described("Start no more scheduled runs.", answer=Status, method="POST", refused=(503,))
-    async def pause(self, _request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=True))
+    @described("Start no more scheduled runs.", answer=StatusAfter, method="POST", refused=(503,))
+    async def pause(self, request: Request) -> Response:
+        return _json(await self._verbs.pause(paused=True, requested_by=_peer(request)))
 
-    @described("Start scheduled runs again.", answer=Status, method="POST", refused=(503,))
-    async def resume(self, _request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=False))
+    @described("Start scheduled runs again.", answer=StatusAfter, method="POST", refused=(503,))
+    async def resume(self, request: Request) -> Response:
+        return _json(await self._verbs.pause(paused=False, requested_by=_peer(request)))
 
-    @described("Read the configuration again.", answer=Status, method="POST", refused=(422,))
+    @described("Read the configuration again.", answer=StatusAfter, method="POST", refused=(422,))
     async def reload(self, _request: Request) -> Response:
         return _json(await self._verbs.reload())
 

@@ -18,8 +18,8 @@ from msgspec import structs
 from starlette.applications import Starlette
 
 from syncd.account.account import Account
-from syncd.account.status import Status
-from syncd.config import Config
+from syncd.account.status import Status, StatusAfter, after
+from syncd.config import Config, differing
 from syncd.control import metrics
 from syncd.control.api import application
 from syncd.control.peers import connections_at_most
@@ -338,29 +338,32 @@ class Daemon:
         await self._account.open()
         return await self._account.webhooks.retry(ids=ids, endpoint=endpoint)
 
-    async def pause(self, *, paused: bool) -> Status:
+    async def pause(self, *, paused: bool, requested_by: Peer | None = None) -> StatusAfter:
         """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""
-        await self._account.pause(paused=paused)
-        logger.bind(event="paused" if paused else "resumed").info(
-            "scheduled runs are {}", "paused" if paused else "on again"
-        )
-        return self.status()
+        user = requested_by.user if requested_by else None
+        is_new = await self._account.pause(paused=paused, by=user)
+        if is_new:
+            logger.bind(event="paused" if paused else "resumed").info(
+                "scheduled runs are {}{}", "paused" if paused else "on again", f" (by {user})" if user else ""
+            )
+        return after(self.status(), ["paused"] if is_new else [])
 
-    async def reload(self) -> Status:
+    async def reload(self) -> StatusAfter:
         """Take a changed configuration over, once syncd is up. Raises ConfigError, with nothing changed."""
         await self._is_up.wait()
         self._notifier.reloading()
         try:
-            await self._take_over(await in_thread(self._load_config))
+            changed, late = await self._take_over(await in_thread(self._load_config))
         except ConfigError as error:
             for problem in error.problems:
                 logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
             raise
         finally:
             self._notifier.ready()
-        return self.status()
+        return after(self.status(), changed, late)
 
-    async def _take_over(self, config: Config) -> None:
+    async def _take_over(self, config: Config) -> tuple[list[str], list[str]]:
+        """Put a configuration in force; return the keys that changed, and those that wait for a restart."""
         before = self._config
         effective = structs.replace(config, database=before.database, control=before.control)
         await self._account.configure(effective)
@@ -369,7 +372,10 @@ class Daemon:
             logger.bind(event="reload.partly").warning(
                 "[database] and [control] take effect at the next start; until then the old settings stay"
             )
-        logger.bind(event="reloaded").info("the configuration was read again")
+        changed = differing(before, effective)
+        said = ", ".join(changed) or "nothing"
+        logger.bind(event="reloaded").info("the configuration was read again; changed: {}", said)
+        return changed, differing(effective, config)
 
     def metrics(self) -> bytes:
         """Return the Prometheus text."""

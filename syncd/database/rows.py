@@ -57,16 +57,22 @@ class Writing(Struct, frozen=True):
     follow: Follow = follow_nothing
 
 
+NEARLY_FULL = 10
+"""A tenth of the places: whoever looks may still do something about it."""
+
+
 class Figures(Struct, frozen=True):
     """Of live events: how many there are, how many are full, and of how many figures were read.
 
-    `oldest_at` is when the oldest of those were read, None where none were.
+    `oldest_at` is when the oldest of those were read, None where none were. `nearly_full`: of how many a
+    tenth of the places or less is left.
     """
 
     events: int
     full: int
     read: int
     oldest_at: datetime | None
+    nearly_full: int = 0
 
 
 class Places(Struct, frozen=True):
@@ -184,8 +190,14 @@ def turned(connection: Connection, now: datetime) -> set[str]:
 def figures(connection: Connection, live_since: datetime, but: Iterable[str] = ()) -> Figures:
     """Return what is known of the figures of live events; those in `but` are left aside."""
     events = schema.events.c
-    read_at = events.availability_at
-    query = select(func.count(), func.count().filter(events.is_full), func.count(read_at), func.min(read_at))
+    read_at, left = events.availability_at, events.places_left
+    query = select(
+        func.count(),
+        func.count().filter(events.is_full),
+        func.count(read_at),
+        func.min(read_at),
+        func.count().filter(left > 0, left * NEARLY_FULL <= events.places_total),
+    )
     return Figures(*connection.execute(query.where(schema.live(live_since), events.id.not_in([*but]))).one())
 
 

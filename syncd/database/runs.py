@@ -10,6 +10,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func
 from syncd.database import schema
 from syncd.model import Counts, Outcome, Run, RunError
 
+LATEST = 8
+"""So many latest outcomes a status shows: two hours of them at the usual interval."""
 COUNTS = Counts.__struct_fields__
 
 
@@ -23,6 +25,7 @@ class History(Struct, frozen=True):
     last_full_at: datetime | None = None
     whole_outcome: Outcome | None = None
     consecutive_failures: int = 0
+    latest_outcomes: tuple[Outcome, ...] = ()
 
 
 def put(connection: Connection, run: Run) -> int:
@@ -117,6 +120,9 @@ def history(connection: Connection, at: datetime) -> History:
         last_full_at=last_end(good, runs.full),
         whole_outcome=last_whole.outcome if last_whole else None,
         consecutive_failures=connection.scalar(failures) or 0,
+        latest_outcomes=tuple(
+            connection.scalars(done.with_only_columns(runs.outcome).order_by(*latest_first).limit(LATEST))
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, func, or_, select
 
 from syncd.database import bulk, schema
 
@@ -39,6 +39,13 @@ class Readings(Struct, frozen=True):
     ended_at: datetime | None = None
 
 
+class Pause(Struct, frozen=True):
+    """That scheduled runs are paused; `since` and `by` are None where an earlier version noted it."""
+
+    since: datetime | None = None
+    by: str | None = None
+
+
 class Reads(Struct, frozen=True):
     """What is remembered of an event's reads; see `schema.reads`."""
 
@@ -54,6 +61,16 @@ class Try(Struct, frozen=True):
 
     at: datetime | None = None
     failures: int = 0
+
+
+def size_bytes(connection: Connection) -> int:
+    """Return how large the database is: SQLite's file, or on PostgreSQL syncd's own tables."""
+    if connection.dialect.name == "sqlite":
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+    tables = (func.to_regclass(f'"{table}"') for table in schema.metadata.tables)
+    sizes = (func.coalesce(func.pg_total_relation_size(table), 0) for table in tables)
+    return int(sum(connection.execute(select(*sizes)).one()))
 
 
 # --- named values
@@ -72,6 +89,12 @@ def put(connection: Connection, name: str, value: object) -> None:
     else:
         row = (name, msgspec.to_builtins(value))
         bulk.upsert(connection, schema.state, ("name", "value"), [row])
+
+
+def pause(connection: Connection) -> Pause | None:
+    """Return the pause of scheduled runs, None where there is none."""
+    noted = get(connection, PAUSED, object)
+    return Pause() if noted is True else msgspec.convert(noted, Pause) if noted else None
 
 
 # --- requests

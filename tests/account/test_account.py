@@ -267,6 +267,44 @@ def test_a_pause_ends_with_the_process(make_config: MakeConfig) -> None:
         assert not rig.account.paused
 
 
+def test_nobody_knows_who_paused(make_config: MakeConfig) -> None:
+    """Since when and by whom runs are paused outlasts a restart; who pauses them again changes nothing."""
+    config = make_config()
+    with rig_on(config) as rig:
+        rig.run()
+        assert rig.portal.call(partial(rig.account.pause, paused=True, by="alice"))
+        status = rig.account.status()
+        assert (status.state, status.skipping, status.paused_by) == ("paused", "paused", "alice")
+        assert not rig.portal.call(partial(rig.account.pause, paused=True, by="bob"))
+        assert status.health == "ok"
+    with rig_on(config) as rig:
+        rig.portal.call(rig.account.open)
+        after = rig.account.status()
+        assert (after.paused_by, after.paused_since) == ("alice", status.paused_since)
+        assert rig.portal.call(partial(rig.account.pause, paused=False, by="bob"))
+        assert not rig.portal.call(partial(rig.account.pause, paused=False, by="bob"))
+        after = rig.account.status()
+        assert (after.paused_by, after.paused_since, after.skipping) == (None, None, None)
+
+
+def test_a_status_forgets_the_latest_runs(make_config: MakeConfig, standin: StandIn) -> None:
+    """The outcomes of the latest eight runs, newest first, and the database's size are known at once."""
+    config = make_config()
+    with rig_on(config) as rig:
+        standin.fail("/event/900001/avail", fault.status(400))
+        outcomes = [rig.run().outcome for _ in range(2)]
+        assert rig.account.status().latest_outcomes == outcomes[::-1] == ["ok", "partial"]
+    with rig_on(config) as rig:
+        rig.portal.call(rig.account.open)
+        told = rig.account.status()
+        assert told.latest_outcomes == ["ok", "partial"]
+        assert told.database_bytes is not None
+        assert told.database_bytes > 10_000
+        for _ in range(7):
+            rig.run()
+        assert rig.account.status().latest_outcomes == ["ok"] * 8
+
+
 def test_a_pause_that_cannot_be_remembered_passes_for_one(rig: Rig) -> None:
     """Where the database refuses it the pause fails: after a restart nobody would know of it."""
     refuse(rig.url, "INSERT ON syncd_state")

@@ -45,7 +45,7 @@ def past(
         history=history or History(),
         figures=figures or Figures(0, 0, 0, None),
         doubts=doubts,
-        paused=False,
+        paused=None,
         readings=readings,
         pace=pace,
         quiet=None,

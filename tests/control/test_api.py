@@ -86,6 +86,7 @@ def test_every_route_of_the_contract_answers(path: Path) -> None:
         assert answer.headers.get_list("syncd-version") == [syncd.__version__]
         assert keys <= answer.json().keys()
     assert [asked[:2] for asked in stub.asked if asked[0] == "pause"] == [("pause", True), ("pause", False)]
+    assert [asked[2].uid for asked in stub.asked if asked[0] == "pause"] == [os.getuid()] * 2
     assert ("reload",) in stub.asked
 
 

@@ -162,6 +162,23 @@ def test_run_that_was_promised_is_forgotten(daemon: DaemonProcess, standin: Stan
 # --- reloading
 
 
+def test_reload_hides_what_it_did(home: Path, base_url: str) -> None:
+    """A reload's answer names the keys that changed, those that wait for a restart, and no key's value."""
+    with DaemonProcess(home, base_url, NO_RUN) as daemon:
+
+        def reloaded() -> tuple[list[str], list[str]]:
+            answer = json.loads(daemon.ask("POST", "/v1/reload")[1])
+            return answer["changed"], answer["needs_restart"]
+
+        assert reloaded() == ([], [])
+        tables: Tables = {"sync": {"run_on_start": False, "interval": "20m"}, "control": {"mode": "0600"}}
+        write_config(home, base_url, tables, key="another-key")
+        assert reloaded() == (["sync.interval", "API key"], ["control.mode"])
+        assert reloaded() == ([], ["control.mode"])
+        assert "changed: sync.interval, API key" in daemon.log
+        assert "another-key" not in daemon.log
+
+
 def test_reload_restarts_or_ignores(home: Path, base_url: str) -> None:
     """SIGHUP takes the file over within the same process, and plans the next run anew."""
     with DaemonProcess(home, base_url) as daemon:

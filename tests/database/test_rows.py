@@ -493,3 +493,17 @@ def test_an_instant_is_shown_without_its_zone(mirror: Mirror) -> None:
     """Instants of events that are shown are aware, in UTC."""
     list_events(mirror, event(starts_at=NOW))
     assert shown(mirror, None)[0]["starts_at"].tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("left", "total", "nearly"),
+    [(0, 50, 0), (1, 50, 1), (5, 50, 1), (6, 50, 0), (None, 50, 0), (3, None, 0), (1, 9, 0)],
+)
+def test_the_last_places_go_unnoticed(
+    mirror: Mirror, left: int | None, total: int | None, nearly: int
+) -> None:
+    """An event is nearly full while some place is left, and a tenth of them or less."""
+    later = NOW + timedelta(days=1)
+    list_events(mirror, event("1", ends_at=later, places_left=left, places_total=total, is_full=left == 0))
+    with mirror.database.begin() as connection:
+        assert rows.figures(connection, NOW).nearly_full == nearly

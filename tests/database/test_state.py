@@ -10,7 +10,7 @@ from support.real_databases import query, url_at
 
 from syncd.database import state
 from syncd.database.engine import Database
-from syncd.database.state import Limited, Readings, Reads, Try
+from syncd.database.state import Limited, Pause, Readings, Reads, Try
 from syncd.mirror.agenda import Pace, budget
 from syncd.model import Quiet
 
@@ -111,6 +111,29 @@ def test_false_is_taken_for_nothing(database: Database) -> None:
         put(database, "a", value)
         assert get(database, "a", type(value)) == value
         assert get(database, "a", type(value)) is not None
+
+
+def test_a_database_takes_no_room(database: Database) -> None:
+    """The size counts the file, or on PostgreSQL syncd's tables with their indexes."""
+    with database.begin() as connection:
+        size = state.size_bytes(connection)
+    assert 50_000 < size < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("noted", "pause"),
+    [
+        (None, None),
+        (False, None),
+        (True, Pause()),  # as an earlier version did
+        (Pause(NOW, "alice"), Pause(NOW, "alice")),
+    ],
+)
+def test_an_earlier_versions_pause_is_lost(database: Database, noted: object, pause: Pause | None) -> None:
+    """A pause is read as it was noted, by an earlier version too."""
+    put(database, state.PAUSED, noted)
+    with database.begin() as connection:
+        assert state.pause(connection) == pause
 
 
 def test_a_pause_ends_with_a_restart(tmp_path: Path, database_kind: str) -> None:

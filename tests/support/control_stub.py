@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 import syncd
-from syncd.account.status import Status
+from syncd.account.status import Status, StatusAfter, after
 from syncd.control.api import application
 from syncd.control.server import ControlServer
 from syncd.database.deliveries import Delivery
@@ -186,13 +186,13 @@ class Stub:
             raise UnknownDelivery("there is no endpoint nobody: there are site")
         return 2
 
-    async def pause(self, *, paused: bool) -> Status:
-        self._note("pause", paused)
-        return self.status()
+    async def pause(self, *, paused: bool, requested_by: Peer) -> StatusAfter:
+        self._note("pause", paused, requested_by)
+        return after(self.status(), ["paused"])
 
-    async def reload(self) -> Status:
+    async def reload(self) -> StatusAfter:
         self._note("reload")
-        return self.status()
+        return after(self.status(), ["sync.interval"], ["database.url"])
 
     def metrics(self) -> bytes:
         return b"syncd_paused 0.0\n"
