@@ -5,6 +5,7 @@ Part of every start of `syncctl`, so it leans on light parts of the standard lib
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 NOTHING = "-"
+USUAL_WIDTH = 80
+"""So many columns has a terminal that nobody made larger."""
+NARROWEST = 8
+"""A text shortened to less tells nothing."""
+MARKS = {"ok": "✓+", "degraded": "!!", "failing": "✗x", "partial": "!!", "failed": "✗x", "cancelled": "–-"}
+"""The mark of each health and outcome, and the same in ASCII."""
 LONGEST = 4000
 """So many characters of a text from outside fill a screen; two dozen such values fit a journal's datagram."""
 _HARMFUL = re.compile(
@@ -54,8 +61,8 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
-def format_duration(seconds: float | None) -> str:
-    """Return a duration in its two largest units: "0.4 s", "12 s", "1 h 30 min", "3 d 4 h".
+def format_duration(seconds: float | None, *, units: int = 2) -> str:
+    """Return a duration in its largest units: "0.4 s", "12 s", "1 h 30 min", "3 d 4 h".
 
     Negative durations, which only a stepped clock gives, count as none; "-" stands for None.
     """
@@ -73,7 +80,7 @@ def format_duration(seconds: float | None) -> str:
         count, rest = divmod(rest, size)
         if count:
             parts.append(f"{count} {unit}")
-    return " ".join(parts)
+    return " ".join(parts[:units])
 
 
 def local_time(instant: str | None) -> str:
@@ -81,6 +88,38 @@ def local_time(instant: str | None) -> str:
     if instant is None:
         return NOTHING
     return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def ago(instant: str | None, now: datetime, after: str = " ago") -> str:
+    """Return how long ago an RFC 3339 instant was: "2 min 3 s ago"."""
+    if instant is None:
+        return NOTHING
+    return f"{format_duration(round(max((now - datetime.fromisoformat(instant)).total_seconds(), 0)))}{after}"
+
+
+def zone() -> str:
+    """Return the name of this machine's zone, "Europe/Paris"; where it has none, what it is called now."""
+    told = os.environ.get("TZ", "").lstrip(":")
+    if not told:
+        with contextlib.suppress(OSError):
+            told = os.readlink("/etc/localtime").partition("zoneinfo/")[2]  # noqa: PTH115 - pathlib starts slowly
+    return plain(told or datetime.now().astimezone().tzname() or "this machine")
+
+
+def format_size(size_bytes: float) -> str:
+    """Return a size as people write it: "147 kB", "1.2 MB"."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while size_bytes >= 999.5 and len(units) > 1:  # noqa: PLR2004 - what would be rounded to 1000
+        size_bytes /= 1000
+        units.pop(0)
+    digits = 1 if size_bytes < 10 and units[0] != "bytes" else 0  # noqa: PLR2004 - two figures at least
+    return f"{size_bytes:.{digits}f} {units[0]}"
+
+
+def mark(word: str) -> str:
+    """Return the mark of a health or an outcome, in ASCII where stdout takes no more."""
+    is_unicode = "utf" in (getattr(sys.stdout, "encoding", "") or "").lower()
+    return MARKS[word][not is_unicode] if word in MARKS else " "
 
 
 def moment(instant: str | None, now: datetime) -> str:
@@ -137,27 +176,54 @@ def write(output: str) -> None:
             raise
 
 
-def paint(word: str) -> str:
-    """Return a word for health or outcome, coloured where stdout is a terminal and its user allows that."""
+def paint(word: str, shown: str = "") -> str:
+    """Return a word for health or outcome, or what is `shown` for it, coloured where stdout is a terminal."""
     forbidden = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     if forbidden or word not in _COLOURS or sys.stdout is None or not sys.stdout.isatty():
-        return word
-    return f"\x1b[{_COLOURS[word]}m{word}\x1b[0m"
+        return shown or word
+    return f"\x1b[{_COLOURS[word]}m{shown or word}\x1b[0m"
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, widest: int = 48) -> str:
+def columns() -> int:
+    """Return how many columns the terminal has that stdout is; else $COLUMNS, or the usual 80."""
+    try:
+        found = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        told = os.environ.get("COLUMNS", "")
+        found = int(told) if told.isdecimal() else 0
+    return found or USUAL_WIDTH
+
+
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, width: int | None = USUAL_WIDTH
+) -> str:
     """Return aligned columns of text, one line per row, without trailing blanks or a last line end.
 
-    A column that holds a number stands to the right; None is an empty cell; a cell of more than `widest`
-    terminal columns is cut.
+    A column that holds a number stands to the right; None is an empty cell. What is wider than `width` has
+    its widest texts shortened; None shortens nothing.
     """
     rows = [headers, *rows]
-    columns = [_column([row[index] for row in rows], widest) for index in range(len(headers))]
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    cells = [[row[index] for row in rows] for index in range(len(headers))]
+    texts = [["" if cell is None else plain(str(cell)) for cell in column] for column in cells]
+    numeric = [any(isinstance(cell, int | float) for cell in column) for column in cells]
+    widths = [max(map(cell_width, column)) for column in texts]
+    if width is not None:
+        _shrink(widths, [index for index, is_number in enumerate(numeric) if not is_number], width)
+    lines = zip(*map(_column, texts, widths, numeric), strict=True)
+    return "\n".join(clip("  ".join(line).rstrip(), width) for line in lines)
 
 
-def events_table(events: Iterable[Json]) -> str:
-    """Return a table of the control API's Events: when, what, places left of how many, how old that is."""
+def _shrink(widths: list[int], may: list[int], width: int) -> None:
+    """Make the widest of those columns narrower that may be, until all fit or none may be any more."""
+    while sum(widths) + 2 * (len(widths) - 1) > width and may:
+        widest = max(may, key=lambda index: widths[index])
+        if widths[widest] <= NARROWEST:
+            return
+        widths[widest] -= 1
+
+
+def events_table(events: Sequence[Json], now: datetime, width: int | None = USUAL_WIDTH) -> str:
+    """Return a table of the control API's Events, and a line on how many they are and whose time is meant."""
     rows = [
         (
             event["id"],
@@ -165,115 +231,37 @@ def events_table(events: Iterable[Json]) -> str:
             event["name"],
             _places_left(event),
             event["places_total"],
-            format_duration(event["age_s"]),
+            format_duration(event["age_s"], units=1),
+            _marks(event, now),
         )
         for event in events
     ]
-    return table(("id", "starts", "event", "left", "of", "age"), rows) if rows else "No events."
-
-
-def runs_table(runs: Iterable[Json]) -> str:
-    """Return a table of the control API's Runs."""
-    rows = [
-        (
-            run["id"],
-            local_time(run["started_at"]),
-            run["trigger"],
-            (run["requested_by"] or {}).get("user"),
-            run["outcome"] or run["state"],
-            format_duration(run["duration_s"]),
-            run["synced"],
-            run["failed"],
-            _changed(run),
-            run["requests"],
-            next(map(_error_line, run["errors"]), None),
-        )
-        for run in runs
-    ]
-    headers = ("id", "started", "trigger", "by", "outcome", "took", "synced", "failed", "changes", "requests")
-    return table((*headers, "first error"), rows) if rows else "No runs yet."
-
-
-def doubts_table(doubts: Iterable[Json], now: datetime) -> str:
-    """Return a table of the control API's Doubts: where, how many rows, since when, what they wait for."""
-    rows = [
-        (
-            _scope(doubt),
-            f"{doubt['absent']} of {doubt['of']}",
-            moment(doubt["since"], now),
-            doubt["reads"],
-            _waits_for(doubt, now),
-            ", ".join(doubt["examples"]) + (", …" if doubt["absent"] > len(doubt["examples"]) else ""),
-        )
-        for doubt in doubts
-    ]
-    headers = ("absent from", "rows", "since", "reads", "waits for", "examples")
-    return table(headers, rows) if rows else "Nothing is doubted."
-
-
-def publish_table(targets: Sequence[Json], now: datetime) -> str:
-    """Return a table of the targets that the control API shows, and lines on what is to be looked at."""
-    rows = [
-        (
-            target["name"],
-            target["matched"],
-            target["unmatched"],
-            target["written"],
-            moment(target["last_write_at"], now),
-            target["last_error"] or "",
-        )
-        for target in targets
-    ]
     if not rows:
-        return "Nothing is published: there is no [[publish]] in the configuration."
-    headers = ("target", "rows", "unmatched", "written", "last write", "last error")
-    return "\n".join([table(headers, rows), *(line for target in targets for line in _to_look_at(target))])
+        return "No events."
+    headers = ["id", "starts", "event", "left", "of", "age", "note"]
+    if not any(row[-1] for row in rows):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]  # type: ignore[misc]
+    full = sum(event["is_full"] for event in events)
+    told = f"{count(len(rows), 'event')}, {full} full. Times are those of {zone()}."
+    return f"{table(headers, rows, width=width)}\n\n{told}"
 
 
-def _to_look_at(target: Json) -> list[str]:
-    name, more = plain(target["name"]), target["unmatched"] - len(target["examples"])
-    lines = []
-    if target["last_error"]:
-        lines.append(f"{name}: {plain(target['last_error'])}")
-    if target["examples"]:
-        keys = ", ".join(map(plain, target["examples"]))
-        lines.append(f"{name}: no event has the key {keys}{f' and {more} more' if more > 0 else ''}")
-    if target["vanished"]:
-        lines.append(f"{name}: {count(target['vanished'], 'row')} of vanished events, left as they are")
-    return lines + [f"{name}: {plain(warning)}" for warning in target["warnings"]]
+def _marks(event: Json, now: datetime) -> str:
+    """Return what sets an event apart from those that are sold now."""
+    marks = ["offline"] if event["online"] is False else []
+    return ", ".join(marks + ["ended"] * is_over(event, now))
 
 
-def webhooks_table(answer: Json, now: datetime) -> str:
-    """Return a table of the endpoints that the control API shows, and one of what waits for them."""
-    endpoints = [
-        (
-            each["name"],
-            each["host"],
-            each["pending"],
-            each["parked"],
-            moment(each["last_delivered_at"], now),
-            "gone (410)" if each["gone"] else each["last_error"],
-        )
-        for each in answer["endpoints"]
-    ]
-    if not endpoints:
-        return "Nobody is told: there is no [[webhooks]] in the configuration."
-    shown = table(("endpoint", "host", "waiting", "parked", "last delivered", "last error"), endpoints)
-    rows = [
-        (
-            each["id"],
-            each["endpoint"],
-            each["type"],
-            each["event_id"],
-            local_time(each["created_at"]),
-            each["attempts"],
-            "parked" if each["state"] == "parked" else f"next {moment(each['next_at'], now)}",
-            each["error"],
-        )
-        for each in answer["deliveries"]
-    ]
-    headers = ("delivery", "endpoint", "type", "event", "since", "tried", "state", "last error")
-    return f"{shown}\n\n{table(headers, rows)}" if rows else shown
+def is_over(event: Json, now: datetime) -> bool:
+    """Tell whether an event has ended."""
+    end = event["ends_at"] or event["starts_at"]
+    return end is not None and datetime.fromisoformat(end) < now
+
+
+def has_places(event: Json, now: datetime) -> bool:
+    """Tell whether places are known to be left of an event that is there and not over."""
+    some = event["unlimited"] or (event["places_left"] or 0) > 0
+    return bool(some and not event["vanished_at"] and not is_over(event, now))
 
 
 def run_summary(run: Json) -> str:
@@ -285,43 +273,11 @@ def run_summary(run: Json) -> str:
     lines = [
         f"Run {run['id']} {paint(run['outcome'])}: {_synced(run)}, in {format_duration(run['duration_s'])}",
         f"  {why}; {_changes(run)}; {count(run['requests'], 'request')}",
-        *(f"  error: {_error_line(error)}" for error in run["errors"]),
+        *(f"  error: {error_line(error)}" for error in run["errors"]),
     ]
     if (more := run["errors_total"] - len(run["errors"])) > 0:
         lines.append(f"  and {count(more, 'more error')}")
     return "\n".join(lines)
-
-
-def status_panel(status: Json, now: datetime) -> str:
-    """Return a Status as a panel, one subject a line."""
-    reason, queued = status["health_reason"], status["queued_runs"]
-    rows = {
-        "health": paint(status["health"]) + (f": {plain(reason)}" if reason else ""),
-        "state": status["state"],
-        "last run": _last_run(status["last_run"], now),
-        "last success": moment(status["last_success_at"], now),
-        "next run": _next_run(status, now),
-        "interval": format_duration(status["interval_s"]),
-        "current run": _current_run(status["current_run"], now),
-        "queued": count(queued, "run") if queued else "",
-        "events": _live_events(status),
-        "figures": _figures(status),
-        "doubts": _doubts(status),
-        "publish": _publish(status),
-        "feeds": _feeds(status),
-        "webhooks": _webhooks(status),
-        "last error": plain(status["last_error"] or ""),
-        "slots": _slots(status),
-        "database": plain(status["database"]),
-        "daemon": f"syncd {status['version']}, pid {status['pid']}, up {format_duration(status['uptime_s'])}",
-    }
-    return "\n".join(f"{name:14}{value}" for name, value in rows.items() if value)
-
-
-def state_line(status: Json, now: datetime) -> str:
-    """Return a Status as one line: state, health and next run."""
-    next_run = _next_run(status, now)
-    return f"syncd is {status['state']}, health {paint(status['health'])}, next run {next_run}"
 
 
 def count(number: int, noun: str) -> str:
@@ -340,75 +296,6 @@ def _places_left(event: Json) -> int | str:
     return "?" if left is None else left
 
 
-def _live_events(status: Json) -> str:
-    """Return how many events are live and full, "" while no database has told."""
-    live, full = status["events_live"], status["events_full"]
-    return "" if live is None else f"{live} live, {full} full"
-
-
-def _figures(status: Json) -> str:
-    """Return how old figures are and may get, "" while none was read, or where the daemon is an older one."""
-    age_s, budget = status.get("oldest_figure_age_s"), status.get("budget")
-    if age_s is None:
-        return ""
-    unread = status.get("events_unread")
-    told = f"{count(unread, 'event')} never read; " if unread else ""
-    told += f"the oldest is {format_duration(age_s)} old"
-    if budget:
-        told += f"; each is read at least every {format_duration(budget['refresh_s'])}"
-        told += f"; {count(budget['waiting'], 'event')} more to read" if budget["waiting"] else ""
-        if budget["increment"] == "not permitted":
-            told += "; sales too are seen no sooner, for the key may not read the account's attendees"
-        elif budget["increment"] == "failed":
-            told += "; sales too are seen no sooner while the account's attendees cannot be read"
-    return told
-
-
-def _doubts(status: Json) -> str:
-    """Return that something is doubted, "" where nothing is, or where the daemon is an older one."""
-    number = status.get("doubts")
-    return f"{number}, shown by `syncctl doubts`" if number else ""
-
-
-def _publish(status: Json) -> str:
-    """Return how many targets there are, "" where there is none, or where the daemon is an older one."""
-    publish = status.get("publish") or {"targets": 0, "failing": 0}
-    failing = f", {publish['failing']} failing: see `syncctl publish`" if publish["failing"] else ""
-    return f"{count(publish['targets'], 'target')}{failing}" if publish["targets"] else ""
-
-
-def _feeds(status: Json) -> str:
-    """Return which file could not be written, "" where each was, or where the daemon is an older one."""
-    feeds = status.get("feeds") or {"failing": 0}
-    if not feeds["failing"]:
-        return ""
-    return f"{feeds['failing']} of {feeds['files']} not written: {plain(feeds['error'])}"
-
-
-def _webhooks(status: Json) -> str:
-    """Return what waits for endpoints, "" where there is none, or where the daemon is an older one."""
-    told = status.get("webhooks") or {"endpoints": 0}
-    if not told["endpoints"]:
-        return ""
-    waits = f", {told['pending']} waiting" if told["pending"] else ""
-    parked = f", {told['parked']} parked: see `syncctl webhooks`" if told["parked"] else ""
-    return f"{count(told['endpoints'], 'endpoint')}{waits}{parked}"
-
-
-def _scope(doubt: Json) -> str:
-    if doubt["event_id"] is None:
-        return "list of events"
-    return f"event {doubt['event_id']}, {doubt['table'].removeprefix('billetweb_')}"
-
-
-def _waits_for(doubt: Json, now: datetime) -> str:
-    if doubt["until"] is None:
-        return "you: syncctl accept"
-    if datetime.fromisoformat(doubt["until"]) <= now:
-        return "its next read"
-    return f"time: until {local_time(doubt['until'])}"
-
-
 def _consent(run: Json) -> str:
     """Return what somebody said is gone, "" where nobody did, or where the daemon is an older one."""
     if not run.get("accept"):
@@ -417,70 +304,42 @@ def _consent(run: Json) -> str:
     return f", accepting what is absent{where}"
 
 
-def _next_run(status: Json, now: datetime) -> str:
-    return moment(status["next_run_at"], now) if status["next_run_at"] else "not scheduled"
-
-
-def _last_run(run: Json | None, now: datetime) -> str:
-    if not run:
-        return ""
-    took = format_duration(run["duration_s"])
-    return (
-        f"{run['id']} {paint(run['outcome'])}, {moment(run['finished_at'], now)}, took {took}: {_synced(run)}"
-    )
-
-
-def _current_run(run: Json | None, now: datetime) -> str:
-    if not run:
-        return ""
-    progress = run["progress"]
-    far = f", {progress['phase']} {progress['done']}/{progress['total'] or '?'}" if progress else ""
-    return f"{run['id']} {run['trigger']}, began {moment(run['started_at'], now)}{far}"
-
-
-def _slots(status: Json) -> str:
-    skipped: dict[str, int] = status["slots_skipped"]
-    parts = [f"{number} skipped ({plain(reason)})" for reason, number in skipped.items() if number]
-    if status["slots_missed"]:
-        parts.append(f"{status['slots_missed']} missed")
-    return ", ".join(parts)
-
-
 def _synced(run: Json) -> str:
     return f"{count(run['synced'], 'event')} synced, {run['failed']} failed"
 
 
-def _changed(run: Json) -> int:
+def changed_rows(run: Json) -> int:
+    """Return how many rows a run changed."""
     return sum(number for kind, number in run["counts"].items() if kind != "unchanged")
 
 
 def _changes(run: Json) -> str:
     kinds = [f"{number} {kind}" for kind, number in run["counts"].items() if number and kind != "unchanged"]
-    return count(_changed(run), "change") + (f" ({', '.join(kinds)})" if kinds else "")
+    return count(changed_rows(run), "change") + (f" ({', '.join(kinds)})" if kinds else "")
 
 
-def _error_line(error: Json) -> str:
+def error_line(error: Json) -> str:
+    """Return an error of a run on one line."""
     return plain(f"{error['subject']}: {error['message']} ({error['kind']})")
 
 
-def _column(cells: list[object], widest: int) -> list[str]:
-    texts = [_clip("" if cell is None else plain(str(cell)), widest) for cell in cells]
-    width = max(map(_width, texts))
-    to_the_right = any(isinstance(cell, int | float) for cell in cells)
-    blanks = (" " * (width - _width(text)) for text in texts)
-    return [blank + text if to_the_right else text + blank for text, blank in zip(texts, blanks, strict=True)]
+def _column(texts: Sequence[str], width: int, to_the_right: bool) -> list[str]:
+    texts = [clip(each, width) for each in texts]
+    blanks = (" " * (width - cell_width(each)) for each in texts)
+    return [blank + each if to_the_right else each + blank for each, blank in zip(texts, blanks, strict=True)]
 
 
-def _clip(text: str, widest: int) -> str:
-    if _width(text) <= widest:
+def clip(text: str, widest: int | None) -> str:
+    """Return a text of at most so many terminal columns, which ends with … where it is cut."""
+    if widest is None or cell_width(text) <= widest:
         return text
-    text = text[:widest]
-    while _width(text) > widest - 1:
+    text = text[: max(widest, 1)]
+    while text and cell_width(text) > widest - 1:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
-def _width(text: str) -> int:
+def cell_width(text: str) -> int:
     """Return the terminal columns that printable text takes."""
     if text.isascii():
         return len(text)

@@ -96,6 +96,8 @@ Answers go to standard output, complaints to standard error.""",
         "ENVIRONMENT": {
             "SYNCD_SOCKET": "The daemon's socket, unless --socket names one.",
             "NO_COLOR": "If set, nothing is coloured; nor is it if TERM is `dumb`, or away from a terminal.",
+            "COLUMNS": "How wide tables may be where the output is no terminal; else 80.",
+            "TZ": "The zone in which times are shown, unless it is the machine's.",
         },
         "FILES": {ctl.DEFAULT_SOCKET: "The daemon's socket, unless something else is said."},
     },

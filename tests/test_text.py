@@ -1,6 +1,5 @@
 """What people read and write: durations, times, tables and the control API's answers in words."""
 
-import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd import text
-from syncd.model import Counts, Doubt, Peer, Progress, Run, RunError
+from syncd.model import Counts, Peer, Run, RunError
 
 NOW = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 
@@ -62,36 +61,14 @@ def an_event(**changes: Any) -> dict[str, Any]:
         "id": "900001",
         "name": "Fête du pain",
         "starts_at": "2027-05-08T08:00:00Z",
+        "ends_at": "2027-05-08T18:00:00Z",
+        "online": True,
         "places_total": 50,
         "places_left": 12,
         "unlimited": False,
         "is_full": False,
         "age_s": 61.5,
         "vanished_at": None,
-    } | changes
-
-
-def a_status(**changes: Any) -> dict[str, Any]:
-    """Return a Status as the control API sends it."""
-    return {
-        "version": "0.1.0",
-        "pid": 4321,
-        "uptime_s": 273_600.0,
-        "state": "idle",
-        "health": "degraded",
-        "health_reason": "the last run was partial",
-        "interval_s": 900,
-        "next_run_at": "2027-05-08T10:12:00Z",
-        "last_run": json_of(a_run()),
-        "last_success_at": "2027-05-08T09:42:00Z",
-        "last_error": "event 900001: no answer",
-        "current_run": None,
-        "queued_runs": 0,
-        "database": "sqlite:////var/lib/syncd/syncd.db",
-        "events_live": 12,
-        "events_full": 2,
-        "slots_skipped": {},
-        "slots_missed": 0,
     } | changes
 
 
@@ -239,8 +216,8 @@ def test_wide_characters_do_not_shift_the_columns() -> None:
     ],
 )
 def test_a_long_name_does_not_tear_the_table(name: str, cut: str) -> None:
-    """A cell is cut at the given terminal width, never in the middle of a wide character."""
-    assert text.table(("h",), [(name,)], widest=6) == f"h\n{cut}"
+    """A text is cut at the given terminal width, never in the middle of a wide character."""
+    assert text.clip(name, 6) == cut
 
 
 def test_an_empty_table_still_has_its_headers() -> None:
@@ -249,7 +226,7 @@ def test_an_empty_table_still_has_its_headers() -> None:
 
 
 def test_unknown_places_are_not_shown_as_none_left() -> None:
-    """Full, unlimited, unknown, vanished and a number each read differently."""
+    """Full, unlimited, unknown, vanished and a number each read differently; the times' zone is named."""
     assert text.events_table(
         [
             an_event(),
@@ -257,30 +234,74 @@ def test_unknown_places_are_not_shown_as_none_left() -> None:
             an_event(id="3", places_left=None, places_total=None, unlimited=True),
             an_event(id="4", places_left=None, places_total=None, age_s=None, starts_at=None, name=None),
             an_event(id="5", vanished_at="2027-05-07T08:00:00Z"),
-        ]
+        ],
+        NOW,
     ).split("\n") == [
         "id      starts            event              left  of  age",
-        "900001  2027-05-08 10:00  Fête du pain         12  50  1 min 2 s",
-        "2       2027-05-08 10:00  Fête du pain       full  50  1 min 2 s",
-        "3       2027-05-08 10:00  Fête du pain  unlimited      1 min 2 s",
+        "900001  2027-05-08 10:00  Fête du pain         12  50  1 min",
+        "2       2027-05-08 10:00  Fête du pain       full  50  1 min",
+        "3       2027-05-08 10:00  Fête du pain  unlimited      1 min",
         "4       -                                       ?      -",
-        "5       2027-05-08 10:00  Fête du pain   vanished  50  1 min 2 s",
+        "5       2027-05-08 10:00  Fête du pain   vanished  50  1 min",
+        "",
+        "5 events, 1 full. Times are those of Europe/Paris.",
     ]
-    assert text.events_table([]) == "No events."
+    assert text.events_table([], NOW) == "No events."
 
 
-def test_the_history_names_who_asked_and_what_went_wrong() -> None:
-    """A run is one line, with its requester, its changes without the unchanged rows, and its first error."""
-    going = a_run(id=-1, trigger="interval", requested_by=None, state="running", outcome=None, errors=[])
-    going.duration_s = going.started_at = None
-    headers, *rows = text.runs_table(map(json_of, (a_run(), going))).split("\n")
-    assert headers.split("  ")[-4:] == ["failed", "changes", "requests", "first error"]
-    error = "event 900001: no answer in 30 s (transport)"
-    assert rows == [
-        f"42  2027-05-08 11:56  manual    alice  partial  3.2 s      11       1        7        25  {error}",
-        "-1  -                 interval         running  -          11       1        7        25",
-    ]
-    assert text.runs_table([]) == "No runs yet."
+def test_an_event_that_is_over_or_hidden_passes_for_one_on_sale() -> None:
+    """An event that has ended, or is not online, is marked; it has no places for anybody."""
+    over, hidden = an_event(ends_at="2027-05-08T09:59:00Z"), an_event(online=False)
+    lines = text.events_table([an_event(), over, hidden], NOW).split("\n")
+    assert [line.partition(" min")[2].strip() for line in lines[1:4]] == ["", "ended", "offline"]
+    assert [text.has_places(event, NOW) for event in (an_event(), over)] == [True, False]
+    gone = an_event(vanished_at="2027-05-08T09:59:00Z")
+    assert [
+        text.has_places(event, NOW)
+        for event in (gone, an_event(places_left=0), an_event(places_left=None), an_event(unlimited=True))
+    ] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"), [("Europe/Paris", "Europe/Paris"), (":UTC", "UTC"), ("a\x1bb", "a\\x1bb")]
+)
+def test_a_zone_is_not_named(monkeypatch: pytest.MonkeyPatch, environ: str, named: str) -> None:
+    """The zone of shown times is that of $TZ, else the machine's."""
+    monkeypatch.setenv("TZ", environ)
+    assert text.zone() == named
+    monkeypatch.delenv("TZ")
+    assert text.zone()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1_000, "1.0 kB"),
+        (147_456, "147 kB"),
+        (999_600, "1.0 MB"),
+        (2e15, "2000 TB"),
+    ],
+)
+def test_a_size_is_not_read_at_a_glance(size: float, shown: str) -> None:
+    """A size has two figures at least, and its unit."""
+    assert text.format_size(size) == shown
+
+
+@pytest.mark.parametrize(("told", "width"), [("", 80), ("132", 132), ("wide", 80), ("0", 80)])
+def test_a_pipe_has_a_width(monkeypatch: pytest.MonkeyPatch, told: str, width: int) -> None:
+    """Where stdout is no terminal, $COLUMNS is believed, as `watch` sets it; else it is 80."""
+    monkeypatch.setenv("COLUMNS", told)
+    assert text.columns() == width
+
+
+@given(st.lists(st.tuples(st.text(), st.integers(0, 10**6), st.text()), max_size=5), st.integers(40, 200))
+def test_a_table_is_wider_than_its_terminal(rows: list[tuple[str, int, str]], width: int) -> None:
+    """Whatever is in it, a table has a line for each row, and none is wider than the terminal."""
+    lines = text.table(("name", "number", "told"), rows, width=width).split("\n")
+    assert len(lines) == len(rows) + 1
+    assert max(map(text.cell_width, lines)) <= width
 
 
 def test_the_summary_of_a_run_hides_no_error() -> None:
@@ -311,148 +332,7 @@ def test_nobody_learns_from_the_summary_that_somebody_accepted(accepted: list[st
     )
 
 
-def a_doubt(**changes: Any) -> dict[str, Any]:
-    """Return a Doubt as the control API sends it."""
-    doubt: dict[str, Any] = msgspec.to_builtins(
-        Doubt(
-            table="billetweb_tickets",
-            event_id="900003",
-            absent=3,
-            of=4,
-            since=datetime(2027, 5, 8, 9, 57, tzinfo=UTC),
-            reads=2,
-            examples=["11", "12", "13"],
-            waits_for="time",
-            until=datetime(2027, 5, 9, 9, 57, tzinfo=UTC),
-        )
-    )
-    return doubt | changes
-
-
-def test_a_doubt_hides_what_is_missing_or_who_must_act() -> None:
-    """Each doubt says where how much is absent, since when, and whether it waits for time or a person."""
-    of_the_list = a_doubt(
-        table="billetweb_events",
-        event_id=None,
-        absent=210,
-        of=240,
-        since="2027-05-07T08:00:00Z",
-        reads=104,
-        examples=["900001", "900002", "900003"],
-        waits_for="accept",
-        until=None,
-    )
-    late = a_doubt(table="billetweb_attendees", absent=1, of=1, examples=["7"], until="2027-05-08T09:59:00Z")
-    headers, *rows = text.doubts_table([of_the_list, a_doubt(), late], NOW).split("\n")
-    assert re.split(" {2,}", headers) == ["absent from", "rows", "since", "reads", "waits for", "examples"]
-    assert [re.split(" {2,}", row) for row in rows] == [
-        [
-            "list of events",
-            "210 of 240",
-            "1 d 2 h ago (2027-05-07 10:00)",
-            "104",
-            "you: syncctl accept",
-            "900001, 900002, 900003, …",
-        ],
-        [
-            "event 900003, tickets",
-            "3 of 4",
-            "3 min ago (2027-05-08 11:57)",
-            "2",
-            "time: until 2027-05-09 11:57",
-            "11, 12, 13",
-        ],
-        [
-            "event 900003, attendees",
-            "1 of 1",
-            "3 min ago (2027-05-08 11:57)",
-            "2",
-            "its next read",
-            "7",
-        ],
-    ]
-    assert text.doubts_table([], NOW) == "Nothing is doubted."
-
-
 def test_a_queued_run_is_not_reported_as_ended() -> None:
     """A run that has not ended yet is said to be queued or running."""
     queued = text.run_summary(json_of(a_run(state="queued", outcome=None)))
     assert queued == "Run 42 is queued; `syncctl history` will show how it ended."
-
-
-def test_the_panel_shows_what_is_wrong_and_since_when() -> None:
-    """The panel of an idle daemon whose last run was partial."""
-    assert text.status_panel(a_status(), NOW).split("\n") == [
-        "health        degraded: the last run was partial",
-        "state         idle",
-        "last run      42 partial, 3 min ago (2027-05-08 11:57), took 3.2 s: 11 events synced, 1 failed",
-        "last success  18 min ago (2027-05-08 11:42)",
-        "next run      in 12 min (2027-05-08 12:12)",
-        "interval      15 min",
-        "events        12 live, 2 full",
-        "last error    event 900001: no answer",
-        "database      sqlite:////var/lib/syncd/syncd.db",
-        "daemon        syncd 0.1.0, pid 4321, up 3 d 4 h",
-    ]
-
-
-def test_the_panel_shows_a_run_in_progress_and_missed_slots() -> None:
-    """A busy daemon's panel adds the current run, the queue and the slots."""
-    current = a_run(id=43, state="running", outcome=None, progress=Progress(phase="events", done=3, total=12))
-    panel = text.status_panel(
-        a_status(
-            current_run=json_of(current),
-            queued_runs=1,
-            next_run_at=None,
-            last_run=None,
-            last_success_at=None,
-            last_error=None,
-            slots_skipped={"busy": 2, "paused": 0},
-            slots_missed=1,
-        ),
-        NOW,
-    )
-    assert panel.split("\n") == [
-        "health        degraded: the last run was partial",
-        "state         idle",
-        "last success  -",
-        "next run      not scheduled",
-        "interval      15 min",
-        "current run   43 manual, began 3 min 3 s ago (2027-05-08 11:56), events 3/12",
-        "queued        1 run",
-        "events        12 live, 2 full",
-        "slots         2 skipped (busy), 1 missed",
-        "database      sqlite:////var/lib/syncd/syncd.db",
-        "daemon        syncd 0.1.0, pid 4321, up 3 d 4 h",
-    ]
-
-
-def test_the_panel_keeps_a_lost_feed_to_itself() -> None:
-    """Why a file was not written is shown; where all were, or the daemon is an older one, nothing is."""
-    failing = {"files": 2, "failing": 1, "error": "/srv/a.csv: the folder /srv is missing"}
-    panel = text.status_panel(a_status(feeds=failing), NOW)
-    assert "feeds         1 of 2 not written: /srv/a.csv: the folder /srv is missing\n" in panel
-    for feeds in ({"files": 2, "failing": 0, "error": None}, None):
-        assert "feeds" not in text.status_panel(a_status(feeds=feeds), NOW)
-
-
-@pytest.mark.parametrize(("doubts", "lines"), [(2, 1), (0, 0)])
-def test_the_panel_keeps_a_doubt_to_itself(doubts: int, lines: int) -> None:
-    """While something is doubted the panel says how much, and names the command that shows it."""
-    panel = text.status_panel(a_status(doubts=doubts), NOW)
-    assert panel.count("doubts        2, shown by `syncctl doubts`\n") == lines
-    assert panel.count("doubt") == 2 * lines
-
-
-def test_the_state_after_a_command_fits_one_line() -> None:
-    """Pause, resume and reload answer with state, health and next run."""
-    line = text.state_line(a_status(), NOW)
-    assert line == "syncd is idle, health degraded, next run in 12 min (2027-05-08 12:12)"
-    paused = text.state_line(a_status(state="paused", next_run_at=None), NOW)
-    assert paused == "syncd is paused, health degraded, next run not scheduled"
-
-
-def test_the_panel_claims_no_figures_that_no_database_gave() -> None:
-    """While the database was never open the panel says nothing of events."""
-    panel = text.status_panel(a_status(events_live=None, events_full=None), NOW)
-    assert not re.search("None|^events", panel, re.MULTILINE)

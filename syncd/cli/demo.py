@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from syncd.errors import ConfigError
 from syncd.log.redact import Redactor
 from syncd.model import Run
 from syncd.standin.server import StandIn, serving
-from syncd.text import events_table, format_duration, write
+from syncd.text import columns, events_table, format_duration, write
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
 STEP_S = 0.7
@@ -109,7 +109,8 @@ class _FirstScreen:
 
     async def _show(self, daemon: Daemon) -> None:
         events = await daemon.events(ended_too=False)
-        _say(f"\n{events_table(msgspec.to_builtins(events))}\n\nIn another terminal:")
+        table = events_table(msgspec.to_builtins(events), datetime.now(UTC), columns())
+        _say(f"\n{table}\n\nIn another terminal:")
         syncctl = Path(sys.argv[0]).with_name("syncctl")
         for command in ("status", "run-now", "events", "history"):
             _say(f"  {syncctl if syncctl.exists() else 'syncctl'} --socket {self._socket} {command}")

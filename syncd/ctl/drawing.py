@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd import text
+from syncd.ctl.panel import hint, next_run
 from syncd.ctl.seen import Seen
 
 TYPE_CHECKING = False
@@ -35,8 +36,6 @@ NEARLY = 0.1
 COLOURS = {"ok": "green", "degraded": "yellow", "failing": "red"}
 COLOURS |= {"partial": "yellow", "failed": "red", "cancelled": "yellow"}
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
-MARKS = {"ok": "✓", "degraded": "!", "failing": "✗", "partial": "!", "failed": "✗", "cancelled": "–"}
-PLAIN_MARKS = {"ok": "+", "degraded": "!", "failing": "x", "partial": "!", "failed": "x", "cancelled": "-"}
 
 
 def drawn(seen: Seen, now: datetime, width: int, height: int, *, unicode: bool) -> RenderableType:
@@ -106,6 +105,8 @@ class _Drawing:
         if status["health_reason"]:
             colour = COLOURS.get(status["health"], "")
             lines.append(self.line("health", text.plain(status["health_reason"]), colour))
+        if found := hint(status):
+            lines.append(self.line("hint", found))
         lines.append(self.line("next run", *self.next_run()))
         lines.append(self.current_run() if status["current_run"] else self.last_run())
         lines += [self.line(name, said, "yellow") for name, said in self.notes()]
@@ -118,8 +119,8 @@ class _Drawing:
 
     def next_run(self) -> tuple[str, str]:
         at = self.status["next_run_at"]
-        if self.status["state"] == "paused" or not at:
-            return ("paused; `syncctl resume` starts them again", "yellow") if not at else ("-", "")
+        if self.status["state"] == "paused" or self.status.get("skipping") or not at:
+            return next_run(self.status, self.now), "yellow"
         left_s = (datetime.fromisoformat(at) - self.now).total_seconds()
         distance = f"in {text.format_duration(int(left_s))}" if left_s >= 1 else "now"
         return f"{distance}, at {text.local_time(at)[-5:]}", ""
@@ -180,7 +181,7 @@ class _Drawing:
         return self.framed(Group(self.sparklines(width - 4), table), Text("latest runs", "bold"))
 
     def came_of(self, run: Json) -> Text:
-        changes = _changes(run)
+        changes = text.changed_rows(run)
         said = Text(text.count(changes, "change"), "" if changes else "dim")
         if run["errors"]:
             error = run["errors"][0]
@@ -194,7 +195,7 @@ class _Drawing:
         line = Text("duration ", "dim", no_wrap=True)
         self.spark(line, latest, lambda run: run["duration_s"] or 0.0)
         line.append("   changes ", "dim")
-        self.spark(line, latest, _changes)
+        self.spark(line, latest, text.changed_rows)
         return line
 
     def spark(self, line: Text, runs: Sequence[Json], value: Callable[[Json], float]) -> None:
@@ -269,7 +270,7 @@ class _Drawing:
         return Text.assemble((bar * full, style), (rest * (length - full), "dim"))
 
     def mark(self, word: str) -> str:
-        return (MARKS if self.unicode else PLAIN_MARKS).get(word, " ")
+        return text.MARKS[word][not self.unicode] if word in text.MARKS else " "
 
     def by(self, run: Json) -> str:
         return f" by {text.plain(run['requested_by']['user'])}" if run["requested_by"] else ""
@@ -288,10 +289,6 @@ def _table(*columns: tuple[str, int], headers: bool = False) -> Table:
         justify: Any = "right" if name in ("left", "of") else "left"
         table.add_column(name, ratio=ratio or None, no_wrap=True, overflow="ellipsis", justify=justify)
     return table
-
-
-def _changes(run: Json) -> int:
-    return sum(number for kind, number in run["counts"].items() if kind != "unchanged")
 
 
 def _scarcity(event: Json) -> tuple[bool, float, str]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from syncd import __version__, text
-from syncd.ctl import http
+from syncd.ctl import http, panel, tables
 from syncd.ctl.http import Failure, NoDaemon, ask, ask_json, exchange
 from syncd.text import write
 
@@ -107,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
         if function not in (metrics, watch):
             command.add_argument("--json", action="store_true", help="print one JSON document")
+        if function in (status, history, events, doubts, publish):
+            help_ = "shorten nothing to the terminal's width"
+            command.add_argument("--no-trunc", action="store_true", help=help_)
         command.set_defaults(function=function, command=name)
         return command
 
@@ -124,6 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command = add("events", events, "Live events and the places left.")
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--full", action="store_true", help="only those that are full")
+    kind.add_argument("--free", action="store_true", help="only those with places left that are not over")
     add("watch", watch, "A live screen: health, the run in progress, latest runs, and places left.")
     add("doubts", doubts, "What is absent upstream and not believed gone yet, and what that waits for.")
     add("publish", publish, "The site's own tables that are kept true, and how that goes.")
@@ -201,7 +207,7 @@ def _port(value: str) -> int:
 def status(args: argparse.Namespace) -> int:
     """Print the Status; 1 if `--check` was given and health is not ok."""
     answer = ask_json(args.socket, "GET", "/v1/status")
-    write_answer(args, answer, lambda: text.status_panel(answer, datetime.now(UTC)))
+    write_answer(args, answer, lambda: panel.status_panel(answer, datetime.now(UTC), _width(args)))
     return EXIT_BAD if args.check and answer["health"] != "ok" else EXIT_OK
 
 
@@ -235,28 +241,34 @@ def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
 def history(args: argparse.Namespace) -> int:
     """Print the latest runs."""
     answer = ask_json(args.socket, "GET", f"/v1/runs?limit={args.limit}")
-    write_answer(args, answer, lambda: text.runs_table(answer["runs"]))
+    write_answer(args, answer, lambda: tables.runs_table(answer["runs"], datetime.now(UTC), _width(args)))
     return EXIT_OK
 
 
 def events(args: argparse.Namespace) -> int:
-    """Print the live events, or all."""
-    answer = ask_json(args.socket, "GET", f"/v1/events?all={int(args.all)}")
-    write_answer(args, answer, lambda: text.events_table(answer["events"]))
+    """Print the live events, or all; or those of them that are full, or have places left."""
+    answer, now = ask_json(args.socket, "GET", f"/v1/events?all={int(args.all)}"), datetime.now(UTC)
+    if args.full:
+        answer["events"] = [event for event in answer["events"] if event["is_full"]]
+    if args.free:
+        answer["events"] = [event for event in answer["events"] if text.has_places(event, now)]
+    write_answer(args, answer, lambda: text.events_table(answer["events"], now, _width(args)))
     return EXIT_OK
 
 
 def doubts(args: argparse.Namespace) -> int:
     """Print what is absent upstream and not believed gone yet."""
     answer = ask_json(args.socket, "GET", "/v1/doubts")
-    write_answer(args, answer, lambda: text.doubts_table(answer["doubts"], datetime.now(UTC)))
+    write_answer(args, answer, lambda: tables.doubts_table(answer["doubts"], datetime.now(UTC), _width(args)))
     return EXIT_OK
 
 
 def publish(args: argparse.Namespace) -> int:
     """Print how each table of the site's fares."""
     answer = ask_json(args.socket, "GET", "/v1/publish")
-    write_answer(args, answer, lambda: text.publish_table(answer["publish"], datetime.now(UTC)))
+    write_answer(
+        args, answer, lambda: tables.publish_table(answer["publish"], datetime.now(UTC), _width(args))
+    )
     return EXIT_OK
 
 
@@ -271,7 +283,7 @@ def webhooks(args: argparse.Namespace) -> int:
         write_answer(args, answer, lambda: f"Sent again: {answer['retried']}.")
     else:
         answer = ask_json(args.socket, "GET", "/v1/webhooks")
-        write_answer(args, answer, lambda: text.webhooks_table(answer, datetime.now(UTC)))
+        write_answer(args, answer, lambda: tables.webhooks_table(answer, datetime.now(UTC), _width(args)))
     return EXIT_OK
 
 
@@ -285,7 +297,7 @@ def watch(args: argparse.Namespace) -> int:
 def change_state(args: argparse.Namespace) -> int:
     """Carry out `pause`, `resume` or `reload` and print the state after it."""
     answer = ask_json(args.socket, "POST", f"/v1/{args.command}")
-    write_answer(args, answer, lambda: text.state_line(answer, datetime.now(UTC)))
+    write_answer(args, answer, lambda: panel.answer(args.command, answer, datetime.now(UTC)))
     return EXIT_OK
 
 
@@ -322,6 +334,10 @@ def page(args: argparse.Namespace) -> int:
         )
         bridge.serve_forever()
     return EXIT_OK
+
+
+def _width(args: argparse.Namespace) -> int | None:
+    return None if args.no_trunc else text.columns()
 
 
 def write_answer(args: argparse.Namespace, answer: Json, readable: Callable[[], str]) -> None:

@@ -46,16 +46,19 @@ def look(path: str, before: Seen | None = None) -> Seen:
     now = datetime.now(UTC)
     try:
         status = ask_json(path, "GET", "/v1/status", timeout_s=ANSWER_WITHIN_S)
-        if before and not _is_news(before, status, now):
-            return replace(before, status=status, trouble="", since=None)
-        runs = ask_json(path, "GET", f"/v1/runs?limit={RUNS}", timeout_s=ANSWER_WITHIN_S)["runs"]
-        events = ask_json(path, "GET", "/v1/events?all=0", timeout_s=ANSWER_WITHIN_S)["events"]
     except Failure as failure:
         if before is None:
             raise
         return replace(before, trouble=str(failure), since=before.since or now)
+    if before and not _is_news(before, status, now):
+        return replace(before, status=status)
+    try:
+        runs = ask_json(path, "GET", f"/v1/runs?limit={RUNS}", timeout_s=ANSWER_WITHIN_S)["runs"]
+        events = ask_json(path, "GET", "/v1/events?all=0", timeout_s=ANSWER_WITHIN_S)["events"]
+    except Failure:  # its database is not open yet: status says so, and these are asked for again
+        return replace(before or Seen(status), status=status, trouble="", since=None, asked_at=None)
     moved = before.moved if before else {}
-    if before and _latest(before.status) != _latest(status):
+    if before and (before.asked_at is None or _latest(before.status) != _latest(status)):
         moved = _moved(before.events, events)
     return Seen(status, runs, events, moved, asked_at=now)
 

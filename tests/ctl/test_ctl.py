@@ -96,14 +96,14 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
 @pytest.mark.parametrize(
     ("argv", "printed"),
     [
-        ("status", "health        ok\n"),
+        ("status", "✓ ok  syncd "),
         (
             "run-now",
             "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n  manual by alice; 1 change (1 inserted); ",
         ),
         ("run-now --no-wait", "Run 43 is queued"),
-        ("history", "43  2027-05-08 "),
-        ("events", "Fête du pain ☂    12  50  1 min 2 s\n"),
+        ("history", "43  May "),
+        ("events", "Fête du pain ☂    12  50  1 min"),
         ("doubts", "event 900003, tickets  3 of 4  "),
         ("publish", "formation     3         12        2  "),
         (
@@ -115,9 +115,12 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
         ("webhooks retry msg_7f", "Sent again: 2.\n"),
         ("accept", "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n"),
         ("accept --no-wait", "Run 43 is queued"),
-        ("pause", "syncd is paused, health ok, next run not scheduled\n"),
-        ("resume", "syncd is idle, health ok, next run "),
-        ("reload", "syncd is idle, health ok, next run "),
+        ("pause", "Scheduled runs are paused, "),
+        ("resume", "Scheduled runs are on again; the next one "),
+        (
+            "reload",
+            "read again; sync.interval changed.\n`systemctl restart syncd` is needed for database.url.",
+        ),
         ("metrics", "# TYPE syncd_paused gauge\nsyncd_paused 0.0\n"),
     ],
 )
@@ -144,7 +147,7 @@ def test_people_get_words_on_stdout(daemon: Daemon, argv: str, printed: str, cap
         ("webhooks retry msg_7f", {"retried": 2}),
         ("accept", ENDED),
         ("accept --no-wait", QUEUED | {"accept": True}),
-        ("resume", STATUS),
+        ("resume", STATUS | {"changed": ["paused"]}),
     ],
 )
 def test_scripts_get_the_answer_untouched(daemon: Daemon, argv: str, document: Json, capsys: Capsys) -> None:
@@ -153,6 +156,48 @@ def test_scripts_get_the_answer_untouched(daemon: Daemon, argv: str, document: J
     out, err = capsys.readouterr()
     assert json.loads(out) == document
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [("", "1234"), ("--full", "2"), ("--free", "13"), ("--full --all", "2"), ("--free --json", "13")],
+)
+def test_a_full_event_hides_among_hundreds(daemon: Daemon, options: str, ids: str, capsys: Capsys) -> None:
+    """--full shows the full ones alone, --free those with places left for somebody; with --json too."""
+    coming = EVENT | {"starts_at": "2999-05-08T08:00:00Z", "ends_at": None}
+    kinds: list[Json] = [{}, {"places_left": 0, "is_full": True}, {"unlimited": True}, {"places_left": None}]
+    told = {"events": [coming | {"id": str(number)} | kind for number, kind in enumerate(kinds, 1)]}
+    daemon.answers |= {"GET /v1/events?all=0": told, "GET /v1/events?all=1": told}
+    assert ctl.main(["events", *options.split()]) == 0
+    shown = capsys.readouterr().out
+    if "--json" in options:
+        assert [event["id"] for event in json.loads(shown)["events"]] == [*ids]
+    else:
+        assert [line[0] for line in shown.split("\n\n")[0].splitlines()[1:]] == [*ids]
+
+
+@pytest.mark.parametrize(
+    ("command", "cut"),
+    [("status", "sqlite"), ("history", "no answer"), ("events", "Fête"), ("doubts", "900")],
+)
+def test_what_is_shortened_cannot_be_seen(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: str, cut: str, capsys: Capsys
+) -> None:
+    """What a narrow output shortens is whole with --no-trunc."""
+    monkeypatch.setenv("COLUMNS", "60")
+    long = f"{cut} {'and so on ' * 20}end"
+    daemon.answers |= {
+        "GET /v1/status": STATUS | {"database": long},
+        "GET /v1/runs?limit=20": {"runs": [ENDED | {"errors": [ERROR | {"message": long}]}]},
+        "GET /v1/events?all=0": {"events": [EVENT | {"name": long}]},
+        "GET /v1/doubts": {"doubts": [DOUBT | {"examples": [long]}]},
+    }
+    assert ctl.main([command]) == 0
+    shown = capsys.readouterr().out
+    assert "…" in shown
+    assert max(map(text.cell_width, shown.splitlines())) <= 60
+    assert ctl.main([command, "--no-trunc"]) == 0
+    assert long in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("health", "exit_code"), [("ok", 0), ("degraded", 1), ("failing", 1)])
@@ -484,6 +529,8 @@ def test_an_error_is_one_json_document_for_a_script(
         "accept --join",
         "accept --event fete/pain",
         "accept --timeout 0s",
+        "events --full --free",
+        "pause --no-trunc",
         "doubts --event 7",
     ],
 )

@@ -135,7 +135,7 @@ def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon, command: str)
 )
 def test_colours_can_be_refused(daemon: Daemon, env: dict[str, str], *, coloured: bool) -> None:
     """Health is coloured on a terminal, but not with NO_COLOR or on a dumb one."""
-    assert ("\x1b[32mok\x1b[0m" in on_a_terminal("stdout", "status", env=env)) is coloured
+    assert ("\x1b[32m✓ ok\x1b[0m" in on_a_terminal("stdout", "status", env=env)) is coloured
 
 
 def test_starting_stays_cheap(daemon: Daemon) -> None:

@@ -287,6 +287,21 @@ def test_a_daemon_that_went_away_is_forgotten(canned: Daemon) -> None:
         look(canned.path)
 
 
+def test_a_daemon_without_its_database_passes_for_none(canned: Daemon) -> None:
+    """While runs and events cannot be told, status is shown all the same, and they are asked for again."""
+    events = canned.answers["GET /v1/events?all=0"]
+    canned.answers["GET /v1/events?all=0"] = (503, {"error": {"code": "database", "message": "locked"}})
+    seen = look(canned.path)
+    assert (seen.status, seen.events, seen.trouble) == (STATUS, [], "")
+    seen = look(canned.path, seen)
+    canned.answers["GET /v1/events?all=0"] = events
+    seen = look(canned.path, seen)
+    assert seen.events == [EVENT]
+    asked_for(canned)
+    look(canned.path, seen)
+    assert asked_for(canned) == ["status"]
+
+
 # --- drawing
 
 

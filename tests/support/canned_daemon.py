@@ -222,9 +222,9 @@ def serving() -> Iterator[Daemon]:
         "GET /v1/webhooks": WEBHOOKS,
         "POST /v1/webhooks/retry": {"retried": 2},
         "POST /v1/accept": (202, QUEUED | {"accept": True}),
-        "POST /v1/pause": STATUS | {"state": "paused", "next_run_at": None},
-        "POST /v1/resume": STATUS,
-        "POST /v1/reload": STATUS,
+        "POST /v1/pause": STATUS | {"state": "paused", "next_run_at": None, "changed": ["paused"]},
+        "POST /v1/resume": STATUS | {"changed": ["paused"]},
+        "POST /v1/reload": STATUS | {"changed": ["sync.interval"], "needs_restart": ["database.url"]},
         "GET /metrics": b"# TYPE syncd_paused gauge\nsyncd_paused 0.0\n",
     }
     yield daemon

@@ -1,0 +1,201 @@
+"""What `syncctl status` shows: one screen, the daemon on its first line, one subject a line below."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from syncd import text
+from syncd.text import count, format_duration, plain
+
+TYPE_CHECKING = False  # importing typing would cost a tenth of the start
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+JOURNAL = "`journalctl -u syncd -p warning` tells more"
+HINTS = {
+    "doubted": "`syncctl doubts` shows what is absent; `syncctl accept` says that it is gone",
+    "database": "`syncd check` tells what is wrong with the database",
+    "restricted": "give the key the right to all events, on Billetweb's API page",
+    "timeout": "raise sync.run_timeout, then `syncctl reload`",
+    "unreadable": f"{JOURNAL}; the columns keep what they had",
+}
+"""What mends a run that did not end well, by the kind of its first error."""
+
+
+def status_panel(status: Json, now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
+    """Return a Status as a panel, no line wider than `width` but for reason and hint."""
+    rows = {
+        "last run": _last_run(status, now),
+        "last error": plain(status["last_error"] or ""),
+        "latest runs": " ".join(
+            text.paint(outcome, text.mark(outcome)) for outcome in reversed(status.get("latest_outcomes", []))
+        ),
+        "next run": next_run(status, now),
+        "running": running(status["current_run"], now),
+        "queued": count(status["queued_runs"], "run") if status["queued_runs"] else "",
+        "skipped": _skipped(status),
+        "events": _events(status),
+        "freshness": _freshness(status),
+        "sales": _sales(status),
+        "doubts": _doubts(status),
+        "publish": _publish(status),
+        "webhooks": _webhooks(status),
+        "feeds": _feeds(status),
+        "database": _database(status),
+    }
+    lines = [f"{name:13}{value}" for name, value in rows.items() if value]
+    # What is painted is short, and its colours would count as columns.
+    return "\n".join(
+        _head(status, width) + [line if "\x1b" in line else text.clip(line, width) for line in lines]
+    )
+
+
+def _head(status: Json, width: int | None) -> list[str]:
+    """Return the daemon on one line; where health is not ok, why, and what mends it."""
+    health = status["health"]
+    marked = f"{text.mark(health)} {health}"
+    up, every = format_duration(status["uptime_s"]), format_duration(status["interval_s"])
+    line = text.clip(f"{marked}  syncd {plain(status['version'])}, up {up}, a run every {every}", width)
+    head = [line.replace(marked, text.paint(health, marked), 1)]
+    if status["health_reason"]:
+        head.append(f"  {plain(status['health_reason'])}")
+    if found := hint(status):
+        head.append(f"  hint: {found}")
+    return [*head, ""]
+
+
+def hint(status: Json) -> str:
+    """Return what mends a health that is not ok, "" where it is."""
+    if status["health"] == "ok":
+        return ""
+    if status.get("skipping") == "credentials":
+        return "put a good key in place, then `systemctl restart syncd`; is it good? `syncctl run-now`"
+    if status["state"] == "paused":
+        return "`syncctl resume` starts scheduled runs again"
+    run = status["last_run"]
+    if run is None:
+        return f"`syncctl run-now` asks for a run; {JOURNAL}"
+    if run["outcome"] in ("partial", "failed"):
+        kind = run["errors"][0]["kind"] if run["errors"] else ""
+        return HINTS.get(kind, f"`syncctl history` shows errors; {JOURNAL}")
+    return "`syncctl run-now` asks for a run now"
+
+
+def answer(command: str, status: Json, now: datetime) -> str:
+    """Return what came of `pause`, `resume` or `reload`."""
+    changed, late = status.get("changed", []), status.get("needs_restart", [])
+    if command == "reload":
+        told = f"The configuration was read again; {', '.join(map(plain, changed)) or 'nothing'} changed."
+        restart = f"\n`systemctl restart syncd` is needed for {', '.join(map(plain, late))}." if late else ""
+        return told + restart
+    if command == "resume":
+        on = "on again" if changed else "on already"
+        return f"Scheduled runs are {on}; the next one {next_run(status, now)}."
+    if not changed:
+        return f"Scheduled runs were paused already,{_since(status, now)}; `syncctl resume`."
+    return "Scheduled runs are paused, also over a restart; `syncctl resume` starts them again."
+
+
+def next_run(status: Json, now: datetime) -> str:
+    """Return when the next scheduled run is, or why there will be none."""
+    if status["state"] == "paused" or status.get("skipping") == "paused":
+        return f"paused{_since(status, now)}; `syncctl resume`"
+    if status.get("skipping") == "credentials":
+        return "skipped, as all are while Billetweb refuses the user or the key"
+    return text.moment(status["next_run_at"], now) if status["next_run_at"] else "not scheduled"
+
+
+def _since(status: Json, now: datetime) -> str:
+    since, by = status.get("paused_since"), status.get("paused_by")
+    return (f" {text.moment(since, now)}" if since else "") + (f" by {plain(by)}" if by else "")
+
+
+def _last_run(status: Json, now: datetime) -> str:
+    run = status["last_run"]
+    if not run:
+        return "none yet"
+    failed = f", {run['failed']} failed" if run["failed"] else ""
+    synced, changes = count(run["synced"], "event"), count(text.changed_rows(run), "change")
+    told = f"#{run['id']} {run['outcome']}, {text.ago(run['finished_at'], now)}: {synced}{failed}"
+    return f"{told}, {changes}, in {format_duration(run['duration_s'])}"
+
+
+def running(run: Json | None, now: datetime) -> str:
+    """Return why a run is in progress and how far it is, "" where none is."""
+    if not run:
+        return ""
+    by = f" by {plain(run['requested_by']['user'])}" if run["requested_by"] else ""
+    progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
+    far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
+    took = text.ago(run["started_at"], now, "")
+    return f"#{run['id']} {run['trigger']}{by}, for {took}: {plain(progress['phase'])}{far}"
+
+
+def _skipped(status: Json) -> str:
+    skipped: dict[str, int] = status["slots_skipped"]
+    told = [f"{count(number, 'scheduled run')} ({plain(why)})" for why, number in skipped.items() if number]
+    missed = status["slots_missed"]
+    return ", ".join(told + ([f"{missed} missed while asleep"] if missed else []))
+
+
+def _events(status: Json) -> str:
+    """Return how many events there are, "" while no database has told."""
+    live, nearly = status["events_live"], status.get("events_nearly_full")
+    if live is None:
+        return ""
+    return f"{live} live, {status['events_full']} full" + (f", {nearly} nearly full" if nearly else "")
+
+
+def _freshness(status: Json) -> str:
+    """Return how old places left are and may get, "" while none was read, or where the daemon is older."""
+    age_s, budget = status.get("oldest_figure_age_s"), status.get("budget")
+    if age_s is None:
+        return ""
+    unread = status.get("events_unread")
+    told = f"{count(unread, 'event')} never read; " if unread else ""
+    told += f"oldest figure {format_duration(age_s)} old"
+    if budget:
+        told += f", limit {format_duration(budget['refresh_s'])}"
+        told += f"; {budget['waiting']} more to read" if budget["waiting"] else ""
+    return told
+
+
+def _sales(status: Json) -> str:
+    """Return why sales are seen no sooner than by reading each event, "" where they are."""
+    increment = (status.get("budget") or {"increment": ""})["increment"]
+    if increment == "not permitted":
+        return "seen no sooner: the key may not read the account's attendees"
+    return "seen no sooner: the account's attendees cannot be read now" if increment == "failed" else ""
+
+
+def _doubts(status: Json) -> str:
+    number = status.get("doubts")
+    return f"{number}, shown by `syncctl doubts`" if number else ""
+
+
+def _publish(status: Json) -> str:
+    publish = status.get("publish") or {"targets": 0, "failing": 0}
+    failing = f", {publish['failing']} failing: see `syncctl publish`" if publish["failing"] else ""
+    return f"{count(publish['targets'], 'target')}{failing}" if publish["targets"] else ""
+
+
+def _webhooks(status: Json) -> str:
+    webhooks = status.get("webhooks") or {"endpoints": 0}
+    if not webhooks["endpoints"]:
+        return ""
+    parked = f", {webhooks['parked']} parked: see `syncctl webhooks`" if webhooks["parked"] else ""
+    return f"{count(webhooks['endpoints'], 'endpoint')}, {webhooks['pending']} pending{parked}"
+
+
+def _feeds(status: Json) -> str:
+    feeds = status.get("feeds") or {"failing": 0}
+    if not feeds["failing"]:
+        return ""
+    return f"{feeds['failing']} of {feeds['files']} not written: {plain(feeds['error'])}"
+
+
+def _database(status: Json) -> str:
+    size = status.get("database_bytes")
+    return plain(status["database"]) + (f", {text.format_size(size)}" if size else "")

@@ -1,0 +1,156 @@
+"""The tables of `syncctl`: runs, doubts, and the site's own tables that are kept true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from syncd import text
+
+TYPE_CHECKING = False  # importing typing would cost a tenth of the start
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+HALF_A_YEAR_S = 182 * 86_400.0
+"""As `ls` has it: what is further away needs its year more than its hour."""
+
+
+def runs_table(runs: Iterable[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
+    """Return a table of the control API's Runs; a run's first error stands below it."""
+    runs = [*runs]
+    rows = [
+        (
+            run["id"],
+            short_time(run["started_at"], now),
+            _why(run),
+            run["outcome"] or run["state"],
+            text.format_duration(run["duration_s"]),
+            f"{run['synced']} of {run['synced'] + run['failed']}" if run["failed"] else f"{run['synced']}",
+            text.changed_rows(run),
+            run["requests"],
+        )
+        for run in runs
+    ]
+    if not rows:
+        return "No runs yet."
+    headers = ("id", "started", "why", "outcome", "took", "synced", "changes", "requests")
+    lines = text.table(headers, rows, width=width).split("\n")
+    shown = [lines[0]]
+    for run, line in zip(runs, lines[1:], strict=True):
+        shown.append(line)
+        if run["errors"]:
+            shown.append(text.clip(f"    {text.error_line(run['errors'][0])}", width))
+    return "\n".join(shown)
+
+
+def _why(run: Json) -> str:
+    """Return who asked for a run, or what did."""
+    by = run["requested_by"]
+    return f"by {by['user']}" if by else str(run["trigger"])
+
+
+def doubts_table(doubts: Iterable[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
+    """Return a table of the control API's Doubts: where, how many rows, how long, what they wait for."""
+    rows = [
+        (
+            _scope(doubt),
+            f"{doubt['absent']} of {doubt['of']}",
+            text.ago(doubt["since"], now),
+            doubt["reads"],
+            _waits_for(doubt, now),
+            ", ".join(doubt["examples"]) + (", …" if doubt["absent"] > len(doubt["examples"]) else ""),
+        )
+        for doubt in doubts
+    ]
+    headers = ("absent from", "rows", "since", "reads", "waits for", "examples")
+    return text.table(headers, rows, width=width) if rows else "Nothing is doubted."
+
+
+def publish_table(targets: Sequence[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
+    """Return a table of the targets that the control API shows, and lines on what is to be looked at."""
+    rows = [
+        (
+            target["name"],
+            target["matched"],
+            target["unmatched"],
+            target["written"],
+            f"{text.ago(target['last_write_at'], now)}{' (error below)' if target['last_error'] else ''}",
+        )
+        for target in targets
+    ]
+    if not rows:
+        return "Nothing is published: there is no [[publish]] in the configuration."
+    headers = ("target", "rows", "unmatched", "written", "last write")
+    lines = (line for target in targets for line in _to_look_at(target))
+    return "\n".join([text.table(headers, rows, width=width), *lines])
+
+
+def _to_look_at(target: Json) -> list[str]:
+    name, more = text.plain(target["name"]), target["unmatched"] - len(target["examples"])
+    lines = []
+    if target["last_error"]:
+        lines.append(f"{name}: {text.plain(target['last_error'])}")
+    if target["examples"]:
+        keys = ", ".join(map(text.plain, target["examples"]))
+        lines.append(f"{name}: no event has the key {keys}{f' and {more} more' if more > 0 else ''}")
+    if target["vanished"]:
+        lines.append(f"{name}: {text.count(target['vanished'], 'row')} of vanished events, left as they are")
+    return lines + [f"{name}: {text.plain(warning)}" for warning in target["warnings"]]
+
+
+def webhooks_table(answer: Json, now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
+    """Return a table of the endpoints that the control API shows, and one of what waits for them."""
+    endpoints = [
+        (
+            each["name"],
+            each["host"],
+            each["pending"],
+            each["parked"],
+            text.ago(each["last_delivered_at"], now),
+            "gone (410)" if each["gone"] else each["last_error"],
+        )
+        for each in answer["endpoints"]
+    ]
+    if not endpoints:
+        return "Nobody is told: there is no [[webhooks]] in the configuration."
+    headers = ("endpoint", "host", "waiting", "parked", "last delivered", "last error")
+    shown = text.table(headers, endpoints, width=width)
+    rows = [
+        (
+            each["id"],
+            each["endpoint"],
+            each["type"],
+            each["event_id"],
+            short_time(each["created_at"], now),
+            each["attempts"],
+            "parked" if each["state"] == "parked" else f"next {text.moment(each['next_at'], now)}",
+            each["error"],
+        )
+        for each in answer["deliveries"]
+    ]
+    of_each = ("delivery", "endpoint", "type", "event", "since", "tried", "state", "last error")
+    return f"{shown}\n\n{text.table(of_each, rows, width=width)}" if rows else shown
+
+
+def _scope(doubt: Json) -> str:
+    if doubt["event_id"] is None:
+        return "list of events"
+    return f"event {doubt['event_id']}, {doubt['table'].removeprefix('billetweb_')}"
+
+
+def _waits_for(doubt: Json, now: datetime) -> str:
+    if doubt["until"] is None:
+        return "syncctl accept"
+    if datetime.fromisoformat(doubt["until"]) <= now:
+        return "its next read"
+    return f"time: until {short_time(doubt['until'], now)}"
+
+
+def short_time(instant: str | None, now: datetime) -> str:
+    """Return a local time in twelve columns, as journalctl has it: "May 08 11:56", or "May 08 2026"."""
+    if instant is None:
+        return text.NOTHING
+    at = datetime.fromisoformat(instant).astimezone()
+    return at.strftime("%b %d %Y" if abs((at - now).total_seconds()) > HALF_A_YEAR_S else "%b %d %H:%M")
