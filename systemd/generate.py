@@ -173,11 +173,19 @@ def program_page(parser: argparse.ArgumentParser, section: int, prose: Prose) ->
     lines += [".SH EXIT STATUS"]
     for code, meaning in codes:
         lines += entry(bold(code), sentence(meaning))
+    if shown := [line for command, _ in commands_of(parser) for line in example_of(command)]:
+        lines += [".SH EXAMPLES", ".nf", *shown, ".fi"]
     for heading, tags in prose.sections.items():
         lines += [f".SH {heading}"]
         for tag, meaning in tags.items():
             lines += entry(bold(tag), meaning)
     return "\n".join([*lines, ".SH SEE ALSO", *flowed(prose.see_also)]) + "\n"
+
+
+def example_of(command: argparse.ArgumentParser) -> list[str]:
+    """Return the line to copy that a command's help ends with."""
+    told = (command.epilog or "").partition("example:\n")[2]
+    return [roff(line.strip()) for line in told.splitlines()]
 
 
 def synopsis(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -251,7 +259,8 @@ def entries(actions: Iterable[argparse.Action]) -> Iterator[str]:
 def exit_codes(epilog: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the codes with their meaning, and the paragraphs that follow them."""
     table, *rest = epilog.strip().split("\n\n")
-    return re.findall(r"^ +(\d+) +(.+)$", table, re.MULTILINE), rest
+    said = [paragraph for paragraph in rest if not paragraph.startswith("example:")]
+    return re.findall(r"^ +(\d+) +(.+)$", table, re.MULTILINE), said
 
 
 KEYS = "Each key is shown with its default. All may be left out but those that are required."

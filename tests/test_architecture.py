@@ -165,7 +165,17 @@ def libraries(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["ctl.main", "ctl.http", "ctl.bridge", "ctl.panel", "ctl.tables", "ctl.__init__", "text", "__init__"],
+    [
+        "ctl.main",
+        "ctl.http",
+        "ctl.bridge",
+        "ctl.panel",
+        "ctl.tables",
+        "ctl.usage",
+        "ctl.__init__",
+        "text",
+        "__init__",
+    ],
 )
 def test_syncctl_needs_nothing_installed(module: str) -> None:
     """The head of syncctl's modules imports the standard library and syncd alone."""
@@ -189,14 +199,8 @@ def test_syncctl_starts_without_loading_the_daemons_libraries() -> None:
     assert "syncd.ctl.main" in loaded
     assert loaded & SLOW == set()
     assert {name for name in loaded if name.startswith("syncd.")} == {
-        *(
-            "syncd.ctl",
-            "syncd.ctl.http",
-            "syncd.ctl.main",
-            "syncd.ctl.panel",
-            "syncd.ctl.tables",
-            "syncd.text",
-        ),
+        *("syncd.ctl", "syncd.ctl.http", "syncd.ctl.main", "syncd.ctl.panel", "syncd.ctl.tables"),
+        *("syncd.ctl.usage", "syncd.text"),
     }
 
 

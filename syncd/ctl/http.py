@@ -33,10 +33,11 @@ class Failure(Exception):
 
 
 class NoDaemon(Failure):
-    """No daemon took the request, or none finished its answer."""
+    """No daemon took the request, or none finished its answer. `is_absent`: nobody listens."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, is_absent: bool = False) -> None:
         super().__init__(EXIT_NO_DAEMON, "no_daemon", message)
+        self.is_absent = is_absent
 
 
 def ask_json(path: str, method: str, target: str, body: Json | None = None, **options: float) -> Json:
@@ -98,10 +99,8 @@ def connect(path: str, timeout_s: float) -> socket.socket:
         raise Failure(EXIT_NO_PERMISSION, "no_permission", _permission_advice(path)) from None
     except OSError as error:
         connection.close()
-        raise NoDaemon(
-            f"No daemon answers on {path} ({error.strerror or error}). "
-            "Start it with `systemctl start syncd`, or name its socket with --socket."
-        ) from None
+        message = f"No daemon answers on {path} ({error.strerror or error})."
+        raise NoDaemon(message, is_absent=True) from None
     connection.settimeout(timeout_s)
     return connection
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from syncd import __version__, text
-from syncd.ctl import http, panel, tables
+from syncd.ctl import http, panel, tables, usage
 from syncd.ctl.http import Failure, NoDaemon, ask, ask_json, exchange
 from syncd.text import write
 
@@ -31,6 +31,8 @@ DEFAULT_SOCKET = "/run/syncd/syncd.sock"
 SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run has nothing to tell
 POLL_WAIT_S = 5.0  # so long one question waits; short enough to notice a daemon that is gone
 POLL_PAUSE_S = 0.1  # so that a daemon that answers at once, as one that stops may, is not flooded
+
+SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has other troubles
 
 EXIT_OK = 0
 EXIT_BAD = 1
@@ -49,7 +51,10 @@ exit codes:
   6  the daemon refused (stopping, bad configuration, other version)
   130  interrupted; the run goes on
 
-Durations are written "90s", "15m", "1h30m". NO_COLOR switches colours off."""
+Durations are written "90s", "15m", "1h30m". NO_COLOR switches colours off.
+
+example:
+  syncctl status"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line, `socket` filled in."""
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        args = usage.parse(parser, parser.get_default("commands"), sys.argv[1:] if argv is None else argv)
     finally:
         write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
     args.socket = args.socket or os.environ.get("SYNCD_SOCKET") or DEFAULT_SOCKET
@@ -77,69 +83,90 @@ def perform(args: argparse.Namespace) -> int:
     try:
         exit_code: int = args.function(args)
     except KeyboardInterrupt:
-        failure = Failure(EXIT_INTERRUPTED, "interrupted", "Interrupted.")
+        failure = Failure(EXIT_INTERRUPTED, "interrupted", "" if args.function is watch else "Interrupted.")
     except Failure as error:
         failure = error
     else:
         return exit_code
+    message = str(failure)
+    if isinstance(failure, NoDaemon) and failure.is_absent:
+        message = f"{message} {advice()}"
     if args.json:
-        write(as_json({"error": {"code": failure.code, "message": str(failure)}}))
-    else:
-        complain(str(failure))
+        write(as_json({"error": {"code": failure.code, "message": message}}))
+    elif message:
+        complain(message)
+    if failure.exit_code == EXIT_INTERRUPTED:
+        die_of_sigint()
     return failure.exit_code
+
+
+def advice() -> str:
+    """Return what to do about a daemon that is not there: a failed service would only fail again."""
+    import subprocess  # noqa: PLC0415 - for this sentence alone
+
+    ask = ["systemctl", "is-active", "syncd"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
+        if found.stdout.strip() in (b"failed", b"activating"):
+            return "The service does not come up: `systemctl status syncd` and `syncd check` tell why."
+    return "Start it with `systemctl start syncd`, or name its socket with --socket."
+
+
+def die_of_sigint() -> None:
+    """End by the signal itself, which stops a shell's loop too; an exit code alone would not."""
+    import signal  # noqa: PLC0415 - loads enum, which no other way needs
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; `function` of what it parses carries the command out and returns its exit code."""
     options: Any = {"formatter_class": _help_formatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(
-        prog="syncctl", description="Talk to the syncd daemon.", epilog=EPILOG, **options
-    )
+    description = "Ask the syncd daemon how it fares, and for what it can do."
+    parser = usage.Parser(prog="syncctl", description=description, epilog=EPILOG, **options)
     parser.add_argument("--version", action="version", version=f"syncctl {__version__}")
     socket_help = f"the daemon's socket, else $SYNCD_SOCKET, else {DEFAULT_SOCKET}"
     parser.add_argument("--socket", metavar="PATH", help=socket_help)
-    parser.set_defaults(json=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(json=False, commands=commands.choices)
 
     def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help_, description=help_, **options)
+        command = commands.add_parser(
+            name, help=help_, description=help_, epilog=usage.example(name), **options
+        )
         # Without SUPPRESS the default would overwrite a --socket given before the command.
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
         if function not in (metrics, watch):
             command.add_argument("--json", action="store_true", help="print one JSON document")
-        if function in (status, history, events, doubts, publish):
+        if function in (status, history, events, doubts, publish, webhooks):
             help_ = "shorten nothing to the terminal's width"
             command.add_argument("--no-trunc", action="store_true", help=help_)
         command.set_defaults(function=function, command=name)
         return command
 
-    command = add("status", status, "What the daemon does and how it fares.")
+    command = add("status", status, "Show what the daemon does and how it fares.")
     command.add_argument("--check", action="store_true", help="exit 1 unless health is ok")
-    command = add("run-now", run_now, "A run that begins after this request; waits for its end.")
+    command = add("run-now", run_now, "Ask for a run that begins after this request, and wait for its end.")
     help_ = "reread everything (this is no consent to anything)"
     command.add_argument("--full", action="store_true", help=help_)
     _take_events(command, "only this event; may be repeated")
     command.add_argument("--join", action="store_true", help="accept a run in progress instead of a new one")
     _take_patience(command)
-    command = add("history", history, "The latest runs, newest first.")
+    command = add("history", history, "Show the latest runs, newest first.")
     command.add_argument(
         "-n", metavar="N", dest="limit", type=_limit, default=20, help="how many runs, 1 to 1000 (20)"
     )
-    command = add("events", events, "Live events and the places left.")
+    command = add("events", events, "Show live events and the places left.")
     command.add_argument("--all", action="store_true", help="ended and vanished events too")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--full", action="store_true", help="only those that are full")
     kind.add_argument("--free", action="store_true", help="only those with places left that are not over")
-    add("watch", watch, "A live screen: health, the run in progress, latest runs, and places left.")
-    add("doubts", doubts, "What is absent upstream and not believed gone yet, and what that waits for.")
-    add("publish", publish, "The site's own tables that are kept true, and how that goes.")
-    help_ = "What is still to be told to endpoints of webhooks, or was given up; `retry` sends it again now."
-    command = add("webhooks", webhooks, help_)
-    command.add_argument("verb", choices=["retry"], nargs="?", help="send again now")
-    command.add_argument("ids", metavar="ID", nargs="*", help="these deliveries")
-    command.add_argument(
-        "--endpoint", metavar="NAME", help="all that waits for this endpoint, or was given up"
-    )
+    add("watch", watch, "Show all that live: health, the run in progress, latest runs, places left.")
+    add("doubts", doubts, "Show what is absent upstream and not believed gone yet, and what that waits for.")
+    add("publish", publish, "Show the site's own tables that are kept true, and how that goes.")
+    help_ = "Show what is still to be told to endpoints of webhooks, or was given up; `retry` sends it again."
+    _take_deliveries(add("webhooks", webhooks, help_))
     help_ = "Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end."
     command = add("accept", accept, help_)
     _take_events(command, "only this event, and what is absent inside it; may be repeated")
@@ -147,12 +174,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("pause", change_state, "Start no more scheduled runs, also after a restart.")
     add("resume", change_state, "Start scheduled runs again.")
     add("reload", change_state, "Read the configuration again.")
-    command = add("metrics", metrics, "Prometheus text, for node_exporter's textfile collector.")
+    command = add(
+        "metrics", metrics, "Print metrics as Prometheus text, for node_exporter's textfile collector."
+    )
     help_ = "write it to this file, which is replaced as a whole, instead of stdout"
     command.add_argument("--textfile", metavar="PATH", help=help_)
-    command = add(
-        "page", page, "The daemon's page on a port of this machine, until Ctrl-C; prints its address."
-    )
+    help_ = "Show the daemon's page on a port of this machine, until Ctrl-C; prints its address."
+    command = add("page", page, help_)
     help_ = "the port of 127.0.0.1; one that is free if not given"
     command.add_argument("--port", metavar="N", type=_port, default=0, help=help_)
     return parser
@@ -167,6 +195,13 @@ def _take_patience(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-wait", action="store_true", help="return as soon as the run is queued")
     help_ = "wait no longer than this, such as 5m; the run goes on"
     command.add_argument("--timeout", metavar="DUR", type=_timeout_s, default=float("inf"), help=help_)
+
+
+def _take_deliveries(command: argparse.ArgumentParser) -> None:
+    command.add_argument("verb", choices=["retry"], nargs="?", help="send again now")
+    command.add_argument("ids", metavar="ID", nargs="*", help="these deliveries")
+    help_ = "all that waits for this endpoint, or was given up"
+    command.add_argument("--endpoint", metavar="NAME", help=help_)
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:

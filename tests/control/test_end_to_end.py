@@ -164,7 +164,7 @@ def test_waiting_ends_the_run(daemon: DaemonProcess, standin: StandIn) -> None:
     with started(daemon, "run-now", "--join") as waiting:
         eventually(lambda: waiting_on(daemon) == 1)
         waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(PATIENCE_S) == 130
+        assert waiting.wait(PATIENCE_S) == -signal.SIGINT
     standin.heal()
     assert daemon.ran(count + 1)["last_run"]["outcome"] == "ok"
 

@@ -3,6 +3,8 @@
 import grp
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import stat
@@ -507,6 +509,64 @@ def test_an_error_is_one_json_document_for_a_script(
     out, err = capsys.readouterr()
     assert json.loads(out) == refusal("stopping", "syncd is stopping")
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("", "no command given; `syncctl status` shows what the daemon does"),
+        ("", "Commands: status, run-now, history, events, "),
+        ("statsu", "there is no command 'statsu'; did you mean `status`?"),
+        ("--socket status frobnicate", "there is no command 'frobnicate'; `syncctl --help`"),
+        ("--json status", "--json belongs after the command: `syncctl status --json`"),
+        ("-n 3 history", "-n belongs after the command: `syncctl history -n`"),
+        ("--timeout=5m accept", "--timeout belongs after the command: `syncctl accept --timeout`"),
+        ("--frobnicate status", "there is no option --frobnicate"),
+        ("status --free", "status has no --free; events has"),
+        ("history --timeout 5m", "history has no --timeout; run-now and accept have"),
+        ("status --chek", "status has no --chek; did you mean `--check`?"),
+        ("events 7", "events takes no '7'"),
+    ],
+)
+def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Capsys) -> None:
+    """A wrong word is named, with the command or the place that it was meant for."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        ctl.main(argv.split())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [*ctl.build_parser().get_default("commands"), None])
+def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys: Capsys) -> None:
+    """Every help opens with a sentence and ends with a line to copy, which is a command line that parses."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        ctl.main([command, "--help"] if command else ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"[A-Z][a-z]+ .*[^.]", lines[0])
+    assert lines[-2] == "example:"
+    program, *argv = shlex.split(lines[-1].partition("||")[0])
+    assert program == "syncctl"
+    assert ctl.parse(argv).command == (command or "status")
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [
+        ("failed", "`systemctl status syncd` and `syncd check`"),
+        ("activating", "`systemctl status syncd` and `syncd check`"),
+        ("inactive", "`systemctl start syncd`"),
+        ("", "`systemctl start syncd`"),
+    ],
+)
+def test_a_failed_service_is_to_be_started_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, state: str, advice: str, capsys: Capsys
+) -> None:
+    """Where systemd says that the service failed, or is tried again, what tells why is named instead."""
+    systemctl = directory / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\n[ "$*" = "is-active syncd" ] && echo "{state}"\nexit 3\n')
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    assert ctl.main(["status", "--socket", str(directory / "s")]) == 3
+    assert advice in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

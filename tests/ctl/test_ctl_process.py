@@ -54,7 +54,7 @@ def on_a_terminal(name: str, *argv: str, env: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(("command", "route"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
 def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -> None:
-    """Ctrl-C while waiting is exit code 130 with a sentence, and asks nothing of the daemon."""
+    """Ctrl-C while waiting says that the run goes on and dies of the signal; nothing is asked of the daemon."""
     waiting = threading.Event()
 
     def answer(handler: Any) -> None:
@@ -66,11 +66,30 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -
         assert waiting.wait(10)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
-    assert process.returncode == 130
+    assert process.returncode == -signal.SIGINT
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Run 43 goes on" in out
     assert err == ""
     assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43/progress"]
+
+
+def test_a_loop_of_the_shell_goes_on_after_ctrl_c(daemon: Daemon) -> None:
+    """A shell whose loop runs the command ends with it on Ctrl-C, which both get."""
+    waiting = threading.Event()
+
+    def answer(handler: Any) -> None:
+        waiting.set()
+        stream(STEPS[0], until=daemon.closing)(handler)
+
+    daemon.answers["GET /v1/runs/43/progress"] = answer
+    loop = ("bash", "-c", 'while true; do "$@"; done; echo "went on"', "bash")
+    with start("run-now", shell=loop, start_new_session=True) as shell:
+        assert waiting.wait(10)
+        os.killpg(shell.pid, signal.SIGINT)
+        out, err = shell.communicate(timeout=10)
+    assert shell.returncode == -signal.SIGINT
+    told = "Stopped waiting. Run 43 goes on: `syncctl status` shows it, `syncctl history` how it ended."
+    assert (out, err) == ("", f"syncctl: {told}\n")
 
 
 @pytest.mark.parametrize("argv", [["history"], ["--help"]])
