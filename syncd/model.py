@@ -222,11 +222,16 @@ class Unreadable(Struct):
 
 
 class Progress(Struct, frozen=True):
-    """How far a run is: `done` of `total` live events. `total` is 0 until the list of events is read."""
+    """How far a run is: `done` of `total` live events. `total` is 0 until the list of events is read.
+
+    `waits_until` is when the next request may be sent, and `waits_for` why not before; None while none waits.
+    """
 
     phase: str
     done: int = 0
     total: int = 0
+    waits_until: datetime | None = None
+    waits_for: str | None = None
 
 
 class Run(Struct, kw_only=True):

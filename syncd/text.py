@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 NOTHING = "-"
 USUAL_WIDTH = 80
 """So many columns has a terminal that nobody made larger."""
+SHORTEST_BAR, LONGEST_BAR = 4, 60
+"""A shorter bar does not move with each event, a longer one says no more."""
+ECHO = 3
+"""So many columns are left for the ^C of whoever ends it, or the line would break."""
 NARROWEST = 8
 """A text shortened to less tells nothing."""
 MARKS = {"ok": "✓+", "degraded": "!!", "failing": "✗x", "partial": "!!", "failed": "✗x", "cancelled": "–-"}
@@ -262,6 +267,31 @@ def has_places(event: Json, now: datetime) -> bool:
     """Tell whether places are known to be left of an event that is there and not over."""
     some = event["unlimited"] or (event["places_left"] or 0) > 0
     return bool(some and not event["vanished_at"] and not is_over(event, now))
+
+
+def progress_line(progress: Json, figures: str, now: datetime, width: int, *, unicode: bool = True) -> str:
+    """Return how far a run is on one line: a Progress of the control API, a bar, and what it waits for.
+
+    While it waits for nothing, these `figures` stand there instead.
+    """
+    phase, done, total = plain(progress["phase"]), progress["done"], progress["total"]
+    far = f"{phase} {done}/{total}" if total else phase
+    tail = waits(progress, now) or figures
+    length = min(width - cell_width(far) - cell_width(tail) - 2, LONGEST_BAR)
+    if not total or length < SHORTEST_BAR:
+        return clip(f"{far}  {tail}", width)
+    full, rest = "━─" if unicode else "=-"
+    filled = min(length * done // total, length)
+    return f"{far} {full * filled}{rest * (length - filled)} {tail}"
+
+
+def waits(progress: Json, now: datetime) -> str:
+    """Return how long a run waits and for what, "" while it does not, or where the daemon is an older one."""
+    until = progress.get("waits_until")
+    if not until:
+        return ""
+    left_s = max((datetime.fromisoformat(until) - now).total_seconds(), 0)
+    return f"waits {format_duration(math.ceil(left_s))} more: {plain(progress['waits_for'])}"
 
 
 def run_summary(run: Json) -> str:

@@ -336,3 +336,27 @@ def test_a_queued_run_is_not_reported_as_ended() -> None:
     """A run that has not ended yet is said to be queued or running."""
     queued = text.run_summary(json_of(a_run(state="queued", outcome=None)))
     assert queued == "Run 42 is queued; `syncctl history` will show how it ended."
+
+
+@pytest.mark.parametrize(
+    ("progress", "width", "line"),
+    [
+        ({}, 40, "events 35/40 ━━━━━━━━━━━━━━━━━━━━─── 4 s"),
+        ({"waits_until": None}, 22, "events 35/40 ━━━━─ 4 s"),
+        ({}, 18, "events 35/40  4 s"),
+        ({}, 10, "events 35…"),
+        ({"phase": "listing", "done": 0, "total": 0}, 40, "listing  4 s"),
+        (
+            {"waits_until": "2027-05-08T10:00:08.2Z", "waits_for": "60 requests a minute are spent"},
+            79,
+            "events 35/40 ━━━━━━━━━━━━━━━━─── waits 9 s more: 60 requests a minute are spent",
+        ),
+    ],
+)
+def test_a_wait_passes_for_a_run_that_hangs(progress: dict[str, Any], width: int, line: str) -> None:
+    """The one line of progress says how far a run is and, while it waits, for how long and for what."""
+    steps = {"phase": "events", "done": 35, "total": 40} | progress
+    shown = text.progress_line(steps, "4 s", NOW, width)
+    assert shown == line
+    assert text.cell_width(shown) <= width
+    assert text.progress_line(steps, "4 s", NOW, width, unicode=False).replace("…", "").isascii()

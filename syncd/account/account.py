@@ -94,6 +94,7 @@ class Account:
             note=self._note_request,
             clock=self.clock.running_s,
             sleep=self.clock.sleep,
+            on_wait=lambda: self._at_work.report.tell_wait() if self._at_work else None,
         )
         self.client = self._new_client(config)
         self._log = RunLog(self.clock.running_s)
@@ -366,7 +367,11 @@ class Account:
             self.client.reset()
         client, config = self.client, self.config  # a reload meanwhile is for the next run
         report = Report(
-            run, redact=self._redact, requests=lambda: client.requests, on_progress=self._advanced
+            run,
+            redact=self._redact,
+            requests=lambda: client.requests,
+            on_progress=self._advanced,
+            waits=lambda: self._limiter.waits(self.clock.now()),
         )
         self._at_work = Work(
             config=config,

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime, timedelta
 
 from loguru import logger
 
@@ -18,10 +19,16 @@ WORTH_TELLING_S = 5.0
 """A shorter wait is over before a person has read of it."""
 
 
+SHOWN_S = 1.0
+"""Who watches a run may be told of shorter ones, but a wait of less is over before it is read."""
+
+
 class RateLimiter:
     """At most `per_minute` requests in any WINDOW_S seconds, and none before a pause is over.
 
     `note` is called for each request before it is sent. `clock` is monotonic seconds; `sleep` waits.
+    `waiting` is until when, by that clock, the next request waits, and for what; `on_wait` is called when it
+    begins and when it is over.
     """
 
     def __init__(
@@ -31,8 +38,11 @@ class RateLimiter:
         note: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.per_minute = per_minute
+        self.waiting: tuple[float, str] | None = None
+        self._on_wait = on_wait
         self._note = note
         self._clock = clock
         self._sleep = sleep
@@ -54,17 +64,35 @@ class RateLimiter:
         """How long a pause still lasts; 0 without one."""
         return max(self._paused_until - self._clock(), 0.0)
 
+    def waits(self, now: datetime) -> tuple[datetime | None, str | None]:
+        """Return until when the next request waits, and for what; twice None while none does."""
+        if self.waiting is None:
+            return None, None
+        until_s, why = self.waiting
+        return now + timedelta(seconds=until_s - self._clock()), why
+
     async def acquire(self) -> None:
         """Return when a request may be sent, first come first served; it is counted as sent then."""
         async with self._turn:
             while (wait_s := self._wait_s()) > 0:
-                if wait_s >= WORTH_TELLING_S:
-                    rests = wait_s <= self.paused_s
-                    why = "Billetweb asked for it" if rests else "the ceiling of requests is reached"
-                    logger.info("the next request waits {:.0f} s: {}", wait_s, why)
-                await self._sleep(wait_s)
+                await self._wait(wait_s)
             await self._note()
             self._sent.append(self._clock())  # last of all: a note may take its time in a busy database
+
+    async def _wait(self, wait_s: float) -> None:
+        rests = wait_s <= self.paused_s
+        why = "Billetweb asked for a rest" if rests else f"{self.per_minute} requests a minute are spent"
+        if wait_s >= WORTH_TELLING_S:
+            logger.info("the next request waits {:.0f} s: {}", wait_s, why)
+        if wait_s >= SHOWN_S:
+            self.waiting = self._clock() + wait_s, why
+            self._on_wait()
+        try:
+            await self._sleep(wait_s)
+        finally:
+            if self.waiting:
+                self.waiting = None
+                self._on_wait()
 
     def _wait_s(self) -> float:
         now = self._clock()

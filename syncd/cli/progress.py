@@ -11,18 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TextIO
 
+import msgspec
 from loguru import logger
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from syncd.billetweb.limiter import WINDOW_S
 from syncd.model import Progress, Run
-from syncd.text import count, format_duration
+from syncd.text import ECHO, count, format_duration, progress_line
 
 REFRESH_S = 0.25
 """So often the bar is drawn anew: rich's own pace, at which it moves."""
@@ -43,7 +43,7 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
     if sys.stderr is None or not sys.stderr.isatty() or not console.is_interactive:
         yield Teller(per_minute)
         return
-    bar = _Bar(per_minute)
+    bar = _Bar(per_minute, console)
     live = Live(
         console=console,
         get_renderable=bar.drawn,
@@ -105,27 +105,24 @@ class Teller:
 class _Bar:
     """What the bar shows of a run; drawn from a thread of its own."""
 
-    def __init__(self, per_minute: int) -> None:
+    def __init__(self, per_minute: int, console: Console) -> None:
         self._per_minute = per_minute
+        self._console = console
         self._began = time.monotonic()
         self._run: Run | None = None
 
     def show(self, run: Run) -> None:
         self._run = run
 
-    def drawn(self) -> Table:
+    def drawn(self) -> Text:
         run = self._run
         progress = (run.progress or Progress("ending")) if run else Progress("starting")
-        far = f"{progress.phase} {progress.done}/{progress.total}" if progress.total else progress.phase
         elapsed_s = time.monotonic() - self._began
         figures = _figures(run, elapsed_s, self._per_minute) if run else format_duration(int(elapsed_s))
-        line = Table.grid(padding=(0, 1), expand=True)
-        line.add_column(no_wrap=True)
-        line.add_column(ratio=1, min_width=4)
-        line.add_column(no_wrap=True)
-        # Without a total it only moves.
-        line.add_row(far, ProgressBar(total=progress.total or None, completed=progress.done), figures)
-        return line
+        told, now = msgspec.to_builtins(progress), datetime.now(UTC)
+        is_unicode = self._console.encoding.startswith("utf")
+        line = progress_line(told, figures, now, self._console.width - ECHO, unicode=is_unicode)
+        return Text(line, no_wrap=True)
 
 
 class _AboveTheBar(io.StringIO):

@@ -143,9 +143,11 @@ class _Drawing:
         line = self.line("running", f"#{run['id']} {run['trigger']}{self.by(run)}: ", "bold")
         if not total:
             return line.append(phase)
-        length = max(min(self.width - line.cell_len - len(phase) - 30, 60), 4)
+        tail = len(text.waits(progress, self.now))
+        length = max(min(self.width - line.cell_len - len(phase) - 18 - max(tail, 12), 60), 4)
         line.append(f"{phase} {done}/{total} ").append_text(self.bar(done, total, length, "green"))
-        return line.append(f" {text.format_duration(int(self.age_s(run['started_at'])))}")
+        took = text.format_duration(int(self.age_s(run["started_at"])))
+        return line.append(f" {text.waits(progress, self.now) or took}")
 
     def notes(self) -> Iterable[tuple[str, str]]:
         """Give what somebody should look at, with the command that shows more."""

@@ -1,7 +1,7 @@
 """`syncctl`: read the command line, ask the daemon over its Unix socket, print, give back an exit code.
 
 It starts fast, since monitors and scripts call it often: light parts of the standard library alone, a small
-HTTP client of its own, and rich only while somebody watches a run.
+HTTP client of its own, and rich only for `watch`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from syncd import __version__, text
@@ -396,8 +396,10 @@ def wait_for(path: str, run_id: int, deadline: float) -> Json:
 
     Raises Failure when `deadline` (time.monotonic) passes, on Ctrl-C, and when the daemon goes away.
     """
+    from syncd.ctl.progress import progress_line  # noqa: PLC0415 - threading takes a tenth of the start
+
     try:
-        with progress_bar() as show:
+        with progress_line() as show:
             return follow(path, run_id, deadline, show) or poll(path, run_id, deadline, show)
     except KeyboardInterrupt:
         raise Failure(EXIT_INTERRUPTED, "interrupted", f"Stopped waiting. {_goes_on(run_id)}") from None
@@ -447,23 +449,3 @@ def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
 
 def _goes_on(run_id: int) -> str:
     return f"Run {run_id} goes on: `syncctl status` shows it, `syncctl history` how it ended."
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Show]:
-    """Give a function that shows a Progress on stderr, which does nothing where that is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - three times the whole start
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("queued", total=None)
-
-        def show(step: Json) -> None:
-            phase, done, total = step.get("phase", "running"), step.get("done", 0), step.get("total")
-            progress.update(task, description=text.plain(phase), completed=done, total=total or None)
-
-        yield show

@@ -130,7 +130,8 @@ def running(run: Json | None, now: datetime) -> str:
     progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
     far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
     took = text.ago(run["started_at"], now, "")
-    return f"#{run['id']} {run['trigger']}{by}, for {took}: {plain(progress['phase'])}{far}"
+    wait = f", {told}" if (told := text.waits(progress, now)) else ""
+    return f"#{run['id']} {run['trigger']}{by}, for {took}: {plain(progress['phase'])}{far}{wait}"
 
 
 def _skipped(status: Json) -> str:

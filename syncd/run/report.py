@@ -69,6 +69,7 @@ class Report:
         redact: Callable[[str], str],
         requests: Callable[[], int],
         on_progress: Callable[[Run], None] = lambda _: None,
+        waits: Callable[[], tuple[datetime | None, str | None]] = lambda: (None, None),
     ) -> None:
         self.run = run
         self.failures: list[RunError] = []
@@ -82,6 +83,7 @@ class Report:
         self._requests = requests
         self._requests_before = requests()
         self._on_progress = on_progress
+        self._waits = waits
 
     def fail(self, subject: str, error: SyncdError, *, times: int = 1) -> None:
         """Put an error on record that concerns a part of the run, and stands for so many."""
@@ -109,8 +111,14 @@ class Report:
     def advance(self, phase: str, done: int = 0, total: int = 0) -> None:
         """Tell how far the run is."""
         self.count_requests()
-        self.run.progress = Progress(phase, done, total)
+        self.run.progress = Progress(phase, done, total, *self._waits())
         self._on_progress(self.run)
+
+    def tell_wait(self) -> None:
+        """Tell that a request begins to wait, or waits no longer."""
+        progress = self.run.progress
+        if progress:
+            self.advance(progress.phase, progress.done, progress.total)
 
     def step(self) -> None:
         """Tell that one more of the phase's total is done."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
 
@@ -286,5 +287,50 @@ def test_failing_note_would_block_every_later_request() -> None:
         async with asyncio.timeout(5):
             await limiter.acquire()
         assert time.now == 1000
+
+    asyncio.run(main())
+
+
+def test_nobody_knows_what_a_request_waits_for() -> None:
+    """While one waits it is known until when and for what; both its beginning and its end are told."""
+
+    async def main() -> list[tuple[float, tuple[float, str] | None]]:
+        time = VirtualTime()
+        told: list[tuple[float, tuple[float, str] | None]] = []
+        limiter = RateLimiter(
+            2,
+            note=nothing,
+            clock=time.clock,
+            sleep=time.sleep,
+            on_wait=lambda: told.append((time.clock() - began, limiter.waiting)),
+        )
+        began = time.clock()
+        for _ in range(3):
+            await limiter.acquire()
+        limiter.pause(100)
+        await limiter.acquire()
+        assert limiter.waits(datetime.now(UTC)) == (None, None)
+        return [(at, (wait[0] - began, wait[1]) if wait else None) for at, wait in told]
+
+    assert asyncio.run(main()) == [
+        (0, (WINDOW_S, "2 requests a minute are spent")),
+        (WINDOW_S, None),
+        (WINDOW_S, (WINDOW_S + 100, "Billetweb asked for a rest")),
+        (WINDOW_S + 100, None),
+    ]
+
+
+def test_a_wait_that_is_cut_goes_on_being_shown() -> None:
+    """A run that is stopped while it waits leaves no wait behind."""
+
+    async def main() -> None:
+        limiter = RateLimiter(1, note=nothing)
+        await limiter.acquire()
+        waiting = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(0.01)
+        assert limiter.waiting
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert limiter.waiting is None
 
     asyncio.run(main())

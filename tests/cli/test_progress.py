@@ -145,6 +145,15 @@ def test_first_import_is_silent(standin: StandIn, held: Path) -> None:
     assert once.drawn.rfind("\x1b[?25h") > once.drawn.rfind("\x1b[?25l")  # the cursor is back
 
 
+def test_wait_looks_like_a_standstill(home: Path, base_url: str) -> None:
+    """While the run waits for requests the bar says for how long, and for what."""
+    config = write_config(home, base_url, {"billetweb": {"requests_per_minute": 4}})
+    with Once(config) as once:
+        eventually(lambda: re.search(r"events \d/2 .*waits \d+ s more: 4 requests a minute are", once.drawn))
+        once.process.send_signal(signal.SIGINT)
+        assert once.ended()[0] == 1
+
+
 def test_warning_above_the_bar_holds_a_secret(standin: StandIn, held: Path) -> None:
     """What is logged while the bar stands is masked and coloured as ever, on lines of its own."""
     standin.fail("/event/900001/avail", error_object("odd", "demo-key is odd"), times=None)

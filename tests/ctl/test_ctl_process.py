@@ -54,7 +54,7 @@ def on_a_terminal(name: str, *argv: str, env: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(("command", "route"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
 def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -> None:
-    """Ctrl-C while waiting says that the run goes on and dies of the signal; nothing is asked of the daemon."""
+    """Ctrl-C while waiting says that the run goes on and dies of the signal; the daemon is asked nothing."""
     waiting = threading.Event()
 
     def answer(handler: Any) -> None:

@@ -139,6 +139,10 @@ def test_the_panel_shows_a_run_in_progress_and_missed_slots() -> None:
     shown = panel({"current_run": current, "queued_runs": 1}, missed)
     assert "running      #43 manual by alice, for 2 min 3 s: events 3/12" in shown
     assert "queued       1 run" in shown
+    wait = {"waits_until": "2027-05-08T10:02:12Z", "waits_for": "60 requests a minute are spent"}
+    waiting = current | {"progress": current["progress"] | wait}
+    told = "#43 manual by alice, for 2 min 3 s: events 3/12, waits 9 s more: 60 requests a minute are spent"
+    assert f"running      {told}" in panel({"current_run": waiting}, width=None)
     assert "skipped      2 scheduled runs (busy), 1 missed while asleep" in shown
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.canned_daemon import ENDED, ERROR, EVENT, STATUS, Daemon, serving
-from support.processes import PATIENCE_S, SYNCCTL, DaemonProcess, environment, eventually, short_folder
+from support.processes import (
+    PATIENCE_S,
+    SYNCCTL,
+    DaemonProcess,
+    Tables,
+    environment,
+    eventually,
+    short_folder,
+)
 from support.terminal import Terminal
 
 from syncd.ctl.drawing import drawn
@@ -91,6 +99,27 @@ def test_a_run_in_progress_is_hidden(daemon: DaemonProcess, standin: StandIn) ->
         assert re.search(r"running   #\d+ manual by \w+: events 5/6 ━+─+ \d", shown)
         standin.heal()
         terminal.shows("last run")
+
+
+def test_a_wait_passes_for_a_run_that_hangs(standin: StandIn) -> None:
+    """Whoever waits for a run, or watches, is told for how long it waits and for what."""
+    ceiling: Tables = {"billetweb": {"requests_per_minute": 4}, "sync": {"run_on_start": False}}
+    with (
+        short_folder() as folder,
+        standin_serving(standin) as base_url,
+        DaemonProcess(folder, base_url, ceiling) as daemon,
+        watching(daemon, 120) as watcher,
+        Terminal([*SYNCCTL, "--socket", str(daemon.socket), "run-now"]) as waiter,
+    ):
+        for terminal in (waiter, watcher):
+            terminal.shows(
+                lambda shown: re.search(
+                    r"events \d/6 ━*─+ waits (\d+ s|1 min.*) more: 4 requests a minute are spent", shown
+                )
+            )
+        waiter.type("\x03")
+        assert waiter.ended() == -signal.SIGINT
+        assert waiter.lines[0].startswith("syncctl: Stopped waiting. Run 1 goes on: ")
 
 
 def test_a_restart_of_the_daemon_ends_the_screen(standin: StandIn) -> None:
@@ -366,6 +395,18 @@ def test_what_is_to_be_looked_at_has_no_line() -> None:
         assert part in shown
     calm = "\n".join(lines_of(Seen(STATUS, [ENDED], [EVENT]), 80, 24))
     assert not re.search("health  |doubts|webhooks|publish|feeds", calm)
+
+
+def test_a_wait_looks_like_a_standstill() -> None:
+    """A run that waits for requests says how long, and for what, instead of how long it takes."""
+    wait = {"waits_until": "2027-05-08T10:02:09Z", "waits_for": "60 requests a minute are spent"}
+    progress = {"phase": "events", "done": 35, "total": 40} | wait
+    running = ENDED | {"state": "running", "progress": progress}
+    lines = lines_of(a_sight(current_run=running), 100, 24)
+    assert any(
+        "events 35/40 ━━━" in line and " waits 9 s more: 60 requests a minute are spent " in line
+        for line in lines
+    )
 
 
 def test_a_paused_daemon_promises_a_run() -> None:

@@ -1,6 +1,6 @@
 """What is told of runs: each thing once, with what comes next, and a bad night in few lines."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -192,8 +192,13 @@ class Asked:
         self.requests = 40
         self.run = Run(id=7, trigger="interval")
         self.steps: list[tuple[int, Progress | None]] = []
+        self.waits: tuple[datetime | None, str | None] = (None, None)
         self.report = Report(
-            self.run, redact=Redactor([KEY]), requests=lambda: self.requests, on_progress=self._note
+            self.run,
+            redact=Redactor([KEY]),
+            requests=lambda: self.requests,
+            on_progress=self._note,
+            waits=lambda: self.waits,
         )
 
     def _note(self, run: Run) -> None:
@@ -230,6 +235,25 @@ def test_the_log_is_told_no_more_errors_than_the_record_keeps() -> None:
         asked.report.fail(f"event {number}", DecodeError("odd answer"))
     assert len(asked.report.failures) == asked.run.errors_total == MAX_ERRORS + 5
     assert asked.run.errors == asked.report.failures[:MAX_ERRORS]
+
+
+def test_a_step_hides_that_a_request_waits() -> None:
+    """While a request waits each step says until when and for what; its beginning and its end are told."""
+    asked = Asked()
+    waits = (datetime(2027, 5, 8, tzinfo=UTC), "60 requests a minute are spent")
+    asked.report.tell_wait()  # before the first phase there is nobody to tell
+    asked.report.advance("events", 0, 2)
+    asked.waits = waits
+    asked.report.tell_wait()
+    asked.report.step()
+    asked.waits = (None, None)
+    asked.report.tell_wait()
+    assert [step for _, step in asked.steps] == [
+        Progress("events", 0, 2),
+        Progress("events", 0, 2, *waits),
+        Progress("events", 1, 2, *waits),
+        Progress("events", 1, 2),
+    ]
 
 
 def test_a_run_counts_the_requests_of_those_before_it() -> None:
