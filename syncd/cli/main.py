@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +17,7 @@ from typing import TextIO
 import msgspec
 import stamina.instrumentation
 from loguru import logger
+from msgspec import structs
 
 from syncd import __version__, text, web
 from syncd.billetweb.client import tell_retry
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     once = commands.add_parser("once", help="one run, without the daemon: for cron and first imports")
     once.add_argument("--full", action="store_true", help="reread everything")
+    once.add_argument("--quiet", action="store_true", help="print nothing where all went well, for cron")
     once.set_defaults(command=_once)
     check = commands.add_parser("check", help="tell every problem of the configuration and the database")
     check.add_argument("--online", action="store_true", help="also ask Billetweb once, with the credentials")
@@ -180,18 +182,23 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
     config = _configured(lambda: load(arguments.config, os.environ), redact)
-    run = asyncio.run(_run_once(config, redact, full=arguments.full))
-    _say(text.run_summary(msgspec.to_builtins(run)))
+    if arguments.quiet:  # what goes wrong stands in the summary too; what mends itself is worth no mail
+        config = structs.replace(config, log=structs.replace(config.log, level="ERROR"))
+        _log(config, redact)
+    run = asyncio.run(_run_once(config, redact, full=arguments.full, quiet=arguments.quiet))
+    if not arguments.quiet or run.outcome != "ok":
+        _say(text.run_summary(msgspec.to_builtins(run)))
     return 0 if run.outcome in ("ok", "partial") else 1
 
 
-async def _run_once(config: Config, redact: Redactor, *, full: bool) -> Run:
+async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool) -> Run:
     from syncd.account.account import Account  # noqa: PLC0415
     from syncd.cli.progress import shown  # noqa: PLC0415
     from syncd.feed.heartbeat import ping  # noqa: PLC0415
 
     gc.freeze()  # as for `run`
-    with shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to)) as show:
+    progress = shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to))
+    with nullcontext(lambda _: None) if quiet else progress as show:
         account = Account(config, redact, on_progress=show)
         try:
             await account.open()

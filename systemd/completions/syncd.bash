@@ -8,7 +8,7 @@
 _shtab_syncd_subparsers=(run once check setup demo)
 
 _shtab_syncd_run_option_strings=(-h --help --config)
-_shtab_syncd_once_option_strings=(-h --help --full --config)
+_shtab_syncd_once_option_strings=(-h --help --full --quiet --config)
 _shtab_syncd_check_option_strings=(-h --help --online --config)
 _shtab_syncd_setup_option_strings=(-h --help --user --key-file --attendees --database --base-url --offline --overwrite --config)
 _shtab_syncd_demo_option_strings=(-h --help --dir --interval --events --seed)
@@ -28,6 +28,7 @@ _shtab_syncd_run___help_nargs=0
 _shtab_syncd_once__h_nargs=0
 _shtab_syncd_once___help_nargs=0
 _shtab_syncd_once___full_nargs=0
+_shtab_syncd_once___quiet_nargs=0
 _shtab_syncd_check__h_nargs=0
 _shtab_syncd_check___help_nargs=0
 _shtab_syncd_check___online_nargs=0

@@ -67,6 +67,7 @@ complete -c syncd -n '_shtab_syncd_using run' -l config -xka "(__fish_complete_p
 complete -c syncd -n '_shtab_syncd_using; and test $_shtab_syncd_npos -eq 0' -a once -d 'one run, without the daemon: for cron and first imports'
 complete -c syncd -n '_shtab_syncd_using once' -s h -l help -d 'show this help message and exit'
 complete -c syncd -n '_shtab_syncd_using once' -l full -d 'reread everything'
+complete -c syncd -n '_shtab_syncd_using once' -l quiet -d 'print nothing where all went well, for cron'
 complete -c syncd -n '_shtab_syncd_using once' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the configuration (default: $SYNCD_CONFIG, else /etc/syncd/config.toml)'
 complete -c syncd -n '_shtab_syncd_using; and test $_shtab_syncd_npos -eq 0' -a check -d 'tell every problem of the configuration and the database'
 complete -c syncd -n '_shtab_syncd_using check' -s h -l help -d 'show this help message and exit'

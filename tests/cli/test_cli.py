@@ -215,6 +215,23 @@ def test_full_is_forgotten(home: Path, base_url: str) -> None:
     assert query(url_at(home / "syncd.db"), 'SELECT "full" FROM syncd_runs ORDER BY id') == [(1,), (0,), (1,)]
 
 
+def test_cron_mails_each_good_run(home: Path, standin: StandIn, base_url: str) -> None:
+    """With --quiet a good run prints nothing anywhere; one that went wrong is summed up with its errors."""
+    path = write_config(home, base_url, {"log": {"level": "INFO"}})
+    done = syncd("once", "--quiet", "--config", path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    standin.fail("/event/900001/avail", error_object("odd", "is odd"))
+    done = syncd("once", "--quiet", "--config", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Run 2 partial: 1 event synced, 1 failed")
+    assert "error: event 900001: " in done.stdout
+    standin.fail("/events", truncated, times=None)
+    done = syncd("once", "--quiet", "--config", path)
+    assert done.returncode == 1
+    assert "Run 3 failed" in done.stdout
+    assert "run 3 failed" in done.stderr
+
+
 def test_failed_once_looks_like_success(home: Path, standin: StandIn, base_url: str, capsys: Capsys) -> None:
     """A failed run is exit code 1 and prints the error; a partial one is not a failure."""
     path = str(write_config(home, base_url))
