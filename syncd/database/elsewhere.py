@@ -51,7 +51,7 @@ def _in_words() -> Iterator[None]:
         raise StoreError(told(error)) from None
     except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
         raise StoreError(f"a value cannot be written ({type(error).__name__})") from None
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if trouble := mysql.told(error):
             raise trouble from None
         raise

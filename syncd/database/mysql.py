@@ -114,4 +114,9 @@ def told(error: Exception) -> StoreError | None:
         return StoreError(
             f"this server's way to ask for a password needs the package cryptography: {INSTALL}"
         )
+    if isinstance(error, OSError):
+        return StoreError(
+            f"no connection can be made ({error.strerror or error}): are the files of ssl_ca, ssl_cert and"
+            " ssl_key what they should be?"
+        )
     return None

@@ -210,6 +210,10 @@ def test_many_rows_are_written_badly(start: Start, standin: StandIn, url: str) -
     ("database", "told"),
     [
         ("mysql://u:canary-pw@127.0.0.1:1/site", "Can't connect to MySQL server on '127.0.0.1'"),
+        (
+            "mysql://u:canary-pw@127.0.0.1:1/site?ssl_ca=/none.pem",
+            "(No such file or directory): are the files",
+        ),
         ("mysql://u:canary-pw@/site?unix_socket={folder}/socket", "Access denied for user 'u'@'localhost'"),
     ],
 )
