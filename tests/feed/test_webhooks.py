@@ -1,30 +1,24 @@
-"""Webhooks of an account: what is told, signed as the specification says, in order, at least once."""
+"""Webhooks of an account: delivered as the specification says, in order, at least once, in nobody's way."""
 
-import asyncio
-import json
+import threading
 from collections.abc import Iterator
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
-import msgspec
 import pytest
-from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
+from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
-from support.receiver import SECRET, Receiver, receiving
+from standardwebhooks import WebhookVerificationError
+from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
+from support.telling import ByHand, configure, sent, settled, telling
 
-from syncd.config import TOLD, Config, Secret, WebhookConfig
-from syncd.feed.webhooks import WebhooksStatus
+from syncd.database import deliveries
+from syncd.feed import webhooks
 from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL = "900006", "900001"
-
-
-class ByHand(WaitedFor):
-    """A time that passes only when a test says so."""
-
-    async def sleep(self, seconds: float) -> None:
-        until = self.now_s + seconds
-        while self.now_s < until:  # noqa: ASYNC110 - a test, from another thread, moves it
-            await asyncio.sleep(0.002)
+ON = ("event.changed",)
+BUSY = Answer(503)
 
 
 @pytest.fixture
@@ -34,82 +28,350 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def telling(config: Config, receiver: Receiver, **settings: Any) -> Config:
-    """Return a configuration with one more endpoint."""
-    secrets = settings.pop("secrets", (SECRET,))
-    values = {"name": "site", "url": receiver.url, "on": TOLD} | settings
-    endpoint = WebhookConfig(**values)
-    return structs.replace(
-        config,
-        webhooks=(*config.webhooks, endpoint),
-        webhook_secrets={**config.webhook_secrets, endpoint.name: tuple(map(Secret, secrets))},
-    )
-
-
-def configure(rig: Rig, config: Config) -> None:
-    """Take settings over, and let the webhooks settle."""
-    rig.config = config
-    rig.portal.call(rig.account.configure, config)
-    rig.portal.call(rig.account.webhooks.refresh)
+@pytest.fixture
+def other() -> Iterator[Receiver]:
+    """Give another one."""
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture
-def rig(make_config: MakeConfig, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
-    """Give a rig whose time passes by hand, with all events mirrored before anybody is told."""
-    config = make_config(billetweb__concurrency=1, sync__attendees="minimal")
-    with rig_on(config, ByHand()) as rig:
+def rig(
+    make_config: MakeConfig, receiver: Receiver, instant_retries: None, log_lines: LogLines
+) -> Iterator[Rig]:
+    """Give a rig that tells one receiver of changes, with all events mirrored before."""
+    with rig_on(make_config(billetweb__concurrency=1), ByHand(datetime.now(UTC))) as rig:
         rig.run()
         rig.portal.call(rig.account.webhooks.start)
+        configure(rig, telling(rig.config, receiver, on=ON))
         yield rig
 
 
-def settled(rig: Rig, pending: int = 0, parked: int = 0) -> None:
-    """Wait until so many deliveries wait and are parked."""
-    rig.until(
-        lambda: (
-            (rig.account.webhooks.status().pending, rig.account.webhooks.status().parked) == (pending, parked)
-        )
-    )
+def sell(rig: Rig, standin: StandIn, event_id: str = CONCERT) -> None:
+    """Have a place sold, and a run see it."""
+    standin.sell(event_id, 1)
+    assert rig.run().outcome == "ok"
 
 
-def on_record(rig: Rig, *columns: str) -> list[tuple[Any, ...]]:
-    """Return columns of the deliveries, in their order."""
-    return rig.sql(f"SELECT {', '.join(columns)} FROM syncd_deliveries ORDER BY seq")
+def got(rig: Rig, receiver: Receiver, count: int) -> Got:
+    """Return what the receiver got last, when it got so many and the sender has noted it."""
+    rig.until(lambda: len(receiver.got) >= count)
+    rig.until(lambda: sum(each.state.delivered + each.state.failed for each in endpoints(rig)) >= count)
+    assert len(receiver.got) == count
+    return receiver.got[-1]
 
 
-def events(rig: Rig) -> list[dict[str, Any]]:
-    """Return the events as the control API shows them."""
-
-    async def ask() -> Any:
-        return await rig.account.events(ended_too=True)
-
-    found: list[dict[str, Any]] = json.loads(msgspec.json.encode(rig.portal.call(ask)))
-    return found
+def endpoints(rig: Rig) -> list[webhooks.Endpoint]:
+    return rig.account.webhooks.endpoints
 
 
-# --- what is told
-
-
-def test_a_sold_out_event_is_told_to_nobody(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
-    """The last place sold and refunded are told, signed, with the Event as the API shows it."""
-    configure(rig, telling(rig.config, receiver))
-    standin.sell(CONCERT, 3)
-    rig.run()
+def test_a_failed_delivery_comes_again_too_soon_or_as_another(
+    rig: Rig, receiver: Receiver, standin: StandIn
+) -> None:
+    """It is sent again after 5 s, 30 s, 2 min, 10 min, 1 h, then hourly: the same id, the same bytes."""
+    receiver.answers = [BUSY] * 7
+    sell(rig, standin)
+    for attempt, wait_s in enumerate((5, 30, 120, 600, 3600, 3600, 3600), 1):
+        got(rig, receiver, attempt)
+        assert sent(rig, "state, attempts, status, error") == [("pending", attempt, 503, "HTTP 503")]
+        rig.clock.now_s += wait_s - 1
+        rig.run()  # which has whatever is due be sent
+        assert len(receiver.got) == attempt
+        rig.clock.now_s += 1
+    assert got(rig, receiver, 8) == receiver.got[-1]
     settled(rig)
-    told = [got.verified() for got in receiver.got if got.type.startswith("event")]
-    assert [each["type"] for each in told] == ["event.changed", "event.full"]
-    changed, full = (each["data"] for each in told)
-    shown = {row["id"]: row for row in events(rig)}[CONCERT]
-    assert full == shown | {"age_s": full["age_s"], "changed": full["changed"]}
-    assert (full["is_full"], full["places_left"], full["age_s"]) == (True, 0, 0.0)
-    assert {"is_full", "places_left", "sale_status"} <= {*full["changed"]}
-    assert changed == full
-    assert told[0]["timestamp"] == told[1]["timestamp"]
-    standin.refund(CONCERT, 1)
-    rig.run()
+    assert sent(rig, "state, attempts") == [("delivered", 8)]
+    assert len({each.body for each in receiver.got}) == len({each.id for each in receiver.got}) == 1
+    stamps = [int(each.headers["webhook-timestamp"]) for each in receiver.got]
+    assert [later - earlier for earlier, later in pairwise(stamps)] == [5, 30, 120, 600, 3600, 3600, 3600]
+    with pytest.raises(WebhookVerificationError, match="too new"):
+        receiver.got[-1].verified()  # the time of the attempt is signed, and this one comes from later
+
+
+def test_a_later_change_overtakes_an_earlier_one(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """What is told of an event comes in its order, however often an earlier one fails; others do not wait."""
+    receiver.choose = lambda each: BUSY if each.told["data"]["id"] == CONCERT else None
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    sell(rig, standin)
+    sell(rig, standin, FESTIVAL)
+    assert got(rig, receiver, 2).told["data"]["id"] == FESTIVAL
+    settled(rig, pending=2)
+    receiver.choose = lambda _: None
+    rig.clock.now_s += 5
+    got(rig, receiver, 4)
     settled(rig)
-    assert [got.type for got in receiver.got if got.type in ("event.full", "event.reopened")] == [
-        "event.full",
-        "event.reopened",
+    of_concert = [
+        each.told["data"]["places_left"] for each in receiver.got if FESTIVAL not in each.body.decode()
     ]
-    assert rig.account.status().webhooks == WebhooksStatus(endpoints=1)
+    assert of_concert == [2, 2, 1]
+
+
+def test_a_dead_endpoint_is_tried_for_ever(
+    rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
+) -> None:
+    """After three days a delivery is parked and said so; by hand it is sent again, as it was."""
+    receiver.answers = [BUSY, BUSY]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    rig.clock.now_s += timedelta(days=3).total_seconds()
+    got(rig, receiver, 2)
+    settled(rig, parked=1)
+    (record,) = log_lines.of("webhook.parked")
+    assert record["level"] == "ERROR"
+    ((delivery, state, next_at),) = sent(rig, "id, state, next_at")
+    assert (state, next_at) == ("parked", None)
+    assert delivery in record["message"]
+    rig.clock.now_s += 86_400
+    rig.run()
+    assert len(receiver.got) == 2
+    rig.portal.call(lambda: rig.account.webhooks.retry(ids=[delivery], endpoint=None))
+    assert got(rig, receiver, 3).body == receiver.got[0].body
+    settled(rig)
+    assert sent(rig, "state") == ["delivered"]
+
+
+def test_an_outage_fills_the_journal(
+    rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
+) -> None:
+    """A failure is told where it is another one than before, and once that it is over."""
+    receiver.answers = [BUSY, BUSY, BUSY, Answer(500), BUSY]
+    sell(rig, standin)
+    for attempt, wait_s in enumerate((5, 30, 120, 600, 3600), 1):
+        got(rig, receiver, attempt)
+        rig.clock.now_s += wait_s
+    got(rig, receiver, 6)
+    settled(rig)
+    assert [record["status"] for record in log_lines.of("webhook.failed")] == [503, 500, 503]
+    assert len(log_lines.of("webhook.works")) == 1
+
+
+def test_an_endpoint_that_is_gone_is_asked_again(
+    rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
+) -> None:
+    """After a 410 it gets nothing, over a reload and a restart too, until it is configured anew."""
+    receiver.answers = [Answer(410)]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, parked=1)
+    assert len(log_lines.of("webhook.gone")) == 1
+    configure(rig, rig.config)
+    rig.restart()
+    rig.portal.call(rig.account.webhooks.start)
+    sell(rig, standin)
+    settled(rig, parked=2)
+    rig.until(lambda: rig.account.webhooks.endpoints[0].state.gone)
+    assert len(receiver.got) == 1
+    moved = structs.replace(rig.config.webhooks[0], url=receiver.url + "/new")
+    configure(rig, structs.replace(rig.config, webhooks=(moved,)))
+    settled(rig)
+    assert [each.path for each in receiver.got] == ["/hook", "/hook/new", "/hook/new"]
+    assert not rig.account.webhooks.endpoints[0].state.gone
+
+
+@pytest.mark.parametrize("by", ["id", "endpoint"])
+def test_nobody_can_have_a_gone_endpoint_asked(
+    rig: Rig, receiver: Receiver, standin: StandIn, by: str
+) -> None:
+    """By hand it gets what is named, or all that it missed, and what comes from then on."""
+    receiver.answers = [Answer(410)]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    sell(rig, standin)
+    settled(rig, parked=2)
+    first, second = sent(rig, "id")
+    asked = {"ids": [second], "endpoint": None} if by == "id" else {"ids": [], "endpoint": "site"}
+    count = rig.portal.call(lambda: rig.account.webhooks.retry(**asked))
+    assert count == (1 if by == "id" else 2)
+    settled(rig, parked=2 - count)
+    assert [each.id for each in receiver.got][1:] == ([second] if by == "id" else [first, second])
+    sell(rig, standin)
+    settled(rig, parked=2 - count)
+    assert len(receiver.got) == 2 + count
+
+
+@pytest.mark.parametrize(("header", "wait_s"), [("7200", 7200), ("1", 5), ("999999", 86_400), ("soon", 5)])
+def test_a_receiver_that_asks_for_rest_gets_none(
+    rig: Rig, receiver: Receiver, standin: StandIn, header: str, wait_s: int
+) -> None:
+    """`Retry-After` holds for all that waits for the endpoint, over a restart, for a day at most."""
+    receiver.answers = [Answer(429, {"Retry-After": header})]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    rig.restart()
+    rig.portal.call(rig.account.webhooks.start)
+    if wait_s > 60:
+        sell(rig, standin, FESTIVAL)
+        settled(rig, pending=2)
+    rig.clock.now_s += wait_s - 2
+    rig.run()
+    assert len(receiver.got) == 1
+    rig.clock.now_s += 3
+    settled(rig)
+    assert len(receiver.got) == (3 if wait_s > 60 else 2)
+
+
+def test_a_change_of_secret_loses_deliveries(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """With two secrets both sign; with one it alone does."""
+    config = structs.replace(rig.config, webhooks=(), webhook_secrets={})
+    configure(rig, telling(config, receiver, on=ON, secrets=(OTHER_SECRET, SECRET)))
+    sell(rig, standin)
+    both = got(rig, receiver, 1)
+    assert both.verified(SECRET) == both.verified(OTHER_SECRET) == both.told
+    configure(rig, telling(config, receiver, on=ON, secrets=(SECRET,)))
+    sell(rig, standin)
+    one = got(rig, receiver, 2) if len(receiver.got) < 2 else receiver.got[-1]
+    one.verified(SECRET)
+    with pytest.raises(WebhookVerificationError):
+        one.verified(OTHER_SECRET)
+
+
+def test_a_redirect_leads_elsewhere(rig: Rig, receiver: Receiver, other: Receiver, standin: StandIn) -> None:
+    """It is a failure like any other: the body goes to nobody else."""
+    receiver.answers = [Answer(307, {"Location": other.url})]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    assert sent(rig, "state, error") == [("pending", "HTTP 307")]
+    assert other.got == []
+
+
+def test_a_slow_receiver_holds_up_others(
+    rig: Rig, receiver: Receiver, other: Receiver, standin: StandIn
+) -> None:
+    """While one does not answer runs end, and another endpoint is told."""
+    go_on = threading.Event()
+    receiver.answers = [Answer(waits=go_on)]
+    configure(rig, telling(rig.config, other, on=ON, name="other"))
+    try:
+        sell(rig, standin)
+        sell(rig, standin)
+        rig.until(lambda: len(other.got) == 2)
+        assert len(receiver.got) == 1
+    finally:
+        go_on.set()
+    settled(rig)
+    assert len(receiver.got) == 2
+
+
+def test_a_receiver_that_never_answers_is_waited_for(
+    rig: Rig, receiver: Receiver, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt has its time, in all, and then counts as failed."""
+    monkeypatch.setattr(webhooks, "DEADLINE_S", 0.2)
+    go_on = threading.Event()
+    receiver.answers = [Answer(waits=go_on)]
+    try:
+        sell(rig, standin)
+        settled(rig, pending=1)
+        rig.until(lambda: sent(rig, "error") == ["no answer within 0.2 s"])
+    finally:
+        go_on.set()
+
+
+def test_an_answer_without_end_is_read(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """Of an answer so much is read as is allowed; its status counts all the same."""
+    receiver.answers = [Answer(200, body=bytes(8 * 1024 * 1024))]
+    sell(rig, standin)
+    settled(rig)
+    assert sent(rig, "state, status") == [("delivered", 200)]
+
+
+def test_a_receiver_that_is_down_is_a_mystery(rig: Rig, standin: StandIn, receiver: Receiver) -> None:
+    """That nobody listens is said, and nothing of the address but its host."""
+    nobody = structs.replace(rig.config.webhooks[0], url="http://127.0.0.1:1/canary/of/the/path?token=canary")
+    configure(rig, structs.replace(rig.config, webhooks=(nobody,)))
+    sell(rig, standin)
+    settled(rig, pending=1)
+    rig.until(lambda: sent(rig, "attempts") == [1])
+    ((error,),) = rig.sql("SELECT error FROM syncd_deliveries")
+    assert error.startswith("no connection: ")
+    assert "canary" not in error
+
+
+def test_a_restart_forgets_what_waits(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """What waits stands in the database alone: another process sends it, when it is due."""
+    receiver.answers = [BUSY]
+    sell(rig, standin)
+    first = got(rig, receiver, 1)
+    settled(rig, pending=1)
+    rig.restart()
+    rig.portal.call(rig.account.webhooks.start)
+    rig.portal.call(rig.account.webhooks.refresh)
+    settled(rig, pending=1)
+    rig.clock.now_s += 6
+    settled(rig)
+    assert (receiver.got[1].id, receiver.got[1].body) == (first.id, first.body)
+
+
+def test_a_clock_that_was_ahead_keeps_deliveries_for_years(
+    rig: Rig, receiver: Receiver, standin: StandIn
+) -> None:
+    """An instant further ahead than anything waits is none to wait for."""
+    receiver.answers = [BUSY]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    rig.sql("UPDATE syncd_deliveries SET next_at = '2090-01-02 03:04:05'")
+    rig.run()
+    settled(rig)
+    assert len(receiver.got) == 2
+
+
+def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """What waits for an endpoint that was taken out of the configuration is parked, and says why."""
+    receiver.answers = [BUSY]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    config = rig.config
+    configure(rig, structs.replace(config, webhooks=()))
+    assert sent(rig, "state, error") == [("parked", "the endpoint is not configured")]
+    configure(rig, config)
+    assert rig.portal.call(lambda: rig.account.webhooks.retry(ids=[], endpoint="site")) == 1
+    settled(rig)
+
+
+def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> None:
+    """An id or a name that is not there is refused, and nothing is done."""
+    for asked in ({"ids": ["msg_0"], "endpoint": None}, {"ids": [], "endpoint": "nobody"}):
+        with pytest.raises(webhooks.UnknownDelivery):
+            rig.portal.call(lambda asked=asked: rig.account.webhooks.retry(**asked))
+
+
+def test_deliveries_pile_up_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """What is done and older than `sync.keep_changes` is removed; what waits, or is younger, stays."""
+    sell(rig, standin)
+    settled(rig)
+    receiver.choose = lambda _: BUSY
+    sell(rig, standin)
+    settled(rig, pending=1)
+    rig.until(lambda: sent(rig, "attempts") == [1, 1])
+    keep, day = rig.config.sync.keep_changes, timedelta(days=1)
+
+    def prune(later: timedelta) -> int:
+        at = rig.clock.now() + later
+        count: int = rig.portal.call(lambda: rig.account.database.write(deliveries.prune, keep, at, at))
+        return count
+
+    assert prune(10 * keep) == 0  # a clock that is ahead: the latest is as old
+    rig.sql("UPDATE syncd_deliveries SET created_at = '2020-01-02 03:04:05' WHERE seq = 1")
+    assert prune(-20 * keep) == 0
+    assert prune(day) == 1
+    assert sent(rig, "state") == ["pending"]
+
+
+def test_an_endpoint_is_told_of_what_it_does_not_want(
+    rig: Rig, receiver: Receiver, other: Receiver, standin: StandIn
+) -> None:
+    """It gets the types that it names, of the events that it names by id or `ext_id`."""
+    slug = rig.sql(f"SELECT ext_id FROM billetweb_events WHERE id = '{CONCERT}'")[0][0]
+    config = structs.replace(rig.config, webhooks=(), webhook_secrets={})
+    config = telling(config, receiver, on=("event.full",), events=(slug,))
+    configure(rig, telling(config, other, on=("event.changed",), events=(FESTIVAL,), name="other"))
+    standin.sell(CONCERT, 3)
+    sell(rig, standin, FESTIVAL)
+    rig.until(lambda: (receiver.types(), other.types()) == (["event.full"], ["event.changed"]))
+    assert other.got[0].told["data"]["id"] == FESTIVAL
+    assert len(sent(rig)) == 2

@@ -1,0 +1,186 @@
+"""What is told: each thing that happens, once, as it stands in the database, and nothing of people."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import LogLines, MakeConfig, Rig, rig_on
+from msgspec import structs
+from support.receiver import Receiver
+from support.telling import ByHand, configure, events, sent, telling
+
+from syncd.standin import server as fault
+from syncd.standin.server import StandIn, with_rows
+
+CONCERT, FESTIVAL = "900006", "900001"
+
+
+@pytest.fixture
+def rig(make_config: MakeConfig, instant_retries: None, log_lines: LogLines) -> Iterator[Rig]:
+    """Give a rig that puts on record what is to be told to one endpoint, and sends nothing."""
+    config = make_config(billetweb__concurrency=1, sync__attendees="full")
+    with rig_on(telling(config, Receiver("http://127.0.0.1:1/")), ByHand()) as rig:
+        yield rig
+
+
+def told(rig: Rig, *kinds: str) -> list[dict[str, Any]]:
+    """Return what is told of these types, in order."""
+    return [json.loads(body) for kind, body in sent(rig, "type, body") if kind in kinds]
+
+
+def test_a_sold_out_event_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """The last place sold, and one refunded, are told with the Event as the API shows it then."""
+    rig.run()
+    standin.sell(CONCERT, 3)
+    rig.run()
+    changed, full = told(rig, "event.changed", "event.full")
+    shown = {row["id"]: row for row in events(rig)}[CONCERT]
+    assert full["data"] == shown | {"age_s": full["data"]["age_s"], "changed": full["data"]["changed"]}
+    assert full["data"]["age_s"] < 60
+    assert (full["data"]["is_full"], full["data"]["places_left"]) == (True, 0)
+    assert {"is_full", "places_left", "sale_status"} <= {*full["data"]["changed"]}
+    assert changed == full | {"type": "event.changed"}
+    standin.refund(CONCERT, 1)
+    rig.run()
+    assert [one["type"] for one in told(rig, "event.full", "event.reopened")] == [
+        "event.full",
+        "event.reopened",
+    ]
+    rig.run()
+    assert len(told(rig, "event.changed")) == 2
+
+
+def test_a_new_event_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """Each event is new once; one that is full when it is first seen is told as full too."""
+    standin.sell(CONCERT, 3)
+    rig.run()
+    assert sorted(one["data"]["id"] for one in told(rig, "event.new")) == sorted(standin.events)
+    assert [one["data"]["id"] for one in told(rig, "event.full")] == [CONCERT]
+    rig.run(full=True)
+    assert len(told(rig, "event.new")) == len(standin.events)
+    assert told(rig, "event.changed") == []
+
+
+def test_an_event_that_is_gone_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """It is told when it is believed gone, and that it changed when it is back."""
+    rig.run()
+    gone = standin.events.pop(CONCERT)
+    rig.run()
+    assert told(rig, "event.vanished") == []
+    rig.run()
+    (vanished,) = told(rig, "event.vanished")
+    assert (vanished["data"]["id"], vanished["data"]["changed"]) == (CONCERT, ["vanished_at"])
+    assert vanished["data"]["vanished_at"] is not None
+    standin.events[CONCERT] = gone
+    rig.run()
+    assert [one["data"]["changed"] for one in told(rig, "event.changed")] == [["vanished_at"]]
+
+
+def test_an_order_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """A paid order is told as a whole, once, as the view shows it; so is its refund; the past is not."""
+    rig.run()
+    assert told(rig, "order.paid", "order.refunded") == []
+    standin.sell(CONCERT, 2)
+    rig.run()
+    rig.run(full=True)
+    paid = told(rig, "order.paid")
+    assert paid
+    columns = "order_id, order_ext_id, event_id, places, refunded"
+    for one in paid:
+        order = one["data"]
+        ((*shown, price),) = rig.sql(
+            f"SELECT {columns}, order_price FROM syncd_orders WHERE order_id = ?", order["order_id"]
+        )
+        assert [order[name] for name in columns.split(", ")] == shown
+        assert float(order["order_price"]) == float(price)
+    assert sum(one["data"]["places"] for one in paid) == 2
+    standin.refund(CONCERT, 1)
+    rig.run()
+    (refunded,) = told(rig, "order.refunded")
+    assert refunded["data"]["refunded"] >= 1
+    assert len(told(rig, "order.paid")) == len(paid)
+
+
+def test_people_are_told_of(rig: Rig, standin: StandIn) -> None:
+    """Where names and addresses are mirrored none of them is in a body."""
+    rig.run()
+    standin.sell(CONCERT, 3)
+    rig.run()
+    names = "firstname, name, email, order_email, order_name, barcode"
+    people = {value for row in rig.sql(f"SELECT {names} FROM billetweb_attendees") for value in row if value}
+    bodies = " ".join(sent(rig, "body"))
+    assert "order.paid" in bodies
+    assert {value for value in people if f'"{value}"' in bodies} == set()
+    assert "@" not in bodies
+
+
+def test_orders_outlive_the_wish_for_attendees(rig: Rig, standin: StandIn) -> None:
+    """What tells of orders goes with the attendees that are mirrored no more."""
+    rig.run()
+    standin.sell(CONCERT, 2)
+    rig.run()
+    assert told(rig, "order.paid")
+    none = structs.replace(rig.config, sync=structs.replace(rig.config.sync, attendees="none"))
+    configure(rig, none)
+    rig.run()
+    assert told(rig, "order.paid") == []
+
+
+def test_a_night_without_billetweb_is_told_a_hundred_times(rig: Rig, standin: StandIn) -> None:
+    """The first run that fails is told, and the first that does not; restarts change nothing."""
+    rig.run()
+    standin.fail("/events", fault.status(503), times=None)
+    failed = [rig.run(), rig.run()]
+    rig.restart()
+    failed.append(rig.run())
+    assert {run.outcome for run in failed} == {"failed"}
+    standin.heal()
+    good = rig.run()
+    rig.run()
+    first, recovered = told(rig, "run.failed", "run.recovered")
+    assert [first["type"], recovered["type"]] == ["run.failed", "run.recovered"]
+    assert (first["data"]["id"], first["data"]["outcome"]) == (failed[0].id, "failed")
+    assert first["data"]["errors"][0]["status"] == 503
+    assert (recovered["data"]["id"], recovered["data"]["outcome"]) == (good.id, "ok")
+
+
+def test_a_run_of_one_event_is_told(rig: Rig) -> None:
+    """A run of named events says nothing of the account."""
+    rig.run()
+    assert rig.run("manual", events=("no-such-event",)).outcome == "failed"
+    assert rig.run().outcome == "ok"
+    assert told(rig, "run.failed", "run.recovered") == []
+
+
+def test_a_doubt_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """A doubt is told once, as the API shows it."""
+    rig.run()
+    standin.fail("/events", with_rows(lambda rows: rows[:1]), times=None)
+    rig.run()
+    rig.run()
+    rig.run()
+    (doubt,) = told(rig, "doubt")
+    assert (doubt["data"]["table"], doubt["data"]["event_id"]) == ("billetweb_events", None)
+    assert (doubt["data"]["waits_for"], doubt["data"]["absent"]) == ("accept", 5)
+
+
+def test_a_change_that_was_not_made_is_told(
+    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told goes on record with its change, or not at all."""
+    rig.run()
+    outbox = rig.account.webhooks.outbox
+    follow = outbox._follow_events
+
+    def put_and_fail(*arguments: Any) -> None:
+        follow(*arguments)
+        raise ValueError("after the delivery was written")
+
+    monkeypatch.setattr(outbox, "_follow_events", put_and_fail)
+    standin.sell(CONCERT, 3)
+    assert rig.run().outcome == "failed"
+    monkeypatch.undo()
+    assert told(rig, "event.changed", "event.full") == []
+    rig.run()
+    assert len(told(rig, "event.full")) == 1
