@@ -10,7 +10,7 @@ from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from standardwebhooks import WebhookVerificationError
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
-from support.telling import ByHand, configure, sent, settled, telling
+from support.telling import ByHand, configure, later, sent, settled, telling
 
 from syncd.database import deliveries
 from syncd.feed import webhooks
@@ -74,10 +74,9 @@ def test_a_failed_delivery_comes_again_too_soon_or_as_another(
     for attempt, wait_s in enumerate((5, 30, 120, 600, 3600, 3600, 3600), 1):
         got(rig, receiver, attempt)
         assert sent(rig, "state, attempts, status, error") == [("pending", attempt, 503, "HTTP 503")]
-        rig.clock.now_s += wait_s - 1
-        rig.run()  # which has whatever is due be sent
+        later(rig, wait_s - 1)
         assert len(receiver.got) == attempt
-        rig.clock.now_s += 1
+        later(rig, 1)
     assert got(rig, receiver, 8) == receiver.got[-1]
     settled(rig)
     assert sent(rig, "state, attempts") == [("delivered", 8)]
@@ -98,7 +97,7 @@ def test_a_later_change_overtakes_an_earlier_one(rig: Rig, receiver: Receiver, s
     assert got(rig, receiver, 2).told["data"]["id"] == FESTIVAL
     settled(rig, pending=2)
     receiver.choose = lambda _: None
-    rig.clock.now_s += 5
+    later(rig, 5)
     got(rig, receiver, 4)
     settled(rig)
     of_concert = [
@@ -114,7 +113,7 @@ def test_a_dead_endpoint_is_tried_for_ever(
     receiver.answers = [BUSY, BUSY]
     sell(rig, standin)
     got(rig, receiver, 1)
-    rig.clock.now_s += timedelta(days=3).total_seconds()
+    later(rig, timedelta(days=3).total_seconds())
     got(rig, receiver, 2)
     settled(rig, parked=1)
     (record,) = log_lines.of("webhook.parked")
@@ -122,8 +121,7 @@ def test_a_dead_endpoint_is_tried_for_ever(
     ((delivery, state, next_at),) = sent(rig, "id, state, next_at")
     assert (state, next_at) == ("parked", None)
     assert delivery in record["message"]
-    rig.clock.now_s += 86_400
-    rig.run()
+    later(rig, 86_400)
     assert len(receiver.got) == 2
     rig.portal.call(lambda: rig.account.webhooks.retry(ids=[delivery], endpoint=None))
     assert got(rig, receiver, 3).body == receiver.got[0].body
@@ -139,7 +137,7 @@ def test_an_outage_fills_the_journal(
     sell(rig, standin)
     for attempt, wait_s in enumerate((5, 30, 120, 600, 3600), 1):
         got(rig, receiver, attempt)
-        rig.clock.now_s += wait_s
+        later(rig, wait_s)
     got(rig, receiver, 6)
     settled(rig)
     assert [record["status"] for record in log_lines.of("webhook.failed")] == [503, 500, 503]
@@ -204,10 +202,9 @@ def test_a_receiver_that_asks_for_rest_gets_none(
     if wait_s > 60:
         sell(rig, standin, FESTIVAL)
         settled(rig, pending=2)
-    rig.clock.now_s += wait_s - 2
-    rig.run()
+    later(rig, wait_s - 2)
     assert len(receiver.got) == 1
-    rig.clock.now_s += 3
+    later(rig, 3)
     settled(rig)
     assert len(receiver.got) == (3 if wait_s > 60 else 2)
 
@@ -300,7 +297,7 @@ def test_a_restart_forgets_what_waits(rig: Rig, receiver: Receiver, standin: Sta
     rig.portal.call(rig.account.webhooks.start)
     rig.portal.call(rig.account.webhooks.refresh)
     settled(rig, pending=1)
-    rig.clock.now_s += 6
+    later(rig, 6)
     settled(rig)
     assert (receiver.got[1].id, receiver.got[1].body) == (first.id, first.body)
 

@@ -40,6 +40,12 @@ def configure(rig: Rig, config: Config) -> None:
     rig.portal.call(rig.account.webhooks.refresh)
 
 
+def later(rig: Rig, seconds: float) -> None:
+    """Let time pass, and have whatever is due then be sent."""
+    rig.clock.now_s += seconds
+    rig.portal.call(rig.account.webhooks.refresh)
+
+
 def settled(rig: Rig, pending: int = 0, parked: int = 0) -> None:
     """Wait until so many deliveries wait and are parked."""
     rig.until(
