@@ -79,9 +79,7 @@ def test_a_name_gets_inside(resolver: Resolver) -> None:
     assert led_to("site.example") == ["93.184.215.14"]
     assert led_to("site.example", private=True) == ["10.0.0.1", "93.184.215.14", "::1", "fe80::1"]
     resolver(["10.0.0.1"])
-    with pytest.raises(
-        Unreachable, match=r"site\.example is at 10\.0\.0\.1, which is no address"
-    ):
+    with pytest.raises(Unreachable, match=r"site\.example is at 10\.0\.0\.1, which is no address"):
         led_to("site.example")
 
 
