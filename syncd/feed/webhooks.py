@@ -34,6 +34,9 @@ STEPS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
 """So long after each failed attempt comes the next; the last of these from then on."""
 CONNECT_S = 5.0
 """So long one address may take to answer at all; then comes the next that the host has."""
+KEEP_ALIVE_S = 1.0
+"""So long a connection is kept for the next delivery. Many receivers, Node's among them, close theirs after
+5 s, and what is sent at that moment fails."""
 DEADLINE_S = 15.0
 """So long an attempt may take in all. The specification advises 15 to 30; an endpoint that takes longer holds
 up its own other deliveries alone."""
@@ -122,11 +125,14 @@ class Endpoint:
         except StoreError as error:
             logger.debug("webhook {}: {}; tried again", self.settings.name, error)
             return AFTER_TROUBLE_S
-        except Exception as error:  # noqa: BLE001 - a bug with one delivery must not end the sending
-            logger.bind(event="error.internal").opt(exception=error).error(
-                "webhook {}: unexpected {}", self.settings.name, type(error).__name__
-            )
+        except Exception as bug:  # noqa: BLE001 - which must not end the sending
+            self._tell_bug(bug)
             return LOOK_AGAIN_S
+
+    def _tell_bug(self, bug: Exception) -> None:
+        logger.bind(event="error.internal").opt(exception=bug).error(
+            "webhook {}: unexpected {}", self.settings.name, type(bug).__name__
+        )
 
     async def _wait(self, seconds: float | None) -> None:
         """Return after so long, or when there is news; None: then alone."""
@@ -179,27 +185,32 @@ class Endpoint:
                         now = self._clock.now()
                         wait_s = retry_after_s(header, now=now, most_s=RETRY_AFTER_MOST_S)
                     await _read_out(answer)
-        except TimeoutError:
+        except Exception as trouble:  # noqa: BLE001 - one delivery must not keep the others from their turn
             if status is None:
-                return None, f"no answer within {DEADLINE_S:g} s", None
-        except Unreachable as refused:
-            return None, str(refused), None
-        except ConfigError as unusable:
-            return None, str(unusable), None
-        except httpx.ConnectError as trouble:
-            return None, f"no connection: {plain(str(trouble), 200)}", None
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as trouble:
-            if status is None:  # its text may hold the address
-                return None, f"no answer ({type(trouble).__name__})", None
+                return None, self._reason(trouble), None
         assert status is not None
         return status, "" if 200 <= status < 300 else f"HTTP {status}", wait_s  # noqa: PLR2004 - success
+
+    def _reason(self, trouble: Exception) -> str:
+        """Return why there was no answer. httpx's own texts may hold the address, but for connections'."""
+        if isinstance(trouble, TimeoutError):
+            return f"no answer within {DEADLINE_S:g} s"
+        if isinstance(trouble, Unreachable | ConfigError):
+            return str(trouble)
+        if isinstance(trouble, httpx.ConnectError):
+            return f"no connection: {plain(str(trouble), 200)}"
+        if isinstance(trouble, httpx.HTTPError | httpx.StreamError | OSError):
+            return f"no answer ({type(trouble).__name__})"
+        self._tell_bug(trouble)
+        return f"unexpected {type(trouble).__name__}, see the log; please report it"
 
     async def _send(self, due: Due) -> "_Answer":
         """Return the answer, still open, of the first of its addresses that takes a connection."""
         if self._client is None:  # reading certificates takes its time
             timeout = httpx.Timeout(DEADLINE_S, connect=CONNECT_S)
+            limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
             self._client = await in_thread(
-                web.client, self.settings.url, direct=True, timeout=timeout, headers=HEADERS
+                web.client, self.settings.url, direct=True, timeout=timeout, limits=limits, headers=HEADERS
             )
         is_local = web.is_loopback(self.url)
         port = self.url.port or {"http": 80, "https": 443}[self.url.scheme]

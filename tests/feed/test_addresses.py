@@ -13,7 +13,6 @@ from conftest import MakeConfig, Rig, rig_on
 from support.receiver import Receiver, receiving
 from support.telling import ByHand, configure, sent, settled, telling
 
-from syncd.feed import addresses
 from syncd.feed.addresses import Unreachable, is_public, lead_to
 from syncd.standin.server import StandIn
 
@@ -47,7 +46,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
                 for family, each in zip(families, answer, strict=True)
             ]
 
-        monkeypatch.setattr(addresses.socket, "getaddrinfo", look)
+        monkeypatch.setattr(socket, "getaddrinfo", look)
 
     return set_to
 
@@ -108,7 +107,7 @@ def test_a_resolver_that_hangs_takes_the_threads_of_runs(monkeypatch: pytest.Mon
         go_on.wait(30)
         return []
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", hang)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
 
     async def give_up() -> None:
         for _ in range(50):  # more than there are threads for all else

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
@@ -287,6 +288,29 @@ def test_a_receiver_that_is_down_is_a_mystery(rig: Rig, standin: StandIn, receiv
     assert "canary" not in error
 
 
+def test_a_delivery_that_meets_a_bug_holds_up_others(
+    rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as a failed attempt, is tried again like any other, and the log says what to report."""
+    request = webhooks.Endpoint._request
+
+    def stumble(*arguments: Any) -> Any:
+        if CONCERT in arguments[1].body:
+            raise RuntimeError("as nobody thought of")
+        return request(*arguments)
+
+    monkeypatch.setattr(webhooks.Endpoint, "_request", stumble)
+    sell(rig, standin)
+    sell(rig, standin, FESTIVAL)
+    rig.until(lambda: [each.told["data"]["id"] for each in receiver.got] == [FESTIVAL])
+    settled(rig, pending=1)
+    assert sent(rig, "attempts")[0] == 1
+    assert len(log_lines.of("error.internal")) == 1
+    monkeypatch.undo()
+    later(rig, 5)
+    settled(rig)
+
+
 def test_a_restart_forgets_what_waits(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
     """What waits stands in the database alone: another process sends it, when it is due."""
     receiver.answers = [BUSY]
@@ -332,9 +356,11 @@ def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standi
 
 def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> None:
     """An id or a name that is not there is refused, and nothing is done."""
-    for asked in ({"ids": ["msg_0"], "endpoint": None}, {"ids": [], "endpoint": "nobody"}):
-        with pytest.raises(webhooks.UnknownDelivery):
-            rig.portal.call(lambda asked=asked: rig.account.webhooks.retry(**asked))
+    retry = rig.account.webhooks.retry
+    with pytest.raises(webhooks.UnknownDelivery, match="no delivery msg_0"):
+        rig.portal.call(lambda: retry(ids=["msg_0"], endpoint=None))
+    with pytest.raises(webhooks.UnknownDelivery, match="no endpoint nobody: there are site"):
+        rig.portal.call(lambda: retry(ids=[], endpoint="nobody"))
 
 
 def test_deliveries_pile_up_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
