@@ -127,8 +127,8 @@ def test_migrations_and_queries_do_not_disagree_about_a_column(tmp_path: Path) -
     engine.dispose()
     assert shape(migrated) == shape(declared)
     assert set(shape(migrated)) == set(schema.metadata.tables)
-    counted = "SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'"
-    assert sql(migrated, counted) == sql(declared, counted) == [("syncd_changes",)]
+    counted = "SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%' ORDER BY name"
+    assert sql(migrated, counted) == sql(declared, counted) == [("syncd_changes",), ("syncd_deliveries",)]
 
 
 def test_a_readers_place_in_the_feed_is_never_given_out_twice(path: Path) -> None:
@@ -219,7 +219,7 @@ def test_an_upgrade_loses_something(path: Path) -> None:
     del before["syncd_suspects"]  # which are absences now
     for table, rows in before.items():
         assert [{name: row[name] for name in rows[0]} for row in after[table]] == rows
-    assert after.keys() - before.keys() == {"syncd_reads", "syncd_absences"}
+    assert after.keys() - before.keys() == {"syncd_reads", "syncd_absences", "syncd_deliveries"}
     assert (after["syncd_reads"], len(after["syncd_absences"])) == ([], 1)
     assert sql(path, f"SELECT version_num FROM {VERSION_TABLE}") == [(schema.REVISION,)]
     assert sql(path, "SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY name") == [
