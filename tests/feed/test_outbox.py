@@ -184,3 +184,16 @@ def test_a_change_that_was_not_made_is_told(
     assert told(rig, "event.changed", "event.full") == []
     rig.run()
     assert len(told(rig, "event.full")) == 1
+
+
+def test_a_run_that_was_killed_is_told_to_nobody(rig: Rig) -> None:
+    """A run that an earlier process left unfinished is told as failed by the next, and that it is over."""
+    rig.run()
+    cut = rig.run()
+    rig.sql("UPDATE syncd_runs SET state = 'running', outcome = NULL WHERE id = ?", cut.id)
+    rig.restart()
+    rig.run()
+    failed, recovered = told(rig, "run.failed", "run.recovered")
+    assert (failed["type"], failed["data"]["id"]) == ("run.failed", cut.id)
+    assert failed["data"]["errors"][0]["kind"] == "interrupted"
+    assert recovered["type"] == "run.recovered"
