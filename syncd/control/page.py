@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, Response
 from syncd import text
 from syncd.account.status import Status
 from syncd.control.gate import objection
+from syncd.control.openapi import HTML, described
 from syncd.errors import StoreError
 from syncd.feed.publish import TargetState
 from syncd.model import Doubt, Json, Run
@@ -81,6 +82,18 @@ class Page:
         self._token = token
         self._start = start
 
+    @described(
+        "The page for people; `run` is one that it asked for, `only=now` leaves out what the database tells.",
+        media=HTML,
+        query={"run": {"type": "string"}, "only": {"type": "string"}},
+    )
+    @described(
+        "Ask for a run by the page's form, and lead back to the page.",
+        method="POST",
+        status=303,
+        media=HTML,
+        refused=(403, 409, 413),
+    )
     async def answer(self, request: Request) -> Response:
         """Show the page; a POST asks for a run and leads back to the page, which then tells of it."""
         if request.method != "POST":

@@ -153,15 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
     _take_events(command, "only this event; may be repeated")
     command.add_argument("--join", action="store_true", help="accept a run in progress instead of a new one")
     _take_patience(command)
-    command = add("history", history, "Show the latest runs, newest first.")
-    command.add_argument(
-        "-n", metavar="N", dest="limit", type=_limit, default=20, help="how many runs, 1 to 1000 (20)"
-    )
-    command = add("events", events, "Show live events and the places left.")
-    command.add_argument("--all", action="store_true", help="ended and vanished events too")
-    kind = command.add_mutually_exclusive_group()
-    kind.add_argument("--full", action="store_true", help="only those that are full")
-    kind.add_argument("--free", action="store_true", help="only those with places left that are not over")
+    _take_limit(add("history", history, "Show the latest runs, newest first."))
+    _take_kinds(add("events", events, "Show live events and the places left."))
     add("watch", watch, "Show all that live: health, the run in progress, latest runs, places left.")
     add("doubts", doubts, "Show what is absent upstream and not believed gone yet, and what that waits for.")
     add("publish", publish, "Show the site's own tables that are kept true, and how that goes.")
@@ -188,6 +181,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _take_events(command: argparse.ArgumentParser, help_: str) -> None:
     command.add_argument("--event", metavar="ID", type=_event_id, action="append", default=[], help=help_)
+
+
+def _take_limit(command: argparse.ArgumentParser) -> None:
+    help_ = "how many runs, 1 to 1000 (20)"
+    command.add_argument("-n", metavar="N", dest="limit", type=_limit, default=20, help=help_)
+
+
+def _take_kinds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--all", action="store_true", help="ended and vanished events too")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--full", action="store_true", help="only those that are full")
+    kind.add_argument("--free", action="store_true", help="only those with places left that are not over")
 
 
 def _take_patience(command: argparse.ArgumentParser) -> None:
