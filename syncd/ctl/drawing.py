@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from textwrap import wrap
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -28,6 +29,8 @@ RUN_ROWS = 4
 """So many runs are listed where they stand above the events: the sparkline tells of the others."""
 SMALL = 19
 """So many lines are left for both on 24 lines, with two on the daemon."""
+NAMED = 14
+"""So many columns of a line on the daemon are its frame and the name of its subject."""
 BARRED = 90
 """From so many columns on there is room for a bar of the places taken, of this length."""
 BAR = 20
@@ -69,7 +72,9 @@ class _Drawing:
                 Layout(self.events(left_over - 3, self.width - half)),
             )
         else:
-            rows = max(min(RUN_ROWS + (left_over - SMALL) // 3, len(self.seen.runs)), 1)
+            without_events = left_over - max(len(self.seen.events), 1) - 6  # the frames, and two headings
+            rows = max(RUN_ROWS + (left_over - SMALL) // 3, without_events)
+            rows = max(min(rows, len(self.seen.runs)), 1)
             body.split_column(
                 Layout(self.runs(rows, self.width), size=rows + 3),
                 Layout(self.events(left_over - rows - 6, self.width)),
@@ -106,7 +111,8 @@ class _Drawing:
             colour = COLOURS.get(status["health"], "")
             lines.append(self.line("health", text.plain(status["health_reason"]), colour))
         if found := hint(status):
-            lines.append(self.line("hint", found))
+            parts = wrap(found, max(self.width - NAMED, 1))
+            lines += [self.line("" if number else "hint", part) for number, part in enumerate(parts)]
         lines.append(self.line("next run", *self.next_run()))
         lines.append(self.current_run() if status["current_run"] else self.last_run())
         lines += [self.line(name, said, "yellow") for name, said in self.notes()]

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 JOURNAL = "`journalctl -u syncd -p warning` tells more"
 HINTS = {
-    "doubted": "`syncctl doubts` shows what is absent; `syncctl accept` says that it is gone",
+    "doubted": "`syncctl doubts` shows what is absent, `syncctl accept` says it is gone",
     "database": "`syncd check` tells what is wrong with the database",
     "restricted": "give the key the right to all events, on Billetweb's API page",
     "timeout": "raise sync.run_timeout, then `syncctl reload`",
-    "unreadable": f"{JOURNAL}; the columns keep what they had",
+    "unreadable": JOURNAL,
 }
-"""What mends a run that did not end well, by the kind of its first error."""
+"""What mends a run that did not end well, by the kind of its first error. Each fits 80 columns."""
 
 
 def status_panel(status: Json, now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
@@ -71,15 +71,15 @@ def hint(status: Json) -> str:
     if status["health"] == "ok":
         return ""
     if status.get("skipping") == "credentials":
-        return "put a good key in place, then `systemctl restart syncd`; is it good? `syncctl run-now`"
+        return "replace the key, `systemctl restart syncd`; try it: `syncctl run-now`"
     if status["state"] == "paused":
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]
     if run is None:
-        return f"`syncctl run-now` asks for a run; {JOURNAL}"
+        return "`syncctl run-now` tries now, `journalctl -u syncd -p warning` tells more"
     if run["outcome"] in ("partial", "failed"):
         kind = run["errors"][0]["kind"] if run["errors"] else ""
-        return HINTS.get(kind, f"`syncctl history` shows errors; {JOURNAL}")
+        return HINTS.get(kind, "`syncctl history` lists errors; `journalctl -u syncd -p warning`")
     return "`syncctl run-now` asks for a run now"
 
 
@@ -159,7 +159,7 @@ def _freshness(status: Json) -> str:
     told += f"oldest figure {format_duration(age_s)} old"
     if budget:
         told += f", limit {format_duration(budget['refresh_s'])}"
-        told += f"; {budget['waiting']} more to read" if budget["waiting"] else ""
+        told += f"; {budget['waiting']} more to read" if budget["waiting"] and not unread else ""
     return told
 
 

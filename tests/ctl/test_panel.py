@@ -94,7 +94,7 @@ def test_a_bad_health_has_no_way_out() -> None:
     assert panel(degraded(ERROR))[:5] == [
         "! degraded  syncd 0.3.0, up 3 d 4 h, a run every 15 min",
         "  the last run ended partial",
-        "  hint: `syncctl history` shows errors; `journalctl -u syncd -p warning` tells more",
+        "  hint: `syncctl history` lists errors; `journalctl -u syncd -p warning`",
         "",
         "last run     #43 partial, 2 min ago: 11 events, 1 failed, 1 change, in 3.2 s",
     ]
@@ -108,6 +108,8 @@ def test_a_bad_health_has_no_way_out() -> None:
         (degraded(ERROR | {"kind": "doubted"}), "syncctl accept"),
         (degraded(ERROR | {"kind": "database"}), "syncd check"),
         (degraded(ERROR | {"kind": "timeout"}), "syncctl reload"),
+        (degraded(ERROR | {"kind": "unreadable"}), "journalctl -u syncd -p warning"),
+        (degraded(ERROR | {"kind": "restricted"}), ""),
         (degraded(), "syncctl history"),
         (degraded(**PAUSED), "syncctl resume"),
         ({"health": "degraded", "last_run": None}, "syncctl run-now"),
@@ -117,7 +119,8 @@ def test_a_bad_health_has_no_way_out() -> None:
 def test_a_hint_names_no_command(changes: dict[str, Any], command: str | None) -> None:
     """The hint is the command that mends just this; where health is ok there is none."""
     found = hint(STATUS | changes)
-    assert (f"`{command}`" in found) if command else not found
+    assert (not found) if command is None else (f"`{command}`" in found if command else found)
+    assert len(f"  hint: {found}") <= 80
 
 
 def test_a_pause_passes_for_an_illness() -> None:

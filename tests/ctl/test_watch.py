@@ -351,7 +351,7 @@ def a_sight(**changes: Any) -> Seen:
         "health": "degraded",
         "health_reason": "the last run ended partial",
         "last_error": "event 9: no answer",
-        "last_run": ENDED | {"outcome": "partial", "errors": [ERROR]},
+        "last_run": ENDED | {"outcome": "partial", "errors": [ERROR | {"kind": "doubted"}]},
         "doubts": 2,
         "webhooks": {"endpoints": 2, "pending": 4, "parked": 3},
         "publish": {"targets": 2, "failing": 1},
@@ -386,6 +386,8 @@ def test_what_is_to_be_looked_at_has_no_line() -> None:
     for part in (
         "! degraded  syncd ",
         "health    the last run ended partial",
+        "hint      `syncctl doubts` shows what is absent, `syncctl accept` says it is",
+        "│           gone  ",
         "last run  #43 ! partial, 1 min 57 s ago, in 3.2 s: event 9: no answer",
         "doubts    2 doubts: see `syncctl doubts`",
         "webhooks  3 parked, 4 pending: see `syncctl webhooks`",
@@ -421,6 +423,13 @@ def test_the_last_event_has_no_room() -> None:
     assert any(re.search(r"and \d\d more: `syncctl events`", line) for line in small)
     assert sum("Fête du pain" in line for line in large) == 30
     assert any("▼ 2" in line for line in large)
+
+
+def test_few_events_leave_the_screen_empty() -> None:
+    """What the events do not need of a small screen shows more runs."""
+    runs = a_sight().runs
+    shown = "\n".join(lines_of(Seen(STATUS, runs, [EVENT] * 3), 80, 24))
+    assert re.findall(r"#(\d+) ", shown)[1:] == [str(number) for number in range(43, 33, -1)]
 
 
 def test_a_name_cannot_drive_the_screen() -> None:
