@@ -36,12 +36,16 @@ def runs_table(runs: Iterable[Json], now: datetime, width: int | None = text.USU
     if not rows:
         return "No runs yet."
     headers = ("id", "started", "why", "outcome", "took", "synced", "changes", "requests")
-    lines = text.table(headers, rows, width=width).split("\n")
-    shown = [lines[0]]
-    for run, line in zip(runs, lines[1:], strict=True):
-        shown.append(line)
-        if run["errors"]:
-            shown.append(text.clip(f"    {text.error_line(run['errors'][0])}", width))
+    errors = [text.error_line(run["errors"][0]) if run["errors"] else "" for run in runs]
+    return _with_lines_below(text.table(headers, rows, width=width), errors, width)
+
+
+def _with_lines_below(table: str, below: Sequence[str], width: int | None) -> str:
+    """Return a table with a line below each row for which there is one."""
+    head, *lines = table.split("\n")
+    shown = [head]
+    for line, more in zip(lines, below, strict=True):
+        shown += [line, text.clip(f"    {more}", width)] if more else [line]
     return "\n".join(shown)
 
 
@@ -117,21 +121,30 @@ def webhooks_table(answer: Json, now: datetime, width: int | None = text.USUAL_W
         return "Nobody is told: there is no [[webhooks]] in the configuration."
     headers = ("endpoint", "host", "waiting", "parked", "last delivered", "last error")
     shown = text.table(headers, endpoints, width=width)
+    waiting = answer["deliveries"]
+    if not waiting:
+        return shown
     rows = [
         (
             each["id"],
             each["endpoint"],
             each["type"],
             each["event_id"],
-            short_time(each["created_at"], now),
-            each["attempts"],
-            "parked" if each["state"] == "parked" else f"next {text.moment(each['next_at'], now)}",
-            each["error"],
+            "parked" if each["state"] == "parked" else text.moment(each["next_at"], now),
         )
-        for each in answer["deliveries"]
+        for each in waiting
     ]
-    of_each = ("delivery", "endpoint", "type", "event", "since", "tried", "state", "last error")
-    return f"{shown}\n\n{text.table(of_each, rows, width=width)}" if rows else shown
+    table = text.table(("delivery", "endpoint", "type", "event", "next"), rows, width=width)
+    return f"{shown}\n\n{_with_lines_below(table, [_tried(each, now) for each in waiting], width)}"
+
+
+def _tried(delivery: Json, now: datetime) -> str:
+    """Return how a delivery fared so far, "" where it was not tried yet."""
+    if not delivery["attempts"]:
+        return ""
+    times = text.count(delivery["attempts"], "attempt")
+    error = text.plain(delivery["error"] or "")
+    return f"{times} since {short_time(delivery['created_at'], now)}: {error}"
 
 
 def _scope(doubt: Json) -> str:
