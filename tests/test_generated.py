@@ -85,6 +85,7 @@ def test_committed_file_stale(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow("compares pages of a stale copy")
 def test_check_blind(tmp_path: Path) -> None:
     """The generator writes its files beside itself; --check names one that was changed, and leaves it."""
     copy = tmp_path / "systemd/generate.py"

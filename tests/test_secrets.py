@@ -64,7 +64,13 @@ def everything_said(daemon: DaemonProcess) -> dict[str, bytes]:
     return said
 
 
-@pytest.mark.parametrize(("form", "faults"), [("text", list(FAULTS)), ("json", list(FAULTS)[:2])])
+@pytest.mark.parametrize(
+    ("form", "faults"),
+    [
+        ("text", list(FAULTS)),
+        pytest.param("json", list(FAULTS)[:2], marks=pytest.mark.slow("a daemon and all its faults again")),
+    ],
+)
 def test_key_in_what_is_said(
     home: Path, standin: StandIn, base_url: str, form: str, faults: list[str]
 ) -> None:
@@ -105,6 +111,7 @@ def test_new_key_after_reload_in_what_is_said(home: Path, base_url: str, standin
     assert {place: leaks(content) for place, content in said.items() if leaks(content)} == {}
 
 
+@pytest.mark.slow("a process for each fault")
 def test_key_in_what_once_and_check_print(home: Path, standin: StandIn) -> None:
     """Nor does it get out by the commands without a daemon, refused connections included."""
     with serving(standin) as base_url:

@@ -13,6 +13,7 @@ from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
 from support.processes import DaemonProcess, syncd, write_config
 from support.real_databases import allow, query, refuse, url_at
+from support.variants import mostly_slow
 
 from syncd.account.account import Account
 from syncd.config import Config, Secret
@@ -719,7 +720,9 @@ def test_status_after_a_restart_knows_nothing(make_config: MakeConfig, standin: 
 # --- no state in memory: fresh processes
 
 
-@pytest.mark.parametrize("case", ["too many calls", "challenge", "refused key"])
+@pytest.mark.parametrize(
+    "case", mostly_slow(["refused key", "too many calls", "challenge"], "each starts ten processes")
+)
 def test_a_timer_sends_what_billetweb_asked_not_to(
     home: Path, standin: StandIn, base_url: str, case: str
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import stamina
 from support.clients import KEY, NOW, client_of
+from support.variants import mostly_slow
 
 from syncd.billetweb import body as answers
 from syncd.billetweb import client as billetweb
@@ -96,6 +97,7 @@ def failure_of(base_url: str, cost: Cost | None = None) -> BilletwebError:
         tracemalloc.stop()
 
 
+@pytest.mark.slow("unpacks much")
 @pytest.mark.parametrize(
     "coding",
     [
@@ -183,7 +185,7 @@ HARMFUL = {
 }
 
 
-@pytest.mark.parametrize("case", HARMFUL)
+@pytest.mark.parametrize("case", mostly_slow(HARMFUL, "each unpacks 60 MiB, traced", always=3))
 def test_small_answer_fills_the_memory_and_the_loop(
     account: StandIn, base_url: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.processes import SYNCD, DaemonProcess, environment, syncd, write_config
 from support.real_databases import query, url_at
+from support.variants import mostly_slow
 
 from syncd import __version__
 from syncd.cli.main import main
@@ -282,7 +283,10 @@ def unprivileged(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.sqlite_only("about files")
-@pytest.mark.parametrize("tail", [*ODD_PATHS, "/dev/null", "/dev/zero", "/proc/x"])
+@pytest.mark.parametrize(
+    "tail",
+    mostly_slow([*ODD_PATHS, "/dev/null", "/dev/zero", "/proc/x"], "each starts two processes", always=2),
+)
 @pytest.mark.parametrize("key", ["key_file", "url", "socket"])
 def test_path_of_a_setting_is_a_traceback(home: Path, base_url: str, odd: Path, tail: str, key: str) -> None:
     """Whatever stands at a path of the settings, `check` and `once` say in one line that it is no good."""

@@ -26,6 +26,7 @@ from syncd.standin.server import StandIn
 from syncd.standin.world import number
 
 
+@pytest.mark.slow("an hour of the demo")
 def test_demo_left_alone_outgrows_its_ceiling() -> None:
     """However long the sales go on, six runs a minute stay below the ceiling of requests."""
     standin = StandIn(events=6, seed=1)

@@ -80,6 +80,7 @@ def passed_to(given: socket.socket, *command: str, **environ: str) -> subprocess
 # --- serving it
 
 
+@pytest.mark.slow("waits for the look at the socket")
 def test_socket_of_systemd_is_made_anew_or_removed(
     home: Path, base_url: str, listening: socket.socket
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import PATIENCE_S, SYNCD, DaemonProcess, asked, eventually
+from support.variants import mostly_slow
 
 from syncd.standin.server import StandIn, hang, raw
 
@@ -48,7 +49,11 @@ def daemon(home: Path, base_url: str) -> Iterator[DaemonProcess]:
 
 
 @pytest.mark.parametrize("rows", [40_000, MILLION])
-@pytest.mark.parametrize("row", [b"{}", b"null", b'{"id":"x","name":"\\u00e9"}'], ids=bytes.decode)
+@pytest.mark.parametrize(
+    "row",
+    mostly_slow([b"{}", b"null", b'{"id":"x","name":"\\u00e9"}'], "each keeps a daemon busy"),
+    ids=bytes.decode,
+)
 def test_a_million_empty_rows_hold_the_daemon_up(
     daemon: DaemonProcess, standin: StandIn, rows: int, row: bytes
 ) -> None:
@@ -82,7 +87,7 @@ def test_stop_waits_for_a_harmful_answer(daemon: DaemonProcess, standin: StandIn
     assert "ending at once" not in daemon.log
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", mostly_slow(WAYS, "each waits for the guard"))
 @pytest.mark.parametrize("again", [False, True], ids=["one signal", "two signals"])
 def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, again: bool) -> None:
     """A signal ends a process whose event loop is blocked in the time of a stop, a second one at once."""
@@ -121,7 +126,11 @@ def silent(daemon: DaemonProcess, count: int, *, begin: bytes = b"") -> Iterator
         yield found
 
 
-@pytest.mark.parametrize("begin", [b"", b"GET /v1/status HTTP/1.1\r\nHo"], ids=["nothing", "half"])
+@pytest.mark.parametrize(
+    "begin",
+    mostly_slow([b"", b"GET /v1/status HTTP/1.1\r\nHo"], "a thousand connections"),
+    ids=["nothing", "half"],
+)
 def test_silent_peers_starve_the_daemon(home: Path, base_url: str, standin: StandIn, begin: bytes) -> None:
     """More connections that say nothing than there are files cost neither a status nor a run, nor the log."""
     daemon = DaemonProcess(home, base_url, {"sync": {"interval": "10s"}})

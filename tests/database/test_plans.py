@@ -286,6 +286,7 @@ def test_the_same_answer_is_written_again(mirror: Mirror, found: list[Read]) -> 
     assert (run.kinds, run.doubted) == ({}, [])
 
 
+@pytest.mark.slow("many plans, each written")
 @given(reads(1))
 @properties
 def test_empty_answers_change_something(mirror: Mirror, found: list[Read]) -> None:
@@ -311,6 +312,7 @@ class Lacked(msgspec.Struct):
     since: datetime
 
 
+@pytest.mark.slow("many plans, each written")
 @given(reads(6))
 @properties
 def test_a_row_vanishes_that_should_stay_or_stays_that_should_vanish(

@@ -35,6 +35,7 @@ def imported(config: Config, base_url: str) -> float:
     return peak_mib
 
 
+@pytest.mark.slow("thousands of places")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "many", [30, pytest.param(200, marks=pytest.mark.slow("100,000 places take most of a minute"))]

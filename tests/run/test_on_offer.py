@@ -94,6 +94,7 @@ async def shown(rig: Rig) -> list[dict[str, object]]:
     return await rig.account.events(ended_too=False)
 
 
+@pytest.mark.slow("many runs")
 def test_old_series_make_an_account_take_turns(make_config: MakeConfig, instant_retries: None) -> None:
     """25 events without a date keep no other from being read in every run, and get what is left."""
     standin = StandIn(events=30, calls_per_minute=None)

@@ -8,6 +8,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
 from support.events import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
+from support.variants import mostly_slow
 
 from syncd.config import Config
 from syncd.database import rows
@@ -335,9 +336,7 @@ def sixty(make_config: MakeConfig, instant_retries: None) -> Iterator[tuple[Stan
         yield account, structs.replace(config, billetweb=structs.replace(config.billetweb, base_url=url))
 
 
-@pytest.mark.parametrize(
-    "how", ["daemon", pytest.param("daemon, in full", marks=pytest.mark.slow("many full runs")), "once"]
-)
+@pytest.mark.parametrize("how", mostly_slow(["once", "daemon", "daemon, in full"], "many runs"))
 def test_a_lasting_fault_wears_the_mirror_down(sixty: tuple[StandIn, Config], how: str) -> None:
     """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
     account, config = sixty
@@ -357,6 +356,7 @@ def test_a_lasting_fault_wears_the_mirror_down(sixty: tuple[StandIn, Config], ho
     assert all(run.outcome in ("partial", "failed") for run in runs[1:])
 
 
+@pytest.mark.slow("many runs")
 @pytest.mark.parametrize("once", [False, True], ids=["daemon", "once"])
 def test_events_that_fail_for_ever_take_more_than_their_turn(
     config: Config, standin: StandIn, instant_retries: None, once: bool
@@ -411,6 +411,7 @@ def test_what_sold_is_read_again_after_a_restart(config: Config, standin: StandI
         assert asked(standin, "avail")[0] != CONCERT
 
 
+@pytest.mark.slow("many runs")
 def test_accepting_takes_longer_than_a_run(minute: Config, instant_retries: None) -> None:
     """Of more events than fit, one run settles some, says how many are left, and the next goes on."""
     account = StandIn(events=30, calls_per_minute=None)

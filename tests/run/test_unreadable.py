@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from support.events import CONCERT, FESTIVAL, OUTING, kinds
+from support.variants import mostly_slow
 
 from syncd.database import rows
 from syncd.mirror.diff import KINDS
@@ -107,7 +108,7 @@ def account_wide(fields: Row) -> Fault:
     return with_rows(lambda rows: [row | fields for row in rows])
 
 
-@pytest.mark.parametrize("mode", ["minimal", "full"])
+@pytest.mark.parametrize("mode", mostly_slow(["full", "minimal"], "each takes five runs"))
 @pytest.mark.parametrize(
     "fields",
     [{"event_tags": "concert, pain"}, {"novelty": {"a": 1}}, {"event_novelty": "x", "tags": []}],
