@@ -12,10 +12,8 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +25,7 @@ from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
 from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside
 from syncd.errors import AuthError, ConfigError, RestrictedError
+from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode
 from syncd.run.listing import is_live
@@ -268,27 +267,15 @@ def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
 
 def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
     """Put a file in place, whole; for the group too where this is root and there is that group."""
+    gid = _group(group) if group is not None and os.geteuid() == 0 else None
     try:
         if not path.parent.exists():
             path.parent.mkdir(parents=True, mode=0o700 if path.name == KEY_NAME else 0o755)
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise ConfigError([f"{path} is there and no regular file: nothing was written to it"])
-        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - of what is open
-                file.write(text)
-                if group is not None and os.geteuid() == 0 and (gid := _group(group)) is not None:
-                    os.fchown(descriptor, 0, gid)
-                    os.fchmod(descriptor, mode)
-                else:
-                    os.fchmod(descriptor, mode & 0o700)
-                file.flush()
-                os.fsync(descriptor)
-            Path(fresh).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(fresh).unlink()
-            raise
+        replace(path, text.encode(), mode if gid is not None else mode & 0o700)
+        if gid is not None:
+            os.chown(path, 0, gid)
+    except NotReplaced as error:
+        raise ConfigError([f"cannot write {path}: {error}"]) from None
     except OSError as error:
         hint = "; run it as root, or give --config a path of your own" if error.errno == errno.EACCES else ""
         raise ConfigError([f"cannot write {path}: {error.strerror}{hint}"]) from None
