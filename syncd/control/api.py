@@ -110,7 +110,7 @@ class AcceptRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RetryRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/webhooks/retry`: these deliveries, or all that wait for an endpoint."""
+    """The body of `POST /v1/webhooks/retry`: these deliveries, and all that wait for an endpoint."""
 
     ids: list[str] = field(default_factory=list)
     endpoint: str | None = None
@@ -255,9 +255,10 @@ class _Routes:
     async def retry(self, request: Request) -> Response:
         """Answer with how many deliveries are sent again."""
         asked = await _body(request, RetryRequest)
-        if bool(asked.ids) == (asked.endpoint is not None):
-            raise Refusal(400, "bad_request", "name deliveries in ids, or an endpoint")
-        return _json({"retried": await self._verbs.retry(ids=asked.ids, endpoint=asked.endpoint)})
+        retried = await self._verbs.retry(ids=asked.ids, endpoint=None) if asked.ids else 0
+        if asked.endpoint is not None:
+            retried += await self._verbs.retry(ids=[], endpoint=asked.endpoint)
+        return _json({"retried": retried})
 
     @described(
         "A run; with `wait` as soon as it has ended or so many seconds are over.",

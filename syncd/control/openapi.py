@@ -77,7 +77,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     summary: str
     answer: Any
     status: int
-    media: str
+    media: str | None
     body: type[Struct] | None
     query: Mapping[str, Json]
     refused: tuple[int, ...]
@@ -90,7 +90,7 @@ def described(
     answer: Any = str,
     method: Method = "GET",
     status: int = 200,
-    media: str = JSON,
+    media: str | None = JSON,
     body: type[Struct] | None = None,
     query: Mapping[str, Json] | None = None,
     refused: tuple[int, ...] = (),
@@ -99,7 +99,8 @@ def described(
     """Return what notes with a handler what it does for a method.
 
     `answer` is the type of the answer, or a dict of those of its fields; `query` has the schemas of
-    parameters, `refused` the statuses of errors, `also` other statuses with an answer of the same media type.
+    parameters, `refused` the statuses of errors, `also` other statuses with an answer of the same media type;
+    `media` None is for an answer without a body.
     """
     operation = Operation(
         summary=summary,
@@ -168,12 +169,12 @@ def _described(path: str, operation: Operation) -> Json:
     return found
 
 
-def _response(text: str, media: str, schema: Json) -> Json:
-    return {
+def _response(text: str, media: str | None, schema: Json) -> Json:
+    told: Json = {
         "description": text,
         "headers": {"Syncd-Version": {"$ref": "#/components/headers/Syncd-Version"}},
-        "content": {media: {"schema": schema}},
     }
+    return told if media is None else told | {"content": {media: {"schema": schema}}}
 
 
 def _schema(kind: Any) -> Json:

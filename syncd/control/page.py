@@ -91,7 +91,7 @@ class Page:
         "Ask for a run by the page's form, and lead back to the page.",
         method="POST",
         status=303,
-        media=HTML,
+        media=None,
         refused=(403, 409, 413),
     )
     async def answer(self, request: Request) -> Response:
