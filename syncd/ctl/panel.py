@@ -187,7 +187,8 @@ def _webhooks(status: Json) -> str:
     if not webhooks["endpoints"]:
         return ""
     parked = f", {webhooks['parked']} parked: see `syncctl webhooks`" if webhooks["parked"] else ""
-    return f"{count(webhooks['endpoints'], 'endpoint')}, {webhooks['pending']} pending{parked}"
+    waiting = f", {webhooks['pending']} waiting" if webhooks["pending"] else ""
+    return f"{count(webhooks['endpoints'], 'endpoint')}{waiting}{parked}"
 
 
 def _feeds(status: Json) -> str:

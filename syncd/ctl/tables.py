@@ -130,21 +130,21 @@ def webhooks_table(answer: Json, now: datetime, width: int | None = text.USUAL_W
             each["endpoint"],
             each["type"],
             each["event_id"],
-            "parked" if each["state"] == "parked" else text.moment(each["next_at"], now),
+            each["state"],
         )
         for each in waiting
     ]
-    table = text.table(("delivery", "endpoint", "type", "event", "next"), rows, width=width)
+    table = text.table(("delivery", "endpoint", "type", "event", "state"), rows, width=width)
     return f"{shown}\n\n{_with_lines_below(table, [_tried(each, now) for each in waiting], width)}"
 
 
 def _tried(delivery: Json, now: datetime) -> str:
-    """Return how a delivery fared so far, "" where it was not tried yet."""
+    """Return how a delivery fared so far and when it is sent again, "" where it was not tried yet."""
     if not delivery["attempts"]:
         return ""
-    times = text.count(delivery["attempts"], "attempt")
-    error = text.plain(delivery["error"] or "")
-    return f"{times} since {short_time(delivery['created_at'], now)}: {error}"
+    tried = f"{text.count(delivery['attempts'], 'attempt')} since {short_time(delivery['created_at'], now)}"
+    again = f"; again {text.moment(delivery['next_at'], now)}" if delivery["next_at"] else ""
+    return f"{tried}: {text.plain(delivery['error'] or '')}{again}"
 
 
 def _scope(doubt: Json) -> str:

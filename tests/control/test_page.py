@@ -183,7 +183,7 @@ PLACES: dict[str, Json] = {
 @pytest.mark.parametrize("words", PLACES)
 def test_places_are_told_wrongly(words: str) -> None:
     """The words say how many places are left, of how many, and whether that is known or limited at all."""
-    read, _ = got(Shown(PLACES[words]))
+    read, _ = got(Shown(PLACES[words] | {"availability_at": datetime.now(UTC)}))
     assert f" {words} read just now" in read.text
     kinds = {"full", "few", "some", "unlimited", "unknown"}
     (shown,) = [kind for tag, each in read.elements if tag == "li" and (kind := each.get("class")) in kinds]

@@ -113,7 +113,7 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
             "\nformation: no event has the key old-1, old-2 and 10 more\nformation: 1 row of vanished",
         ),
         ("webhooks", "site      example.org        1       0  "),
-        ("webhooks", "\n    2 attempts since May 08 10:00: HTTP 503\n"),
+        ("webhooks", "\n    2 attempts since May 08 10:00: HTTP 503; again in "),
         ("webhooks retry msg_7f", "Sent again: 2.\n"),
         ("accept", "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n"),
         ("accept --no-wait", "Run 43 is queued"),

@@ -334,7 +334,8 @@ def test_status_waits_for_run_or_database(daemon: DaemonProcess, standin: StandI
     in_mid_run(daemon, standin)
     for target in ("/v1/status", "/healthz", "/metrics"):
         assert daemon.ask("GET", target)[0] == 200  # it hangs where it waits for the run
-    assert daemon.status()["current_run"]["progress"] == {"phase": "events", "done": 0, "total": 3}
+    progress = daemon.status()["current_run"]["progress"]
+    assert progress == {"phase": "events", "done": 0, "total": 3, "waits_for": None, "waits_until": None}
     with locked(daemon.database):
         standin.heal()
         began = time.monotonic()
