@@ -14,7 +14,10 @@ from support.processes import SYNCCTL, DaemonProcess, environment, eventually, s
 
 from syncd.standin.server import StandIn, hang, serving
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT),
+    pytest.mark.slow("a browser for each"),
+]
 
 HOSTILE = (
     "<script>document.title = 'harm'</script>",

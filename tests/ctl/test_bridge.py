@@ -262,6 +262,7 @@ def test_a_browser_that_leaves_is_complained_of(bridge: Bridge, daemon: Daemon, 
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow("many connections")
 def test_another_user_fills_the_memory(bridge: Bridge, daemon: Daemon) -> None:
     """Of those who connect and say nothing only so many are waited for; there is room again when they go."""
     path, cookie = visit(bridge)

@@ -21,6 +21,8 @@ NO_RUN: Tables = {"sync": {"run_on_start": False}}
 EXTEND = "EXTEND_TIMEOUT_USEC=10000000"
 _MORTAL = """
 import asyncio, signal, sys, syncd.cli.main, syncd.account.schedule
+
+pytestmark = pytest.mark.slow("each waits for a slow start or stop")
 start = syncd.account.schedule.Schedule.start
 
 def mortal(self, *of):
@@ -122,7 +124,6 @@ def migrated(url: str) -> None:
     database.close()
 
 
-@pytest.mark.slow("a long migration, in a process")
 def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
     """A migration asks for more time each second; a stop rolls it back in time, and begins nothing."""
     url = url_at(home / "syncd.db")
@@ -145,7 +146,6 @@ def test_long_migration_is_cut_short(home: Path, base_url: str) -> None:
         assert daemon.ran()["last_run"]["outcome"] == "ok"
 
 
-@pytest.mark.slow("waits for a slow start")
 @pytest.mark.sqlite_only("nothing but the lock of another syncd holds up an opening")
 def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin: StandIn) -> None:
     """Stopped while it waits for another's lock, it asks for no time, comes not up and begins no run."""
@@ -160,7 +160,6 @@ def test_stop_during_the_opening_starts_a_run(home: Path, base_url: str, standin
     assert standin.requests == []
 
 
-@pytest.mark.slow("waits for a slow start")
 @pytest.mark.sqlite_only("nothing but the lock of another syncd holds up an opening")
 def test_reload_during_the_opening_is_ready_too_early(home: Path, base_url: str) -> None:
     """A SIGHUP that comes before it is up waits until then; systemd hears READY when that is true."""

@@ -38,6 +38,7 @@ def failing(daemon: DaemonProcess) -> int:
     return number
 
 
+@pytest.mark.slow("a daemon for each way")
 def test_site_s_table_is_looked_at_by_the_first_sale(
     daemon: DaemonProcess, home: Path, standin: StandIn
 ) -> None:

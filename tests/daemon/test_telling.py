@@ -80,6 +80,7 @@ def test_a_kill_between_record_and_delivery_loses_it(
         got.verified()
 
 
+@pytest.mark.slow("many kills of a process")
 def test_kills_lose_or_change_deliveries(
     home: Path, base_url: str, standin: StandIn, receiver: Receiver
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_reload_tells_nobody_new(home: Path, base_url: str, standin: StandIn, 
         assert "is another one's name already" in daemon.log
 
 
+@pytest.mark.slow("waits for a receiver")
 def test_once_tells_nobody(home: Path, base_url: str, standin: StandIn, receiver: Receiver) -> None:
     """Without the daemon each run sends what is due then, its own and what an earlier one left."""
     config = write_config(home, base_url)
@@ -211,6 +213,7 @@ def test_an_endpoint_that_cannot_be_told_is_good(home: Path, base_url: str) -> N
     assert "canary" not in done.stderr
 
 
+@pytest.mark.slow("a daemon and all that it says")
 def test_a_secret_is_told(home: Path, base_url: str, standin: StandIn) -> None:
     """Neither what signs nor an address's token is in a log, an answer, a metric or the database."""
     process = DaemonProcess(home, base_url, {"sync": {"run_on_start": False}, "log": {"level": "DEBUG"}})
@@ -255,6 +258,7 @@ server.listen(0, "127.0.0.1", () => console.log(server.address().port));
 """
 
 
+@pytest.mark.slow("installs a package for Node")
 @pytest.mark.skipif(shutil.which("npm") is None, reason="Node and npm are not installed")
 def test_a_receiver_in_node_cannot_verify(
     home: Path, base_url: str, standin: StandIn, tmp_path: Path

@@ -94,6 +94,7 @@ def test_change_goes_too_early_or_never(
     assert removed == len(seen) - len(kept)
 
 
+@pytest.mark.slow("many runs")
 @given(
     gaps=st.lists(st.integers(1, KEEP.days - 1), min_size=4, max_size=14),
     wrong=st.integers(1, 12),

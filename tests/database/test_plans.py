@@ -220,6 +220,7 @@ def replay(found: list[Any]) -> dict[str, dict[str, dict[str, Any]]]:
 properties = settings(max_examples=30, deadline=None)
 
 
+@pytest.mark.slow("many plans, each written")
 @given(reads(4))
 @properties
 def test_mirror_feed_and_counts_drift_apart(mirror: Mirror, found: list[Read]) -> None:

@@ -379,6 +379,7 @@ def test_events_that_fail_for_ever_take_more_than_their_turn(
     assert most <= least + 1
 
 
+@pytest.mark.slow("many runs")
 def test_old_changes_of_a_large_account_stay_under_once(minute: Config, instant_retries: None) -> None:
     """Where no run can read everything the turns of many processes are together a whole reading."""
     clock = WaitedFor()
