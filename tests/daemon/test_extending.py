@@ -17,12 +17,12 @@ from syncd.database.engine import Database
 from syncd.errors import StoreError
 from syncd.standin.server import StandIn
 
+pytestmark = pytest.mark.slow("each waits for a slow start or stop")
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 EXTEND = "EXTEND_TIMEOUT_USEC=10000000"
 _MORTAL = """
 import asyncio, signal, sys, syncd.cli.main, syncd.account.schedule
 
-pytestmark = pytest.mark.slow("each waits for a slow start or stop")
 start = syncd.account.schedule.Schedule.start
 
 def mortal(self, *of):
