@@ -294,14 +294,20 @@ def waits(progress: Json, now: datetime) -> str:
     return f"waits {format_duration(math.ceil(left_s))} more: {plain(progress['waits_for'])}"
 
 
+def run_name(run_id: int, named: str = "run {}") -> str:
+    """Return how people call a run: "run 412", or "a new run" until it is on record and has a number."""
+    return named.format(run_id) if run_id > 0 else "a new run"
+
+
 def run_summary(run: Json) -> str:
     """Return a few lines on a Run: what came of it, why it ran, what changed, and a line for each error."""
+    name = run_name(run["id"]).capitalize()
     if run["state"] != "done":
-        return f"Run {run['id']} is {run['state']}; `syncctl history` will show how it ended."
+        return f"{name} is {run['state']}; `syncctl history` will show how it ended."
     by = f" by {run['requested_by']['user']}" if run["requested_by"] else ""
     why = f"{run['trigger']}{by}{', full' if run['full'] else ''}{_consent(run)}"
     lines = [
-        f"Run {run['id']} {paint(run['outcome'])}: {_synced(run)}, in {format_duration(run['duration_s'])}",
+        f"{name} {paint(run['outcome'])}: {_synced(run)}, in {format_duration(run['duration_s'])}",
         f"  {why}; {_changes(run)}; {count(run['requests'], 'request')}",
         *(f"  error: {error_line(error)}" for error in run["errors"]),
     ]
@@ -350,7 +356,12 @@ def _changes(run: Json) -> str:
 
 def error_line(error: Json) -> str:
     """Return an error of a run on one line."""
-    return plain(f"{error['subject']}: {error['message']} ({error['kind']})")
+    return plain(f"{about(error['subject'])}{error['message']} ({error['kind']})")
+
+
+def about(subject: str) -> str:
+    """Return what stands before a sentence on what went wrong: nothing where the whole run is meant."""
+    return "" if subject == "run" else f"{subject}: "
 
 
 def _column(texts: Sequence[str], width: int, to_the_right: bool) -> list[str]:

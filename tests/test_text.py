@@ -338,6 +338,21 @@ def test_a_queued_run_is_not_reported_as_ended() -> None:
     assert queued == "Run 42 is queued; `syncctl history` will show how it ended."
 
 
+@pytest.mark.parametrize("state", ["queued", "done"])
+def test_a_run_without_a_number_shows_a_negative_one(state: str) -> None:
+    """A run that is on no record yet is called a new one."""
+    run = json_of(a_run(id=-1234567890, state=state))
+    assert text.run_summary(run).startswith("A new run ")
+    assert text.run_name(412, "#{}") == "#412"
+
+
+def test_a_run_is_what_went_wrong_in_the_run() -> None:
+    """What concerns the whole run is told as a sentence, without a word for what it concerns."""
+    errors = [RunError("run", "database", "the disk is full"), RunError("event 7", "transport", "no answer")]
+    told = text.run_summary(json_of(a_run(errors=errors))).split("\n")
+    assert told[2:4] == ["  error: the disk is full (database)", "  error: event 7: no answer (transport)"]
+
+
 @pytest.mark.parametrize(
     ("progress", "width", "line"),
     [

@@ -38,6 +38,7 @@ from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
 from syncd.run.runner import Runner
 from syncd.run.work import Work
+from syncd.text import run_name
 from syncd.threads import Background, in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
@@ -335,7 +336,7 @@ class Account:
         try:
             await self._put_on_record(run)
         except StoreError as error:  # it has no lasting id yet, and gets one with its beginning
-            logger.debug("run {} is not on record yet: {}", run.id, error)
+            logger.debug("{} is not on record yet: {}", run_name(run.id), error)
 
     async def _put_on_record(self, run: Run) -> None:
         async with self._recording:
@@ -409,7 +410,7 @@ class Account:
             await in_thread(self.database.checkpoint)  # which readers may have kept from emptying the log
         except StoreError as trouble:
             logger.bind(event="error.database").error(
-                "run {} is not on record yet: {}; tried again with the next run", run.id, trouble
+                "{} is not on record yet: {}; tried again with the next run", run_name(run.id), trouble
             )
         if self.database.is_open and run.outcome != "cancelled":
             await self.publishing.settle(self.database, self.clock.now())

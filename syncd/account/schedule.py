@@ -195,7 +195,7 @@ class Schedule:
             logger.debug("the schedule was stopped while its run was in progress")
         except Exception as error:  # noqa: BLE001  # one slot must not cost those after it
             logger.bind(event="error.internal").opt(exception=error).error(
-                "a scheduled run could not be started: unexpected {}; the next slot tries again",
+                "a scheduled run could not be started: unexpected {}; the next scheduled run tries again",
                 type(error).__name__,
             )
 

@@ -17,6 +17,7 @@ from syncd.feed.publish import PublishStatus
 from syncd.feed.webhooks import WebhooksStatus
 from syncd.mirror.agenda import Increment, Pace
 from syncd.model import UNKNOWN_EVENT, Outcome, Run
+from syncd.text import about
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
@@ -258,7 +259,7 @@ def last_error(run: Run | None) -> str | None:
         return None
     error = run.errors[0]
     more = f" (and {run.errors_total - 1} more)" if run.errors_total > 1 else ""
-    return " ".join(f"{error.subject}: {error.message}{more}".split())
+    return " ".join(f"{about(error.subject)}{error.message}{more}".split())
 
 
 def _minutes(age: timedelta) -> str:

@@ -4,12 +4,12 @@ from datetime import datetime, timedelta
 
 from loguru import logger
 
+from syncd import text
 from syncd.clock import Clock
 from syncd.database import attendees, changes, deliveries, state
 from syncd.database.engine import Database
 from syncd.errors import StoreError
 from syncd.model import AttendeeMode
-from syncd.text import format_duration
 from syncd.threads import in_thread
 
 PRUNE_S = 1.0
@@ -24,7 +24,9 @@ async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
     if erased:
         what = "all that was mirrored" if mode == "none" else "the personal data"
         log = logger.bind(event="attendees.erased", erased=erased)
-        log.warning("{} of {} attendees erased, as sync.attendees is {!r} now", what, erased, mode)
+        log.warning(
+            "{} of {} erased, as sync.attendees is {!r} now", what, text.count(erased, "attendee"), mode
+        )
     if not await database.read(state.get, state.TRACES, bool):
         return
     if await in_thread(database.checkpoint):
@@ -51,6 +53,6 @@ async def prune(database: Database, clock: Clock, keep: timedelta, before_at: da
             "old changes could not be removed: {}; tried again after the next whole reading", error
         )
     if removed:
-        old = format_duration(keep.total_seconds())
+        old = text.format_duration(keep.total_seconds())
         log = logger.bind(event="changes.pruned", removed=removed)
-        log.info("{} changes older than {} removed from the log of changes", removed, old)
+        log.info("{} older than {} removed from the log of changes", text.count(removed, "change"), old)

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from syncd.billetweb.limiter import WINDOW_S
 from syncd.model import Progress, Run
-from syncd.text import ECHO, count, format_duration, progress_line
+from syncd.text import ECHO, count, format_duration, progress_line, run_name
 
 REFRESH_S = 0.25
 """So often the bar is drawn anew: rich's own pace, at which it moves."""
@@ -35,7 +35,7 @@ Show = Callable[[Run], None]
 
 @contextmanager
 def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[Show]:
-    """Give what is called with a run at each of its steps. `per_minute` is the ceiling on its requests.
+    """Give what is called with a run at each of its steps. `per_minute` is the request limit.
 
     `log_to` leads the log to another stream, and with None back to stderr.
     """
@@ -98,8 +98,8 @@ class Teller:
             requests=run.requests,
         )
         figures = _figures(run, now - self._began, self._per_minute)
-        far = f"{progress.done} of {progress.total} events" if progress.total else progress.phase
-        log.info("run {}: {}, {}", run.id, far, figures)
+        far = f"{progress.done} of {count(progress.total, 'event')}" if progress.total else progress.phase
+        log.info("{}: {}, {}", run_name(run.id), far, figures)
 
 
 class _Bar:
@@ -157,8 +157,8 @@ def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:
 def remaining_s(run: Run, elapsed_s: float, per_minute: int) -> float:
     """Return about how long a run's other events will take; 0 while nothing tells that, or none is left.
 
-    By their pace so far, but no less than the ceiling lets their requests take: it lets the first minute's
-    through at once.
+    By their pace so far, but no less than the request limit makes their requests take: it lets those of the
+    first minute through at once.
     """
     progress = run.progress
     if not progress or progress.done < TELLING:

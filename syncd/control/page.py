@@ -184,6 +184,7 @@ def _template() -> "Template":
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"plain": text.plain, "span": text.format_duration, "local": text.local_time}
+    environment.filters |= {"about": text.about, "run_name": text.run_name}
     environment.filters |= {"count": text.count, "address": _address, "places": _places}
     return environment.from_string(_part("page.html"))
 

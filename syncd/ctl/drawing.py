@@ -136,7 +136,7 @@ class _Drawing:
         if not run:
             return self.line("last run", "none yet")
         outcome = run["outcome"]
-        line = self.line("last run", f"#{run['id']} ")
+        line = self.line("last run", f"{text.run_name(run['id'], '#{}')} ")
         line.append(f"{self.mark(outcome)} {outcome}", COLOURS.get(outcome, ""))
         line.append(f", {self.ago(run['finished_at'])}, in {text.format_duration(run['duration_s'])}: ")
         error = self.status["last_error"]
@@ -146,7 +146,9 @@ class _Drawing:
         run = self.status["current_run"]
         progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
         phase, done, total = text.plain(progress["phase"]), progress["done"], progress["total"]
-        line = self.line("running", f"#{run['id']} {run['trigger']}{self.by(run)}: ", "bold")
+        line = self.line(
+            "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{self.by(run)}: ", "bold"
+        )
         if not total:
             return line.append(phase)
         tail = len(text.waits(progress, self.now))
@@ -193,7 +195,7 @@ class _Drawing:
         said = Text(text.count(changes, "change"), "" if changes else "dim")
         if run["errors"]:
             error = run["errors"][0]
-            said.append(f"; {text.plain(error['subject'])}: {text.plain(error['message'])}", "yellow")
+            said.append(f"; {text.plain(text.about(error['subject']) + error['message'])}", "yellow")
         return said
 
     def sparklines(self, width: int) -> Text:

@@ -442,7 +442,7 @@ def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
             if time.monotonic() >= deadline:
                 break
             raise NoDaemon(
-                f"The daemon went away during run {run_id}. "
+                f"The daemon went away during {text.run_name(run_id)}. "
                 "Once it is back `syncctl history` shows how the run ended."
             ) from None
         if run["state"] == "done":
@@ -453,4 +453,5 @@ def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
 
 
 def _goes_on(run_id: int) -> str:
-    return f"Run {run_id} goes on: `syncctl status` shows it, `syncctl history` how it ended."
+    name = text.run_name(run_id).capitalize()
+    return f"{name} goes on: `syncctl status` shows it, `syncctl history` how it ended."

@@ -118,7 +118,8 @@ def _last_run(status: Json, now: datetime) -> str:
         return "none yet"
     failed = f", {run['failed']} failed" if run["failed"] else ""
     synced, changes = count(run["synced"], "event"), count(text.changed_rows(run), "change")
-    told = f"#{run['id']} {run['outcome']}, {text.ago(run['finished_at'], now)}: {synced}{failed}"
+    name = text.run_name(run["id"], "#{}")
+    told = f"{name} {run['outcome']}, {text.ago(run['finished_at'], now)}: {synced}{failed}"
     return f"{told}, {changes}, in {format_duration(run['duration_s'])}"
 
 
@@ -131,7 +132,8 @@ def running(run: Json | None, now: datetime) -> str:
     far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
     took = text.ago(run["started_at"], now, "")
     wait = f", {told}" if (told := text.waits(progress, now)) else ""
-    return f"#{run['id']} {run['trigger']}{by}, for {took}: {plain(progress['phase'])}{far}{wait}"
+    name = text.run_name(run["id"], "#{}")
+    return f"{name} {run['trigger']}{by}, for {took}: {plain(progress['phase'])}{far}{wait}"
 
 
 def _skipped(status: Json) -> str:
@@ -156,7 +158,7 @@ def _freshness(status: Json) -> str:
         return ""
     unread = status.get("events_unread")
     told = f"{count(unread, 'event')} never read; " if unread else ""
-    told += f"oldest figure {format_duration(age_s)} old"
+    told += f"oldest availability {format_duration(age_s)} old"
     if budget:
         told += f", limit {format_duration(budget['refresh_s'])}"
         told += f"; {budget['waiting']} more to read" if budget["waiting"] and not unread else ""

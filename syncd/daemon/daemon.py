@@ -35,7 +35,7 @@ from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run
-from syncd.text import format_duration
+from syncd.text import count, format_duration, run_name
 from syncd.threads import Background, in_thread
 
 RUN_GRACE_S = 3.0
@@ -273,12 +273,14 @@ class Daemon:
 
     def _began(self, run: Run) -> None:
         """Show systemd that a run is in progress."""
-        self._notifier.status(f"run {run.id} ({run.trigger}) in progress")
+        self._notifier.status(f"{run_name(run.id)} ({run.trigger}) in progress")
 
     def _ended(self, run: Run) -> None:
         """Tell systemd, the heartbeat and whoever else wants to know how a run ended."""
         self._notifier.status(
-            self._redact(f"run {run.id} {run.outcome}: {run.synced} events synced, {run.failed} failed")
+            self._redact(
+                f"{run_name(run.id)} {run.outcome}: {count(run.synced, 'event')} synced, {run.failed} failed"
+            )
         )
         self._background.start(ping(self._config.heartbeat.url, run))
         self._on_run(run)

@@ -78,7 +78,7 @@ class Watchdog(threading.Thread):
         if not self._schedule_is_alive():
             return "the scheduler is dead: nothing is set to wake it"
         if (late_s := self._slot_overdue_s()) > LATE_S:
-            return f"the scheduler is dead: a slot has been due for {late_s:.0f} s"
+            return f"the scheduler is dead: a scheduled run has been due for {late_s:.0f} s"
         if (late_s := self._run_overdue_s()) > OVERRUN_S:
             return f"the run in progress hangs: its deadline passed {late_s:.0f} s ago"
         try:

@@ -202,7 +202,16 @@ def reason(error: SQLAlchemyError) -> str:
     match cause.args:
         case int(), str(words):  # PyMySQL's, with the number of the error
             told = words
-    return told or " ".join(str(cause).split())
+    return told or _joined(str(cause))
+
+
+def _joined(told: str) -> str:
+    """Return a driver's lines on one, as sentences: libpq's has one for each address, and a hint."""
+    joined = ""
+    for line in filter(None, (line.strip().removeprefix("- ") for line in told.splitlines())):
+        between = "" if not joined or joined[-1] in ".!?:,;" else "." if line[0].isupper() else ";"
+        joined += f"{between} {line}" if joined else line
+    return " ".join(joined.split())
 
 
 def _is_about_a_value(error: SQLAlchemyError) -> bool:

@@ -10,6 +10,7 @@ from loguru import logger
 from syncd import web
 from syncd.errors import ConfigError
 from syncd.model import Run
+from syncd.text import run_name
 from syncd.threads import in_thread
 
 TIMEOUT_S = 5.0
@@ -39,7 +40,7 @@ async def ping(url: str | None, run: Run) -> None:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         why = error if isinstance(error, ConfigError) else status or type(error).__name__
         logger.bind(event="heartbeat.failed", run=run.id, status=status).warning(
-            "the heartbeat was not received ({}); run {} is not affected", why, run.id
+            "the heartbeat was not received ({}); {} is not affected", why, run_name(run.id)
         )
 
 

@@ -29,6 +29,7 @@ from syncd.errors import (
     ValueRefused,
 )
 from syncd.run.work import Work
+from syncd.text import run_name
 from syncd.threads import in_thread
 
 OVERLAP = timedelta(minutes=10)
@@ -125,7 +126,9 @@ class Attendees:
         except RestrictedError as error:
             if not before:
                 log = logger.bind(event="increment.refused", run=self._run.id, kind=error.kind)
-                log.warning("{}; sales are found when an event's turn comes, not before", error)
+                log.warning(
+                    "{}; sales are found when the refresh rotation comes to an event, not before", error
+                )
             await self._set_limited(Limited(self._now(), self._client.credentials.digest()))
             self._imported_at = None
         else:
@@ -196,7 +199,7 @@ class Attendees:
         while before := cursor.before:
             if self._now() > self._import_until:
                 log = logger.bind(event="import.paused", run=self._run.id)
-                log.info("run {}: the import of attendees goes on with the next run", self._run.id)
+                log.info("{}: the import of attendees goes on with the next run", run_name(self._run.id))
                 return
             since = before - span if before - span > beginning else cursor.back_to
             until = None if before > cursor.since else before  # what is modified meanwhile comes along

@@ -16,7 +16,7 @@ from syncd.database.state import Reads, Try
 from syncd.errors import BilletwebError, SyncdError
 from syncd.mirror.agenda import Pace
 from syncd.model import MAX_ERRORS, Progress, Run, RunError, Unreadable
-from syncd.text import count, format_duration, plain
+from syncd.text import about, count, format_duration, plain, run_name
 
 REPEAT_AFTER_S = 3600.0
 """Often enough for whoever reads the last hour of the journal."""
@@ -24,21 +24,21 @@ ALIKE_AT_MOST = 3
 """So many errors of one kind and status are told one by one in a run, then the others in one line."""
 
 NEXT = {
-    "transport": "old figures stay, the next run asks again",
-    "rate_limited": "old figures stay, the next run asks again",
-    "challenge": "no request is sent for some minutes, old figures stay",
+    "transport": "the old availability stays, the next run asks again",
+    "rate_limited": "the old availability stays, the next run asks again",
+    "challenge": "no request is sent for some minutes, the old availability stays",
     "credentials": (
         "nothing is asked for a day, or until there is a new key (a systemd credential is read at start:"
         " `systemctl restart syncd`), or somebody says that this one is good: `syncctl run-now`"
     ),
-    "restricted": "old figures stay; give the key the right to all events, in Billetweb",
-    "refused": "old figures stay, the next run asks again",
-    "malformed": "nothing of this answer was used, old figures stay, the next run asks again",
-    "too_large": "nothing of this answer was used, old figures stay, the next run asks again",
+    "restricted": "the old availability stays; give the key the right to all events, in Billetweb",
+    "refused": "the old availability stays, the next run asks again",
+    "malformed": "nothing of this answer was used, the old availability stays, the next run asks again",
+    "too_large": "nothing of this answer was used, the old availability stays, the next run asks again",
     "unreadable": "these columns keep what they had, and `extra` holds what came",
-    "doubted": "`syncctl doubts` shows all that is",
+    "doubted": "what is absent is doubted until that lasts: `syncctl doubts` shows all of it",
     "unknown_event": "nothing was changed",
-    "value": "nothing of that was written, old figures stay, the next run tries again",
+    "value": "nothing of that was written, the old availability stays, the next run tries again",
     "database": "the run was given up, the next run tries again",
     "cancelled": "nothing was changed",
     "timeout": "the next run begins with what is oldest",
@@ -146,21 +146,22 @@ class RunLog:
     def started(self, run: Run) -> None:
         """Tell that a run begins."""
         what = (" in full" if run.full else "") + ("" if run.whole else f" of {', '.join(run.events)}")
-        who = f" for {run.requested_by.user}" if run.requested_by else ""
+        why = f"asked for by {run.requested_by.user}" if run.requested_by else run.trigger
         consent = ", accepting what is absent" if run.accept else ""
         log = logger.bind(event="run.started", run=run.id, trigger=run.trigger)
-        log.info("run {}{} started ({}{}{})", run.id, what, run.trigger, who, consent)
+        log.info("{}{} started ({}{})", run_name(run.id), what, why, consent)
 
     def finished(self, run: Run, failures: Iterable[RunError]) -> None:
         """Tell what went wrong in a run, then how it ended."""
         known = self._tell_errors(run, list(failures))
         counts = run.counts
         details = ", ".join(f"{getattr(counts, kind)} {kind}" for kind in CHANGES if getattr(counts, kind))
+        before = f"; {count(known, 'error')} as before" if known else ""
         text = (
-            f"run {run.id} {run.outcome} in {format_duration(run.duration_s)} ({run.trigger}):"
-            f" {run.synced} events synced, {run.failed} failed; {counts.changed} rows changed"
-            f"{f' ({details})' if details else ''}; {run.requests} requests"
-            f"{f'; {known} errors as before' if known else ''}"
+            f"{run_name(run.id)} {run.outcome} in {format_duration(run.duration_s)} ({run.trigger}):"
+            f" {count(run.synced, 'event')} synced, {run.failed} failed;"
+            f" {count(counts.changed, 'row')} changed"
+            f"{f' ({details})' if details else ''}; {count(run.requests, 'request')}{before}"
         )
         level = {"failed": "ERROR", "partial": "WARNING"}.get(run.outcome or "", "INFO")
         level = "WARNING" if run.is_slip else level
@@ -212,23 +213,23 @@ class RunLog:
             status=error.status,
         )
         log.warning(
-            "run {}: {}{} [{}{}]; {}{}",
-            run.id,
-            "" if error.subject == "run" else f"{error.subject}: ",
+            "{}: {}{} [{}{}]; {}{}",
+            run_name(run.id),
+            about(error.subject),
             error.message,
             error.kind,
             f", HTTP {error.status}" if error.status else "",
             NEXT.get(error.kind, "the next run tries again"),
-            f" (the same in {repeated} more runs since it was last told)" if repeated else "",
+            f" (the same in {count(repeated, 'more run')} since it was last told)" if repeated else "",
         )
 
     def _tell_more(self, run: Run, kind: str, status: int | None, more: int) -> None:
         told = f"{kind}, HTTP {status}" if status else kind
         log = logger.bind(event=f"error.{kind}", run=run.id, kind=kind, status=status)
         log.warning(
-            "run {}: {} more errors alike [{}]; `syncctl history --json` holds the run's first {}",
-            run.id,
-            more,
+            "{}: {} alike [{}]; `syncctl history --json` holds the run's first {}",
+            run_name(run.id),
+            count(more, "more error"),
             told,
             MAX_ERRORS,
         )

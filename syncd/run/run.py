@@ -27,7 +27,7 @@ from syncd.run.attendees import Attendees
 from syncd.run.event import Events, Known
 from syncd.run.sweep import Doubted, sweep
 from syncd.run.work import Work
-from syncd.text import count, format_duration
+from syncd.text import count, format_duration, run_name
 
 PATIENCE = 3
 """So often in a row an event with a reason is tried before its turn; then it waits for that. One failure is
@@ -127,9 +127,9 @@ class _Run:
         if self._run.full and pace.cost > per_minute * limit / timedelta(minutes=1):
             log = logger.bind(event="run.long", run=self._run.id, requests=pace.cost)
             log.warning(
-                "run {}: {} requests for all events take more than sync.run_timeout ({}) lets through at {} a"
+                "{}: {} requests for all events take more than sync.run_timeout ({}) lets through at {} a"
                 " minute; what is read by then stays, and a longer time lets it end",
-                self._run.id,
+                run_name(self._run.id),
                 pace.cost,
                 format_duration(limit.total_seconds()),
                 per_minute,

@@ -15,7 +15,7 @@ from loguru import logger
 from syncd.clock import Clock
 from syncd.errors import BilletwebError, RunCancelled, SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
-from syncd.text import plain
+from syncd.text import count, plain, run_name
 from syncd.threads import to_the_end
 
 Work = Callable[[Run], Awaitable[None]]
@@ -119,7 +119,7 @@ class Runner:
             )
         if named and len(named | queued) > MOST_EVENTS:
             raise TooManyEvents(
-                f"the queued run has {len(queued)} events to read, and a run takes {MOST_EVENTS}:"
+                f"the queued run has {count(len(queued), 'event')} to read, and a run takes {MOST_EVENTS}:"
                 " ask again once it has begun, or name none to have all read"
             )
 
@@ -250,7 +250,7 @@ class Runner:
                 error = _timeout(self.timeout)
             else:
                 bug = logger.bind(event="error.internal", run=run.id).opt(exception=failure)
-                bug.error("run {}: unexpected {}", run.id, type(failure).__name__)
+                bug.error("{}: unexpected {}", run_name(run.id), type(failure).__name__)
                 error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
         else:
             return None

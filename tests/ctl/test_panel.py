@@ -74,7 +74,7 @@ def test_the_panel_is_more_than_a_screen() -> None:
         "latest runs  ✓ – ✗ ! ✓",
         "next run     in 12 min 57 s (2027-05-08 12:15)",
         "events       12 live, 2 full, 1 nearly full",
-        "freshness    oldest figure 4 min old, limit 15 min; 3 more to read",
+        "freshness    oldest availability 4 min old, limit 15 min; 3 more to read",
         "database     sqlite:////var/lib/syncd/syncd.db, 1.2 MB",
     ]
 

@@ -325,7 +325,7 @@ def test_dead_billetweb_ends_daemon(home: Path) -> None:
         status = daemon.ran()
         assert (status["health"], status["last_run"]["outcome"]) == ("degraded", "failed")
         assert status["last_run"]["errors"][0]["kind"] == "transport"
-        assert "[transport]; old figures stay, the next run asks again" in daemon.log
+        assert "[transport]; the old availability stays, the next run asks again" in daemon.log
         assert daemon.stop() == 0
 
 

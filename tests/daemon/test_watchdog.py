@@ -152,7 +152,7 @@ def test_pings_flood_the_manager(home: Path, manager: socket.socket) -> None:
 
 TROUBLES: dict[str, tuple[float, float, tuple[bytes | None, ...], str]] = {
     "dead": (0.0, 0.0, (OK,), "the scheduler is dead: nothing is set to wake it"),
-    "slot": (LATE_S + 2.4, 0.0, (OK,), "the scheduler is dead: a slot has been due for 12 s"),
+    "slot": (LATE_S + 2.4, 0.0, (OK,), "the scheduler is dead: a scheduled run has been due for 12 s"),
     "run": (0.0, OVERRUN_S + 1, (OK,), "the run in progress hangs: its deadline passed 151 s ago"),
     "gone": (0.0, 0.0, (), "the control server does not answer: [Errno 2] No such file or directory"),
     "silent": (0.0, 0.0, (None,), "the control server does not answer: timed out"),

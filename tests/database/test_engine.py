@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -487,3 +488,16 @@ def test_a_password_is_not_shown() -> None:
     assert [*filter(None, secrets(url))] == ["canary", "canary-2"]
     assert [*filter(None, secrets("postgresql://a:b%40c@db/x"))] == ["b@c"]
     assert masked("sqlite:////var/lib/syncd/syncd.db") == "sqlite:////var/lib/syncd/syncd.db"
+
+
+def test_lines_of_libpq_run_together() -> None:
+    """What a driver says in several lines, one for each address of a host, is told as sentences."""
+    with socket.socket() as taken:  # bound, and listening to nobody
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        hosts = f"host=127.0.0.1,localhost&port={port},{port}&gssencmode=disable"
+        told = check(f"postgresql://syncd@/none?{hosts}") or ""
+    assert "\n" not in told
+    assert "Connection refused. Is the server running on that host" in told
+    assert "- host" not in told
+    assert told.count("Connection refused") >= 2

@@ -18,12 +18,12 @@ from syncd.standin.server import Answer, Fault, StandIn, php_json, with_rows
 
 FESTIVAL, VICTIM, CONCERT = KEPT = ("900001", "900005", "900006")  # the second has sessions
 WHAT_NEXT = {
-    "transport": "old figures stay, the next run asks again",
-    "rate_limited": "old figures stay, the next run asks again",
+    "transport": "the old availability stays, the next run asks again",
+    "rate_limited": "the old availability stays, the next run asks again",
     "challenge": "no request is sent for some minutes",
     "credentials": "nothing is asked for a day, or until there is a new key",
     "restricted": "give the key the right to all events",
-    "refused": "old figures stay, the next run asks again",
+    "refused": "the old availability stays, the next run asks again",
     "malformed": "nothing of this answer was used",
     "too_large": "nothing of this answer was used",
     "doubted": "nothing of it is marked vanished",

@@ -55,11 +55,19 @@ def test_a_start_is_not_told(run_log: RunLog, log_lines: LogLines) -> None:
     assert [line["message"] for line in log_lines.of("run.started")] == [
         "run 7 started (interval)",
         "run 8 in full started (interval)",
-        "run 9 of 900001, 900002 started (manual for root)",
+        "run 9 of 900001, 900002 started (asked for by root)",
     ]
     assert {line["level"] for line in log_lines.of()} == {"INFO"}
     last = log_lines.of()[-1]
     assert (last["run"], last["trigger"]) == (9, "manual")
+
+
+def test_one_is_told_as_many(run_log: RunLog, log_lines: LogLines) -> None:
+    """What there is one of stands in the singular, and a run without a number has none."""
+    finish(run_log, -1234567890, synced=1, requests=1, counts=Counts(updated=1))
+    assert log_lines.of()[-1]["message"] == (
+        "a new run ok in 2.5 s (interval): 1 event synced, 0 failed; 1 row changed (1 updated); 1 request"
+    )
 
 
 def test_an_end_is_told_without_its_figures(run_log: RunLog, log_lines: LogLines) -> None:
@@ -93,13 +101,13 @@ def test_an_error_is_told_without_what_it_concerns(run_log: RunLog, log_lines: L
     finish(run_log, 3, failure(), failure("run", "database", None, "the disk is full"))
     event, run, end = log_lines.of()
     assert event["message"] == (
-        "run 3: event 7: no answer [transport, HTTP 503]; old figures stay, the next run asks again"
+        "run 3: event 7: no answer [transport, HTTP 503]; the old availability stays, the next run asks again"
     )
     fields = {"event": "error.transport", "level": "WARNING", "run": 3, "subject": "event 7"}
     fields |= {"event_id": "7", "kind": "transport", "status": 503}
     assert fields.items() <= event.items()
-    assert run["message"].endswith(
-        "the disk is full [database]; the run was given up, the next run tries again"
+    assert run["message"] == (
+        "run 3: the disk is full [database]; the run was given up, the next run tries again"
     )
     assert "event_id" not in run
     assert "status" not in run
@@ -124,7 +132,7 @@ def test_a_night_without_billetweb_buries_the_evening(
     assert "more runs" not in first["message"]
     assert again["message"].endswith("(the same in 3 more runs since it was last told)")
     ends = log_lines.of("run.finished")
-    assert [("1 errors as before" in end["message"]) for end in ends] == [
+    assert [("1 error as before" in end["message"]) for end in ends] == [
         False,
         True,
         True,
@@ -142,7 +150,7 @@ def test_a_new_error_hides_behind_an_old_one(run_log: RunLog, log_lines: LogLine
     finish(run_log, 2, failure(), *others)
     told = [line for line in log_lines.of("error.") if line["run"] == 2]
     assert len(told) == 3
-    assert log_lines.of("run.finished")[-1]["message"].endswith("; 1 errors as before")
+    assert log_lines.of("run.finished")[-1]["message"].endswith("; 1 error as before")
 
 
 def test_an_error_that_comes_back_is_kept_quiet(

@@ -47,7 +47,9 @@ HANGS = {
     "interpreter": Hang("SIGURG", 0, "", "in hold_the_interpreter"),
     "loop": Hang("SIGUSR1", 0, "the control server does not answer: timed out", "in block_the_loop"),
     "scheduler": Hang("SIGUSR2", TICK_S, "the scheduler is dead: nothing is set to wake it", LOOP_LIVES),
-    "slot": Hang("SIGVTALRM", INTERVAL_S + LATE_S, "the scheduler is dead: a slot has been due", LOOP_LIVES),
+    "slot": Hang(
+        "SIGVTALRM", INTERVAL_S + LATE_S, "the scheduler is dead: a scheduled run has been due", LOOP_LIVES
+    ),
     "run": Hang("SIGWINCH", RUN_TIMEOUT_S + OVERRUN_S, "the run in progress hangs", "in never_return"),
 }
 
