@@ -170,17 +170,16 @@ class Events:
 
     async def _write(self, event: Event, fetched: Fetched, answer: EventAnswer | None) -> EventPlan:
         """Plan and write all of an event in one transaction; return the plan."""
-        database, writing = self._work.database, self._work.writing()
         async with self._writing:  # no other event's rows move between its plan and its transaction
-            plan = await database.read(self._plan, event, fetched)
+            plan = await self._work.database.read(self._plan, event, fetched)
             if answer:
-                taken = await database.write(self._write_with, writing, plan, answer)
+                taken = await self._work.write(self._write_with, plan, answer)
                 self._work.run.counts.add(taken.counts)
                 self._work.report.unreadable.add(taken.unreadable)
                 if taken.of is not None:
                     self._work.report.sizes[ATTENDEES, event.id] = taken.of
             elif plan.writes:
-                await database.write(rows.write_plan, writing, plan)
+                await self._work.write(rows.write_plan, plan)
         return plan
 
     def _plan(self, connection: Connection, event: Event, fetched: Fetched) -> EventPlan:

@@ -128,7 +128,7 @@ async def write(work: Work, plan: EventPlan) -> None:
     """Write the plan of an event of which only the list was read."""
     try:
         if plan.writes:
-            await work.database.write(rows.write_plan, work.writing(), plan)
+            await work.write(rows.write_plan, plan)
     except ValueRefused as error:
         work.run.failed += 1
         work.report.fail(f"event {plan.event_id}", error)

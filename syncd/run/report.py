@@ -12,11 +12,13 @@ from datetime import datetime
 from loguru import logger
 from msgspec import Struct
 
+from syncd.database.rows import FIELDS
 from syncd.database.state import Reads, Try
 from syncd.errors import BilletwebError, SyncdError
 from syncd.mirror.agenda import Pace
-from syncd.model import MAX_ERRORS, Progress, Run, RunError, Unreadable
-from syncd.text import about, count, format_duration, plain, run_name
+from syncd.mirror.diff import Change
+from syncd.model import EVENTS, MAX_ERRORS, Json, Progress, Run, RunError, Unreadable
+from syncd.text import about, clip, count, format_duration, plain, run_name
 
 REPEAT_AFTER_S = 3600.0
 """Often enough for whoever reads the last hour of the journal."""
@@ -45,6 +47,10 @@ NEXT = {
     "internal": "the next run tries again; please report this",
 }
 """What happens next, by kind of error."""
+
+
+NAME_COLUMNS = 60
+"""Of an event's name so much stands in a line of the log: enough to know it by."""
 
 
 class UnreadableValues(SyncdError):
@@ -129,6 +135,29 @@ class Report:
     def count_requests(self) -> None:
         """Bring the run's count of requests up to date."""
         self.run.requests = self._requests() - self._requests_before
+
+
+def tell_news(run: Run, changes: Iterable[Change]) -> None:
+    """Tell which events sold out, and which have places again; of those whose places were known before."""
+    for change in changes:
+        if change.table != EVENTS or change.kind == "vanished" or "is_full" not in change.diff:
+            continue
+        now = dict(zip(FIELDS[EVENTS], change.values, strict=True))
+        before = now | {column: pair[0] for column, pair in change.diff.items()}
+        if (had := _places(before)) is None or (has := _places(now)) is None:
+            continue  # never read before, or unknown now
+        name = f' "{clip(plain(now["name"]), NAME_COLUMNS)}"' if now["name"] else ""
+        what = "sold out" if now["is_full"] else "places again"
+        log = logger.bind(
+            event="event.full" if now["is_full"] else "event.reopened", run=run.id, event_id=change.row_id
+        )
+        log.info("event {}{}: {} ({} → {})", change.row_id, name, what, had, has)
+
+
+def _places(event: Json) -> str | None:
+    """Return how many places an event has left, None where nothing tells."""
+    left = event["places_left"]
+    return "unlimited" if event["unlimited"] else None if left is None else str(left)
 
 
 class _Seen(Struct):

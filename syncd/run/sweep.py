@@ -45,7 +45,7 @@ async def sweep(work: Work) -> None:
         if part := _part(run, scope, ruling, since):
             parts[scope.event_id].append(part)
     for event_id, gone in parts.items():
-        run.counts.add(await database.write(_vanish, work.writing(), event_id, gone))
+        run.counts.add(await work.write(_vanish, event_id, gone))
         if event_id in work.report.odd and any(_is_settled(part) for part in gone):
             work.report.read_at[event_id] = work.report.odd[event_id]  # its figures are right after all
     # A run of named events says nothing of the list, and of the account.

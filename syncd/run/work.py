@@ -1,7 +1,8 @@
 """What a run works with; handed to each of its steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Concatenate, ParamSpec, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import Connection
@@ -11,8 +12,12 @@ from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database.engine import Database
 from syncd.database.rows import Follow, Writing, follow_nothing
+from syncd.mirror.diff import Change
 from syncd.model import Doubt, Run
-from syncd.run.report import Report
+from syncd.run.report import Report, tell_news
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OnDoubt = Callable[[Connection, datetime, Doubt], None]
 
@@ -40,6 +45,24 @@ class Work(Struct, frozen=True, kw_only=True):
     def writing(self) -> Writing:
         """Return what to write with now."""
         return Writing(self.run.id, self.clock.now(), self.follow)
+
+    async def write(
+        self,
+        query: Callable[Concatenate[Connection, Writing, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Carry a query out that writes rows, all or nothing; once they stand, tell what of it is news."""
+        written: list[Change] = []
+
+        def follow(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
+            self.follow(connection, writing, some)
+            written.extend(some)
+
+        writing = Writing(self.run.id, self.clock.now(), follow)
+        result = await self.database.write(query, writing, *args, **kwargs)
+        tell_news(self.run, written)
+        return result
 
     @property
     def run(self) -> Run:

@@ -146,9 +146,10 @@ def test_a_night_without_billetweb_is_told_a_hundred_times(rig: Rig, standin: St
 
 
 def test_a_run_of_one_event_is_told(rig: Rig) -> None:
-    """A run of named events says nothing of the account."""
+    """A run of named events says nothing of the account; nor does an id that somebody mistyped."""
     rig.run()
-    assert rig.run("manual", events=("no-such-event",)).outcome == "failed"
+    run = rig.run("manual", events=("no-such-event",))
+    assert (run.outcome, run.is_slip) == ("failed", True)
     assert rig.run().outcome == "ok"
     assert told(rig, "run.failed", "run.recovered") == []
 

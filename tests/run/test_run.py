@@ -65,6 +65,46 @@ def test_the_counts_of_a_run_are_not_those_of_the_feed(rig: Rig, standin: StandI
     assert diff == '{"places_left":[3,2]}'
 
 
+def test_a_sold_out_event_is_not_in_the_log(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """An event that sells out, or has places again, is a line, with its places before and now."""
+    standin.events[CONCERT].row["name"] = 'Concert à la grange\x1b[2J\n"' + "x" * 90
+    rig.run()
+    standin.sell(CONCERT, 2)
+    rig.run()
+    assert not log_lines.of("event.")
+    for change in (standin.sell, standin.refund):
+        change(CONCERT, 1)
+        change(CONCERT, 1)
+        rig.run()
+    shown = 'Concert à la grange\\x1b[2J "' + "x" * 31 + "…"
+    assert [line["message"] for line in log_lines.of("event.")] == [
+        f'event {CONCERT} "{shown}": sold out (1 → 0)',
+        f'event {CONCERT} "{shown}": places again (0 → 2)',
+    ]
+    assert [line["event"] for line in log_lines.of("event.")] == ["event.full", "event.reopened"]
+
+
+def test_a_first_import_is_news(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """What is full when it is first read sold out at some other time; nor is anything told twice."""
+    standin.sell(CONCERT, 3)
+    rig.run()
+    rig.run(full=True)
+    assert not log_lines.of("event.")
+
+
+def test_news_is_told_that_is_not_on_record(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:
+    """What could not be written is told by the run that writes it."""
+    rig.run()
+    standin.sell(CONCERT, 3)
+    refuse(rig.url, "UPDATE ON billetweb_tickets")
+    assert rig.run().outcome == "failed"
+    assert not log_lines.of("event.")
+    allow(rig.url, "UPDATE ON billetweb_tickets")
+    rig.run()
+    (line,) = log_lines.of("event.")
+    assert line["message"].endswith(": sold out (3 → 0)")
+
+
 def test_a_run_of_named_events_reads_all_or_judges_the_others(rig: Rig, standin: StandIn) -> None:
     """Only what was named is read and written; that others are missing means nothing."""
     rig.run()
