@@ -147,9 +147,10 @@ def tell_news(run: Run, changes: Iterable[Change]) -> None:
         if (had := _places(before)) is None or (has := _places(now)) is None:
             continue  # never read before, or unknown now
         name = f' "{clip(plain(now["name"]), NAME_COLUMNS)}"' if now["name"] else ""
-        what = "sold out" if now["is_full"] else "places again"
+        is_full = now["is_full"]
+        what = "sold out" if is_full else "places again"
         log = logger.bind(
-            event="event.full" if now["is_full"] else "event.reopened", run=run.id, event_id=change.row_id
+            event="event.full" if is_full else "event.reopened", run=run.id, event_id=change.row_id
         )
         log.info("event {}{}: {} ({} → {})", change.row_id, name, what, had, has)
 
