@@ -316,6 +316,14 @@ def run_summary(run: Json) -> str:
     return "\n".join(lines)
 
 
+def meant(word: str, names: Iterable[str]) -> str:
+    """Return what follows the naming of a word that is none of these: which was meant, where one is alike."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for a slip alone
+
+    close = get_close_matches(word, [*names], 1)
+    return f"; did you mean `{close[0]}`?" if close else ";"
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: "1 run", "2 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -43,8 +43,8 @@ class Prose(NamedTuple):
 SYNCD = Prose(
     description="""\
 Events, tariffs, sessions, places left and whether an event is full stand in SQLite or PostgreSQL, for a site,
-a dashboard or a script to read. syncd only reads Billetweb. A read that fails changes nothing: old figures
-stay, with their age. Rows are marked vanished, never deleted.
+a dashboard or a script to read. syncd only reads Billetweb. A read that fails changes nothing: the old
+availability stays, with its age. Rows are marked vanished, never deleted.
 
 `syncd run` stays up when Billetweb or the database is away, and goes on trying. syncctl(1) starts a run at
 once and shows how the daemon fares.""",
@@ -89,10 +89,19 @@ socket, usually syncd.
 Two runs never overlap. `run-now` during a run queues one more, which everybody who asks meanwhile shares.
 
 What Billetweb shows is believed at once; what it lacks is believed gone only when that lasts. Where most of
-the account is absent it waits for a person: `doubts` shows what is, `accept` says that it is gone.
+the account is absent it waits for a person. What is absent and not believed gone yet is doubted: `doubts`
+shows what is, `accept` says that it is gone.
 
 Answers go to standard output, complaints to standard error.""",
     sections={
+        "HEALTH": {
+            "ok": "The latest run of the whole account ended well, and not longer ago than two intervals.",
+            "degraded": "No run has ended well yet, or the latest one did not, or it is two intervals ago. "
+            "The next run may mend it.",
+            "failing": "Three runs in a row failed, or the data are older than four intervals, or Billetweb "
+            "refuses the user or the key, or the database is gone. Somebody has to look: `status` says why, "
+            "and with which command to go on. A pause by itself is no bad health.",
+        },
         "ENVIRONMENT": {
             "SYNCD_SOCKET": "The daemon's socket, unless --socket names one.",
             "NO_COLOR": "If set, nothing is coloured; nor is it if TERM is `dumb`, or away from a terminal.",

@@ -36,6 +36,14 @@ EXIT_CODES = """exit codes:
   75  another syncd holds this database or this socket
   78  bad configuration, or missing or refused credentials
 """
+EXAMPLES = {
+    "run": "syncd run --config config.toml",
+    "once": "syncd once --full",
+    "check": "syncd check --online",
+    "setup": "syncd setup --user 12345 --key-file - --attendees none < key.txt",
+    "demo": "syncd demo --events 20",
+}
+"""A line to copy, by command."""
 EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, AlreadyRunning: 75}
 DEFAULT_CONFIG = "/etc/syncd/config.toml"
 TOKEN_CHARACTERS = 16
@@ -50,7 +58,7 @@ make one status in a hundred take 30."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `syncd` and return its exit code."""
     text.any_alphabet()
-    arguments = parser().parse_args(argv)
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     redact = Redactor()
     log.configure(level="INFO", format="auto", redact=redact)
     stamina.instrumentation.set_on_retry_hooks([tell_retry])
@@ -69,26 +77,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose help opens with its sentence, as that of `syncctl` does."""
+
+    def format_help(self) -> str:
+        """Return the help: the description stands before the usage."""
+        usage, described, rest = super().format_help().split("\n\n", 2)
+        return f"{described}\n\n{usage}\n\n{rest}"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line; what is wrong ends in SystemExit(2), and says what was meant."""
+    top = parser()
+    commands = top.get_default("commands")
+    word = argv[0] if argv else ""
+    if word and not word.startswith("-") and word not in commands:
+        top.error(f"there is no command {word!r}{text.meant(word, commands)} `syncd --help` lists them")
+    arguments, unknown = top.parse_known_args(argv)
+    if unknown:
+        word = next(each for each in argv if each in commands)  # else it had ended above
+        option = unknown[0].partition("=")[0]
+        close = text.meant(option, commands[word]._option_string_actions)  # noqa: SLF001
+        commands[word].error(f"{word} has no {option}{close} `syncd {word} --help` lists what it has")
+    return arguments
+
+
+def parser() -> Parser:
     """Return the parser of `syncd`'s arguments."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="syncd",
         description="Mirrors a Billetweb account into a SQL database, every 15 minutes, by itself.",
-        epilog=EXIT_CODES,
+        epilog=f"{EXIT_CODES}\nexample:\n  {EXAMPLES['check']}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"syncd {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="the daemon, in the foreground (systemd starts this)")
+    top.set_defaults(commands=commands.choices)
+
+    def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=help_,
+            description=description or help_,
+            epilog=f"example:\n  {EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    run = add("run", "Run the daemon, in the foreground (systemd starts this).")
     run.set_defaults(command=_run)
-    once = commands.add_parser("once", help="one run, without the daemon: for cron and first imports")
+    once = add("once", "Carry one run out, without the daemon: for cron and first imports.")
     once.add_argument("--full", action="store_true", help="reread everything")
     once.add_argument("--quiet", action="store_true", help="print nothing where all went well, for cron")
     once.set_defaults(command=_once)
-    check = commands.add_parser("check", help="tell every problem of the configuration and the database")
+    check = add("check", "Tell every problem of the configuration and the database.")
     check.add_argument("--online", action="store_true", help="also ask Billetweb once, with the credentials")
     check.set_defaults(command=_check)
-    setup = _setup_parser(commands)
+    setup = add(
+        "setup",
+        "Ask for account and key, try them, write configuration and key.",
+        "Asks for the account number and the API key, tries them, and writes the configuration and the\n"
+        "key's file. Every answer may be an option instead; nothing is overwritten unasked.",
+    )
+    _take_answers(setup)
     for command in (run, once, check, setup):
         command.add_argument(
             "--config",
@@ -97,9 +149,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help=f"the configuration (default: $SYNCD_CONFIG, else {DEFAULT_CONFIG})",
         )
-    demo = commands.add_parser(
-        "demo", help="try it: the real daemon against a built-in Billetweb stand-in; needs no key"
-    )
+    demo = add("demo", "Try it: the real daemon against a built-in Billetweb stand-in; needs no key.")
     demo.add_argument("--dir", type=Path, help="where to keep its files (default: a folder that is removed)")
     help_ = "time between runs (default: 10s)"
     demo.add_argument("--interval", type=_duration, default="10s", metavar="DUR", help=help_)
@@ -111,15 +161,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _setup_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    setup = commands.add_parser(
-        "setup",
-        help="ask for account and key, try them, write configuration and key",
-        description="Asks for the account number and the API key, tries them, and writes the configuration"
-        " and the key's file. Every answer may be an option instead; nothing is overwritten unasked.",
-        epilog="example:\n  syncd setup --user 12345 --key-file - --attendees none < key.txt",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _take_answers(setup: argparse.ArgumentParser) -> None:
+    """Add the options that answer what `setup` would ask."""
     setup.add_argument("--user", metavar="NUMBER", help="the account number")
     setup.add_argument("--key-file", metavar="FILE", help="the file that holds the key; `-`: standard input")
     modes = ("none", "minimal", "full")
@@ -131,7 +174,6 @@ def _setup_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--overwrite", action="store_true", help="put another account in place of the one there"
     )
     setup.set_defaults(command=_setup)
-    return setup
 
 
 def _setup(arguments: argparse.Namespace, redact: Redactor) -> int:

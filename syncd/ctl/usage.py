@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
+from syncd.text import meant
+
 EXAMPLES = {
     "status": "syncctl status --check || echo 'syncd needs a look'",
     "run-now": "syncctl run-now --event 900003 --timeout 5m",
@@ -69,7 +71,7 @@ def before_the_command(commands: Commands, argv: Sequence[str]) -> str:
 
 
 def _no_command(commands: Commands, word: str) -> str:
-    return f"there is no command {word!r}{_meant(word, commands)} `syncctl --help` lists them"
+    return f"there is no command {word!r}{meant(word, commands)} `syncctl --help` lists them"
 
 
 def _too_early(commands: Commands, argv: Sequence[str], option: str) -> str:
@@ -87,8 +89,8 @@ def unknown_option(commands: Commands, command: str, option: str) -> str:
         return f"{command} takes no {option!r}; `syncctl {command} --help` shows what it takes"
     if owners := _owners(commands, option):
         return f"{command} has no {option}; {' and '.join(owners[:3])} {'have' if owners[1:] else 'has'}"
-    meant = _meant(option, _options(commands[command]))
-    return f"{command} has no {option}{meant} `syncctl {command} --help` lists what it has"
+    close = meant(option, _options(commands[command]))
+    return f"{command} has no {option}{close} `syncctl {command} --help` lists what it has"
 
 
 def _owners(commands: Commands, option: str) -> list[str]:
@@ -97,10 +99,3 @@ def _owners(commands: Commands, option: str) -> list[str]:
 
 def _options(command: argparse.ArgumentParser) -> list[str]:
     return [option for action in command._actions for option in action.option_strings]  # noqa: SLF001
-
-
-def _meant(word: str, names: Sequence[str] | Commands) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415 - for a slip alone
-
-    close = get_close_matches(word, names, 1)
-    return f"; did you mean `{close[0]}`?" if close else ";"

@@ -1,6 +1,8 @@
 """The `syncd` commands that are no daemon: `check`, `once`, usage."""
 
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from support.real_databases import query, url_at
 from support.variants import mostly_slow
 
 from syncd import __version__
-from syncd.cli.main import main
+from syncd.cli.main import main, parse, parser
 from syncd.database.engine import masked
 from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
 
@@ -397,6 +399,37 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
         main(["--version"])
     assert left.value.code == 0
     assert capsys.readouterr().out == f"syncd {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("chekc", "there is no command 'chekc'; did you mean `check`?"),
+        ("frobnicate", "there is no command 'frobnicate'; `syncd --help` lists them"),
+        ("once --fulll", "once has no --fulll; did you mean `--full`?"),
+        ("--fulll once", "once has no --fulll; did you mean `--full`?"),
+        ("check --full", "check has no --full; `syncd check --help` lists what it has"),
+    ],
+)
+def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Capsys) -> None:
+    """A wrong word is named, with the one that was meant where one is alike."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(argv.split())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [*parser().get_default("commands"), None])
+def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys: Capsys) -> None:
+    """Every help opens with a sentence and ends with a line to copy, which is a command line that parses."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([command, "--help"] if command else ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"[A-Z][a-z]+ .*", lines[0])
+    assert lines[-2] == "example:"
+    program, word, *options = shlex.split(lines[-1].partition("<")[0])
+    assert program == "syncd"
+    assert word == (command or "check")
+    parse([word, *options])
 
 
 def test_configuration_of_the_environment_is_ignored(
