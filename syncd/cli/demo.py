@@ -6,6 +6,7 @@ Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
 import asyncio
 import json
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -15,20 +16,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
-from syncd.config import Config, load
+from syncd.cli import site
+from syncd.cli.site import Site
+from syncd.config import BilletwebConfig, Config, load
 from syncd.daemon.daemon import Daemon
 from syncd.daemon.notify import Notifier
 from syncd.database.lock import FileLock
 from syncd.errors import ConfigError
 from syncd.log.redact import Redactor
-from syncd.model import Run
+from syncd.model import AttendeeMode, Run
+from syncd.standin.life import STEP_S, Life
 from syncd.standin.server import StandIn, serving
-from syncd.text import columns, events_table, format_duration, write
+from syncd.text import columns, count, events_table, format_duration, write
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
-STEP_S = 0.7
-FAULT_EVERY = 40
+NO_LIMIT = 1_000_000
+"""Requests a minute that nobody reaches: the stand-in has no other users to be spared."""
 CONFIG_NAME, KEY_NAME, DATABASE_NAME, SOCKET_NAME = "config.toml", "billetweb.key", "syncd.db", "syncd.sock"
 LONGEST_FOLDER_BYTES = 96  # the socket's whole path may have 107
 MARK = "# The demo's configuration. Change it and run: syncctl reload\n"
@@ -40,11 +45,11 @@ CONFIG = """\
 user = {user}
 key_file = {key_file}
 base_url = {base_url}
-requests_per_minute = 100
 
 [sync]
 interval = {interval}
-keep_past = "0s"  # what the stand-in still sells fits the ceiling of requests, however long this runs
+keep_past = "0s"  # what is over leaves the screen, however long this runs
+attendees = {attendees}
 
 [database]
 url = {url}
@@ -55,12 +60,24 @@ mode = "0600"
 """
 
 
+TRY = ("status", "run-now", "events", "history", "watch", "page")
+LEFT = "SELECT name, places_left, is_full FROM billetweb_events"
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """What a demo is to be like."""
+
+    interval: timedelta
+    events: int
+    seed: int
+    attendees: AttendeeMode
+    site: bool
+
+
 def demo(
     folder: Path | None,
+    wishes: Wishes,
     *,
-    interval: timedelta,
-    events: int,
-    seed: int,
     configured: Callable[[Callable[[], Config]], Config],
     redact: Redactor,
 ) -> int:
@@ -68,22 +85,24 @@ def demo(
 
     `configured` makes a configuration's secrets masked and its log settings effective.
     """
-    standin = StandIn(events=events, seed=seed)
-    with _home(folder, standin.key) as home, serving(standin) as base_url, _life(standin):
-        path = _write_config(home, standin, base_url, interval)
+    standin = StandIn(events=wishes.events, seed=wishes.seed, calls_per_minute=None)
+    with _home(folder, standin.key) as home, serving(standin) as base_url, _life(standin, wishes.seed):
+        its_site = _site(home, standin) if wishes.site else None
+        path = _write_config(home, standin, base_url, wishes, its_site)
 
         def load_config() -> Config:
-            return configured(lambda: load(path, {}, minimum_interval=MINIMUM_INTERVAL))
+            return configured(lambda: _unlimited(load(path, {}, minimum_interval=MINIMUM_INTERVAL)))
 
         config = load_config()
         _say(
-            f"A stand-in for Billetweb answers on {base_url}, with {events} events whose sales go on.\n"
-            f"The daemon mirrors it into {home}/syncd.db every {format_duration(interval.total_seconds())}."
-            " Ctrl-C stops it.\n"
+            f"A stand-in for Billetweb answers on {base_url}, with {count(wishes.events, 'event')}"
+            " whose sales go on.\n"
+            f"The daemon mirrors it into {home}/syncd.db"
+            f" every {format_duration(wishes.interval.total_seconds())}. Ctrl-C stops it.\n"
         )
 
         async def run() -> int:
-            screen = _FirstScreen(config.control.socket)
+            screen = _Screen(config, its_site)
             daemon = Daemon(
                 config,
                 load_config=load_config,
@@ -91,30 +110,67 @@ def demo(
                 notifier=Notifier(None),
                 on_run=lambda run: screen.show(daemon, run),
             )
-            return await daemon.run()
+            try:
+                return await daemon.run()
+            finally:
+                await screen.close()
 
         return asyncio.run(run())
 
 
-class _FirstScreen:
-    """Shows the table of places left once, after the first good run."""
+def _unlimited(config: Config) -> Config:
+    """Return settings without a request limit, unless they name one that is not the usual."""
+    if config.billetweb.requests_per_minute != BilletwebConfig(user="").requests_per_minute:
+        return config
+    return structs.replace(config, billetweb=structs.replace(config.billetweb, requests_per_minute=NO_LIMIT))
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+
+class _Screen:
+    """Shows the table of places left once, after the first good run, and the news of the site."""
+
+    def __init__(self, config: Config, its_site: Site | None) -> None:
+        self._config = config
+        self._site = its_site
         self._task: asyncio.Task[None] | None = None
 
     def show(self, daemon: Daemon, run: Run) -> None:
         if self._task is None and run.outcome in ("ok", "partial"):
             self._task = asyncio.create_task(self._show(daemon))
+        for sentence in self._site.news() if self._site else ():
+            _say(sentence)
 
     async def _show(self, daemon: Daemon) -> None:
         events = await daemon.events(ended_too=False)
         table = events_table(msgspec.to_builtins(events), datetime.now(UTC), columns())
-        _say(f"\n{table}\n\nIn another terminal:")
-        syncctl = Path(sys.argv[0]).with_name("syncctl")
-        for command in ("status", "run-now", "events", "history"):
-            _say(f"  {syncctl if syncctl.exists() else 'syncctl'} --socket {self._socket} {command}")
-        _say("")
+        beside = Path(sys.argv[0]).with_name("syncctl")
+        syncctl = shlex.quote(f"{beside}") if beside.exists() else "syncctl"
+        home = self._config.path.parent
+        lines = [
+            *("", table, "", "In another terminal:"),
+            f"  export SYNCD_SOCKET={shlex.quote(f'{self._config.control.socket}')}",
+            *(f"  {syncctl} {command}" for command in TRY),
+            "And what is in the database, with one query:",
+            f"  {site.sql(home / DATABASE_NAME, LEFT)}",
+        ]
+        if self._site:
+            lines += await self._site.told(self._config.control.socket, [f"{beside}"] * beside.exists())
+        _say("\n".join([*lines, ""]))
+
+    async def close(self) -> None:
+        """End what belongs to it."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._site:
+            await self._site.close()
+
+
+def _site(home: Path, standin: StandIn) -> Site:
+    """Make the site. Raises ConfigError."""
+    try:
+        return Site(home, standin)
+    except OSError as error:
+        raise ConfigError([f"--site: cannot write into {home}: {error.strerror}"]) from None
 
 
 @contextmanager
@@ -158,7 +214,8 @@ def _not_of_the_demo(home: Path, key: str) -> Path | None:
     config, key_file = home / CONFIG_NAME, home / KEY_NAME
     text = _text_of(config)
     if not text.startswith(MARK) or CONFIG_HOST not in text:
-        places = [config, key_file, *home.glob(f"{DATABASE_NAME}*"), *home.glob(f"{SOCKET_NAME}*")]
+        ours = (DATABASE_NAME, SOCKET_NAME, site.SITE_NAME, *site.FEEDS.values())
+        places = [config, key_file, *(path for name in ours for path in home.glob(f"{name}*"))]
         return next(filter(os.path.lexists, places), None)
     return key_file if os.path.lexists(key_file) and _text_of(key_file) != f"{key}\n" else None
 
@@ -172,17 +229,15 @@ def _text_of(path: Path) -> str:
 
 
 @contextmanager
-def _life(standin: StandIn) -> Iterator[None]:
+def _life(standin: StandIn, seed: int) -> Iterator[None]:
     """Let the stand-in's sales go on in a thread; now and then a request fails, as in life."""
     over = threading.Event()
+    life = Life(standin, seed=seed)
 
     def live() -> None:
-        steps = 0
         while not over.wait(STEP_S):
-            standin.tick()
-            steps += 1
-            if steps % FAULT_EVERY == 0:
-                standin.occasional_fault(1.0)
+            if sentence := life.step():
+                _say(f"On purpose, as it happens in life: {sentence}")
 
     thread = threading.Thread(target=live, name="demo life")
     thread.start()
@@ -193,18 +248,20 @@ def _life(standin: StandIn) -> Iterator[None]:
         thread.join()
 
 
-def _write_config(home: Path, standin: StandIn, base_url: str, interval: timedelta) -> Path:
+def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, its_site: Site | None) -> Path:
     """Write configuration and key, and return the path of the first. Raises ConfigError."""
     values = {
         "user": standin.user,
         "key_file": f"{home / KEY_NAME}",
         "base_url": base_url,
-        "interval": f"{interval.total_seconds():.0f}s",
+        "interval": f"{wishes.interval.total_seconds():.0f}s",
+        "attendees": wishes.attendees,
         "url": f"sqlite:///{home / DATABASE_NAME}",
         "socket": f"{home / SOCKET_NAME}",
     }
     # A string of JSON is a string of TOML, whatever is in it.
     config = MARK + CONFIG.format_map({name: json.dumps(text) for name, text in values.items()})
+    config += its_site.config() if its_site else ""
     try:
         # The marked file first: a demo that is killed in between knows its folder again.
         _put(home / CONFIG_NAME, config)

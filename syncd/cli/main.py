@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, get_args
 
 import msgspec
 import stamina.instrumentation
@@ -26,7 +26,7 @@ from syncd.database import engine
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
 from syncd.log.redact import Redactor
-from syncd.model import Run
+from syncd.model import AttendeeMode, Run
 
 EXIT_CODES = """exit codes:
   0   done; a clean stop by SIGTERM or SIGINT
@@ -157,6 +157,10 @@ def parser() -> Parser:
     demo.add_argument(
         "--seed", type=int, default=1, metavar="N", help="another seed, other sales (default: 1)"
     )
+    help_ = "whether attendees are mirrored, who are invented too (default: none)"
+    demo.add_argument("--attendees", choices=get_args(AttendeeMode), default="none", help=help_)
+    help_ = "also keep a small site's table and feeds true, and show the page on a port of this machine"
+    demo.add_argument("--site", action="store_true", help=help_)
     demo.set_defaults(command=_demo)
     return top
 
@@ -275,13 +279,11 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:
-    from syncd.cli.demo import demo  # noqa: PLC0415
+    from syncd.cli.demo import Wishes, demo  # noqa: PLC0415
 
     return demo(
         arguments.dir,
-        interval=arguments.interval,
-        events=arguments.events,
-        seed=arguments.seed,
+        Wishes(**{name: getattr(arguments, name) for name in Wishes.__struct_fields__}),
         configured=lambda load_config: _configured(load_config, redact),
         redact=redact,
     )

@@ -180,7 +180,7 @@ class World:
 
     def tick(self) -> str:
         """Take one step of life, mostly a sale, and return a short sentence on what happened."""
-        steps = (self._sale, self._refund, self._edit, self._raise_quota, self._new_event, self._end)
+        steps = (self._sale, self._refund, self.edit, self._raise_quota, self.publish_another, self._end)
         with self.lock:
             (step,) = self._random.choices(steps, weights=(80, 8, 4, 4, 3, 1))
             return step() or self._sale() or "A quiet moment: nothing to sell."
@@ -202,7 +202,8 @@ class World:
         given = self._trade(event, self._slots(event), self._random.choice((1, 1, 2)), refund=True)
         return f"{_places(given)} refunded: {event.row['name']}" if given else ""
 
-    def _edit(self) -> str:
+    def edit(self) -> str:
+        """Rename an event or move it to another place, and say so."""
         if (event := self._any_live()) is None:
             return ""
         name, place = event.row["name"], event.row["place"]
@@ -225,7 +226,8 @@ class World:
         _add(gauge, "avail", more)
         return f"{_places(more)} added: {event.row['name']}"
 
-    def _new_event(self) -> str:
+    def publish_another(self) -> str:
+        """Publish an event where fewer than at the start are live, and say so."""
         if len(self.live()) >= self._most_live:
             return ""
         return f"Published: {self._publish(len(self.events), online=True).row['name']}"
@@ -233,7 +235,11 @@ class World:
     def _end(self) -> str:
         if (event := self._any_live()) is None or len(self.live()) <= len(KINDS) // 2:
             return ""
-        over = self.now.astimezone(PARIS) - timedelta(minutes=1)
+        return self.end(str(event.row["id"]))
+
+    def end(self, event_id: str) -> str:
+        """Have an event be over since a minute ago, and say so."""
+        event, over = self.events[event_id], self.now.astimezone(PARIS) - timedelta(minutes=1)
         for row in (event.row, *event.sessions):
             row["start"] = min(row["start"], (over - timedelta(hours=2)).strftime(WALL))
             row["end"] = min(row["end"], over.strftime(WALL))

@@ -11,7 +11,7 @@ _shtab_syncd_run_option_strings=(-h --help --config)
 _shtab_syncd_once_option_strings=(-h --help --full --quiet --config)
 _shtab_syncd_check_option_strings=(-h --help --online --config)
 _shtab_syncd_setup_option_strings=(-h --help --user --key-file --attendees --database --base-url --offline --overwrite --config)
-_shtab_syncd_demo_option_strings=(-h --help --dir --interval --events --seed)
+_shtab_syncd_demo_option_strings=(-h --help --dir --interval --events --seed --attendees --site)
 _shtab_syncd_option_strings=(-h --help --version)
 
 _shtab_syncd_run___config_COMPGEN=_shtab_compgen_files
@@ -21,6 +21,7 @@ _shtab_syncd_setup___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_demo___dir_COMPGEN=_shtab_compgen_dirs
 
 _shtab_syncd_setup___attendees_choices=(none minimal full)
+_shtab_syncd_demo___attendees_choices=(none minimal full)
 _shtab_syncd_pos_0_choices=(run once check setup demo)
 
 _shtab_syncd_run__h_nargs=0
@@ -38,6 +39,7 @@ _shtab_syncd_setup___offline_nargs=0
 _shtab_syncd_setup___overwrite_nargs=0
 _shtab_syncd_demo__h_nargs=0
 _shtab_syncd_demo___help_nargs=0
+_shtab_syncd_demo___site_nargs=0
 _shtab_syncd_pos_0_nargs=A...
 _shtab_syncd__h_nargs=0
 _shtab_syncd___help_nargs=0

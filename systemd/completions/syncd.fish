@@ -89,3 +89,5 @@ complete -c syncd -n '_shtab_syncd_using demo' -l dir -xka "(__fish_complete_dir
 complete -c syncd -n '_shtab_syncd_using demo' -l interval -x -d 'time between runs (default: 10s)'
 complete -c syncd -n '_shtab_syncd_using demo' -l events -x -d 'how many events (default: 6)'
 complete -c syncd -n '_shtab_syncd_using demo' -l seed -x -d 'another seed, other sales (default: 1)'
+complete -c syncd -n '_shtab_syncd_using demo' -l attendees -xka "none minimal full" -d 'whether attendees are mirrored, who are invented too (default: none)'
+complete -c syncd -n '_shtab_syncd_using demo' -l site -d 'also keep a small site'"'"'s table and feeds true, and show the page on a port of this machine'

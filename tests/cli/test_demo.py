@@ -1,14 +1,17 @@
 """`syncd demo`, the first thing that anybody sees: as a real process, with its own stand-in."""
 
+import http.client
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from support.processes import (
@@ -22,18 +25,8 @@ from support.processes import (
     write_config,
 )
 
-from syncd.standin.server import StandIn
-from syncd.standin.world import number
-
-
-@pytest.mark.slow("an hour of the demo")
-def test_demo_left_alone_outgrows_its_ceiling() -> None:
-    """However long the sales go on, six runs a minute stay below the ceiling of requests."""
-    standin = StandIn(events=6, seed=1)
-    for _ in range(5000):
-        standin.tick()
-        live = [event for event in standin.events.values() if not standin.is_over(event.row)]
-        assert 6 * (1 + sum(3 if number(event.row["multiple"]) else 2 for event in live)) <= 100
+from syncd.cli import site
+from syncd.cli.demo import LEFT
 
 
 class Screen:
@@ -86,17 +79,18 @@ def test_first_minute_disappoints() -> None:
         folder = Path(screen.shows(r"mirrors it into (\S+)/syncd\.db every 1 s")[1])
         screen.shows("run 1 ok in")
         screen.shows(r"In another terminal:\n")
-        line = screen.shows(r"  syncctl --socket (\S+) status\n")
+        line = screen.shows(r"  export SYNCD_SOCKET=(\S+)\n  syncctl status\n")
+        screen.shows(r"  syncctl watch\n  syncctl page\n")
         assert "Fête des lucioles" in screen.text  # the table of places
         screen.shows(r"run 3 \w+ in .* \(interval\)")
 
-        command = [*SYNCCTL, "--socket", line[1]]
+        environ = environment(SYNCD_SOCKET=line[1])
         done = subprocess.run(
-            [*command, "run-now", "--json"], env=environment(), capture_output=True, text=True, check=False
+            [*SYNCCTL, "run-now", "--json"], env=environ, capture_output=True, text=True, check=False
         )
         assert json.loads(done.stdout)["state"] == "done"
         status = subprocess.run(
-            [*command, "status"], env=environment(), capture_output=True, text=True, check=False
+            [*SYNCCTL, "status"], env=environ, capture_output=True, text=True, check=False
         )
         assert status.returncode == 0
         assert "every" not in status.stderr
@@ -104,6 +98,72 @@ def test_first_minute_disappoints() -> None:
         assert not folder.exists()
         assert "Traceback" not in screen.text
         assert screen.text.count("In another terminal:") == 1
+
+
+def test_demo_waits_for_a_limit_of_its_own() -> None:
+    """However many events there are, the first table has every figure: nobody's requests are spared here."""
+    with demo("--events", "90") as screen:
+        screen.shows(r"In another terminal:\n")
+        left = re.findall(r"^9000\d\d .* (\S+) +\d* +[\d.]+ s", screen.text, re.MULTILINE)
+        assert len(left) > 70
+        assert "?" not in left
+        assert "requests a minute" not in screen.text
+        assert screen.leave(signal.SIGINT) == 0
+
+
+def test_query_that_is_printed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that looks into the database works as it is printed, with sqlite3 and without."""
+    with demo("--attendees", "full") as screen:
+        query = screen.shows(r"with one query:\n  (.+)\n")[1]
+        home = screen.shows(r"mirrors it into (\S+)/syncd\.db")[1]
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+        for command in (query, site.sql(Path(home) / "syncd.db", LEFT)):
+            shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+            assert "Atelier vannerie sauvage" in shown
+        people = site.sql(
+            Path(home) / "syncd.db", "SELECT count(*), count(firstname) FROM billetweb_attendees"
+        )
+        shown = subprocess.run(["sh", "-c", people], capture_output=True, text=True, check=True).stdout
+        assert re.fullmatch(r"\(([1-9]\d+), \1\)\n", shown)
+
+
+def test_newcomer_sees_no_badge_turn_full() -> None:
+    """With `--site` a badge, the feeds and the page say within a minute that an event is sold out."""
+    with demo("--site") as screen:
+        home = Path(screen.shows(r"mirrors it into (\S+)/syncd\.db")[1])
+        address = urlsplit(screen.shows(r"opens it once:\n  (http://127\.0\.0\.1:\d+/\?token=\S+)\n")[1])
+        table = screen.shows(r"turns full, and back:\n  (.+)\n")[1]
+        screen.shows("The site shows FULL: fete-des-lucioles\n")
+        shown = subprocess.run(["sh", "-c", table], capture_output=True, text=True, check=True).stdout
+        assert re.search(r"fete-des-lucioles\W+0\W+120\W+1\b", shown)
+        assert re.search(r"900002\W+\d+\W+95\W+0\b", shown)  # newer rows of a site hold the number
+        feed = json.loads((home / "events.json").read_text())
+        (full,) = [each for each in feed["events"] if each["is_full"]]
+        assert full["ext_id"] == "fete-des-lucioles"
+        assert "SoldOut" in (home / "events.jsonld").read_text()
+        assert (home / "events.ics").exists()
+        assert (home / "events.csv").exists()
+
+        def ask(target: str, cookie: str = "") -> tuple[int, str, str]:
+            connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=PATIENCE_S)
+            with closing(connection):
+                connection.request("GET", target, headers={"Cookie": cookie})
+                answer = connection.getresponse()
+                told = answer.headers.get("Set-Cookie", "").partition(";")[0]
+                return answer.status, answer.read().decode(), told
+
+        assert ask("/")[0] == 403
+        _, welcome, cookie = ask(f"/?{address.query}")
+        folder = re.search('url=(/[^/"]+/)"', welcome)
+        assert folder
+        status, page, _ = ask(folder[1], cookie)
+        assert status == 200
+        assert "Fête des lucioles" in page
+        assert ask(f"/?{address.query}")[0] == 403
+        assert screen.leave(signal.SIGTERM) == 0
+        with pytest.raises(ConnectionRefusedError):
+            ask("/")
+        assert not home.exists()
 
 
 def test_kept_folder_is_removed() -> None:
@@ -125,6 +185,8 @@ FOREIGN = {
     "billetweb.key": "0123456789abcdef\n",
     "syncd.db": "the database of a real account",
     "syncd.db-wal": "what was not yet in it",
+    "site.db": "the database of a real site",
+    "events.ics": "BEGIN:VCALENDAR",
 }
 
 

@@ -1,0 +1,140 @@
+"""The small site of `syncd demo --site`: its table as Prisma makes it, feeds beside it, and the page.
+
+The site is somebody else's, as in life: syncd writes the named columns of rows that are there, and no more.
+"""
+
+import asyncio
+import json
+import shlex
+import shutil
+import sqlite3
+import sys
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from syncd.standin.server import StandIn
+
+SITE_NAME = "site.db"
+FEEDS = {format_: f"events.{format_}" for format_ in ("json", "jsonld", "ics", "csv")}
+TABLE = """
+CREATE TABLE IF NOT EXISTS "Formation" (
+    "id" TEXT NOT NULL PRIMARY KEY,
+    "billetwebId" TEXT,
+    "billetwebUrl" TEXT,
+    "placesTotal" INTEGER,
+    "placesLeft" INTEGER,
+    "isFull" BOOLEAN NOT NULL DEFAULT false,
+    "updatedAt" DATETIME NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS "Formation_billetwebId_key" ON "Formation"("billetwebId");
+"""
+"""What `prisma migrate` writes for a model with a unique `billetwebId`."""
+ROW = """
+INSERT OR IGNORE INTO "Formation" ("id", "billetwebId", "billetwebUrl", "updatedAt")
+VALUES (?, ?, ?, CURRENT_TIMESTAMP)
+"""
+BADGES = 'SELECT "billetwebId", "isFull" FROM "Formation" ORDER BY "id"'
+SHOWN = 'SELECT "billetwebId", "placesLeft", "placesTotal", "isFull" FROM "Formation"'
+CONFIG = """
+[[publish]]
+table = "Formation"
+match = {{ billetwebId = ["ext_id", "id"] }}
+set = {{ placesTotal = "places_total", placesLeft = "places_left", isFull = "is_full" }}
+touch = "updatedAt"
+database = {url}
+"""
+FEED = """
+[[feeds]]
+path = {path}
+format = "{format}"
+"""
+PAGE_WITHIN_S = 20.0
+"""Only what hangs takes longer; the demo goes on without the page then."""
+_SYNCCTL = "import sys; from syncd.ctl.main import main; sys.exit(main())"
+
+
+class Site:
+    """A site in a folder, its badges as they were last told, and the page while the demo runs."""
+
+    def __init__(self, home: Path, standin: StandIn) -> None:
+        """Make its table where it is not there. Raises OSError."""
+        self._home = home
+        self._badges: dict[str, bool] = {}
+        self._page: asyncio.subprocess.Process | None = None
+        rows = []
+        for index, event in enumerate(standin.events.values()):
+            row = event.row
+            # The slug from the shop's address; newer rows of such sites hold the number.
+            rows.append(
+                (f"formation-{index + 1}", row["id"] if index % 3 == 1 else row["ext_id"], row["shop"])
+            )
+        try:
+            with closing(sqlite3.connect(home / SITE_NAME)) as connection, connection:
+                connection.executescript(TABLE)
+                connection.executemany(ROW, [tuple(map(str, row)) for row in rows])
+        except sqlite3.Error as error:
+            raise OSError(0, str(error)) from None
+
+    def config(self) -> str:
+        """Return what the configuration says of it."""
+        # A string of JSON is a string of TOML, whatever is in it.
+        feeds = [
+            FEED.format(path=json.dumps(f"{self._home / name}"), format=format_)
+            for format_, name in FEEDS.items()
+        ]
+        return CONFIG.format(url=json.dumps(f"sqlite:///{self._home / SITE_NAME}")) + "".join(feeds)
+
+    def news(self) -> list[str]:
+        """Return a sentence for each badge that is another than when this was last asked."""
+        with suppress(sqlite3.Error), closing(sqlite3.connect(self._home / SITE_NAME)) as connection:
+            badges = {key: bool(is_full) for key, is_full in connection.execute(BADGES)}
+            before, self._badges = self._badges, badges
+            return [
+                f"The site shows {'FULL' if is_full else 'places again'}: {key}"
+                for key, is_full in badges.items()
+                if is_full != before.get(key, False)
+            ]
+        return []
+
+    async def told(self, socket: Path, syncctl: Sequence[str]) -> list[str]:
+        """Start the page, and return lines on where to look."""
+        address = await self._start_page(socket, syncctl)
+        feeds = " ".join(shlex.quote(f"{self._home / name}") for name in FEEDS.values())
+        return [
+            "A small site is kept true too; in a minute one of its badges turns full, and back:",
+            f"  {sql(self._home / SITE_NAME, SHOWN)}",
+            "The same as files, in four formats:",
+            f"  ls -l {feeds}",
+            *(["The page, for one browser; the address opens it once:", f"  {address}"] if address else []),
+        ]
+
+    async def _start_page(self, socket: Path, syncctl: Sequence[str]) -> str:
+        """Start `syncctl page`, a program of its own, and return its address; "" where it does not start."""
+        command = [*(syncctl or (sys.executable, "-c", _SYNCCTL)), "--socket", f"{socket}", "page"]
+        with suppress(OSError, TimeoutError):
+            self._page = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            assert self._page.stdout
+            line = await asyncio.wait_for(self._page.stdout.readline(), PAGE_WITHIN_S)
+            return line.decode().strip()
+        return ""
+
+    async def close(self) -> None:
+        """End the page."""
+        if self._page:
+            with suppress(ProcessLookupError):  # a Ctrl-C is for both
+                self._page.terminate()
+            await self._page.wait()
+
+
+def sql(database: Path, query: str) -> str:
+    """Return a command that shows what a query finds, with what is installed here."""
+    if shutil.which("sqlite3"):
+        return shlex.join(["sqlite3", "-header", "-column", f"{database}", query])
+    program = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute(sys.argv[2]), sep='\\n')"
+    return shlex.join([sys.executable, "-c", program, f"{database}", query])

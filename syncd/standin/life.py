@@ -1,0 +1,87 @@
+"""What happens on the stand-in's account while a demo runs: worth a look in its first minute, and for hours.
+
+`World.tick` sells until nothing is left; here each event fills up, loses places again, and so on. One event,
+which has the fewest places left at the start, sells out and opens again every minute, at known times.
+"""
+
+import random
+
+from syncd.standin.server import StandIn
+from syncd.standin.world import number
+
+STEP_S = 1.0
+CYCLE = 60
+"""So many steps, a minute: who tries the demo sees in it what syncd is for."""
+SOLD_OUT_AT, OPEN_AT = 15, 40
+"""After the first table was read; and late enough that a run every ten seconds has seen it."""
+GIVEN_BACK = 3
+EDIT_EVERY, FAULT_EVERY, END_EVERY = 25, 90, 300
+"""In steps: something changes in between sales, a run in nine meets a fault, an event is over."""
+TRADES = 0.5
+"""Of the steps, those with a sale or a refund elsewhere: each of six events has one in about ten seconds."""
+AGAINST_THE_TIDE = 0.2
+"""Of the trades, refunds while an event fills up, and sales while it empties."""
+
+
+class Life:
+    """The life of an account, the same for the same stand-in and seed. `star` sells out every minute."""
+
+    def __init__(self, standin: StandIn, *, seed: int) -> None:
+        self._standin = standin
+        self._random = random.Random(seed)  # noqa: S311  # to be repeatable is its point
+        self._steps = 0
+        self._down_to: dict[str, int] = {}
+        self.star = min(_with_a_limit(standin), key=lambda event_id: _left(standin, event_id))
+
+    def step(self) -> str:
+        """Let a step's time pass, and return a sentence where a fault is planned, else ""."""
+        with self._standin.lock:
+            self._steps += 1
+            self._shine(self._steps % CYCLE)
+            others = [event_id for event_id in self._standin.live() if event_id != self.star]
+            if others and self._random.random() < TRADES:
+                self._trade(self._random.choice(others))
+            if self._steps % EDIT_EVERY == 0:
+                self._standin.edit()
+            if others and self._steps % END_EVERY == 0:
+                self._standin.end(min(others, key=self._starts))
+                self._standin.publish_another()
+            return self._standin.occasional_fault(1.0) if self._steps % FAULT_EVERY == 0 else ""
+
+    def _starts(self, event_id: str) -> str:
+        return str(self._standin.events[event_id].row["start"])
+
+    def _shine(self, at: int) -> None:
+        if at == SOLD_OUT_AT:
+            self._standin.sell(self.star, _left(self._standin, self.star))
+        elif at == OPEN_AT:
+            self._standin.refund(self.star, GIVEN_BACK)
+
+    def _trade(self, event_id: str) -> None:
+        """Sell or refund; whatever is sold out is given back by and by, until half of it is there again."""
+        sold = self._standin.events[event_id].sold.total
+        empties = event_id in self._down_to
+        refunds = empties != (self._random.random() < AGAINST_THE_TIDE)
+        places = self._random.choice((1, 1, 2, 2, 3, 4))
+        moved = (self._standin.refund if refunds else self._standin.sell)(event_id, places)
+        if not empties and not refunds and moved < places:
+            self._down_to[event_id] = sold() // 2
+        elif empties and sold() <= self._down_to[event_id]:
+            del self._down_to[event_id]
+
+
+def _with_a_limit(standin: StandIn) -> list[str]:
+    """Return the events that are limited as a whole."""
+    return [
+        event_id
+        for event_id in standin.live()
+        if any(gauge["type"] == "event" and not gauge.get("id") for gauge in standin.events[event_id].gauges)
+    ]
+
+
+def _left(standin: StandIn, event_id: str) -> int:
+    return next(
+        number(gauge["avail"]) or 0
+        for gauge in standin.events[event_id].gauges
+        if gauge["type"] == "event" and not gauge.get("id")
+    )
