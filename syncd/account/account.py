@@ -384,6 +384,8 @@ class Account:
             follow=self._follow,
             doubted=self.webhooks.outbox.doubted,
         )
+        if self.publishing.has_elsewhere or config.feeds:
+            self.webhooks.hold(self.clock.now())
         await upkeep.retain(self.database, config.sync.attendees, self.clock.now())
         await execute(self._at_work)
         self.database.prove()  # it may be gone since the last thing was written
@@ -414,8 +416,9 @@ class Account:
             )
         if self.database.is_open and run.outcome != "cancelled":
             await self.publishing.settle(self.database, self.clock.now())
-        await self.webhooks.refresh()
         await self.feeds.follow(self.config.feeds, self.database, self.clock.now())
+        self.webhooks.hold(None)
+        await self.webhooks.refresh()
         if work and work.client is not self.client:
             await work.client.aclose()
         self._on_end(run)

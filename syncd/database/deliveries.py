@@ -134,13 +134,18 @@ def _name(endpoint: str) -> str:
 # --- sent
 
 
-def next_due(connection: Connection, endpoint: str, now: datetime) -> Due | datetime | None:
+def next_due(
+    connection: Connection, endpoint: str, now: datetime, held_since: datetime | None = None
+) -> Due | datetime | None:
     """Return the delivery to send now; else when the next one is due; None where none waits.
 
-    The one that waits longest goes first: so those that fail keep no other from its turn.
+    The one that waits longest goes first: so those that fail keep no other from its turn. Those that were put
+    on record from `held_since` on are passed over.
     """
     earlier = schema.deliveries.alias("earlier")
     waits = and_(D.endpoint == endpoint, schema.PENDING)
+    if held_since:
+        waits = and_(waits, D.created_at < held_since)
     is_first = ~exists().where(
         earlier.c.endpoint == endpoint,
         earlier.c.state == "pending",

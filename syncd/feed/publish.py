@@ -167,6 +167,11 @@ class Publishing:
             targets.append(same if same and same.settings == settings else _target(settings, config))
         self.targets = targets
 
+    @property
+    def has_elsewhere(self) -> bool:
+        """Whether a table is in another database: its rows are written when a run ends."""
+        return not all(each.is_here for each in self.targets)
+
     def status(self) -> PublishStatus:
         """Return how many there are and fail."""
         failing = sum(each.state.last_error is not None for each in self.targets)

@@ -77,11 +77,18 @@ class WebhooksStatus(Struct, frozen=True):
     parked: int = 0
 
 
+class Shared(Struct):
+    """What endpoints have in common. Of the threads that work for runs, sending takes one at most."""
+
+    databases: asyncio.Lock
+    held_since: datetime | None = None
+
+
 class Endpoint:
     """One endpoint and what waits for it. Only its own task sends."""
 
     def __init__(
-        self, settings: WebhookConfig, signers: Sequence[Secret], clock: Clock, databases: asyncio.Lock
+        self, settings: WebhookConfig, signers: Sequence[Secret], clock: Clock, shared: Shared
     ) -> None:
         self.settings = settings
         self.url = httpx.URL(settings.url)
@@ -89,7 +96,7 @@ class Endpoint:
         self.secrets = tuple(signers)
         self._signers = [Webhook(secret.value) for secret in signers]
         self._clock = clock
-        self._databases = databases
+        self._shared = shared
         self._client: httpx.AsyncClient | None = None
         self._news = asyncio.Event()
 
@@ -150,7 +157,7 @@ class Endpoint:
     async def _step(self, database: Database) -> float | None:
         """Send the next delivery and return 0; else return in how many seconds one is due, None for never."""
         now = self._clock.now()
-        async with self._databases:
+        async with self._shared.databases:
             found = await database.read(self._next, now)
         if found is None:
             return None
@@ -168,7 +175,7 @@ class Endpoint:
         until = standing.quiet_until
         if until and now < until <= now + deliveries.MOST_AHEAD:
             return until
-        return deliveries.next_due(connection, self.settings.name, now)
+        return deliveries.next_due(connection, self.settings.name, now, self._shared.held_since)
 
     # --- an attempt
 
@@ -262,7 +269,7 @@ class Endpoint:
                 deliveries.rest(connection, self.settings.name, now + timedelta(seconds=wait_s))
             return deliveries.counts(connection)
 
-        async with self._databases:
+        async with self._shared.databases:
             counts = await database.write(record)
         self.take_counts(counts)
         self._tell(due, tried)
@@ -348,7 +355,7 @@ class Webhooks:
         self.endpoints: list[Endpoint] = []
         self._database = database
         self._clock = clock
-        self._databases = asyncio.Lock()  # of the threads that work for runs, sending takes one at most
+        self._shared = Shared(asyncio.Lock())
         self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
         self._serves = False
         self._must_settle = True
@@ -361,7 +368,7 @@ class Webhooks:
         for settings in config.webhooks:
             secrets = tuple(config.webhook_secrets[settings.name])
             same = known.pop((settings, secrets), None)
-            endpoints.append(same or Endpoint(settings, secrets, self._clock, self._databases))
+            endpoints.append(same or Endpoint(settings, secrets, self._clock, self._shared))
         self.endpoints = endpoints
         self.outbox.endpoints = config.webhooks
         self._must_settle = True
@@ -383,6 +390,13 @@ class Webhooks:
         finally:
             await endpoint.close()
 
+    def hold(self, since: datetime | None) -> None:
+        """Keep back what is put on record from then on; None: nothing any more.
+
+        Who is told of an event looks into a table or file of the site, which must have its figures by then.
+        """
+        self._shared.held_since = since
+
     def wake(self) -> None:
         """Have what was put on record be sent, as far as it is committed."""
         if self.outbox.has_news:
@@ -395,7 +409,7 @@ class Webhooks:
         if not self._database.is_open or not (self.endpoints or self._must_settle):
             return
         try:
-            async with self._databases:
+            async with self._shared.databases:
                 if self._must_settle and await self._database.read(self._is_unsettled):
                     await self._database.write(self._settle)
                 counts = await self._database.read(deliveries.counts)

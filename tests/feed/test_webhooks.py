@@ -1,20 +1,26 @@
 """Webhooks of an account: delivered as the specification says, in order, at least once, in nobody's way."""
 
+import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from standardwebhooks import WebhookVerificationError
+from support import site
+from support.real_databases import url_at
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
 from support.telling import ByHand, configure, later, sent, settled, telling
 
+from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
-from syncd.feed import webhooks
+from syncd.feed import publish, webhooks
 from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL = "900006", "900001"
@@ -105,6 +111,56 @@ def test_a_later_change_overtakes_an_earlier_one(rig: Rig, receiver: Receiver, s
         each.told["data"]["places_left"] for each in receiver.got if FESTIVAL not in each.body.decode()
     ]
     assert of_concert == [2, 2, 1]
+
+
+def test_a_site_is_told_before_its_table_is_written(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site with its table in another database is told when its row is written; older news does not wait."""
+    url, slug = url_at(tmp_path / "site.db"), "fete-des-lucioles"
+    site.make(url)
+    site.add(url, slug)
+    match: dict[str, tuple[str, ...]] = {"billetwebId": ("ext_id",)}
+    to = {"placesLeft": "places_left"}
+    target = PublishConfig(name="badge", table="Formation", match=match, set=to, database=url)
+    configure(rig, structs.replace(rig.config, publish=(target,)))
+    receiver.answers = [BUSY]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    rig.clock.now_s += 1
+    go_on, settle, rows = threading.Event(), publish._settle, list[int]()
+    monkeypatch.setattr(publish, "_settle", lambda *settled: go_on.wait(30) and settle(*settled))
+    receiver.choose = lambda _: rows.extend(site.row(url, slug, "placesLeft"))
+    standin.sell(FESTIVAL, 1)
+    run = rig.request()
+    rig.until(lambda: len(sent(rig)) == 2)
+    later(rig, 5)
+    assert got(rig, receiver, 2).id == receiver.got[0].id
+    rig.portal.call(asyncio.sleep, 0.2)
+    assert rows == [73]
+    go_on.set()
+    rig.wait(run)
+    assert got(rig, receiver, 3).told["data"]["id"] == FESTIVAL
+    assert rows == [73, 72]
+    settled(rig)
+
+
+def test_a_site_is_told_before_its_file_is_written(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """A site that reads a file is told when the news is in there."""
+    path, left = tmp_path / "events.json", list[int]()
+
+    def look(each: Got) -> None:
+        (event,) = (one for one in json.loads(path.read_text())["events"] if one["id"] == FESTIVAL)
+        left.append(event["places_left"])
+
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=path, format="json"),)))
+    rig.run()
+    receiver.choose = look
+    sell(rig, standin, FESTIVAL)
+    got(rig, receiver, 1)
+    assert left == [72]
 
 
 def test_a_dead_endpoint_is_tried_for_ever(
