@@ -1,4 +1,4 @@
-"""What the budget of requests gives for accounts of any size: prints README's table.
+"""What the budget of requests gives for accounts of any size: prints the table of tests/bench/README.md.
 
 The real planner (`agenda.py`) and the real ceiling (`limiter.py`) at work on a clock that only waiting moves:
 two days at the default settings, each request taking REQUEST_S, and so many sales that one event in a hundred
@@ -178,14 +178,14 @@ def simulate(events: int, *, told: bool = True, selling: float = SELLING) -> Res
 
 
 def table() -> str:
-    """Return README's table."""
+    """Return the whole table."""
     head = (
         *("live events", "all read once after", "requests a run: nothing sold", "1 % sold"),
         *(
             "a sale is seen after: median",
             "at most",
             "oldest figure",
-            "a sale, without the increment: at most",
+            "a sale, without changes since the last run: at most",
         ),
     )
     return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *map(row, SIZES)])

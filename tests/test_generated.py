@@ -22,6 +22,7 @@ GENERATE = ROOT / "systemd/generate.py"
 MAN = ROOT / "systemd/man"
 COMPLETIONS = ROOT / "systemd/completions"
 PAGES = {"syncd": "syncd.8", "syncctl": "syncctl.1"}
+REFERENCES = ["syncd-tables.7", "syncd-socket.7"]
 PARSERS = {"syncd": cli.parser(), "syncctl": ctl.build_parser()}
 
 
@@ -91,8 +92,9 @@ def test_check_blind(tmp_path: Path) -> None:
     copy = tmp_path / "systemd/generate.py"
     copy.parent.mkdir()
     shutil.copy(GENERATE, copy)
-    shutil.copy(ROOT / "config.toml", tmp_path)
-    assert len(run(sys.executable, copy).stdout.splitlines()) == 9
+    for source in ("config.toml", "README.md"):
+        shutil.copy(ROOT / source, tmp_path)
+    assert len(run(sys.executable, copy).stdout.splitlines()) == 11
     assert run(sys.executable, copy, "--check").returncode == 0
     page = tmp_path / "systemd/man/syncd.8"
     page.write_text("changed\n")
@@ -165,7 +167,7 @@ def test_example_looks_like_default() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", [*PAGES.values(), "syncd.toml.5"])
+@pytest.mark.parametrize("page", [*PAGES.values(), "syncd.toml.5", *REFERENCES])
 @pytest.mark.parametrize(
     "renderer", [("man", "--warnings", "-E", "UTF-8", "-l"), ("groff", "-ww", "-man", "-Tutf8", "-P-cbou")]
 )
@@ -177,7 +179,7 @@ def test_page_does_not_render(renderer: tuple[str, ...], page: str) -> None:
     assert [line for line in done.stdout.splitlines() if re.search(r"[`\\]|^ *\.[A-Z]", line)] == []
 
 
-@pytest.mark.parametrize("page", [*PAGES.values(), "syncd.toml.5"])
+@pytest.mark.parametrize("page", [*PAGES.values(), "syncd.toml.5", *REFERENCES])
 def test_page_not_portable(page: str) -> None:
     """The other man program finds nothing to object to but the date, which is left out on purpose."""
     done = run("mandoc", "-Tlint", MAN / page)
@@ -274,5 +276,5 @@ def test_file_not_installed() -> None:
     for path in COMPLETIONS.iterdir():
         name = path.stem if path.suffix == ".bash" else path.name.removesuffix(".fish")
         expected[f"systemd/completions/{path.name}"] = places[path.suffix].format(name)
-    assert len(expected) == 9
+    assert len(expected) == 11
     assert expected.items() <= build["targets"]["wheel"].get("shared-data", {}).items()

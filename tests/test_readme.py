@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import fields
 from sqlalchemy import Connection, create_engine, inspect, text
-from support.project import README
+from support.project import DEVELOPMENT, README
 from support.real_databases import url_at
 
 from syncd import config
@@ -102,11 +102,11 @@ def test_there_are_queries() -> None:
 
 
 def test_module_that_nobody_explains() -> None:
-    """Every module stands in the README's table of modules, in the row of its folder."""
+    """Every module stands in the table of modules of tests/README.md, in the row of its folder."""
     package = Path(__file__).parent.parent / "syncd"
     paths = [path.relative_to(package) for path in package.rglob("*.py") if "migrations" not in path.parts]
     modules = {(str(path.parent), path.stem) for path in paths if not path.stem.startswith("__")}
-    table = README[README.index("| modules |") : README.index("## Changes")].replace("`migrations/`", "")
+    table = DEVELOPMENT.partition("| modules |")[2].replace("`migrations/`", "")
     named = [
         (re.match(r"\| in `([a-z]+)/`", row), re.findall(r"`([a-z_]+)`", row)) for row in table.splitlines()
     ]

@@ -1,6 +1,7 @@
 """Prometheus text from what the daemon remembers, made anew at each scrape: nothing is counted twice.
 
-README has the table of them. Names and labels stay; what is not known has no sample, for zero would be a lie.
+monitoring/metrics.md has the table of them. Names and labels stay; what is not known has no sample, for
+zero would be a lie.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The figures as Markdown, ready for the README."""
+"""The figures as Markdown, ready for README.md in this folder."""
 
 from typing import Any
 

@@ -17,7 +17,8 @@ here: the upstream has no limit, and syncd keeps its ceiling by a clock that jum
 Then syncd alone: how its memory grows with the account, how soon `status` answers during a first import, what
 it needs at rest, and how `syncctl status` compares with the start of Python.
 
-Prints Markdown for the README. Other work on the machine changes the figures; the ratios less than the times.
+Prints Markdown for README.md in this folder. Other work on the machine changes the figures; the ratios
+less than the times.
 
 With `--against REV`, any revision that git knows and that has this benchmark, that version's syncd is
 measured too, from a temporary copy of it, in turns with the present one (which is the working tree, committed

@@ -324,7 +324,7 @@ def test_no_secret_and_no_text_from_elsewhere_is_told() -> None:
 
 
 def test_metric_that_nobody_can_find() -> None:
-    """README's table has each metric with its type, labels and help text, and no other."""
+    """The table beside the alerts has each metric with its type, labels and help text, and no other."""
     found = {}
     for family in text_string_to_metric_families(scrape().decode()):
         labels = sorted({label for sample in family.samples for label in sample.labels})

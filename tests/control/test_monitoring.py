@@ -63,7 +63,7 @@ def test_prometheus_refuses_a_query_of_the_dashboard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [ALERTS, DASHBOARD], ids=lambda path: path.name)
 def test_metric_that_nobody_tells(path: Path) -> None:
-    """Every metric of the rules and the dashboard is in README's table, which has those that there are."""
+    """Every metric of the rules and the dashboard is in the table, which has those that there are."""
     asked = set(re.findall(r"\b(?:syncd|node)_[a-z_]+\b", path.read_text(encoding="utf-8")))
     assert len(asked) > 10
     assert asked <= METRICS.keys() | OF_OTHERS
@@ -89,12 +89,12 @@ def test_panels_of_the_dashboard_overlap() -> None:
 
 
 def test_rules_and_dashboard_are_not_installed() -> None:
-    """The wheel and the Debian package bring both."""
+    """The wheel and the Debian package bring both, and the table of metrics."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
     listed = (ROOT / "systemd/debian/syncd.install").read_text(encoding="utf-8").splitlines()
     names = sorted(f"syncd/monitoring/{path.name}" for path in FOLDER.iterdir())
-    assert names == ["syncd/monitoring/alerts.yml", "syncd/monitoring/dashboard.json"]
+    assert names == [f"syncd/monitoring/{name}" for name in ("alerts.yml", "dashboard.json", "metrics.md")]
     for name in names:
         assert shared[name] == f"share/syncd/{Path(name).name}"
         assert f"{name} usr/share/syncd" in listed

@@ -3,11 +3,16 @@
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+DEVELOPMENT = (ROOT / "tests/README.md").read_text("utf-8")
+MEASURED = (ROOT / "tests/bench/README.md").read_text("utf-8")
 METRICS = {
     name: (kind, re.findall("`(.*?)`", labels), text.replace("\\|", "|"))
     for name, kind, labels, text in re.findall(
-        r"^\| `(syncd_\w+)` \| (gauge|counter) \| (.*?) \| (.*) \|$", README, re.MULTILINE
+        r"^\| `(syncd_\w+)` \| (gauge|counter) \| (.*?) \| (.*) \|$",
+        (ROOT / "syncd/monitoring/metrics.md").read_text("utf-8"),
+        re.MULTILINE,
     )
 }
-"""README's table of metrics: by name the type, the labels and what it is."""
+"""The table of metrics: by name the type, the labels and what it is."""

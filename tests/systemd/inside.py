@@ -81,12 +81,20 @@ def eventually(condition: Callable[[], Any], within_s: float = 30) -> Any:
 def install_steps(project: Path) -> tuple[list[str], list[str]]:
     """Return the lines by which a version's README installs it, and those by which it starts it."""
     readme = (project / "README.md").read_text("utf-8")
-    steps = readme.partition("## A real account")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", steps, re.DOTALL | re.MULTILINE)
-    install, start = (
+    if before_0_4 := readme.partition("## A real account")[2].partition("\n## ")[0]:
+        install, start = sh_blocks(before_0_4)
+        return install, start
+    (place,) = sh_blocks(readme.partition("### Any machine with systemd\n")[2].partition("\n### ")[0])
+    (setup, *start), *_ = sh_blocks(readme.partition("### The checklist\n")[2].partition("\n## ")[0])
+    return [*place, setup], start
+
+
+def sh_blocks(text: str) -> list[list[str]]:
+    """Return the lines of each block of commands."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [
         [line for line in textwrap.dedent(block).replace("\\\n", "").splitlines() if line] for block in blocks
-    )
-    return install, start
+    ]
 
 
 def follow(line: str, project: Path = PROJECT) -> str:

@@ -1,4 +1,4 @@
-"""First boot: what README says under "A real account in three steps", word for word, ends in a service."""
+"""First boot: what README says under "Install", word for word, ends in a service."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ from inside import (
     systemctl,
 )
 
-STEPS = (PROJECT / "README.md").read_text("utf-8").partition("## A real account")[2].partition("\n## ")[0]
+STEPS = (PROJECT / "README.md").read_text("utf-8").partition("### The checklist\n")[2].partition("\n## ")[0]
 INSTALL, START = install_steps(PROJECT)
 
 
@@ -84,7 +84,7 @@ def test_advice_that_does_not_help() -> None:
     assert run_as("anna", "syncctl", "status").returncode == 4
     follow(quoted("usermod").replace("NAME", "anna"))
     assert run_as("anna", "syncctl", "status").returncode == 0
-    follow(quoted("check --online"))
+    follow(quoted("syncd check"))
 
 
 def test_installed_files_open_to_others() -> None:
@@ -98,7 +98,13 @@ def test_installed_files_open_to_others() -> None:
 
 def test_page_or_completion_out_of_sight() -> None:
     """Man finds the pages; the completions are where bash, zsh and fish look for what is local."""
-    for section, name in (("8", "syncd"), ("1", "syncctl"), ("5", "syncd.toml")):
+    for section, name in (
+        ("8", "syncd"),
+        ("1", "syncctl"),
+        ("5", "syncd.toml"),
+        ("7", "syncd-tables"),
+        ("7", "syncd-socket"),
+    ):
         where = Path(run("man", "--where", section, name).stdout.strip())
         assert where.samefile(f"/usr/local/share/man/man{section}/{name}.{section}")
     for program in ("syncd", "syncctl"):

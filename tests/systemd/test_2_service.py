@@ -220,13 +220,13 @@ def test_long_silence_of_billetweb_ends_or_floods() -> None:
 
 @pytest.mark.usefixtures("service")
 def test_error_is_not_explained() -> None:
-    """`journalctl -x` adds to an error of Billetweb's what README shows, which is what the catalog says."""
+    """`journalctl -x` adds to an error what systemd/README.md shows, which is what the catalog says."""
     end = cursor()
     with fault("503", "/event/900002/*"):
         assert next_run()["outcome"] == "partial"
     found = run("journalctl", "-x", "--cursor", end, "SYNCD_EVENT_ID=900002").stdout
     told, wanted = (
         [line.rstrip() for line in text.splitlines() if line.startswith("░░")]
-        for text in (found, (PROJECT / "README.md").read_text("utf-8"))
+        for text in (found, (PROJECT / "systemd/README.md").read_text("utf-8"))
     )
     assert told == wanted != []

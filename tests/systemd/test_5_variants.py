@@ -34,7 +34,7 @@ from inside import (
 
 UNITS = Path("/etc/systemd/system")
 VARIANTS = ["syncd.socket", "syncd@.service", "syncd-once.service", "syncd-once.timer"]
-README = (PROJECT / "README.md").read_text("utf-8")
+README = (PROJECT / "systemd/README.md").read_text("utf-8")
 (PLACING,) = re.findall(r"^install .* systemd/UNIT .*", README, re.MULTILINE)
 TMPFILES = Path("/usr/lib/tmpfiles.d/syncd.conf")
 QUIET = configured(GOOD, run_on_start="false")
@@ -43,7 +43,7 @@ QUIET = configured(GOOD, run_on_start="false")
 
 @pytest.fixture(scope="module", autouse=True)
 def variants() -> Iterator[None]:
-    """Install the other units as README says; in the end, take them away and leave syncd without them."""
+    """Install the other units as systemd/README.md says; in the end, take them away again."""
     make_user("marie", "syncd")
     make_user("eve")
     before = CONFIG.read_text()

@@ -126,7 +126,7 @@ def test_unit_names_what_the_package_lacks() -> None:
 
 def test_file_is_missing_or_in_the_wrong_place() -> None:
     """Man, the shells and the journal find what is theirs."""
-    for page in ("syncd.8", "syncctl.1", "syncd.toml.5"):
+    for page in ("syncd.8", "syncctl.1", "syncd.toml.5", "syncd-tables.7", "syncd-socket.7"):
         name, _, section = page.rpartition(".")
         assert run("man", "--where", section, name).stdout.endswith(f"/{page}.gz\n")
     for program in ("syncd", "syncctl"):
