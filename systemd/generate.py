@@ -80,7 +80,7 @@ once and shows how the daemon fares.""",
             ctl.DEFAULT_SOCKET: "The socket for syncctl(1) and other programs: HTTP and JSON.",
         },
     },
-    see_also="syncctl(1), syncd.toml(5), systemctl(1), journalctl(1)",
+    see_also="syncctl(1), syncd.toml(5), syncd-tables(7), syncd-socket(7), systemctl(1), journalctl(1)",
 )
 SYNCCTL = Prose(
     description="""\
@@ -111,7 +111,7 @@ Answers go to standard output, complaints to standard error.""",
         },
         "FILES": {ctl.DEFAULT_SOCKET: "The daemon's socket, unless something else is said."},
     },
-    see_also="syncd(8), syncd.toml(5)",
+    see_also="syncd(8), syncd.toml(5), syncd-socket(7)",
 )
 
 

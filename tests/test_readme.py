@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 from msgspec.structs import fields
 from sqlalchemy import Connection, create_engine, inspect, text
-from support.project import DEVELOPMENT, README
+from support.project import DEVELOPMENT, README, ROOT
+from support.real_databases import query as query_past_syncd
 from support.real_databases import url_at
 
 from syncd import config
@@ -96,9 +97,44 @@ def test_query_that_does_not_run(query: str, connection: Connection) -> None:
     connection.execute(text(query)).all()
 
 
+@pytest.mark.postgresql_only
+def test_a_grant_that_does_not_suffice(tmp_path: Path, database_kind: str) -> None:
+    """After README's statements syncd makes its tables in a schema of its own, and the site reads them."""
+    url = url_at(tmp_path / "site.db")
+    (statements,) = re.findall(r"```pgsql\n(.*?)```", README, re.DOTALL)
+    for role in ("syncd", "site"):
+        query_past_syncd(url, f"CREATE ROLE {role} LOGIN")
+    query_past_syncd(url, statements)
+    own = re.sub(r"search_path%3D\w+", "search_path%3Dbilletweb", url)
+    database = Database(own.replace("://tester@", "://syncd@"))
+    database.open()
+    database.close()
+    as_site = url.replace("://tester@", "://site@")
+    assert query_past_syncd(as_site, "SELECT * FROM billetweb.syncd_availability") == []
+
+
 def test_there_are_queries() -> None:
     """The pattern above still finds the README's queries."""
     assert len(QUERIES) >= 3
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "tests/README.md", "tests/bench/README.md", "systemd/README.md"]
+)
+def test_link_that_leads_nowhere(page: str) -> None:
+    """Every link to a file or a heading of the project leads there."""
+    text = (ROOT / page).read_text("utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
+    for path, heading in links:
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        assert not heading or heading in headings(target.read_text("utf-8")), heading
+
+
+def headings(text: str) -> set[str]:
+    """Return the headings of a page as links name them."""
+    found = re.findall(r"^##+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def test_module_that_nobody_explains() -> None:
