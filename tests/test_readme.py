@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import fields
 from sqlalchemy import Connection, create_engine, inspect, text
-from support.project import DEVELOPMENT, README, ROOT
+from support.project import DEVELOPMENT, MEASURED, README, ROOT
 from support.real_databases import query as query_past_syncd
 from support.real_databases import url_at
 
@@ -135,6 +135,13 @@ def headings(text: str) -> set[str]:
     """Return the headings of a page as links name them."""
     found = re.findall(r"^##+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_readme_shows_other_times_than_measured() -> None:
+    """README's row of the benchmark, with its head, is one of those in tests/bench/README.md."""
+    shown = README.partition("| events × attendees, network |")[2].partition("\n\n")[0].splitlines()
+    assert len(shown) == 3
+    assert {f"| events × attendees, network |{shown[0]}", *shown[1:]} <= {*MEASURED.splitlines()}
 
 
 def test_module_that_nobody_explains() -> None:
