@@ -184,7 +184,7 @@ def table() -> str:
         *(
             "a sale is seen after: median",
             "at most",
-            "oldest figure",
+            "oldest availability",
             "a sale, without changes since the last run: at most",
         ),
     )

@@ -15,7 +15,7 @@ DEBIAN = SYSTEMD / "debian"
 RULES = (DEBIAN / "rules").read_text(encoding="utf-8")
 LISTS = [(DEBIAN / name).read_text(encoding="utf-8") for name in ("syncd.install", "syncd.manpages")]
 UNITS = sorted(path.name for path in SYSTEMD.glob("*.*") if path.suffix in {".service", ".socket", ".timer"})
-NOT_INSTALLED = {"README.md", "build-deb", "generate.py"}
+NOT_INSTALLED = {"build-deb", "generate.py"}
 
 
 def files() -> set[str]:
