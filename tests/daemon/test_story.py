@@ -132,6 +132,8 @@ ROOM = {FESTIVAL: "event", WEEKEND: "category"}
 """Of each event, the type of the gauges that limit it."""
 EVERY = 10
 """After so many kills, or less, a run may end, and everything is looked at."""
+SLOW_S = 0.2
+"""So long at most an answer of the receiver takes, a good part of what a daemon lives."""
 MARGIN = 1.2
 """A part of the kills comes when all is done."""
 
@@ -195,7 +197,7 @@ class Tale:
         return query(self._database, "SELECT id, type, body, state FROM syncd_deliveries ORDER BY seq")
 
     def assert_delivered(self) -> int:
-        """Fail unless each change was told, in its order, as it stands on record; return how many were."""
+        """Fail unless each change was told, in order, as it is on record; return how often one came again."""
         recorded = self._deliveries()
         body = {key: text for key, _, text, _ in recorded}
         for got in self._receiver.got:
@@ -213,7 +215,7 @@ class Tale:
             if (flip := json.loads(diff).get("is_full"))
         ]
         assert [(event_id, kind) for event_id, kind, _ in told] == flipped
-        return len(told)
+        return len(self._receiver.got) - len(told)
 
 
 @pytest.mark.timeout(400)
@@ -223,6 +225,7 @@ def test_a_kill_spoils_the_story(home: Path, receiver: Receiver, kills: int) -> 
     chance = random.Random(kills)
     standin = StandIn(events=2, calls_per_minute=None)
     slug = str(standin.events[FESTIVAL].row["ext_id"])
+    receiver.choose = lambda _: time.sleep(chance.uniform(0, SLOW_S))  # many a kill comes in an attempt
     with serving(standin) as base_url:
         first = of_a_site(home, base_url, receiver, slug, WEEKEND)
         tale = Tale(standin, first, receiver)
@@ -241,4 +244,4 @@ def test_a_kill_spoils_the_story(home: Path, receiver: Receiver, kills: int) -> 
                 if number % EVERY == 0 or number == kills:
                     tale.told_in(daemons)
         assert killed == kills, first.log
-    assert tale.assert_delivered() > kills / 4
+    assert tale.assert_delivered() >= kills // 100  # else no kill came in an attempt
