@@ -81,7 +81,10 @@ class RateLimiter:
 
     async def _wait(self, wait_s: float) -> None:
         rests = wait_s <= self.paused_s
-        why = "Billetweb asked for a rest" if rests else f"{self.per_minute} requests a minute are spent"
+        spent = (
+            "1 request a minute is" if self.per_minute == 1 else f"{self.per_minute} requests a minute are"
+        )
+        why = "Billetweb asked for a rest" if rests else f"{spent} spent"
         if wait_s >= WORTH_TELLING_S:
             logger.info("the next request waits {:.0f} s: {}", wait_s, why)
         if wait_s >= SHOWN_S:

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from syncd.control.api import error_answer
 from syncd.log.repeats import Repeats
+from syncd.text import count
 from syncd.threads import Background
 
 MOST = 512
@@ -85,9 +86,9 @@ class Peers:
 
     def tell(self, what: str) -> None:
         """Say what is wrong with those who come; the same once in an hour."""
-        count = self._told.untold(what)
-        if count is not None:
-            again = f" ({count} times more since it was last told)" if count else ""
+        untold = self._told.untold(what)
+        if untold is not None:
+            again = f" ({count(untold, 'time')} more since it was last told)" if untold else ""
             logger.bind(event="control.crowded").warning("control server: {}{}", what, again)
 
 

@@ -31,7 +31,7 @@ from loguru import logger
 
 from syncd.log.redact import Redactor
 from syncd.log.repeats import Repeats
-from syncd.text import LONGEST, harmless
+from syncd.text import LONGEST, count, harmless
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
@@ -108,7 +108,7 @@ class _Bridge(logging.Handler):
             if untold is None:
                 return
             if untold:
-                text = f"{text} (the same {untold} times more since it was last told)"
+                text = f"{text} (the same {count(untold, 'time')} more since it was last told)"
 
         def place(fields: "loguru.Record") -> None:
             fields["file"].path = record.pathname

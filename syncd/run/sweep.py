@@ -16,6 +16,7 @@ from syncd.mirror.absence import Ruling, Scope, rule
 from syncd.mirror.diff import count, plan_vanished, vanished
 from syncd.model import ATTENDEES, EVENTS, GAUGES, Counts, Doubt, Run
 from syncd.run.work import OnDoubt, Work
+from syncd.text import count as number
 from syncd.text import format_duration
 
 
@@ -144,8 +145,8 @@ def _tell(work: Work, doubt: Doubt) -> None:
             run.failed += 1
     named = ", ".join(doubt.examples) + (", …" if doubt.absent > len(doubt.examples) else "")
     message = (
-        f"{what}the answer lacks {doubt.absent} of {doubt.of} rows ({named}); nothing of it is marked"
-        f" vanished{_until(doubt, work.clock.now())}"
+        f"{what}the answer lacks {doubt.absent} of {number(doubt.of, 'row')} ({named});"
+        f" nothing of it is marked vanished{_until(doubt, work.clock.now())}"
     )
     work.report.fail(subject, Doubted(message))
 

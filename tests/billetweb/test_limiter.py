@@ -329,6 +329,7 @@ def test_a_wait_that_is_cut_goes_on_being_shown() -> None:
         waiting = asyncio.create_task(limiter.acquire())
         await asyncio.sleep(0.01)
         assert limiter.waiting
+        assert limiter.waiting[1] == "1 request a minute is spent"
         waiting.cancel()
         await asyncio.wait({waiting})
         assert limiter.waiting is None
