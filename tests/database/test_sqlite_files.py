@@ -2,17 +2,30 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import LogLines, Rig
+from support.processes import short_folder
 
 from syncd.database.engine import Database
 from syncd.database.sqlite import WAL_BYTES
 
 pytestmark = pytest.mark.sqlite_only("a server looks after its own files")
+GROUP = 61_235
+"""A group that nobody has."""
+READER = f"""
+import os, sqlite3, sys
+os.setgroups([{GROUP}])
+os.setgid(61_234)
+os.setuid(61_234)
+connection = sqlite3.connect(sys.argv[1], uri=True)
+print(connection.execute("SELECT * FROM syncd_availability").fetchall())
+"""
 
 
 @contextmanager
@@ -52,6 +65,27 @@ def test_peoples_addresses_are_for_all_to_read(tmp_path: Path, mask: int, mode: 
     files = {"syncd.db": mode, "syncd.db.lock": "0o600"}
     assert open_ == files | {"syncd.db-wal": mode, "syncd.db-shm": mode}
     assert closed == files
+
+
+def read_by_the_group(path: Path) -> str:
+    """Return what another user, who is in the file's group alone, gets of it."""
+    command = [sys.executable, "-I", "-c", READER, f"file:{path}?mode=ro"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout or done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_reader_is_locked_out() -> None:
+    """Who is in the group and may write nothing reads while syncd runs, and while it is stopped."""
+    with short_folder() as folder, umask(0o027):
+        os.chown(folder, -1, GROUP)
+        folder.chmod(0o2750)  # what is made in it is of its group
+        path = folder / "syncd.db"
+        database = Database(f"sqlite:///{path}")
+        database.open()
+        assert read_by_the_group(path) == "[]\n"
+        database.close()
+        assert read_by_the_group(path) == "[]\n"
 
 
 @pytest.mark.parametrize(
