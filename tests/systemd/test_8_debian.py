@@ -86,7 +86,7 @@ def without_hand_made_installation() -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for place in ("/usr/local/share", "/usr/local/lib/systemd/catalog"):
         for path in [*Path(place).rglob("*sync[dc]*")]:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     run("journalctl", "--update-catalog")
     systemctl("daemon-reload")
 
