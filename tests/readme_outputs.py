@@ -68,7 +68,7 @@ class Stage:
 
     def publish(self) -> str:
         """Return README's block for a site's table, with this one in it."""
-        (block,) = re.findall(r"^```toml\n(\[\[publish\]\].*?)```", README, re.DOTALL | re.MULTILINE)
+        block = re.findall(r"^```toml\n(\[\[publish\]\].*?)```", README, re.DOTALL | re.MULTILINE)[0]
         return re.sub(r'database = "[^"]*"', f'database = "{self.site}"', block)
 
     def carry_out(self, command: str) -> str:

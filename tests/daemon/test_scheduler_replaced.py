@@ -53,7 +53,7 @@ OK = {"failed": 0, "errors": []}
 
 def examples(**instead: str) -> list[str]:
     """Return the guide's blocks of code, in their order, with other places in them."""
-    section = README.partition("#### Next.js: the scheduler replaced\n")[2].partition("\n### ")[0]
+    section = README.partition("### Next.js: the scheduler replaced\n")[2].partition("\n### ")[0]
     blocks = "\0".join(re.findall(r"```(?:toml|js)\n(.*?)```", section, re.DOTALL))
     for name, place in instead.items():
         before = PLACES[name]
