@@ -3,6 +3,7 @@
 Leans on tomllib for the syntax. Line numbers come from a small scanner of our own: tomllib gives none.
 """
 
+import json
 import re
 import sys
 import tomllib
@@ -14,6 +15,11 @@ from pathlib import Path
 
 from syncd import readers
 from syncd.errors import ConfigError
+
+
+def quoted(text: str) -> str:
+    """Return a text as TOML has it: a string of JSON is one, unless it names surrogates."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 class Problems:

@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from loguru import logger
 from sqlalchemy import Connection
@@ -43,6 +43,7 @@ from syncd.threads import Background, in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
 """So many ended runs wait for a database that does not answer: a day of them, and little memory."""
+EVER = datetime.fromtimestamp(0, UTC)
 ANSWER_WITHIN_S = 2.0
 """So long whoever asks for a run waits for its lasting id, where another program holds the database up."""
 
@@ -167,10 +168,15 @@ class Account:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
         sync = self.config.sync
         self.schedule.start(sync.interval, sync.jitter, self._first_slot())
+        runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
+        if self.publishing.has_elsewhere or self.config.feeds:
+            self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
+            if not runs_now:
+                self._background.start(self._let_out())
         self.webhooks.start()
         self._background.start(self.webhooks.refresh())
-        if sync.run_on_start and not self.paused and not self.runner.is_stopping:
+        if runs_now:
             self.runner.request("startup")
 
     async def close(self) -> None:
@@ -414,27 +420,28 @@ class Account:
             logger.bind(event="error.database").error(
                 "{} is not on record yet: {}; tried again with the next run", run_name(run.id), trouble
             )
-        if self.database.is_open and run.outcome != "cancelled":
-            await self.publishing.settle(self.database, self.clock.now())
-        await self.feeds.follow(self.config.feeds, self.database, self.clock.now())
-        self.webhooks.hold(None)
-        await self.webhooks.refresh()
+        await self._let_out(is_cut=run.outcome == "cancelled")
         if work and work.client is not self.client:
             await work.client.aclose()
         self._on_end(run)
 
+    async def _let_out(self, *, is_cut: bool = False) -> None:
+        """Write the site's tables elsewhere, unless a run was cut, and its files; then endpoints are told."""
+        if self.database.is_open and not is_cut:
+            await self.publishing.settle(self.database, self.clock.now())
+        await self.feeds.follow(self.config.feeds, self.database, self.clock.now())
+        if not self.runner.is_stopping:  # else the next start writes first what this run did not
+            self.webhooks.hold(None)
+        await self.webhooks.refresh()
+
     async def _put_ends_on_record(self) -> None:
         """Put ended runs on record, in their order, as far as the database takes them. Raises StoreError."""
         while self._unrecorded:
-            ended, facts = self._unrecorded[0], self.facts
+            ended, facts, tell = self._unrecorded[0], self.facts, self.webhooks.outbox.ended
             async with self._recording:
+                now, since = self.clock.now(), self._live_since()
                 ended.run.id, readings = await self.database.write(
-                    record.finish,
-                    ended,
-                    self.clock.now(),
-                    self._live_since(),
-                    facts.last_full_at,
-                    tell=self.webhooks.outbox.ended,
+                    record.finish, ended, now, since, facts.last_full_at, tell=tell
                 )
             self._unrecorded.popleft()
             facts.last_full_at = readings.ended_at

@@ -4,7 +4,6 @@ Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
 """
 
 import asyncio
-import json
 import os
 import shlex
 import sys
@@ -30,6 +29,7 @@ from syncd.model import AttendeeMode, Run
 from syncd.standin.life import STEP_S, Life
 from syncd.standin.server import StandIn, serving
 from syncd.text import columns, count, events_table, format_duration, write
+from syncd.toml import quoted
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
 NO_LIMIT = 1_000_000
@@ -259,8 +259,7 @@ def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, i
         "url": f"sqlite:///{home / DATABASE_NAME}",
         "socket": f"{home / SOCKET_NAME}",
     }
-    # A string of JSON is a string of TOML, whatever is in it.
-    config = MARK + CONFIG.format_map({name: json.dumps(text) for name, text in values.items()})
+    config = MARK + CONFIG.format_map({name: quoted(text) for name, text in values.items()})
     config += its_site.config() if its_site else ""
     try:
         # The marked file first: a demo that is killed in between knows its folder again.

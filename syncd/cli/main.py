@@ -50,6 +50,7 @@ TOKEN_CHARACTERS = 16
 """No token is shorter: 16 characters are 64 bits as hexadecimal digits."""
 SENDING_S = 30.0
 """So long `once` sends webhooks after its run: two attempts that time out. The next one goes on."""
+EXIT_INTERRUPTED = 130
 SWITCH_S = 0.001
 """So long a thread that works may keep the loop from answering, a few times in each answer; Python's own 5 ms
 make one status in a hundred take 30."""
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:  # before there was anything to stop
-        return 0
+        return 0 if arguments.command in (_run, _once, _demo) else EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last door: nothing may leave it unredacted
         record = logger.bind(event="error.internal").opt(exception=error)
         record.critical("unexpected {}; please report this", type(error).__name__)
@@ -250,14 +251,22 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
             await account.open()
             run = account.runner.request("once", full=full)
             account.runner.serve()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                asyncio.get_running_loop().add_signal_handler(number, account.runner.task.cancel)
+            _on_a_stop(account.runner.task)
             await account.runner.wait(run)
-            await account.webhooks.send_due(SENDING_S)
+            if run.outcome != "cancelled":
+                sending = asyncio.create_task(account.webhooks.send_due(SENDING_S))
+                _on_a_stop(sending)
+                await asyncio.wait({sending})
         finally:
             await account.close()
     await ping(config.heartbeat.url, run)
     return run
+
+
+def _on_a_stop(task: asyncio.Task[None]) -> None:
+    """Have a signal end this."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:

@@ -8,7 +8,6 @@ import asyncio
 import errno
 import getpass
 import grp
-import json
 import os
 import shlex
 import sys
@@ -30,7 +29,7 @@ from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode
 from syncd.run.listing import is_live
 from syncd.text import count, harmless, write
-from syncd.toml import key_lines
+from syncd.toml import key_lines, quoted
 
 SYSTEM = Path("/etc/syncd")
 """Where the service looks. Elsewhere a person runs syncd as themselves, with everything in one folder."""
@@ -89,6 +88,9 @@ def setup(options: Options, redact: Redactor) -> int:
     values = _values(path, is_new=before is None, options=options, user=user, attendees=attendees)
     config = _filled_in(before or _sample(), values)
     key_path = credentials_beside(path) / KEY_NAME
+    for each in (path, key_path):
+        if each.is_symlink() or (each.exists() and not each.is_file()):
+            raise ConfigError([f"{each} is no regular file: nothing was written"])
     _put(key_path, f"{key.value}\n", 0o600)
     _put(path, config, 0o640, group=GROUP)
     _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path)}")
@@ -154,6 +156,8 @@ def _key(key_file: str | None, user: str) -> str:
 def _read(what: str, reader: Callable[[], str]) -> str:
     try:
         return reader()
+    except EOFError:
+        raise SystemExit("the answers ended: nothing was written") from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{what}: {(isinstance(error, OSError) and error.strerror) or error}"]) from None
 
@@ -245,8 +249,7 @@ def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
     """Return a configuration with these values, and everything else in it as it was."""
     for (table, key), value in values.items():
         lines, at = text.splitlines(), key_lines(text)
-        # A string of JSON is a string of TOML, whatever is in it.
-        line = f"{key} = {json.dumps(value)}"
+        line = f"{key} = {quoted(value)}"
         if (table, key) in at:
             lines[at[table, key] - 1] = line
         elif (table,) in at:
@@ -273,7 +276,7 @@ def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
             path.parent.mkdir(parents=True, mode=0o700 if path.name == KEY_NAME else 0o755)
         replace(path, text.encode(), mode if gid is not None else mode & 0o700)
         if gid is not None:
-            os.chown(path, 0, gid)
+            os.chown(path, 0, gid, follow_symlinks=False)
     except NotReplaced as error:
         raise ConfigError([f"cannot write {path}: {error}"]) from None
     except OSError as error:

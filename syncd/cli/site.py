@@ -4,7 +4,6 @@ The site is somebody else's, as in life: syncd writes the named columns of rows 
 """
 
 import asyncio
-import json
 import shlex
 import shutil
 import sqlite3
@@ -14,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from syncd.standin.server import StandIn
+from syncd.toml import quoted
 
 SITE_NAME = "site.db"
 FEEDS = {format_: f"events.{format_}" for format_ in ("json", "jsonld", "ics", "csv")}
@@ -78,12 +78,11 @@ class Site:
 
     def config(self) -> str:
         """Return what the configuration says of it."""
-        # A string of JSON is a string of TOML, whatever is in it.
         feeds = [
-            FEED.format(path=json.dumps(f"{self._home / name}"), format=format_)
+            FEED.format(path=quoted(f"{self._home / name}"), format=format_)
             for format_, name in FEEDS.items()
         ]
-        return CONFIG.format(url=json.dumps(f"sqlite:///{self._home / SITE_NAME}")) + "".join(feeds)
+        return CONFIG.format(url=quoted(f"sqlite:///{self._home / SITE_NAME}")) + "".join(feeds)
 
     def news(self) -> list[str]:
         """Return a sentence for each badge that is another than when this was last asked."""

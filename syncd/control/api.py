@@ -250,7 +250,7 @@ class _Routes:
         answer={"retried": int},
         method="POST",
         body=RetryRequest,
-        refused=(400, 404, 503),
+        refused=(400, 404, 413, 503),
     )
     async def retry(self, request: Request) -> Response:
         """Answer with how many deliveries are sent again."""

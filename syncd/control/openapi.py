@@ -109,7 +109,8 @@ def described(
         media=media,
         body=body,
         query=query or {},
-        refused=refused,
+        # What comes from another site's page is refused by the gate, before any route.
+        refused=tuple(sorted({*refused, *([403] if method == "POST" else [])})),
         also=also or {},
     )
 

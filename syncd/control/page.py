@@ -23,7 +23,7 @@ from syncd import text
 from syncd.account.status import Status
 from syncd.control.gate import objection
 from syncd.control.openapi import HTML, described
-from syncd.errors import StoreError
+from syncd.errors import StoreError, SyncdError
 from syncd.feed.publish import TargetState
 from syncd.model import Doubt, Json, Run
 from syncd.threads import in_thread
@@ -122,7 +122,7 @@ class Page:
                     "runs": await self._verbs.runs(RUNS_SHOWN, None),
                     "doubts": await self._verbs.doubts(),
                 }
-            except StoreError as error:  # the page is what one looks at in trouble
+            except SyncdError as error:  # the page is what one looks at in trouble
                 context["trouble"] = request.app.state.redact(str(error))
             context["targets"] = self._verbs.publish()
         html = await in_thread(_render, context, datetime.now(UTC))

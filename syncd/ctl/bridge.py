@@ -72,7 +72,7 @@ class Bridge(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Keep quiet about a browser that went away."""
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exception(), OSError | ValueError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 

@@ -41,6 +41,7 @@ class Feeds:
         self.written = 0
         self.failed = 0
         self._writing: asyncio.Task[None] | None = None
+        self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent]] | None = None
 
     async def follow(self, feeds: Sequence[FeedConfig], database: Database, now: datetime) -> None:
         """Bring every feed up to date with what the mirror holds, where that is done soon. Raises nothing.
@@ -54,12 +55,19 @@ class Feeds:
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
             return
+        self._latest = (feeds, events)
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(asyncio.to_thread(self.write, feeds, events))
+            self._writing = asyncio.create_task(self._write_latest())
         await asyncio.wait({self._writing}, timeout=WAIT_S)
         if not self._writing.done():
             log = logger.bind(event="feed.failed")
             log.error("the feeds take longer than {:g} s to be written; runs go on meanwhile", WAIT_S)
+
+    async def _write_latest(self) -> None:
+        """Write what is wanted, and what came to be wanted meanwhile."""
+        while self._latest:
+            latest, self._latest = self._latest, None
+            await asyncio.to_thread(self.write, *latest)
 
     def write(self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent]) -> None:
         """Bring every feed up to date. Raises nothing: an error is that feed's own, and is told once."""

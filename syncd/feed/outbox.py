@@ -79,11 +79,11 @@ class Outbox:
         found = attendees.orders(connection, sorted({order_id for order_id, _ in news}))
         ext_ids = _ext_ids(connection, {event_id for _, event_id in news})
         told = []
-        for key, (paid, refunded) in news.items():
+        for key, (paid, refunded, held) in news.items():
             if order := found.get(key):
                 data = {name: getattr(order, name) for name in OF_ORDER}
                 # A place that comes to an order that was paid before is no payment.
-                kinds = ["order.paid"] if paid and order.paid <= paid else []
+                kinds = ["order.paid"] if held and order.paid <= paid else []
                 kinds += ["order.refunded"] if refunded else []
                 told += [(kind, key[1], ext_ids.get(key[1]), data) for kind in kinds]
         self._put(connection, at, told)
@@ -116,19 +116,16 @@ def _kinds(change: Change) -> Iterator[str]:
 
 
 def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
-    """Return by order and event how many of its places were found paid now, and how many refunded."""
-    news: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    """Return by order and event how many of its places were found paid now, refunded, and paid and kept."""
+    news: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for change in changes:
         if change.kind == "vanished":
             continue
         order_id = change.values[ORDER_ID]
         _, disabled = disabled_diff = change.diff.get("disabled", (None, None))
-        if (
-            order_id
-            and change.diff.get("order_paid", (None, None))[1] is True
-            and not change.values[DISABLED]
-        ):
+        if order_id and change.diff.get("order_paid", (None, None))[1] is True:
             news[order_id, change.event_id][0] += 1
+            news[order_id, change.event_id][2] += not change.values[DISABLED]
         if order_id and disabled is True and disabled_diff[0] is not True:
             news[order_id, change.event_id][1] += 1
     return news

@@ -99,6 +99,7 @@ class Endpoint:
         self._shared = shared
         self._client: httpx.AsyncClient | None = None
         self._news = asyncio.Event()
+        self._came: tuple[Due, int | None, str, float | None] | None = None  # not on record
 
     @property
     def fingerprint(self) -> Secret:
@@ -128,7 +129,7 @@ class Endpoint:
     async def _guarded(self, database: Database) -> float | None:
         """Make a step; return as `_step`. Whatever goes wrong is this endpoint's, and is tried again."""
         try:
-            return await self._step(database) if database.is_open else None
+            return await self._step(database) if database.is_open else LOOK_AGAIN_S
         except StoreError as error:
             logger.debug("webhook {}: {}; tried again", self.settings.name, error)
             return AFTER_TROUBLE_S
@@ -156,15 +157,17 @@ class Endpoint:
 
     async def _step(self, database: Database) -> float | None:
         """Send the next delivery and return 0; else return in how many seconds one is due, None for never."""
-        now = self._clock.now()
-        async with self._shared.databases:
-            found = await database.read(self._next, now)
-        if found is None:
-            return None
-        if isinstance(found, datetime):
-            return max((found - now).total_seconds(), 0.001)
-        status, error, wait_s = await self._attempt(found)
-        await self._conclude(database, found, status, error, wait_s)
+        if self._came is None:
+            now = self._clock.now()
+            async with self._shared.databases:
+                found = await database.read(self._next, now)
+            if found is None:
+                return None
+            if isinstance(found, datetime):
+                return max((found - now).total_seconds(), 0.001)
+            self._came = (found, *await self._attempt(found))
+        await self._conclude(database, *self._came)  # until then nothing is sent: backoff would be forgotten
+        self._came = None
         return 0.0
 
     def _next(self, connection: Connection, now: datetime) -> Due | datetime | None:
@@ -395,7 +398,7 @@ class Webhooks:
 
         Who is told of an event looks into a table or file of the site, which must have its figures by then.
         """
-        self._shared.held_since = since
+        self._shared.held_since = min(since, self._shared.held_since or since) if since else None
 
     def wake(self) -> None:
         """Have what was put on record be sent, as far as it is committed."""
@@ -413,12 +416,12 @@ class Webhooks:
                 if self._must_settle and await self._database.read(self._is_unsettled):
                     await self._database.write(self._settle)
                 counts = await self._database.read(deliveries.counts)
+            self._must_settle = False
+            for each in self.endpoints:
+                each.take_counts(counts)
         except StoreError as error:
-            logger.debug("the webhooks wait for the next run: {}", error)
-            return
-        self._must_settle = False
+            logger.debug("how many deliveries wait is not known yet: {}", error)
         for each in self.endpoints:
-            each.take_counts(counts)
             each.wake()
 
     def _is_unsettled(self, connection: Connection) -> bool:

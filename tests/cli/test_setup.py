@@ -182,6 +182,27 @@ def test_what_cannot_be_understood_is_replaced(tmp_path: Path, base_url: str, te
     assert not (tmp_path / "credentials").exists()
 
 
+def test_a_key_is_replaced_where_the_settings_cannot_be(tmp_path: Path, base_url: str) -> None:
+    """A link in the place of the configuration is no place to write to: then the key stays too."""
+    assert setup(tmp_path, base_url).returncode == 0
+    key, path = tmp_path / "credentials/billetweb-key", tmp_path / "config.toml"
+    key.write_text("another-key\n")
+    path.rename(tmp_path / "elsewhere.toml")
+    path.symlink_to(tmp_path / "elsewhere.toml")
+    said = setup(tmp_path, base_url, "--overwrite")
+    assert (said.returncode, "nothing was written" in said.stderr) == (78, True)
+    assert key.read_text() == "another-key\n"
+
+
+def test_a_folder_that_is_no_word_is_a_riddle(tmp_path: Path, base_url: str) -> None:
+    """What stands in a path stands in the configuration, letter for letter."""
+    folder = tmp_path / "été 😀"
+    folder.mkdir()
+    assert setup(folder, base_url).returncode == 0
+    settings = tomllib.loads((folder / "config.toml").read_text())
+    assert settings["database"]["url"] == f"sqlite:///{folder}/config.db"
+
+
 def test_a_link_is_followed(tmp_path: Path, base_url: str) -> None:
     """A link in the place of the key or the configuration leads nowhere."""
     (tmp_path / "credentials").mkdir()

@@ -102,6 +102,17 @@ def test_an_order_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     assert len(told(rig, "order.paid")) == len(paid)
 
 
+def test_an_order_that_lost_a_place_before_it_was_seen_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """It was paid, and one of its places was refunded: both are told."""
+    rig.run()
+    standin.sell(CONCERT, 3)
+    standin.refund(CONCERT, 1)
+    rig.run()
+    paid, refunded = told(rig, "order.paid", "order.refunded")
+    assert [paid["type"], refunded["type"]] == ["order.paid", "order.refunded"]
+    assert [paid["data"]["places"], paid["data"]["refunded"]] == [2, 1]
+
+
 def test_people_are_told_of(rig: Rig, standin: StandIn) -> None:
     """Where names and addresses are mirrored none of them is in a body."""
     rig.run()

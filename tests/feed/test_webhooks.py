@@ -20,6 +20,7 @@ from support.telling import ByHand, configure, later, sent, settled, telling
 
 from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
+from syncd.errors import StoreError
 from syncd.feed import publish, webhooks
 from syncd.standin.server import StandIn
 
@@ -342,6 +343,28 @@ def test_a_receiver_that_is_down_is_a_mystery(rig: Rig, standin: StandIn, receiv
     ((error,),) = rig.sql("SELECT error FROM syncd_deliveries")
     assert error.startswith("no connection: ")
     assert "canary" not in error
+
+
+def test_a_delivery_that_cannot_be_noted_is_sent_for_ever(
+    rig: Rig, receiver: Receiver, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database takes no writes, what came of an attempt is kept, and nothing is sent again."""
+    refused: list[object] = []
+
+    def refuse(*arguments: Any) -> None:
+        refused.append(arguments)
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(deliveries, "conclude", refuse)
+    sell(rig, standin)
+    for count in (1, 2, 3):
+        rig.until(lambda: len(refused) >= count)  # noqa: B023 - called at once
+        later(rig, 60)
+    assert len(receiver.got) == 1
+    monkeypatch.undo()
+    later(rig, 60)
+    settled(rig)
+    assert len(receiver.got) == 1
 
 
 def test_a_delivery_that_meets_a_bug_holds_up_others(
