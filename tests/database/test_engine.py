@@ -490,6 +490,8 @@ def test_a_password_is_not_shown() -> None:
     assert masked("sqlite:////var/lib/syncd/syncd.db") == "sqlite:////var/lib/syncd/syncd.db"
 
 
+@pytest.mark.postgresql_only
+@pytest.mark.usefixtures("database_kind")
 def test_lines_of_libpq_run_together() -> None:
     """What a driver says in several lines, one for each address of a host, is told as sentences."""
     with socket.socket() as taken:  # bound, and listening to nobody
