@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,7 +100,6 @@ ONLY_ROOT = {
     "write to /usr",
     "write to /etc",
     "mount for everybody",
-    "use a device",
     "make a control group",
     "rename the machine",
     "set a kernel parameter",
@@ -107,6 +107,8 @@ ONLY_ROOT = {
     "schedule in real time",
 }
 """What the user syncd cannot do without any hardening either."""
+if not Path("/dev/net/tun").stat().st_mode & stat.S_IWOTH:  # some machines leave it to everybody
+    ONLY_ROOT.add("use a device")
 
 
 @pytest.fixture(scope="module", autouse=True)
