@@ -208,9 +208,12 @@ def differing(before: Config, now: Config) -> list[str]:
         if isinstance(old, Struct):
             keys = (key.name for key in fields(old) if getattr(old, key.name) != getattr(new, key.name))
             found += [f"{table.name}.{key}" for key in keys]
-        elif old != new and table.name != "path":
-            found.append("API key" if table.name == "key" else f"[[{table.name}]]")
+        elif old != new and table.name not in ("path", "key_from"):  # where a setting stands is none
+            found.append(_SECRETS.get(table.name, f"[[{table.name}]]"))
     return found
+
+
+_SECRETS = {"key": "API key", "webhook_secrets": "secrets of [[webhooks]]"}
 
 
 _TABLES: Mapping[str, type[Struct]] = {

@@ -24,6 +24,7 @@ from syncd.daemon.daemon import Daemon
 from syncd.daemon.notify import Notifier
 from syncd.database.lock import FileLock
 from syncd.errors import ConfigError
+from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode, Run
 from syncd.standin.life import STEP_S, Life
@@ -34,6 +35,7 @@ from syncd.toml import quoted
 MINIMUM_INTERVAL = timedelta(seconds=1)
 NO_LIMIT = 1_000_000
 """Requests a minute that nobody reaches: the stand-in has no other users to be spared."""
+FOR_THE_OWNER = 0o600
 CONFIG_NAME, KEY_NAME, DATABASE_NAME, SOCKET_NAME = "config.toml", "billetweb.key", "syncd.db", "syncd.sock"
 LONGEST_FOLDER_BYTES = 96  # the socket's whole path may have 107
 MARK = "# The demo's configuration. Change it and run: syncctl reload\n"
@@ -263,19 +265,12 @@ def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, i
     config += its_site.config() if its_site else ""
     try:
         # The marked file first: a demo that is killed in between knows its folder again.
-        _put(home / CONFIG_NAME, config)
-        _put(home / KEY_NAME, standin.key + "\n")
-    except OSError as error:
-        raise ConfigError([f"--dir: cannot write into {home}: {error.strerror}"]) from None
+        replace(home / CONFIG_NAME, config.encode(), FOR_THE_OWNER)
+        replace(home / KEY_NAME, f"{standin.key}\n".encode(), FOR_THE_OWNER)
+    except (OSError, NotReplaced) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ConfigError([f"--dir: cannot write into {home}: {reason}"]) from None
     return home / CONFIG_NAME
-
-
-def _put(path: Path, text: str) -> None:
-    """Put a file for the owner alone in place, whole."""
-    descriptor, fresh = tempfile.mkstemp(dir=path.parent)
-    os.close(descriptor)
-    Path(fresh).write_text(text, encoding="utf-8")
-    Path(fresh).replace(path)
 
 
 def _say(line: str) -> None:
