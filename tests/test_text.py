@@ -1,7 +1,5 @@
 """What people read and write: durations, times, tables and the control API's answers in words."""
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,13 +14,7 @@ from syncd.model import Counts, Peer, Run, RunError
 NOW = datetime(2027, 5, 8, 10, 0, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def paris(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Paris")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("paris")
 
 
 def json_of(run: Run) -> dict[str, Any]:

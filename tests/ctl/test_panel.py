@@ -5,8 +5,6 @@ import io
 import operator
 import re
 import sys
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,13 +29,7 @@ REFUSED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def paris(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Paris")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("paris")
 
 
 def panel(*changes: dict[str, Any], width: int | None = 80) -> list[str]:

@@ -1,7 +1,5 @@
 """The tables of `syncctl`: what they tell, and that they fit."""
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -13,13 +11,7 @@ from syncd.ctl.tables import doubts_table, publish_table, runs_table, short_time
 NOW = datetime(2027, 5, 8, 10, 2, 3, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def paris(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Paris")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("paris")
 
 
 def test_the_history_names_who_asked_and_what_went_wrong() -> None:
