@@ -1,14 +1,15 @@
 """`syncd check`: every problem of configuration, database and surroundings at once, or what was found."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from loguru import logger
 from msgspec import Struct, field
 
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
-from syncd.config import Config
+from syncd.config import BilletwebConfig, Config, Secret
 from syncd.control.server import socket_obstacle
 from syncd.database import engine
 from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
@@ -54,18 +55,26 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     return found
 
 
-async def _ask_billetweb(config: Config) -> BilletwebError | None:
-    async def note() -> None:
-        """Forget it: a few requests need no memory."""
+@asynccontextmanager
+async def asking(account: BilletwebConfig, key: Secret) -> AsyncIterator[Billetweb]:
+    """Give a client for a few requests, of which nothing is remembered."""
 
-    limiter = RateLimiter(config.billetweb.requests_per_minute, note=note)
-    client = Billetweb(config.billetweb, config.key, limiter)
+    async def note() -> None:
+        """Forget it."""
+
+    client = Billetweb(account, key, RateLimiter(account.requests_per_minute, note=note))
     try:
-        await client.events()
-    except BilletwebError as error:
-        return error
+        yield client
     finally:
         await client.aclose()
+
+
+async def _ask_billetweb(config: Config) -> BilletwebError | None:
+    try:
+        async with asking(config.billetweb, config.key) as client:
+            await client.events()
+    except BilletwebError as error:
+        return error
     return None
 
 

@@ -22,7 +22,7 @@ from msgspec import Struct, structs
 
 from syncd import readers, web
 from syncd.billetweb.client import Billetweb
-from syncd.billetweb.limiter import RateLimiter
+from syncd.cli.check import asking
 from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside
 from syncd.errors import AuthError, ConfigError, RestrictedError
 from syncd.feed.files import NotReplaced, replace
@@ -165,25 +165,18 @@ def _read(what: str, reader: Callable[[], str]) -> str:
 
 async def _try(options: Options, user: str, key: Secret) -> Found:
     """Ask for the list of events and for the latest attendees: three requests at most."""
-
-    async def note() -> None:
-        """Forget it: a few requests need no memory."""
-
     account = BilletwebConfig(user=user)
     if options.base_url is not None:
         account = structs.replace(account, base_url=options.base_url)
     if problems := web.problems([account.base_url]):
         raise ConfigError(problems)
-    client = Billetweb(account, key, RateLimiter(account.requests_per_minute, note=note))
     now = datetime.now(UTC)
-    try:
+    async with asking(account, key) as client:
         events = (await client.events()).records.values()
         # A key for chosen events is refused the account's attendees, and gets those of each event.
         is_open = await _may_read(client, None) or (
             bool(events) and await _may_read(client, next(iter(events)).id)
         )
-    finally:
-        await client.aclose()
     live = sum(is_live(event, now - SyncConfig().keep_past) for event in events)
     return Found(events=len(events), live=live, attendees=is_open)
 
