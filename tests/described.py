@@ -75,7 +75,8 @@ def main(program: str, seconds: str = SECONDS) -> int:
             command += ["--phases", "examples,coverage,fuzzing", "--max-time", seconds, "--workers", "2"]
             command += ["--request-timeout", "70"]  # who waits for a run does so for a minute
             done = subprocess.run(command, cwd=folder, check=False, timeout=600)
-            assert daemon.status()["health"] == "ok"  # else /healthz answered 503
+            status = daemon.status()
+            assert status["health"] == "ok", f"else /healthz answers 503: {status}\n{daemon.log}"
         return done.returncode
 
 
