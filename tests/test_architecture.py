@@ -50,7 +50,7 @@ OWN_WORDS_OVER_LINES = 6
 NAMED_BY_OTHERS = {"emit"}  # methods whose contract stands in the class that they override
 NEEDLESS_WHEN_IDLE = {
     *("alembic", "mako", "psycopg", "pymysql", "icalendar", "dateutil", "jinja2"),
-    *("pygments", "rich"),
+    *("sqlalchemy.dialects.postgresql", "pygments", "rich"),
 }
 """A daemon at rest stays below 60 MiB: most wait until needed, the last two are for terminals."""
 SLOW = {"msgspec", "httpx", "sqlalchemy", "rich", "loguru", "asyncio", "typing", "http", "email", "ssl"}

@@ -333,14 +333,8 @@ deliveries = Table(
 """What is to be told to an endpoint, and what came of it. `state` is `pending`, `delivered` or `parked`;
 `event_id` '' is for what concerns no event, or the list of them; `body` is sent as it stands here."""
 PENDING = deliveries.c.state == "pending"
-Index(
-    "ix_syncd_deliveries_pending",
-    deliveries.c.endpoint,
-    deliveries.c.event_id,
-    deliveries.c.seq,
-    sqlite_where=PENDING,
-    postgresql_where=PENDING,
-)
+# The migration has it of these alone; `postgresql_where` here would load that dialect at every start.
+Index("ix_syncd_deliveries_pending", deliveries.c.endpoint, deliveries.c.event_id, deliveries.c.seq)
 Index("ix_syncd_deliveries_state", deliveries.c.state, deliveries.c.seq)
 """Those that wait or are parked are few; all others are history."""
 
