@@ -16,19 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from support.forked import Forked, can_fork, fork
 from support.real_databases import query, url_at
 from syncd.database.schema import MIRRORED
 from syncd.standin.server import StandIn
 
 Json = dict[str, Any]
+Process = Forked | subprocess.Popen[bytes]
 Tables = Mapping[str, Mapping[str, object]]
 SYNCD = [sys.executable, "-m", "syncd"]
-_INSTANT_RETRIES = """
-import sys, stamina, syncd.cli.main
-stamina.set_testing(True, attempts=3)
-sys.exit(syncd.cli.main.main())
-"""
-WITH_INSTANT_RETRIES = [sys.executable, "-c", _INSTANT_RETRIES]
+"""A start as a shell has it; the other programs here are forked where that makes no difference."""
+_PROGRAM = "import sys, syncd.cli.main as program; sys.exit(program.main())"
+FORKED = [sys.executable, "-c", _PROGRAM]
+WITH_INSTANT_RETRIES = [
+    sys.executable,
+    "-c",
+    f"import stamina; stamina.set_testing(True, attempts=3); {_PROGRAM}",
+]
 # What is open as standard input becomes the socket that systemd passes on: fd 3, for this process id alone.
 _ACTIVATE = 'export LISTEN_PID=${LISTEN_PID-$$} LISTEN_FDS=${LISTEN_FDS-1}; exec "$@" 3<&0 0</dev/null'
 SOCKET_ACTIVATED = ["sh", "-c", _ACTIVATE, "sh"]
@@ -53,19 +57,31 @@ def eventually(condition: Callable[[], Any], within_s: float = PATIENCE_S) -> An
     return found
 
 
+def started(command: Sequence[str], environ: Mapping[str, str], files: Sequence[int]) -> Process:
+    """Start a program whose first three descriptors are these; one of Python's code is forked."""
+    match command:
+        case [sys.executable, "-c", code, *arguments] if can_fork(environ):
+            return fork(code, arguments, environment(**environ), files)
+    stdin, stdout, stderr = files
+    return subprocess.Popen(command, env=environment(**environ), stdin=stdin, stdout=stdout, stderr=stderr)
+
+
 def syncd(
-    *arguments: str | Path, program: Sequence[str] = SYNCD, stdin: str = "", **environ: str
+    *arguments: str | Path, program: Sequence[str] = FORKED, stdin: str = "", **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Return a finished `syncd`."""
-    return subprocess.run(
-        [*program, *map(str, arguments)],
-        env=environment(**environ),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    command = [*program, *map(str, arguments)]
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin.encode())
+        given.seek(0)
+        process = started(command, environ, [file.fileno() for file in (given, out, err)])
+        try:
+            code = process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, code, out.read().decode(), err.read().decode())
 
 
 @contextlib.contextmanager
@@ -120,7 +136,7 @@ class DaemonProcess:
         listening: socket.socket | None = None,
         awaits: str = "READY=1",
     ) -> None:
-        self._program = WITH_INSTANT_RETRIES if instant_retries else SYNCD
+        self._program = WITH_INSTANT_RETRIES if instant_retries else FORKED
         if listening:
             self._program = [*SOCKET_ACTIVATED, *self._program]
         self._environ = environ or {}
@@ -140,14 +156,11 @@ class DaemonProcess:
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(str(address))
         self._manager.settimeout(0.1)
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self._program, "run", "--config", str(self.config)],
-                env=environment(NOTIFY_SOCKET=str(address), **self._environ),
-                stdin=self._listening.fileno() if self._listening else subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        command = [*self._program, "run", "--config", str(self.config)]
+        variables = {"NOTIFY_SOCKET": str(address), **self._environ}
+        with self._log.open("ab") as log, Path(os.devnull).open() as nothing:
+            files = [(self._listening or nothing).fileno(), log.fileno(), log.fileno()]
+            self.process = started(command, variables, files)
         try:
             if self._awaits:
                 self.told(self._awaits)
