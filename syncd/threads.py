@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -53,3 +55,21 @@ async def to_the_end(work: Coroutine[None, None, T]) -> T:
         if not task.cancelled():
             task.exception()  # looked at, or asyncio would report it as lost
         raise
+
+
+async def in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return the function's result from a thread of its own, which whoever gives up waiting leaves behind.
+
+    For what may hang: it takes none of the threads that work for runs, and keeps no process that ends.
+    """
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # or a result that comes too late would be an error
+
+    def work() -> None:
+        try:
+            outcome.set_result(function(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised to whoever waits
+            outcome.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(outcome)

@@ -4,11 +4,11 @@ A request goes to the very address that was looked at here, so that a name that 
 changes nothing. Leans on the tables of `ipaddress`.
 """
 
-import asyncio
 import socket
-import threading
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+from syncd.threads import in_own_thread
 
 Address = IPv4Address | IPv6Address
 NAT64 = IPv6Network("64:ff9b::/96")
@@ -58,32 +58,15 @@ async def lead_to(host: str, port: int, *, private: bool, loopback: bool) -> lis
 async def resolve(host: str, port: int) -> list[Address]:
     """Return the addresses of a host. Raises Unreachable.
 
-    In a thread of its own that nobody waits for: a resolver may take half a minute, and the threads that work
-    for runs are few.
+    A resolver may take half a minute, and whoever asks gives up before.
     """
     with suppress(ValueError):
         return [ip_address(host)]
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[Address]] = loop.create_future()
-
-    def tell(found: list[Address], error: OSError | UnicodeError | None) -> None:
-        if answer.done():  # given up meanwhile
-            return
-        if error or not found:
-            answer.set_exception(Unreachable(f"there is no address for {host}"))
-        else:
-            answer.set_result(found)
-
-    def look() -> None:
-        found: list[Address] = []
-        error: OSError | UnicodeError | None = None
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
-        except (OSError, UnicodeError) as trouble:
-            error = trouble
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, found, error)
-
-    threading.Thread(target=look, name=f"resolver of {host}", daemon=True).start()
-    return await answer
+    try:
+        infos = await in_own_thread(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
+    except (OSError, UnicodeError):
+        found = []
+    if not found:
+        raise Unreachable(f"there is no address for {host}")
+    return found

@@ -7,7 +7,7 @@ and only where its content changes, so that its time of change tells of news.
 import asyncio
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from syncd.database.engine import Database
 from syncd.database.rows import PublicEvent
 from syncd.errors import StoreError
 from syncd.feed.rendering import render
+from syncd.threads import in_own_thread
 
 WAIT_S = 2.0
 """So long a run's end waits for files to be written, less than a stop may take: a disk of the network that
@@ -37,9 +38,10 @@ class Feeds:
     """
 
     def __init__(self) -> None:
-        self.errors: Mapping[Path, str] = {}
+        self.errors: dict[Path, str] = {}
         self.written = 0
         self.failed = 0
+        self._at: Path | None = None
         self._writing: asyncio.Task[None] | None = None
         self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent]] | None = None
 
@@ -59,31 +61,33 @@ class Feeds:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_latest())
         await asyncio.wait({self._writing}, timeout=WAIT_S)
-        if not self._writing.done():
-            log = logger.bind(event="feed.failed")
-            log.error("the feeds take longer than {:g} s to be written; runs go on meanwhile", WAIT_S)
+        if not self._writing.done() and self._at:
+            self._tell(self._at, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
 
     async def _write_latest(self) -> None:
-        """Write what is wanted, and what came to be wanted meanwhile."""
+        """Write what is wanted, and what came to be wanted meanwhile. Raises nothing."""
         while self._latest:
             latest, self._latest = self._latest, None
-            await asyncio.to_thread(self.write, *latest)
+            await self.write(*latest)
 
-    def write(self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent]) -> None:
+    async def write(self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent]) -> None:
         """Bring every feed up to date. Raises nothing: an error is that feed's own, and is told once."""
-        errors: dict[Path, str] = {}
         for feed in feeds:
-            before = self.errors.get(feed.path)
-            error = self._attempt(feed, events)
-            if error:
-                errors[feed.path] = error
-                self.failed += 1
-            if error and error != before:
-                log = logger.bind(event="feed.failed")
-                log.error("the feed {} was not written: {}; tried again with each run", feed.path, error)
-            elif before and not error:
-                logger.bind(event="feed.recovered").info("the feed {} is written again", feed.path)
-        self.errors = errors  # at once, for status reads it from another thread
+            self._at = feed.path
+            self._tell(feed.path, await in_own_thread(self._attempt, feed, events))
+        self._at = None
+
+    def _tell(self, path: Path, error: str) -> None:
+        """Note how it fares with a feed, "" for well, and log it where that is news."""
+        before = self.errors.pop(path, "")
+        if error:
+            self.errors[path] = error
+            self.failed += 1
+        if error and error != before:
+            log = logger.bind(event="feed.failed")
+            log.error("the feed {} was not written: {}; tried again with each run", path, error)
+        elif before and not error:
+            logger.bind(event="feed.recovered").info("the feed {} is written again", path)
 
     def _attempt(self, feed: FeedConfig, events: Sequence[PublicEvent]) -> str:
         """Write a feed; return what was the matter, "" where nothing was."""

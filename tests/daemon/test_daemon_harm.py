@@ -106,6 +106,31 @@ def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, ag
         assert not daemon.socket.exists()
 
 
+_HANGING_DISK = """
+import sys, time, syncd.cli.main
+from syncd.feed import files
+def hang(*_):
+    print("hanging", file=sys.stderr, flush=True)
+    time.sleep(3600)
+files.replace = hang
+sys.exit(syncd.cli.main.main())
+"""
+
+
+def test_a_disk_that_hangs_keeps_a_stopped_daemon(home: Path, base_url: str) -> None:
+    """A feed that cannot be written neither holds up a run nor the end of the process."""
+    daemon = DaemonProcess(home, base_url)
+    daemon._program = [sys.executable, "-c", _HANGING_DISK]
+    with daemon.config.open("a") as config:
+        config.write(f'[[feeds]]\npath = "{home}/events.json"\nformat = "json"\n')
+    with daemon:
+        daemon.ran()
+        assert "takes longer" in eventually(lambda: daemon.status()["feeds"]["error"])
+        assert daemon.log.count("hanging") == 1
+        assert daemon.stop() == 0
+        assert "ending at once" not in daemon.log
+
+
 FEW_FILES = ["sh", "-c", 'ulimit -S -n 80; exec "$@"', "sh", *SYNCD]
 """A syncd that may open few files, as one of systemd's may open a thousand."""
 
