@@ -45,11 +45,8 @@ UNRECORDED_AT_MOST = 100
 """So many ended runs wait for a database that does not answer: a day of them, and little memory."""
 EVER = datetime.fromtimestamp(0, UTC)
 ANSWER_WITHIN_S = 2.0
-"""So long whoever asks for a run waits for its lasting id, where another program holds the database up."""
-
-
-def _unheard(_run: Run) -> None:
-    """Tell nobody."""
+"""So long an answer waits: a run's for its lasting id, where another program holds the database up; that of a
+reload for what is found of the tables to publish to."""
 
 
 class Account:
@@ -65,9 +62,9 @@ class Account:
         redact: Callable[[str], str],
         *,
         clock: Clock | None = None,
-        on_begin: Callable[[Run], None] = _unheard,
-        on_progress: Callable[[Run], None] = _unheard,
-        on_end: Callable[[Run], None] = _unheard,
+        on_begin: Callable[[Run], None] = lambda _: None,
+        on_progress: Callable[[Run], None] = lambda _: None,
+        on_end: Callable[[Run], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.clock = clock or Clock()
@@ -193,7 +190,7 @@ class Account:
         client = self._new_client(config)
         self.config = config
         self.publishing.configure(config)
-        self._background.start(self.publishing.examine(self.database))
+        examining = self._background.start(self.publishing.examine(self.database))
         self.webhooks.configure(config)
         self._background.start(self.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout
@@ -203,6 +200,7 @@ class Account:
         self.client.succeed(before)
         if self._at_work is None or self._at_work.client is not before:
             await before.aclose()
+        await asyncio.wait({examining}, timeout=ANSWER_WITHIN_S)
 
     def _first_slot(self) -> datetime:
         """Return the first scheduled instant: in step with the last success where no run starts now."""

@@ -1,6 +1,7 @@
 """`syncd check`: every problem of configuration, database and surroundings at once, or what was found."""
 
 import asyncio
+import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -80,10 +81,11 @@ async def _ask_billetweb(config: Config) -> BilletwebError | None:
 
 def _told(config: Config) -> list[str]:
     """Return what a good configuration leads to, a line each."""
+    run = f"syncd run --config {shlex.quote(f'{config.path}')}"
     holds = engine.contents(config.database.url) or "empty yet; the first run fills it"
     return [
         f"account   {config.billetweb.user}, with the key from {config.key_from}",
         f"database  {engine.masked(config.database.url)}: {holds}",
         f"socket    {config.control.socket}",
-        "next      `systemctl start syncd` under systemd, else `syncd run`; then `syncctl status`",
+        f"next      `systemctl start syncd` under systemd, else `{run}`; then `syncctl status`",
     ]

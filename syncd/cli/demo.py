@@ -111,6 +111,7 @@ def demo(
                 redact=redact,
                 notifier=Notifier(None),
                 on_run=lambda run: screen.show(daemon, run),
+                ends_with_terminal=True,
             )
             try:
                 return await daemon.run()

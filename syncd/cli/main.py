@@ -66,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.command(arguments, redact)
     except SyncdError as error:
-        for problem in error.problems if isinstance(error, ConfigError) else [error]:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        if arguments.command is _setup:  # a dialogue, and no log
+            _complain(problems, redact)
+            problems = []
+        for problem in problems:
             logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:  # before there was anything to stop
@@ -276,8 +280,7 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
         return _configured(lambda: load(arguments.config, os.environ), redact)
 
     found = check(configured, online=arguments.online)
-    with suppress(OSError, AttributeError):  # stderr is full, or there is none: the exit code tells
-        sys.stderr.write("".join(f"{text.harmless(redact(problem))}\n" for problem in found.problems))
+    _complain(found.problems, redact)
     if not found.problems:
         answers = ", and Billetweb answers" if arguments.online else ""
         lines = [f"{arguments.config} is good{answers}", *(f"  {line}" for line in found.good)]
@@ -332,6 +335,12 @@ def secrets(config: Config) -> list[str]:
     # A shorter one holds no token, and would cut other addresses to pieces.
     targets = [target for target in targets if len(target) >= TOKEN_CHARACTERS]
     return [config.key.value, token, *passwords, config.heartbeat.url or "", *signing, *targets]
+
+
+def _complain(problems: Sequence[str], redact: Redactor) -> None:
+    """Write problems to stderr, a line each."""
+    with suppress(OSError, AttributeError):  # stderr is full, or there is none: the exit code tells
+        sys.stderr.write("".join(f"{text.harmless(redact(problem))}\n" for problem in problems))
 
 
 def _say(line: str) -> None:

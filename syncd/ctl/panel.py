@@ -89,7 +89,9 @@ def answer(command: str, status: Json, now: datetime) -> str:
     if command == "reload":
         told = f"The configuration was read again; {', '.join(map(plain, changed)) or 'nothing'} changed."
         restart = f"\n`systemctl restart syncd` is needed for {', '.join(map(plain, late))}." if late else ""
-        return told + restart
+        failing = (status.get("publish") or {}).get("failing")
+        publish = f"\nPublish: {_publish(status)}." if failing else ""
+        return told + restart + publish
     if command == "resume":
         on = "on again" if changed else "on already"
         return f"Scheduled runs are {on}; the next one {next_run(status, now)}."

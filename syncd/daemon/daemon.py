@@ -56,7 +56,8 @@ class Daemon:
 
     `load_config` reads the configuration again for a reload, masks its secrets and puts its log settings in
     force; it raises ConfigError, with nothing changed. `listening` is a socket to serve instead of making
-    one; `feed_every_s` is how often systemd's watchdog is to be fed.
+    one; `feed_every_s` is how often systemd's watchdog is to be fed. SIGHUP asks for a reload, or for the end
+    of a daemon that `ends_with_terminal`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Daemon:
         listening: socket.socket | None = None,
         feed_every_s: float | None = None,
         on_run: Callable[[Run], None] = lambda _: None,
+        ends_with_terminal: bool = False,
     ) -> None:
         self._config = config
         self._load_config = load_config
@@ -77,6 +79,7 @@ class Daemon:
         self._listening = listening
         self._feed_every_s = feed_every_s
         self._on_run = on_run
+        self._ends_with_terminal = ends_with_terminal
         self._account = Account(config, redact, on_begin=self._began, on_end=self._ended)
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
@@ -218,7 +221,7 @@ class Daemon:
 
         Called from a thread beside the loop.
         """
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and not self._ends_with_terminal:
             self._loop.call_soon_threadsafe(self._on_hangup)
         elif self._guard:
             self._give_up("a second signal", 1)

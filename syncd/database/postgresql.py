@@ -188,9 +188,7 @@ def _engine(
             address, hide_parameters=True, use_native_hstore=False, pool_pre_ping=True, **pool
         )
     except ImportError as error:
-        raise ConfigError(
-            [f"database.url: PostgreSQL needs {INSTALL} ({str(error).splitlines()[0]})"]
-        ) from None
+        raise ConfigError([f"PostgreSQL needs {INSTALL} ({str(error).splitlines()[0]})"]) from None
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:

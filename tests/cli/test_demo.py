@@ -100,6 +100,15 @@ def test_first_minute_disappoints() -> None:
         assert screen.text.count("In another terminal:") == 1
 
 
+def test_a_closed_terminal_leaves_the_demo_behind() -> None:
+    """When the terminal is closed, it stops as by Ctrl-C."""
+    with demo() as screen:
+        folder = Path(screen.shows(r"mirrors it into (\S+)/syncd\.db")[1])
+        screen.shows(r"In another terminal:\n")
+        assert screen.leave(signal.SIGHUP) == 0
+        assert not folder.exists()
+
+
 def test_demo_waits_for_a_limit_of_its_own() -> None:
     """However many events there are, the first table has every figure: nobody's requests are spared here."""
     with demo("--events", "90") as screen:

@@ -57,7 +57,8 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
         f"  account   12345, with the key from {key}",
         f"  database  sqlite:///{tmp_path}/config.db: empty yet; the first run fills it",
         f"  socket    {tmp_path}/config.sock",
-        "  next      `systemctl start syncd` under systemd, else `syncd run`; then `syncctl status`",
+        f"  next      `systemctl start syncd` under systemd, else `syncd run --config {config}`;"
+        " then `syncctl status`",
     ]
     assert syncd("once", "--config", str(config)).returncode == 0
     again = syncd("check", "--config", str(config))

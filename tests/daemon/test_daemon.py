@@ -179,6 +179,16 @@ def test_reload_hides_what_it_did(home: Path, base_url: str) -> None:
         assert "another-key" not in daemon.log
 
 
+def test_reload_hides_a_table_that_is_not_there(home: Path, base_url: str) -> None:
+    """A target that was added, and cannot be published to, is told with the reload's answer."""
+    with DaemonProcess(home, base_url) as daemon:
+        daemon.ran()
+        with daemon.config.open("a") as config:
+            config.write('[[publish]]\ntable = "Fromation"\nmatch = { key = "id" }\nset = { left = "name" }\n')
+        told = daemon.ctl("reload").stdout
+        assert told.endswith("changed.\nPublish: 1 target, 1 failing: see `syncctl publish`.\n")
+
+
 def test_reload_restarts_or_ignores(home: Path, base_url: str) -> None:
     """SIGHUP takes the file over within the same process, and plans the next run anew."""
     with DaemonProcess(home, base_url) as daemon:
