@@ -51,8 +51,10 @@ def test_check_of_good_settings_complains(home: Path, base_url: str, capsys: Cap
         f"  account   12345, with the key from {home}/key",
         f"  database  {masked(url_at(home / 'syncd.db'))}: empty yet; the first run fills it",
         f"  socket    {home}/syncd.sock",
-        f"  next      `systemctl start syncd` under systemd, else `syncd run --config {path}`;"
-        " then `syncctl status`",
+        (
+            f"  next      `systemctl start syncd` under systemd, else `syncd run --config {path}`;"
+            " then `syncctl status`"
+        ),
     ]
     assert sorted(file.name for file in home.iterdir()) == ["config.toml", "key"]
     assert main(["check", "--online", "--config", str(path)]) == 0

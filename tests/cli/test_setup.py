@@ -57,8 +57,10 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
         f"  account   12345, with the key from {key}",
         f"  database  sqlite:///{tmp_path}/config.db: empty yet; the first run fills it",
         f"  socket    {tmp_path}/config.sock",
-        f"  next      `systemctl start syncd` under systemd, else `syncd run --config {config}`;"
-        " then `syncctl status`",
+        (
+            f"  next      `systemctl start syncd` under systemd, else `syncd run --config {config}`;"
+            " then `syncctl status`"
+        ),
     ]
     assert syncd("once", "--config", str(config)).returncode == 0
     again = syncd("check", "--config", str(config))
@@ -105,6 +107,7 @@ def test_a_wrong_key_is_written(tmp_path: Path, base_url: str) -> None:
     """Nothing is written where the key is refused, or Billetweb does not answer; `--offline` does not ask."""
     said = setup(tmp_path, base_url, key="wrong-key")
     assert said.returncode == 78
+    assert said.stderr.startswith("GET /events: Billetweb refused the user or the key")
     assert "wrong-key" not in said.stdout + said.stderr
     assert setup(tmp_path, "http://127.0.0.1:9/api").returncode == 1
     assert not [*tmp_path.iterdir()]

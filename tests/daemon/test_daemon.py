@@ -184,7 +184,7 @@ def test_reload_hides_a_table_that_is_not_there(home: Path, base_url: str) -> No
     with DaemonProcess(home, base_url) as daemon:
         daemon.ran()
         with daemon.config.open("a") as config:
-            config.write('[[publish]]\ntable = "Fromation"\nmatch = { key = "id" }\nset = { left = "name" }\n')
+            config.write('[[publish]]\ntable = "Fromation"\nmatch = { key = "id" }\nset = { n = "name" }\n')
         told = daemon.ctl("reload").stdout
         assert told.endswith("changed.\nPublish: 1 target, 1 failing: see `syncctl publish`.\n")
 
