@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import logging
+import os
 import random
 import ssl
 import time
@@ -56,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests too that are left out for the time that they take: those marked as slow",
     )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are processors: now and then a test waits for a process or a timer."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)

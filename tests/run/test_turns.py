@@ -336,7 +336,7 @@ def sixty(make_config: MakeConfig, instant_retries: None) -> Iterator[tuple[Stan
         yield account, structs.replace(config, billetweb=structs.replace(config.billetweb, base_url=url))
 
 
-@pytest.mark.parametrize("how", mostly_slow(["once", "daemon", "daemon, in full"], "many runs"))
+@pytest.mark.parametrize("how", mostly_slow(["daemon", "once", "daemon, in full"], "many runs"))
 def test_a_lasting_fault_wears_the_mirror_down(sixty: tuple[StandIn, Config], how: str) -> None:
     """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
     account, config = sixty
