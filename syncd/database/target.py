@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec import Struct, field, structs
 from sqlalchemy import (
+    VARCHAR,
     Boolean,
     ColumnElement,
     Connection,
@@ -26,8 +27,10 @@ from sqlalchemy import (
     RowMapping,
     String,
     TableClause,
+    Text,
     Update,
     bindparam,
+    cast,
     column,
     func,
     inspect,
@@ -36,6 +39,7 @@ from sqlalchemy import (
     table,
     text,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.engine.interfaces import ReflectedColumn
@@ -305,7 +309,8 @@ def bring(
             if counts[row[form.key]] == 1 and (news := _news(form, row, meant[str(row[form.key])], at, done)):
                 writes[tuple(news)].append({KEY: row[form.key]} | {_new(name): news[name] for name in news})
     for names, values in writes.items():
-        _write(connection, _statement(form, names), values, done)
+        for first in range(0, len(values), KEYS_AT_ONCE):
+            _write(connection, form, names, values[first : first + KEYS_AT_ONCE], done)
     return done
 
 
@@ -397,18 +402,23 @@ def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
     return value if getattr(kind, "timezone", False) else value.replace(tzinfo=None)
 
 
-def _write(connection: Connection, statement: Update, values: list[dict[str, Any]], done: Done) -> None:
+def _write(
+    connection: Connection, form: Form, names: Sequence[str], values: list[dict[str, Any]], done: Done
+) -> None:
     """Write many rows in one go; where one is refused one after the other, so that the others get theirs."""
+    alone = _alone(form, names)
     try:
         with connection.begin_nested():
-            done.written += max(connection.execute(statement, values).rowcount, 0)
+            together = _together(form, names, values)
+            result = connection.execute(alone, values) if together is None else connection.execute(together)
+            done.written += max(result.rowcount, 0)
     except DBAPIError as refused:
         if not mysql.is_about_a_value(refused):
             raise
         for each in values:
             try:
                 with connection.begin_nested():
-                    done.written += connection.execute(statement, each).rowcount
+                    done.written += connection.execute(alone, each).rowcount
             except DBAPIError as error:
                 if not mysql.is_about_a_value(error):
                     raise
@@ -419,19 +429,61 @@ def _new(name: str) -> str:
     return f"new {name}"
 
 
-def _statement(form: Form, names: Sequence[str]) -> Update:
+def _alone(form: Form, names: Sequence[str]) -> Update:
+    """Return what writes these columns of one row."""
+    wanted = bindparam(KEY, type_=NullType())
+    statement = _statement(form, {name: bindparam(_new(name), type_=NullType()) for name in names}, wanted)
+    # What is compared exactly is no use to MySQL's index.
+    return statement.where(statement.table.c[form.key] == wanted) if form.is_mysql else statement
+
+
+def _together(form: Form, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Update | None:
+    """Return one statement that writes these columns of many rows, None where each is to be written alone.
+
+    So it is in a file, where a statement costs no journey, and for columns of other types than numbers and
+    flags: a server takes a text or an instant in a list of rows for another thing than by itself.
+    """
+    touch, kinds = form.settings.touch, form.types
+    figures = [name for name in names if name != touch]
+    if (
+        len(rows) == 1
+        or form.is_file
+        or not isinstance(kinds[form.key], Integer | Text | VARCHAR)
+        or not all(isinstance(kinds[name], Integer | Boolean) for name in figures)
+    ):
+        return None
+
+    def typed(name: str, value: object) -> ColumnElement[Any]:
+        kind = kinds[name] if isinstance(kinds[name], Integer | Boolean) else Text()
+        return _bound(value) if form.is_mysql else cast(_bound(value), kind)  # PostgreSQL's would be text
+
+    news = union_all(
+        *(
+            select(
+                typed(form.key, row[KEY]).label(KEY),
+                *(typed(name, row[_new(name)]).label(_new(name)) for name in figures),
+            )
+            for row in rows
+        )
+    ).subquery("news")
+    values: dict[str, ColumnElement[Any]] = {name: news.c[_new(name)] for name in figures}
+    if touch and touch in names:
+        values[touch] = _bound(rows[0][_new(touch)])
+    statement = _statement(form, values, news.c[KEY])
+    keys = [_bound(row[KEY]) for row in rows]
+    return statement.where(statement.table.c[form.key].in_(keys)) if form.is_mysql else statement
+
+
+def _statement(form: Form, news: Mapping[str, ColumnElement[Any]], wanted: ColumnElement[Any]) -> Update:
     """Return what writes these columns of the row with a key, where one of them differs."""
     theirs, settings = form.table, form.settings
-    news = {name: bindparam(_new(name), type_=NullType()) for name in names}
     differs = [
         _same(form, name, theirs.c[name]).is_distinct_from(_same(form, name, new))
         for name, new in news.items()
         if name in settings.set
     ]
-    key, wanted = theirs.c[form.key], bindparam(KEY, type_=NullType())
-    statement = update(theirs).where(key == wanted, or_(*differs))
-    if form.is_mysql:
-        statement = statement.where(_same(form, form.key, key) == _same(form, form.key, wanted))
+    key = _same(form, form.key, theirs.c[form.key])
+    statement = update(theirs).where(key == _same(form, form.key, wanted), or_(*differs))
     if settings.unless:
         statement = statement.where(theirs.c[settings.unless].is_not(true()))
     return statement.values({theirs.c[name]: new for name, new in news.items()})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
+from sqlalchemy import Engine, event
 from support import site
 from support.mariadb import Server, obstacle
 from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
@@ -111,6 +112,37 @@ def test_badge_says_that_there_are_places(start: Start, standin: StandIn, where:
         assert on.settled() is None
         assert on.row(key) == (180, 1, False)
         assert (on.state.matched, on.state.unmatched, on.state.written) == (1, 0, 3)
+
+
+@pytest.mark.parametrize("where", [ELSEWHERE, pytest.param(MARIADB, marks=needs_mariadb)])
+def test_each_row_costs_a_statement(start: Start, where: str) -> None:
+    """The rows of all events are brought up to date at once, each by its own event, also by other letters."""
+    statements = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE") and "Formation" in statement and "1 = 0" not in statement:
+            statements.append(statement)
+
+    with start(where, touch="updatedAt") as on:
+        site.make(on.url)
+        if where == MARIADB:  # a list of values has the connection's
+            query(
+                on.url, 'ALTER TABLE "Formation" CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_swedish_ci'
+            )
+        on.rig.run()
+        figures = on.rig.sql(
+            "SELECT id, places_total, places_left, is_full FROM billetweb_events ORDER BY id"
+        )
+        for id_, *_ in figures:
+            site.add(on.url, id_)
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            assert on.settled() is None
+            assert on.settled() is None
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+        assert site.rows(on.url, "billetwebId", *SET) == figures
+        assert (len(statements), on.state.written) == (1, len(figures) - 1)  # one is unlimited, as it was
 
 
 @PLACES
