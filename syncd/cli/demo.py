@@ -6,6 +6,7 @@ Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
 import asyncio
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -111,7 +112,7 @@ def demo(
                 redact=redact,
                 notifier=Notifier(None),
                 on_run=lambda run: screen.show(daemon, run),
-                ends_with_terminal=True,
+                ends_with_terminal=signal.getsignal(signal.SIGHUP) != signal.SIG_IGN,  # as nohup has it
             )
             try:
                 return await daemon.run()
