@@ -99,7 +99,7 @@ def demo(
         config = load_config()
         _say(
             f"A stand-in for Billetweb answers on {base_url}, with {count(wishes.events, 'event')}"
-            " whose sales go on.\n"
+            f" whose sales go on; account {standin.user}, key {standin.key}.\n"
             f"The daemon mirrors it into {home}/syncd.db"
             f" every {format_duration(wishes.interval.total_seconds())}. Ctrl-C stops it.\n"
         )

@@ -76,7 +76,8 @@ def hint(status: Json) -> str:
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]
     if run is None:
-        return "`syncctl run-now` tries now, `journalctl -u syncd -p warning` tells more"
+        again = "`syncctl run-now` tries now, `journalctl -u syncd -p warning` tells more"
+        return "the first run is in progress" if status["current_run"] else again
     if run["outcome"] in ("partial", "failed"):
         kind = run["errors"][0]["kind"] if run["errors"] else ""
         return HINTS.get(kind, "`syncctl history` lists errors; `journalctl -u syncd -p warning`")

@@ -53,7 +53,7 @@ def test_check_of_good_settings_complains(home: Path, base_url: str, capsys: Cap
         f"  socket    {home}/syncd.sock",
         (
             f"  next      `systemctl start syncd` under systemd, else `syncd run --config {path}`;"
-            " then `syncctl status`"
+            f" then `syncctl --socket {home}/syncd.sock status`"
         ),
     ]
     assert sorted(file.name for file in home.iterdir()) == ["config.toml", "key"]

@@ -59,7 +59,7 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
         f"  socket    {tmp_path}/config.sock",
         (
             f"  next      `systemctl start syncd` under systemd, else `syncd run --config {config}`;"
-            " then `syncctl status`"
+            f" then `syncctl --socket {tmp_path}/config.sock status`"
         ),
     ]
     assert syncd("once", "--config", str(config)).returncode == 0

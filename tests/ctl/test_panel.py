@@ -105,6 +105,7 @@ def test_a_bad_health_has_no_way_out() -> None:
         (degraded(), "syncctl history"),
         (degraded(**PAUSED), "syncctl resume"),
         ({"health": "degraded", "last_run": None}, "syncctl run-now"),
+        ({"health": "degraded", "last_run": None, "current_run": ENDED}, ""),
         ({"health": "failing"}, "syncctl run-now"),
     ],
 )
