@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         if arguments.command is _setup:  # a dialogue, and no log
             _complain(problems, redact)
-            problems = []
-        for problem in problems:
-            logger.bind(event=f"error.{error.kind}").critical("{}", problem)
+        else:
+            for problem in problems:
+                logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:  # before there was anything to stop
         return 0 if arguments.command in (_run, _once, _demo) else EXIT_INTERRUPTED
