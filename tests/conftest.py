@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import signal
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sqlite_only(why): not run with --database postgresql")
     config.addinivalue_line("markers", "postgresql_only: run with --database postgresql alone")
     config.addinivalue_line("markers", "slow(why): left out, unless --everything asks for it; CI does")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job; programs would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.hypothesis_seed is None:  # those who do a part of the work have the same
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
     try:
