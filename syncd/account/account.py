@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from syncd.account import record, upkeep
 from syncd.account.record import Ended
-from syncd.account.schedule import Schedule
+from syncd.account.schedule import Schedule, first_slot
 from syncd.account.status import Facts, State, Status, budget_status, feeds_status, last_error
 from syncd.billetweb import limiter
 from syncd.billetweb.client import Billetweb
@@ -77,6 +77,7 @@ class Account:
         self.runner = Runner(
             self._work,
             timeout=config.sync.run_timeout,
+            record=self._record_end,
             on_end=self._conclude,
             redact=redact,
             clock=self.clock,
@@ -164,7 +165,10 @@ class Account:
     def start(self) -> None:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
         sync = self.config.sync
-        self.schedule.start(sync.interval, sync.jitter, self._first_slot())
+        in_step_with = None if sync.run_on_start else self.facts.last_success_at
+        self.schedule.start(
+            sync.interval, sync.jitter, first_slot(self.clock.now(), sync.interval, in_step_with)
+        )
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
         if self.publishing.has_elsewhere or self.config.feeds:
@@ -201,14 +205,6 @@ class Account:
         if self._at_work is None or self._at_work.client is not before:
             await before.aclose()
         await asyncio.wait({examining}, timeout=ANSWER_WITHIN_S)
-
-    def _first_slot(self) -> datetime:
-        """Return the first scheduled instant: in step with the last success where no run starts now."""
-        now, interval = self.clock.now(), self.config.sync.interval
-        last = self.facts.last_success_at
-        if self.config.sync.run_on_start or last is None or last > now:
-            return now + interval
-        return last + interval * ((now - last) // interval + 1)
 
     async def _fire(self) -> None:
         """Do what a scheduled slot asks for, and return when that has ended."""
@@ -403,21 +399,26 @@ class Account:
         self.webhooks.wake()
         self._on_progress(run)
 
-    async def _conclude(self, run: Run, error: RunError | None) -> None:
-        """Put a run's end on record, count it and tell of it. Raises nothing."""
-        work, self._at_work = self._at_work, None
-        failures = list(work.report.failures) if work else []
-        self._unrecorded.append(Ended(run, work.report if work else None))
-        self.facts.take(run, work.report.pace if work else None)
+    async def _record_end(self, run: Run, error: RunError | None) -> None:
+        """Tell of a run's end, and put it on record or say why it is not. Raises nothing."""
+        report = self._at_work.report if self._at_work else None
+        failures = list(report.failures) if report else []
         # Not the last of the run's own errors, which are cut off above some number.
         self._log.finished(run, [*failures, error] if error else failures)
+        self._unrecorded.append(Ended(run, report))
         try:
-            await self._take_stock()
-            await in_thread(self.database.checkpoint)  # which readers may have kept from emptying the log
+            if self.database.is_open:
+                await self._put_ends_on_record()
         except StoreError as trouble:
             logger.bind(event="error.database").error(
                 "{} is not on record yet: {}; tried again with the next run", run_name(run.id), trouble
             )
+
+    async def _conclude(self, run: Run) -> None:
+        """Count a run that ended, and see to what it left. Raises nothing."""
+        work, self._at_work = self._at_work, None
+        self.facts.take(run, work.report.pace if work else None)
+        await self._take_stock()
         await self._let_out(is_cut=run.outcome == "cancelled")
         if work and work.client is not self.client:
             await work.client.aclose()
@@ -442,18 +443,19 @@ class Account:
                     record.finish, ended, now, since, facts.last_full_at, tell=tell
                 )
             self._unrecorded.popleft()
-            facts.last_full_at = readings.ended_at
+            before_at, facts.last_full_at = facts.last_full_at, readings.ended_at
+            if before_at and facts.last_full_at != before_at:
+                await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
 
     async def _take_stock(self) -> None:
-        """Put ended runs on record, and look at what they left."""
-        if not self.database.is_open:
-            return
-        before_at = self.facts.last_full_at
-        await self._put_ends_on_record()
-        self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
-        self.facts.places = await self._places()
-        if before_at and self.facts.last_full_at != before_at:
-            await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
+        """Look at what a run left. Raises nothing."""
+        try:
+            if self.database.is_open:
+                self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
+                self.facts.places = await self._places()
+                await in_thread(self.database.checkpoint)  # which readers may have kept from emptying the log
+        except StoreError as error:
+            logger.bind(event="error.database").error("the mirror's figures cannot be read: {}", error)
 
     async def _places(self) -> list[Places]:
         """Return the places of each live event, as far as the metrics are to tell them."""

@@ -42,6 +42,13 @@ def read_clocks() -> Clocks:
     return Clocks(datetime.now(UTC), time.clock_gettime(time.CLOCK_BOOTTIME), time.monotonic())
 
 
+def first_slot(now: datetime, interval: timedelta, in_step_with: datetime | None) -> datetime:
+    """Return the first scheduled instant after `now`: an interval later, or in step with an earlier one."""
+    if in_step_with is None or in_step_with > now:
+        return now + interval
+    return in_step_with + interval * ((now - in_step_with) // interval + 1)
+
+
 class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publishes no types
     """Fires at `anchor` + n × interval, each time up to `jitter` later; counts the slots that went by unused.
 

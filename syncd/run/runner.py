@@ -7,7 +7,7 @@ Only `Runner` changes a run's `state` and `outcome`. Everything here happens on 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from loguru import logger
@@ -48,7 +48,11 @@ class _Entry:
 
 
 class Runner:
-    """Carries runs out, one after the other, by `work`; hands each to `on_end`, which must not raise.
+    """Carries runs out, one after the other, by `work`.
+
+    Each ended run is handed to `record`, with what made it fail, then to `on_end`; neither may raise. It is
+    in progress until `record` has returned: whoever sees that it is over finds it on record, where that was
+    possible.
 
     `work` brings the run's figures and errors up to date; an exception it raises is the run's failure. A run
     has a negative id, of this process alone, until `work` or somebody else puts it on record.
@@ -60,7 +64,8 @@ class Runner:
         work: Work,
         *,
         timeout: timedelta,
-        on_end: Callable[[Run, RunError | None], Coroutine[None, None, None]],
+        record: Callable[[Run, RunError | None], Awaitable[None]],
+        on_end: Callable[[Run], Awaitable[None]],
         redact: Callable[[str], str],
         clock: Clock | None = None,
     ) -> None:
@@ -69,6 +74,7 @@ class Runner:
         self.queued: Run | None = None
         self.is_stopping = False
         self._work = work
+        self._record = record
         self._on_end = on_end
         self._redact = redact
         self._clock = clock or Clock()
@@ -230,12 +236,16 @@ class Runner:
             run.duration_s = round(self._clock.running_s() - began, 3)
             run.finished_at = self._clock.now()
             _close(run, run.outcome or _outcome(run, error))
-            self.current = None
             try:
-                await to_the_end(self._on_end(run, error))
+                await to_the_end(self._end(run, error))
             finally:
                 self._deadline_s = None
                 self._tell_end(run)
+
+    async def _end(self, run: Run, error: RunError | None) -> None:
+        await self._record(run, error)
+        run.progress = self.current = None
+        await self._on_end(run)
 
     async def _bounded(self, run: Run) -> RunError | None:
         """Do the work within the time-out; return what made it fail, which is put among the run's errors."""
@@ -283,7 +293,6 @@ def _timeout(limit: timedelta) -> RunTimeout:
 def _close(run: Run, outcome: Outcome) -> None:
     run.outcome = outcome
     run.state = "done"
-    run.progress = None
 
 
 def _outcome(run: Run, error: RunError | None) -> Outcome:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
-from support.processes import DaemonProcess, syncd, write_config
+from support.processes import DaemonProcess, eventually, syncd, write_config
 from support.real_databases import allow, query, refuse, url_at
 from support.variants import mostly_slow
 
@@ -88,6 +88,19 @@ def test_a_database_that_comes_late_is_never_opened(
         assert [run.id for run in rig.portal.call(rig.account.runs, 2, after.id)] == [good.id, failed[1].id]
         assert rig.account.facts.run_count == 4
         assert rig.account.facts.consecutive_failures == 0
+
+
+def test_a_run_is_over_before_its_end_is_on_record(rig: Rig) -> None:
+    """As soon as status shows no run in progress, its row says how the latest one ended."""
+
+    def is_over() -> bool:
+        status = rig.account.status()
+        return status.run_count == count and status.current_run is None
+
+    for count in range(1, 6):
+        rig.request()
+        eventually(is_over)
+        assert rig.sql("SELECT outcome FROM syncd_runs ORDER BY id") == [("ok",)] * count
 
 
 def test_an_end_is_lost_while_the_database_fails(rig: Rig, standin: StandIn, log_lines: LogLines) -> None:

@@ -22,7 +22,12 @@ class Bench:
 
     def __init__(self, timeout: timedelta, clock: Clock | None = None) -> None:
         self.runner = Runner(
-            self.work, timeout=timeout, on_end=self.on_end, redact=Redactor([KEY]), clock=clock
+            self.work,
+            timeout=timeout,
+            record=self.record,
+            on_end=self.on_end,
+            redact=Redactor([KEY]),
+            clock=clock,
         )
         self.at_work = 0
         self.most_at_work = 0
@@ -49,15 +54,17 @@ class Bench:
         finally:
             self.at_work -= 1
 
-    async def on_end(self, run: Run, error: RunError | None) -> None:
-        # Whoever puts the end on record is still busy with this run.
-        self.at_work += 1
-        self.most_at_work = max(self.most_at_work, self.at_work)
-        if self.conclude:
-            await self.conclude()
+    async def record(self, run: Run, error: RunError | None) -> None:
+        assert self.runner.current is run
+        self.at_work += 1  # whoever puts the end on record is still busy with this run
         await asyncio.sleep(0)
         self.at_work -= 1
         self.ended.append((run.id, run.outcome, error))
+
+    async def on_end(self, run: Run) -> None:
+        assert self.runner.current is not run
+        if self.conclude:
+            await self.conclude()
 
     async def begun(self, run: Run) -> Run:
         while run.id < 0:  # noqa: ASYNC110  # as an outsider would see it
