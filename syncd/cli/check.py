@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
+from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, Config, ControlConfig, Secret
 from syncd.control.server import socket_obstacle
 from syncd.database import engine
@@ -81,7 +82,8 @@ async def _ask_billetweb(config: Config) -> BilletwebError | None:
 
 def _told(config: Config) -> list[str]:
     """Return what a good configuration leads to, a line each."""
-    run = f"syncd run --config {shlex.quote(f'{config.path}')}"
+    run = f"{program('syncd')} run --config {shlex.quote(f'{config.path}')}"
+    syncctl = program("syncctl")
     socket = config.control.socket
     named = "" if socket == ControlConfig().socket else f" --socket {shlex.quote(f'{socket}')}"
     holds = engine.contents(config.database.url) or "empty yet; the first run fills it"
@@ -89,5 +91,5 @@ def _told(config: Config) -> list[str]:
         f"account   {config.billetweb.user}, with the key from {config.key_from}",
         f"database  {engine.masked(config.database.url)}: {holds}",
         f"socket    {config.control.socket}",
-        f"next      `systemctl start syncd` under systemd, else `{run}`; then `syncctl{named} status`",
+        f"next      `systemctl start syncd` under systemd, else `{run}`; then `{syncctl}{named} status`",
     ]

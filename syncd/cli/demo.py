@@ -7,7 +7,6 @@ import asyncio
 import os
 import shlex
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from msgspec import structs
 
 from syncd.cli import site
 from syncd.cli.site import Site
+from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, Config, load
 from syncd.daemon.daemon import Daemon
 from syncd.daemon.notify import Notifier
@@ -146,18 +146,16 @@ class _Screen:
     async def _show(self, daemon: Daemon) -> None:
         events = await daemon.events(ended_too=False)
         table = events_table(msgspec.to_builtins(events), datetime.now(UTC), columns())
-        beside = Path(sys.argv[0]).with_name("syncctl")
-        syncctl = shlex.quote(f"{beside}") if beside.exists() else "syncctl"
         home = self._config.path.parent
         lines = [
             *("", table, "", "In another terminal:"),
             f"  export SYNCD_SOCKET={shlex.quote(f'{self._config.control.socket}')}",
-            *(f"  {syncctl} {command}" for command in TRY),
+            *(f"  {program('syncctl')} {command}" for command in TRY),
             "And what is in the database, with one query:",
             f"  {site.sql(home / DATABASE_NAME, LEFT)}",
         ]
         if self._site:
-            lines += await self._site.told(self._config.control.socket, [f"{beside}"] * beside.exists())
+            lines += await self._site.told(self._config.control.socket)
         _say("\n".join([*lines, ""]))
 
     async def close(self) -> None:

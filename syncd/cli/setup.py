@@ -10,7 +10,6 @@ import getpass
 import grp
 import os
 import shlex
-import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from msgspec import Struct, structs
 from syncd import readers, web
 from syncd.billetweb.client import Billetweb
 from syncd.cli.check import asking
+from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside
 from syncd.errors import AuthError, ConfigError, RestrictedError
 from syncd.feed.files import NotReplaced, replace
@@ -292,18 +292,11 @@ def _next(path: Path) -> str:
         socket = "" if path.stem == "config" else f"--socket /run/syncd/{path.stem}/syncd.sock "
         return f"  systemctl enable --now {unit}\n  syncctl {socket}status"
     config, socket = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".sock")))
-    syncd, syncctl = _program("syncd"), _program("syncctl")
+    syncd, syncctl = program("syncd"), program("syncctl")
     return (
         f"  {syncd} check --online --config {config}\n  {syncd} run --config {config}\n\n"
         f"and in another terminal:\n  {syncctl} --socket {socket} status"
     )
-
-
-def _program(name: str) -> str:
-    """Return how a person types one of the two programs: by its path, where it is not found by its name."""
-    beside = Path(sys.argv[0]).absolute().with_name(name)
-    is_found = not beside.is_file() or shutil.which(name) == str(beside)
-    return name if is_found else shlex.quote(str(beside))
 
 
 def _say(line: str) -> None:

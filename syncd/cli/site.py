@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sqlite3
 import sys
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -96,9 +95,9 @@ class Site:
             ]
         return []
 
-    async def told(self, socket: Path, syncctl: Sequence[str]) -> list[str]:
+    async def told(self, socket: Path) -> list[str]:
         """Start the page, and return lines on where to look."""
-        address = await self._start_page(socket, syncctl)
+        address = await self._start_page(socket)
         feeds = " ".join(shlex.quote(f"{self._home / name}") for name in FEEDS.values())
         return [
             "A small site is kept true too; in a minute one of its badges turns full, and back:",
@@ -108,9 +107,9 @@ class Site:
             *(["The page, for one browser; the address opens it once:", f"  {address}"] if address else []),
         ]
 
-    async def _start_page(self, socket: Path, syncctl: Sequence[str]) -> str:
+    async def _start_page(self, socket: Path) -> str:
         """Start `syncctl page`, a program of its own, and return its address; "" where it does not start."""
-        command = [*(syncctl or (sys.executable, "-c", _SYNCCTL)), "--socket", f"{socket}", "page"]
+        command = [sys.executable, "-c", _SYNCCTL, "--socket", f"{socket}", "page"]
         with suppress(OSError, TimeoutError):
             self._page = await asyncio.create_subprocess_exec(
                 *command,
