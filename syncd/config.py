@@ -365,6 +365,9 @@ def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems:
             values["url"] = readers.database(readers.short_text(credential))
 
 
+_TAKEN = '"{}" is another one\'s name already: give each its own with `name = "…"`'
+
+
 def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], problems: Problems) -> None:
     """Give each target its name and what its credential says; no two have one name."""
     names: set[str] = set()
@@ -376,7 +379,7 @@ def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], pr
                 values["name"] = readers.name(values["table"].rpartition(".")[2])
             name = values["name"]
             if name in names:
-                raise ValueError(f'"{name}" is another one\'s name already')
+                raise ValueError(_TAKEN.format(name))
             names.add(name)
             if credential := readers.credential(f"publish-{name}", environ):
                 with problems.of(outside=f'credential "publish-{name}"'):
@@ -392,7 +395,7 @@ def _find_secrets(
         table, file = f"webhooks[{number}]", rows[number - 1].get("secret_file")
         with problems.of(table, "name"):
             if name in found:
-                raise ValueError(f'"{name}" is another one\'s name already')
+                raise ValueError(_TAKEN.format(name))
             found[name] = ()
             if credential := readers.credential(f"webhook-{name}", environ):
                 with problems.of(outside=f'credential "webhook-{name}"'):

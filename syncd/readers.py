@@ -265,8 +265,8 @@ def database(value: object) -> str:
         raise ValueError('is written as Prisma does: write "sqlite:///" and the absolute path of the file')
     if not re.fullmatch("sqlite:///(?!:memory:$)[^?]+", url):
         raise ValueError(
-            'must name a SQLite file, not memory, as "sqlite:////var/lib/syncd/syncd.db" does, or a database '
-            'of PostgreSQL, as "postgresql://user@host/database" does'
+            'must be "sqlite:///" and the path of a file, as in "sqlite:////var/lib/syncd/syncd.db", or name '
+            'a database of PostgreSQL, as in "postgresql://user@host/database"'
         )
     path = url.removeprefix("sqlite:///")
     if not Path(path).parent.is_dir() and Path("/", path).parent.is_dir():
@@ -303,7 +303,12 @@ def other_database(value: object) -> str:
     """Return such a URL, or "" for none. Not shown when refused, as above."""
     if value == "":
         return ""
-    return _mysql(text(value)) if re.match("(mysql|mariadb)", text(value)) else database(value)
+    if re.match("mysql|mariadb", text(value)):
+        return _mysql(text(value))
+    url = database(value)
+    if url.startswith("sqlite:") and not url.startswith("sqlite:////"):
+        raise ValueError('must have the absolute path of the file, and so four slashes: "sqlite:////…"')
+    return url
 
 
 _MYSQL = re.compile(

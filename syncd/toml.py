@@ -59,6 +59,8 @@ def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
         line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
         place = f"{path}:{line}" if line else f"{path}"
         reason = _unquoted(text, line) or f"cannot be read: {_reason(error)}"
+        if isinstance(error, FileNotFoundError):
+            reason += "; `syncd setup` makes one, --config or $SYNCD_CONFIG names another"
         raise ConfigError([_one_line(f"{place}: {reason}")]) from None
 
 

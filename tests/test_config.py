@@ -26,6 +26,7 @@ NOT_IN_IT = ("key", "key_from", "path", "webhook_secrets")
 TABLES = [name for name in Config.__struct_fields__ if name not in (*NOT_IN_IT, *LISTS)]
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 OTHER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+TAKEN = '"{}" is another one\'s name already: give each its own with `name = "…"`'
 PUBLISH = """
 [[publish]]
 table = "Formation"
@@ -171,11 +172,11 @@ def test_target_without_a_name_is_told_by_none(write: Write, tmp_path: Path) -> 
     (target,) = load(write(PUBLISH.replace('"Formation"', '"site.Formation"')), environ).publish
     assert (target.name, target.database) == ("Formation", "postgresql://u:secret@h/site")
     assert problems(write(PUBLISH * 2), environ) == [
-        'config.toml:7: publish[2].name: "Formation" is another one\'s name already'
+        f"config.toml:7: publish[2].name: {TAKEN.format('Formation')}",
     ]
     assert problems(write(PUBLISH), credential(tmp_path, "publish-Formation", CANARY) | CREDENTIALS)[
         0
-    ].startswith('credential "publish-Formation": must name a SQLite file')
+    ].startswith('credential "publish-Formation": must be "sqlite:///" and')
 
 
 def test_problem_of_a_list_is_shown_on_another_table_s_line(write: Write) -> None:
@@ -231,7 +232,8 @@ def test_list_arrives_changed(write: Write) -> None:
         ("database = 'mariadb://h:65536/d'", 'must be as "mysql://user:password@host:3306/database"'),
         ("database = 'mysql+mysqldb://h/d'", 'must be as "mysql://user:password@host:3306/database"'),
         ("database = 'mysql://h/d?sslaccept=strict'", "only unix_socket, ssl_ca, ssl_cert"),
-        ("database = 'a.db'", "must name a SQLite file"),
+        ("database = 'sqlite:///a.db'", "must have the absolute path of the file, and so four slashes"),
+        ("database = 'a.db'", 'must be "sqlite:///" and the path of a file'),
         ("password = 'x'", '"publish-NAME"'),
     ],
 )
@@ -318,7 +320,7 @@ def test_two_endpoints_share_a_name(write: Write, tmp_path: Path) -> None:
     """A second endpoint of the same name is refused: it would have the first one's deliveries."""
     environ = CREDENTIALS | credential(tmp_path, "webhook-site", SECRET)
     assert problems(write(WEBHOOK * 2), environ) == [
-        'config.toml:9: webhooks[2].name: "site" is another one\'s name already'
+        f"config.toml:9: webhooks[2].name: {TAKEN.format('site')}",
     ]
 
 
@@ -443,7 +445,7 @@ url = 7\r
         ("database.url = 'postgresql://u:p@h'", 'must be as "postgresql://user:password@host:5432/database"'),
         ("database.url = 'postgresql://u:p@p@h/d'", "is written %2F %40 %3A %3F %23"),
         ("database.url = 'postgresql://h/d?password=p'", "a password stands before the host"),
-        ("database.url = 'mysql://h/d'", 'as "postgresql://user@host/database" does'),
+        ("database.url = 'mysql://h/d'", 'as in "postgresql://user@host/database"'),
     ],
 )
 def test_message_does_not_say_what_to_do(write: Write, text: str, expected: str) -> None:
@@ -459,7 +461,10 @@ def test_message_does_not_say_what_to_do(write: Write, text: str, expected: str)
         (b"a = \xff\n", "config.toml:1: cannot be read: that file is not UTF-8 text"),
         (b"a = " + b"[" * 20_000, "config.toml: cannot be read: "),
         (b"a = " + b"1" * 5_000, "config.toml: cannot be read: "),
-        (None, "config.toml: cannot be read: No such file or directory"),
+        (
+            None,
+            "config.toml: cannot be read: No such file or directory; `syncd setup` makes one, --config or",
+        ),
     ],
 )
 def test_unreadable_file_is_a_traceback(tmp_path: Path, content: bytes | None, expected: str) -> None:

@@ -33,6 +33,7 @@ from syncd.errors import (
     ChallengeError,
     RateLimited,
     RestrictedError,
+    StatusError,
     TransportError,
 )
 from syncd.model import Event, Gauge, Quiet, Session, Ticket
@@ -41,6 +42,7 @@ from syncd.threads import in_thread
 K = TypeVar("K")
 R = TypeVar("R")
 EVENTS = "/events"
+HTTP_NOT_FOUND = 404
 ATTEMPTS = 3
 """A second one helps against most faults of a moment, a third against nearly all; the next run is near."""
 RETRY_WITHIN_S = 180.0
@@ -251,6 +253,10 @@ class Billetweb:
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
+        if isinstance(refusal, StatusError) and (path, refusal.status) == (EVENTS, HTTP_NOT_FOUND):
+            raise StatusError(
+                f"{refusal}; check billetweb.base_url, which ends with /api", status=refusal.status
+            )
         if refusal:
             raise refusal
 

@@ -51,7 +51,9 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     found.add([obstacle for feed in config.feeds if (obstacle := files.obstacle(feed))], ConfigError)
     found.add(webhooks.check(config), ConfigError)
     if online and (refusal := asyncio.run(_ask_billetweb(config))):
-        found.add([f"Billetweb: {refusal}"], ConfigError if isinstance(refusal, AuthError) else type(refusal))
+        is_key = isinstance(refusal, AuthError)
+        advice = "; `syncd setup --overwrite` asks for another" if is_key else ""
+        found.add([f"Billetweb: {refusal}{advice}"], ConfigError if is_key else type(refusal))
     if not found.problems:
         found.good = _told(config)
     return found

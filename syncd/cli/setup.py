@@ -24,7 +24,7 @@ from syncd.billetweb.client import Billetweb
 from syncd.cli.check import asking
 from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside
-from syncd.errors import AuthError, ConfigError, RestrictedError
+from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError
 from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode
@@ -76,9 +76,7 @@ def setup(options: Options, redact: Redactor) -> int:
     _check_options(options)
     if options.key_file is None and not sys.stdin.isatty():
         raise ConfigError([NO_TERMINAL.format("--key-file")])
-    given = options.user or _asked("Account number, from the API page of Billetweb's back office: ", "--user")
-    user = _read("the account number", lambda: readers.user(given))
-    key, found = _good_key(options, user, redact)
+    user, key, found = _good_credentials(options, redact)
     if found:
         may = "may" if found.attendees else "may not"
         _say(f"The key is good. The account has {count(found.events, 'event')}, {found.live} of them live.")
@@ -99,6 +97,8 @@ def setup(options: Options, redact: Redactor) -> int:
 
 
 def _check_options(options: Options) -> None:
+    if options.user is not None:
+        _read("the account number", lambda: readers.user(options.user))
     if options.base_url is not None:
         _read("--base-url", lambda: readers.web_address(options.base_url))
     if options.database is not None:
@@ -115,7 +115,7 @@ def _asked(question: str, option: str) -> str:
     sys.stdout.flush()
     answer = sys.stdin.readline()
     if not answer:
-        raise ConfigError(["the answers ended: nothing was written"])
+        raise SystemExit("the answers ended: nothing was written")
     return answer.strip()
 
 
@@ -132,18 +132,31 @@ def _asked_mode() -> AttendeeMode:
         _say("One of these three words, please.")
 
 
-def _good_key(options: Options, user: str, redact: Redactor) -> tuple[Secret, Found | None]:
-    """Return the key, and what it showed; one that was typed may be typed again."""
+def _good_credentials(options: Options, redact: Redactor) -> tuple[str, Secret, Found | None]:
+    """Return the account number, the key, and what they showed; what was typed may be typed again."""
+    user = options.user or ""
     for _ in range(TRIES):
         try:
+            user = options.user or _number(before=user)
             key = Secret(_key(options.key_file, user))
             redact.add(key.value)
-            return key, None if options.offline else asyncio.run(_try(options, user, key))
+            return user, key, None if options.offline else asyncio.run(_try(options, user, key))
         except (AuthError, ConfigError) as error:
             if options.key_file is not None:
                 raise ConfigError([f"{error}: nothing was written"]) from None
             _say(redact(f"{error}; try again"))
+        except BilletwebError as error:
+            error.args = (f"{error}: nothing was written",)
+            raise
     raise ConfigError([f"no good key in {TRIES} tries: nothing was written"])
+
+
+def _number(*, before: str) -> str:
+    """Ask for the account number; an empty answer stands for the one `before`."""
+    known = f" [{before}]" if before else ""
+    question = f"Account number, from the API page of Billetweb's back office{known}: "
+    typed = _asked(question, "--user") or before
+    return _read("the account number", lambda: readers.user(typed))
 
 
 def _key(key_file: str | None, user: str) -> str:

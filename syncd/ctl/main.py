@@ -32,6 +32,7 @@ SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run
 POLL_WAIT_S = 5.0  # so long one question waits; short enough to notice a daemon that is gone
 POLL_PAUSE_S = 0.1  # so that a daemon that answers at once, as one that stops may, is not flooded
 
+SYSTEMD = "/run/systemd/system"  # is there where systemd runs the machine (sd_booted(3))
 SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has other troubles
 
 EXIT_OK = 0
@@ -109,7 +110,8 @@ def advice() -> str:
         found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
         if found.stdout.strip() in (b"failed", b"activating"):
             return "The service does not come up: `systemctl status syncd` and `syncd check` tell why."
-    return "Start it with `systemctl start syncd`, or name its socket with --socket."
+    start = "systemctl start syncd" if os.path.isdir(SYSTEMD) else "syncd run"  # noqa: PTH112 - starts fast
+    return f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET."
 
 
 def die_of_sigint() -> None:

@@ -197,9 +197,9 @@ def _webhooks(status: Json) -> str:
 
 
 def _feeds(status: Json) -> str:
-    feeds = status.get("feeds") or {"failing": 0}
+    feeds = status.get("feeds") or {"failing": 0, "files": 0}
     if not feeds["failing"]:
-        return ""
+        return count(feeds["files"], "file") if feeds["files"] else ""
     return f"{feeds['failing']} of {feeds['files']} not written: {plain(feeds['error'])}"
 
 

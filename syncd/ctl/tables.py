@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HALF_A_YEAR_S = 182 * 86_400.0
 """As `ls` has it: what is further away needs its year more than its hour."""
+RELOAD = "A change of the configuration is in force after `syncctl reload`."
 
 
 def runs_table(runs: Iterable[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
@@ -85,7 +86,7 @@ def publish_table(targets: Sequence[Json], now: datetime, width: int | None = te
         for target in targets
     ]
     if not rows:
-        return "Nothing is published: there is no [[publish]] in the configuration."
+        return f"Nothing is published: no [[publish]] is in force. {RELOAD}"
     headers = ("target", "rows", "unmatched", "written", "last write")
     lines = (line for target in targets for line in _to_look_at(target))
     return "\n".join([text.table(headers, rows, width=width), *lines])
@@ -118,7 +119,7 @@ def webhooks_table(answer: Json, now: datetime, width: int | None = text.USUAL_W
         for each in answer["endpoints"]
     ]
     if not endpoints:
-        return "Nobody is told: there is no [[webhooks]] in the configuration."
+        return f"Nobody is told: no [[webhooks]] is in force. {RELOAD}"
     headers = ("endpoint", "host", "waiting", "parked", "last delivered", "last error")
     shown = text.table(headers, endpoints, width=width)
     waiting = answer["deliveries"]

@@ -4,6 +4,7 @@ PyMySQL is imported where a URL needs it, and not before: it is optional.
 """
 
 import re
+import sys
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, NullPool, TableClause, cast, create_engine, event, text
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from syncd.errors import ConfigError, StoreError
 
-INSTALL = "pip install 'PyMySQL[rsa]'; the Debian package brings it"
+INSTALL = f"{sys.executable} -m pip install 'PyMySQL[rsa]'; the Debian package brings it"
 CONNECT_S, ANSWER_S = 5, 60
 """How long a server may take to let us in, and to answer a statement: as PostgreSQL has it."""
 SESSION = (

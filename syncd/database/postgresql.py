@@ -6,6 +6,7 @@ psycopg is imported where a URL needs it, and not before: it is optional, and he
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,7 +63,8 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND (classid::bigint << 32) | objid::bigint = {LOCK}
 """  # noqa: S608 - a constant
 INSTALL = (
-    "psycopg and libpq: pip install 'psycopg[binary]', or with the Debian package apt-get install libpq5"
+    f"psycopg and libpq: {sys.executable} -m pip install 'psycopg[binary]',"
+    " or with the Debian package apt-get install libpq5"
 )
 LOCK_NOT_AVAILABLE = "55P03"
 NOTICE_CLIENT_GONE = """

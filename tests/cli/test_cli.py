@@ -79,6 +79,7 @@ def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) 
         "control.socket",
         "Billetweb",
     ]
+    assert "`syncd setup --overwrite` asks for another" in problems[-1]
 
 
 @pytest.mark.sqlite_only("about files; a server that is none is in test_postgresql.py")

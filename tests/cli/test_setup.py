@@ -68,7 +68,7 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
 
 
 def test_a_person_is_not_asked(tmp_path: Path, base_url: str, standin: StandIn) -> None:
-    """On a terminal it asks; the key is not echoed, a wrong one may be typed again, so may an answer."""
+    """On a terminal it asks; the key is not echoed, what was wrong may be typed again."""
     command = [*SYNCD, "setup", "--config", str(tmp_path / "config.toml"), "--base-url", base_url]
     master, slave = pty.openpty()
     with subprocess.Popen(
@@ -84,8 +84,10 @@ def test_a_person_is_not_asked(tmp_path: Path, base_url: str, standin: StandIn) 
                 shown += os.read(master, 4096)
             os.write(master, f"{words}\n".encode())
 
+        answer("Account number", "my account")
         answer("Account number", standin.user)
         answer("API key (is not shown): ", "wrong-key-canary")
+        answer(f"[{standin.user}]: ", "")
         answer("API key (is not shown): ", standin.key)
         answer("Attendees [none]: ", "some")
         answer("Attendees [none]: ", "full")
@@ -109,7 +111,11 @@ def test_a_wrong_key_is_written(tmp_path: Path, base_url: str) -> None:
     assert said.returncode == 78
     assert said.stderr.startswith("GET /events: Billetweb refused the user or the key")
     assert "wrong-key" not in said.stdout + said.stderr
-    assert setup(tmp_path, "http://127.0.0.1:9/api").returncode == 1
+    said = setup(tmp_path, "http://127.0.0.1:9/api")
+    assert (said.returncode, "nothing was written" in said.stderr) == (1, True)
+    said = setup(tmp_path, base_url.removesuffix("/api"))
+    assert said.returncode == 1
+    assert "check billetweb.base_url, which ends with /api" in said.stderr
     assert not [*tmp_path.iterdir()]
     assert setup(tmp_path, "http://127.0.0.1:9/api", "--offline").returncode == 0
 

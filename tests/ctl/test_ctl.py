@@ -355,7 +355,8 @@ def test_a_stopped_daemon_is_told_from_a_bad_answer(
     left(directory / "s")
     assert ctl.main([command, "--socket", str(directory / "s")]) == 3
     out, err = capsys.readouterr()
-    assert "systemctl start syncd" in err
+    assert "Start it with `sy" in err
+    assert "or name its socket: --socket or $SYNCD_SOCKET." in err
     assert out == ""
 
 
@@ -565,8 +566,18 @@ def test_a_failed_service_is_to_be_started_again(
     systemctl.write_text(f'#!/bin/sh\n[ "$*" = "is-active syncd" ] && echo "{state}"\nexit 3\n')
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setattr(ctl, "SYSTEMD", str(directory))
     assert ctl.main(["status", "--socket", str(directory / "s")]) == 3
     assert advice in capsys.readouterr().err
+
+
+def test_systemd_is_named_where_there_is_none(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    """In a container, say, the daemon is started by hand."""
+    monkeypatch.setattr(ctl, "SYSTEMD", str(directory / "none"))
+    assert ctl.main(["status", "--socket", str(directory / "s")]) == 3
+    assert "Start it with `syncd run`, or name its socket" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

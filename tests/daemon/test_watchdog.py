@@ -290,8 +290,8 @@ def test_pings_nobody_asked_for(environ: dict[str, str], expected: float | None)
 
 def test_service_starts_unwatched(home: Path, base_url: str) -> None:
     """The daemon pings after READY, goes on doing so, and pings no more once it is stopping."""
-    with DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "1000000"}) as daemon:
-        for _ in range(3):
+    with DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "8000000"}) as daemon:
+        for _ in range(2):
             daemon.told("WATCHDOG=1")
         daemon.process.send_signal(signal.SIGTERM)
         daemon.told("STOPPING=1")
@@ -314,7 +314,7 @@ def test_unwatched_service_pings(home: Path, base_url: str) -> None:
 
 def test_hang_leaves_no_trace(home: Path, base_url: str) -> None:
     """A blocked event loop is found out and told; systemd's signal then logs what every thread was at."""
-    daemon = DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "1000000"})
+    daemon = DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "8000000"})
     daemon._program = BLOCKABLE
     with daemon:
         daemon.told("WATCHDOG=1")
