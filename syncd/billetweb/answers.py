@@ -51,6 +51,11 @@ def rows(body: bytes) -> list[object]:
     return found
 
 
+def begins_list(body: bytes, status: int) -> bool:
+    """Tell whether an answer is a success: 2xx and the beginning of an array. The first bytes are enough."""
+    return 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")  # noqa: PLR2004
+
+
 def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime) -> BilletwebError | None:
     """Give the error that an answer stands for, or None for a success: 2xx and the beginning of an array.
 
@@ -58,7 +63,7 @@ def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime
     the content type says: Billetweb answers errors with 200 too. Whether the array is complete is found out
     by decoding it. `retry_after` is the header's text.
     """
-    if 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # noqa: PLR2004
+    if begins_list(body, status):
         return None
     try:
         found, malformed = document(body), ""

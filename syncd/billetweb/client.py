@@ -43,6 +43,8 @@ K = TypeVar("K")
 R = TypeVar("R")
 EVENTS = "/events"
 HTTP_NOT_FOUND = 404
+HEAD_BYTES = 100
+"""Enough to see that an answer begins as a list; one that hides it behind more blanks is looked at whole."""
 ATTEMPTS = 3
 """A second one helps against most faults of a moment, a third against nearly all; the next run is near."""
 RETRY_WITHIN_S = 180.0
@@ -197,10 +199,17 @@ class Billetweb:
         whole: Decoded[K, R] = Decoded(records={})
         with Spooled(file, path, LIST_MAX_ROWS) as answer:
             parts = answer.decoded(lambda piece: decode(piece, before=whole.rows))
-            async with self._decoding:
-                # Slice by slice, so that a stop need not wait for the last.
-                while part := await in_thread(next, parts, None):
+
+            def more() -> bool:
+                nonlocal whole
+                if part := next(parts, None):
                     whole = whole.joined(part)
+                return part is not None
+
+            async with self._decoding:
+                # Not all at once, so that a stop need not wait for the last; a short answer in one step.
+                while await in_thread(lambda: more() and more()):
+                    pass
         return whole
 
     async def _get(self, path: str, params: dict[str, str], timeout_s: float | None = None) -> IO[bytes]:
@@ -249,7 +258,8 @@ class Billetweb:
             self.statuses[str(status or "none")] += 1
         retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
         self.ahead = answers.ahead(answer.headers.get("Date"), now=now)
-        refusal = await in_thread(_refusal, file, answer.status_code, retry_after, now)
+        is_list = answers.begins_list(_head(file), answer.status_code)
+        refusal = None if is_list else await in_thread(_refusal, file, answer.status_code, retry_after, now)
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
@@ -333,6 +343,12 @@ def _backoff(error: Exception) -> bool | float:
     if error.wait_s is None:
         return True
     return error.wait_s if error.wait_s <= RETRY_WITHIN_S else False  # a longer rest is for the next run
+
+
+def _head(file: IO[bytes]) -> bytes:
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return head
 
 
 def _refusal(file: IO[bytes], status: int, retry_after: str | None, now: datetime) -> BilletwebError | None:

@@ -11,9 +11,12 @@ from typing import Any
 
 import measure
 
-from syncd.account import account
-from syncd.cli import main as cli
-from syncd.clock import Clock
+from syncd.__main__ import load
+
+RUN = load()  # before the rest of syncd, as a start has it
+
+from syncd.account import account  # noqa: E402
+from syncd.clock import Clock  # noqa: E402
 
 
 class Jumps(Clock):
@@ -42,7 +45,7 @@ def main() -> int:
     """Run `syncd` with this process's arguments."""
     account.Account = Account  # type: ignore[misc]
     try:
-        return cli.main(sys.argv[1:])
+        return RUN()
     finally:
         measure.tell()
 
