@@ -51,7 +51,7 @@ from syncd.standin.world import Row
 NEW = int(os.environ.get("SYNCD_EXAMPLES", "40"))
 """How many new lives in all."""
 FIXED = 200 if databases.is_postgresql() else 1000
-MOST_AT_ONCE = 50
+MOST_AT_ONCE = 25
 """So many lives a test plays at most: those of one kind are shared out."""
 LONG_S = 4000.0
 """Longer than any rest that Billetweb asks for, and than increments overlap."""
