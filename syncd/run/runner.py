@@ -101,7 +101,7 @@ class Runner:
         """
         if self.is_stopping:
             raise Stopping("syncd is stopping; no run is started any more")
-        if join and self.current:
+        if join and self.current and self.current.state == "running":  # not one that goes on record already
             return self.current
         self._check_number(set(events))
         if self.queued is None:

@@ -37,6 +37,8 @@ class Bench:
         self.trouble: Exception | None = None
         self.let = asyncio.Event()
         self.let.set()
+        self.may_record = asyncio.Event()
+        self.may_record.set()
         self.conclude: Callable[[], Awaitable[None]] | None = None
 
     async def work(self, run: Run) -> None:
@@ -57,7 +59,7 @@ class Bench:
     async def record(self, run: Run, error: RunError | None) -> None:
         assert self.runner.current is run
         self.at_work += 1  # whoever puts the end on record is still busy with this run
-        await asyncio.sleep(0)
+        await self.may_record.wait()
         self.at_work -= 1
         self.ended.append((run.id, run.outcome, error))
 
