@@ -192,7 +192,7 @@ def secrets(url: str) -> list[str]:
 
 
 def reason(error: SQLAlchemyError) -> str:
-    """Return the driver's own words, without the statement and its values."""
+    """Return the driver's own words, without the statement and its values, and what to do about a role."""
     cause = getattr(error, "orig", None)
     if cause is None:
         waited = "another transaction took too long" if isinstance(error, NoConnectionError) else ""
@@ -202,7 +202,8 @@ def reason(error: SQLAlchemyError) -> str:
     match cause.args:
         case int(), str(words):  # PyMySQL's, with the number of the error
             told = words
-    return told or _joined(str(cause))
+    told = told or _joined(str(cause))
+    return told + postgresql.advice(told)
 
 
 def _joined(told: str) -> str:

@@ -5,6 +5,8 @@ databases have settings of their own. So what syncd needs is set by statements, 
 psycopg is imported where a URL needs it, and not before: it is optional, and heavy.
 """
 
+import os
+import pwd
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -153,6 +155,22 @@ def engine(url: str, *, lock_timeout_s: int | None = None) -> Engine:
     """
     session = READING if lock_timeout_s is None else WRITING | {"lock_timeout": f"{lock_timeout_s}s"}
     return _engine(url, session, writes=True, poolclass=NullPool)
+
+
+def advice(told: str) -> str:
+    """Return what to do where a server refuses the role, "" where it said something else.
+
+    By its socket it usually lets in the role that is named as who asks ("peer" in PostgreSQL's manual).
+    """
+    if not re.search(r'Peer authentication failed|role "[^"]*" does not exist', told):
+        return ""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a user whom only the kernel knows
+        return ""
+    return (
+        f'; by its socket it lets in the role that is named as this user: `createuser {user}` makes "{user}"'
+    )
 
 
 def obstacle(connection: Connection, revision: str | None) -> str | None:

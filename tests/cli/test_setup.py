@@ -63,8 +63,11 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
         ),
     ]
     assert syncd("once", "--config", str(config)).returncode == 0
+    with config.open("a") as file:
+        file.write(f'[[feeds]]\npath = "{tmp_path}/events.json"\nformat = "json"\n')
     again = syncd("check", "--config", str(config))
     assert f"{tmp_path}/config.db: 3 events, 1 run\n" in again.stdout
+    assert f"  feeds     {tmp_path}/events.json\n" in again.stdout
 
 
 def test_a_person_is_not_asked(tmp_path: Path, base_url: str, standin: StandIn) -> None:

@@ -1,5 +1,7 @@
 """PostgreSQL: what roles, databases, poolers and failovers make of a session is looked at, not trusted."""
 
+import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ from syncd.standin.server import StandIn
 
 pytestmark = [pytest.mark.postgresql_only, pytest.mark.usefixtures("database_kind")]
 LEFT_BEHIND = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+ROLE = 'the role that is named as this user: `createuser {0}` makes "{0}"'
 ODD = {
     "timezone": "'America/St_Johns'",
     "datestyle": "'German, DMY'",
@@ -80,6 +83,14 @@ def refusal(url: str) -> str:
 
 
 # --- settings of roles and databases
+
+
+def test_a_role_that_is_missing_is_a_riddle(url: str) -> None:
+    """Where the server knows no such role, it is said which one it lets in, and how that is made."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    strange = make_url(url).set(username="syncd-canary").render_as_string(hide_password=False)
+    told = f'role "syncd-canary" does not exist; by its socket it lets in {ROLE.format(user)}'
+    assert told in (check(strange) or "")
 
 
 @pytest.mark.parametrize("of", ["DATABASE", "ROLE"])
