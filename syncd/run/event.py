@@ -80,8 +80,11 @@ class Events:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._work.config.billetweb.concurrency, len(events))):
                     group.create_task(work())
-        except* StoreError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as faults:
+            failures, others = faults.split(StoreError)
+            if failures and not others:  # by `except*` it would leave in a group again, on Debian 12's 3.11.2
+                raise failures.exceptions[0] from None
+            raise
         finally:
             for event_id in self._in_work:  # a run cut short comes to the others first
                 self._tried(event_id)
