@@ -197,6 +197,8 @@ def _scope(table: str, row: Row) -> str:
 def _own(table: str, row: Row) -> Row:
     """Return the columns that come from the row's own read, not from other rows."""
     derived = set() if table == GAUGES else FIGURES
+    if table == EVENTS:  # a list that is too large is read without them
+        derived = derived | {"description"}
     return {name: value for name, value in row.items() if name not in BOOKKEEPING | derived}
 
 
