@@ -38,7 +38,10 @@ FOUND = Life(
     ],
 )
 """A ticket that is found under another event was taken for lacking, by the judge."""
+SHORT = Life([0], 0, [Round([], [Planned("too large", "/events", None, 1)], "interval")])
+"""Descriptions that a shorter list left out were taken for gone, by the judge."""
 ONCE_WRONG: dict[str, list[Life]] = {
+    "1-0-none-100": [SHORT],
     "1-0-full-100": [EMPTIED],
     "2-0-full-100": [FOUND],
     "4-0-none-100": MOVED,

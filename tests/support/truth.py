@@ -51,6 +51,7 @@ class Truth:
         """Fail unless the run did to the mirror what it may after these answers, and put it on record."""
         before, self.rows = self.rows, look(rig)
         assert before.keys() <= self.rows.keys()
+        told.keep(before)
         self._now = rig.clock.now()
         for place, row in self.rows.items():
             _assert_told(place, before.get(place), row, told)
@@ -197,8 +198,6 @@ def _scope(table: str, row: Row) -> str:
 def _own(table: str, row: Row) -> Row:
     """Return the columns that come from the row's own read, not from other rows."""
     derived = set() if table == GAUGES else FIGURES
-    if table == EVENTS:  # a list that is too large is read without them
-        derived = derived | {"description"}
     return {name: value for name, value in row.items() if name not in BOOKKEEPING | derived}
 
 

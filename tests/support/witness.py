@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
+from msgspec import structs
 from starlette.types import Scope
 
 from syncd.billetweb import body, decode
@@ -52,7 +54,8 @@ class Witness(StandIn):
 class Told:
     """What the last answer to each question of one run said; what was no complete answer said nothing.
 
-    `events` is None where the list was not told; `listed` says whether all of its rows were usable.
+    `events` is None where the list was not told; `listed` says whether all of its rows were usable,
+    `described` whether they held descriptions.
     `scopes` holds, by table and event, the records of those that were asked for, None where not told.
     `read` names the events whose figures were told. `everybody` holds the attendees that the account's
     answers told, `people` those of all answers, both as `mode` keeps them.
@@ -60,7 +63,7 @@ class Told:
 
     def __init__(self, told: dict[Question, Answer], account: str, mode: AttendeeMode) -> None:
         self.events: dict[str, Event] | None = None
-        self.listed = False
+        self.listed = self.described = False
         self.scopes: dict[Place, dict[str, Any] | None] = {}
         self.everybody: dict[str, Attendee] = {}
         self._latest: dict[str, dict[str, Attendee] | None] = {}
@@ -69,6 +72,7 @@ class Told:
             match path.strip("/").split("/"):
                 case ["events"]:
                     self._list(answer, account)
+                    self.described = dict(parse_qsl(query)).get("description") == "1"
                 case ["attendees"]:  # without a mode they only tell who sold
                     self.everybody |= (_attendees(answer, None, mode) if mode != "none" else None) or {}
                 case [_, event_id, "attendees"]:
@@ -102,6 +106,14 @@ class Told:
             usable = [row for row in rows if _is_usable(row, "id")]
             self.events = decode.decode_events(php_json(usable), account=account).records
             self.listed = usable == rows
+
+    def keep(self, before: Mapping[Place, Mapping[str, Any]]) -> None:
+        """Take the descriptions that the mirror had, where the list was told without them."""
+        if self.events and not self.described:
+            self.events = {
+                key: structs.replace(event, description=before.get((EVENTS, key), {}).get("description"))
+                for key, event in self.events.items()
+            }
 
     def _is_read(self, event_id: str) -> bool:
         needed = [self.scopes.get((table, event_id)) for table in (GAUGES, TICKETS)]
