@@ -40,6 +40,7 @@ SAMPLE_USER = "12345"
 """What a sample of 0.3 said, which is nobody's number."""
 OVERWRITE = "--overwrite puts another account and key in, and leaves all other settings as they are."
 NO_TERMINAL = "standard input is no terminal, so that nobody can be asked: give {}"
+ENDED = "the answers ended: nothing was written"
 TRIES = 3
 """So often a key may be typed wrongly; then it is better looked up."""
 
@@ -55,6 +56,10 @@ class Options(Struct, frozen=True, kw_only=True):
     base_url: str | None = None
     offline: bool = False
     overwrite: bool = False
+
+
+class _Ended(ConfigError):
+    """Nobody answers any more."""
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -115,7 +120,7 @@ def _asked(question: str, option: str) -> str:
     sys.stdout.flush()
     answer = sys.stdin.readline()
     if not answer:
-        raise SystemExit("the answers ended: nothing was written")
+        raise _Ended([ENDED])
     return answer.strip()
 
 
@@ -141,6 +146,8 @@ def _good_credentials(options: Options, redact: Redactor) -> tuple[str, Secret, 
             key = Secret(_key(options.key_file, user))
             redact.add(key.value)
             return user, key, None if options.offline else asyncio.run(_try(options, user, key))
+        except _Ended:
+            raise
         except (AuthError, ConfigError) as error:
             if options.key_file is not None:
                 raise ConfigError([f"{error}: nothing was written"]) from None
@@ -171,7 +178,7 @@ def _read(what: str, reader: Callable[[], str]) -> str:
     try:
         return reader()
     except EOFError:
-        raise SystemExit("the answers ended: nothing was written") from None
+        raise SystemExit(ENDED) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{what}: {(isinstance(error, OSError) and error.strerror) or error}"]) from None
 

@@ -108,6 +108,22 @@ def test_a_person_is_not_asked(tmp_path: Path, base_url: str, standin: StandIn) 
     assert settings["sync"]["attendees"] == "full"
 
 
+def test_a_person_who_leaves_is_asked_again(tmp_path: Path) -> None:
+    """Ctrl-D in the place of an answer ends it; nothing is written."""
+    master, slave = pty.openpty()
+    command = [*SYNCD, "setup", "--config", str(tmp_path / "config.toml")]
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=subprocess.PIPE, env=environment(), start_new_session=True
+    ) as process:
+        os.close(slave)
+        assert os.read(master, 4096).startswith(b"Account number")
+        os.write(master, b"\x04")
+        _, said = process.communicate(timeout=20)
+    os.close(master)
+    assert (process.returncode, said) == (78, b"the answers ended: nothing was written\n")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_wrong_key_is_written(tmp_path: Path, base_url: str) -> None:
     """Nothing is written where the key is refused, or Billetweb does not answer; `--offline` does not ask."""
     said = setup(tmp_path, base_url, key="wrong-key")

@@ -352,11 +352,11 @@ def test_a_stopped_daemon_is_told_from_a_bad_answer(
     directory: Path, left: Callable[[Path], None], command: str, capsys: Capsys
 ) -> None:
     """Where nothing listens every command is exit code 3 and says how to start the daemon."""
+    start = "systemctl start syncd" if Path(ctl.SYSTEMD).is_dir() else "syncd run"
     left(directory / "s")
     assert ctl.main([command, "--socket", str(directory / "s")]) == 3
     out, err = capsys.readouterr()
-    assert "Start it with `sy" in err
-    assert "or name its socket: --socket or $SYNCD_SOCKET." in err
+    assert f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET." in err
     assert out == ""
 
 

@@ -291,7 +291,7 @@ def test_pings_nobody_asked_for(environ: dict[str, str], expected: float | None)
 def test_service_starts_unwatched(home: Path, base_url: str) -> None:
     """The daemon pings after READY, goes on doing so, and pings no more once it is stopping."""
     with DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "8000000"}) as daemon:
-        for _ in range(2):
+        for _ in range(3):
             daemon.told("WATCHDOG=1")
         daemon.process.send_signal(signal.SIGTERM)
         daemon.told("STOPPING=1")

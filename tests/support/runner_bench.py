@@ -1,8 +1,8 @@
 """What the tests of the runner stand on: a runner whose work does as the test says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
 from syncd.clock import Clock
@@ -42,31 +42,39 @@ class Bench:
         self.conclude: Callable[[], Awaitable[None]] | None = None
 
     async def work(self, run: Run) -> None:
-        self.at_work += 1
-        self.most_at_work = max(self.most_at_work, self.at_work)
-        run.id = len(self.began) + 1
-        self.began.append(run.id)
-        try:
+        with self.busy_with_it():
+            run.id = len(self.began) + 1
+            self.began.append(run.id)
             for done in range(self.steps):
                 run.progress = Progress("events", done + 1, self.steps)
                 self.runner.advance(run)
             await self.let.wait()
             if self.trouble:
                 raise self.trouble
-        finally:
-            self.at_work -= 1
+
+    # Whoever puts the end on record, and sees to what the run left, is still busy with it.
 
     async def record(self, run: Run, error: RunError | None) -> None:
-        assert self.runner.current is run
-        self.at_work += 1  # whoever puts the end on record is still busy with this run
-        await self.may_record.wait()
-        self.at_work -= 1
+        with self.busy_with_it():
+            assert self.runner.current is run
+            await self.may_record.wait()
         self.ended.append((run.id, run.outcome, error))
 
     async def on_end(self, run: Run) -> None:
-        assert self.runner.current is not run
-        if self.conclude:
-            await self.conclude()
+        with self.busy_with_it():
+            assert self.runner.current is not run
+            if self.conclude:
+                await self.conclude()
+            await asyncio.sleep(0)
+
+    @contextmanager
+    def busy_with_it(self) -> Iterator[None]:
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            yield
+        finally:
+            self.at_work -= 1
 
     async def begun(self, run: Run) -> Run:
         while run.id < 0:  # noqa: ASYNC110  # as an outsider would see it
