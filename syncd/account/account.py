@@ -434,7 +434,7 @@ class Account:
         await self.webhooks.refresh()
 
     async def _put_ends_on_record(self) -> None:
-        """Put ended runs on record, in their order, as far as the database takes them. Raises StoreError."""
+        """Put ended runs on record in their order, and prune after a whole reading. Raises StoreError."""
         while self._unrecorded:
             ended, facts, tell = self._unrecorded[0], self.facts, self.webhooks.outbox.ended
             async with self._recording:

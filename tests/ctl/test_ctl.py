@@ -550,34 +550,30 @@ def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys
 
 
 @pytest.mark.parametrize(
-    ("state", "advice"),
-    [
-        ("failed", "`systemctl status syncd` and `syncd check`"),
-        ("activating", "`systemctl status syncd` and `syncd check`"),
-        ("inactive", "`systemctl start syncd`"),
-        ("", "`systemctl start syncd`"),
+    ("machine", "advice"),
+    [  # where systemd's folder is, and what systemd says
+        ((".", "failed"), "`systemctl status syncd` and `syncd check`"),
+        ((".", "activating"), "`systemctl status syncd` and `syncd check`"),
+        ((".", "inactive"), "`systemctl start syncd`"),
+        ((".", ""), "`systemctl start syncd`"),
+        (("none", ""), "`syncd run`"),
     ],
 )
 def test_a_failed_service_is_to_be_started_again(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, state: str, advice: str, capsys: Capsys
+    directory: Path, monkeypatch: pytest.MonkeyPatch, machine: tuple[str, str], advice: str, capsys: Capsys
 ) -> None:
-    """Where systemd says that the service failed, or is tried again, what tells why is named instead."""
+    """Where systemd says that the service failed, or is tried again, what tells why is named instead.
+
+    Where there is none, in a container say, the daemon is started by hand.
+    """
+    systemd, state = machine
     systemctl = directory / "systemctl"
     systemctl.write_text(f'#!/bin/sh\n[ "$*" = "is-active syncd" ] && echo "{state}"\nexit 3\n')
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    monkeypatch.setattr(ctl, "SYSTEMD", str(directory))
+    monkeypatch.setattr(ctl, "SYSTEMD", str(directory / systemd))
     assert ctl.main(["status", "--socket", str(directory / "s")]) == 3
     assert advice in capsys.readouterr().err
-
-
-def test_systemd_is_named_where_there_is_none(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
-    """In a container, say, the daemon is started by hand."""
-    monkeypatch.setattr(ctl, "SYSTEMD", str(directory / "none"))
-    assert ctl.main(["status", "--socket", str(directory / "s")]) == 3
-    assert "Start it with `syncd run`, or name its socket" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
