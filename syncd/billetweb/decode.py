@@ -10,7 +10,8 @@ stays in `extra` under its wire name, next to the fields unknown here. Nothing t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -264,12 +265,7 @@ def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) ->
     The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
     naming row and field, for a row that is no object, has no id, or has to name its event and does not.
     """
-    found = []
-    for index, row in enumerate(rows(body)):
-        quick = _quickly(row, event_id, full=full)
-        read = (quick, ()) if quick else _carefully(row, f"attendees[{index}]", event_id, full=full)
-        found.append((read[0].id, *read))
-    return _keyed(found)
+    return _keyed(_attendees(rows(body), 0, event_id, full=full))
 
 
 def sold(body: bytes) -> list[tuple[str, int]]:
@@ -292,28 +288,50 @@ def sold(body: bytes) -> list[tuple[str, int]]:
     return found
 
 
-def _quickly(row: object, event_id: str | None, *, full: bool) -> Attendee | None:
-    """Give an attendee where every value fits, as nearly always, else None: half the time."""
-    if not isinstance(row, dict):
-        return None
+def _attendees(
+    found: list[object], before: int, event_id: str | None, *, full: bool
+) -> list[tuple[str, Attendee, tuple[str, ...]]]:
+    """Give attendees with their ids and unreadable columns; the odd ones are found by halving."""
     try:
-        values: list[Any] = [
-            convert(row.get(name)) for name, (_, convert) in (_FULL if full else _ATTENDEE).items()
-        ]
+        return _quickly(found, event_id, full=full)
     except (TypeError, ValueError):
-        return None
-    values[1] = event_id or values[1]
-    if not (values[0] and values[1]):
-        return None
+        if len(found) == 1:
+            return [_carefully(found[0], f"attendees[{before}]", event_id, full=full)]
+    half = len(found) // 2
+    return [
+        *_attendees(found[:half], before, event_id, full=full),
+        *_attendees(found[half:], before + half, event_id, full=full),
+    ]
+
+
+def _quickly(
+    found: list[object], event_id: str | None, *, full: bool
+) -> list[tuple[str, Attendee, tuple[str, ...]]]:
+    """Give attendees, column by column: a third of the time. Raises ValueError where a value does not fit."""
+    table = _FULL if full else _ATTENDEE
+    wire = zip(*[map(dict.get, repeat(row), table) for row in found], strict=True)  # type: ignore[arg-type]
+    columns: list[Sequence[Any]] = [
+        [*map(convert, values)] for (_, convert), values in zip(table.values(), wire, strict=False)
+    ]
+    if event_id and columns:
+        columns[1] = [event_id] * len(found)
+    if not all(map(all, columns[:2])):
+        raise UnfitError
     if full:
-        unknown = sorted(row.keys() - _HANDLED)
-        values.append(storable_items({name: row[name] for name in unknown}))
-    return Attendee(*values)
+        columns.append([_unknown(row) for row in found])
+    return [*zip(columns[0], map(Attendee, *columns), repeat(()))] if found else []
+
+
+def _unknown(row: Any) -> dict[str, object]:
+    """Give the fields of an attendee that are unknown here."""
+    if _HANDLED.issuperset(row):
+        return {}
+    return storable_items({name: row[name] for name in sorted(row.keys() - _HANDLED)})
 
 
 def _carefully(
     row: object, subject: str, event_id: str | None, *, full: bool
-) -> tuple[Attendee, tuple[str, ...]]:
+) -> tuple[str, Attendee, tuple[str, ...]]:
     required = ("id",) if event_id else ("id", "event")
     columns, unreadable = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
     left = columns.pop("extra")
@@ -321,7 +339,7 @@ def _carefully(
         columns["extra"] = {name: value for name, value in left.items() if name not in _LEFT_OUT}
     if event_id:
         columns["event_id"] = event_id
-    return Attendee(**columns), unreadable
+    return columns["id"], Attendee(**columns), unreadable
 
 
 def _keyed(
@@ -330,7 +348,7 @@ def _keyed(
     """Give the records by key, with the columns that could not be read; of several with one key the last."""
     found = list(rows)
     records = {key: record for key, record, _ in found}
-    last = {key: columns for key, _, columns in found}
+    last = {key: columns for key, _, columns in found} if any(columns for _, _, columns in found) else {}
     return Decoded(
         records=records,
         unreadable={key: columns for key, columns in last.items() if columns},

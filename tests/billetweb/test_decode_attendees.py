@@ -293,13 +293,22 @@ def test_surprising_value_crashes_the_run(row: dict[str, Any], full: bool) -> No
     assert not {"lane", "event_name"} & found.extra.keys()
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), fitting | anything, max_size=12), st.booleans())
-def test_quick_way_leads_elsewhere(row: dict[str, Any], full: bool) -> None:
-    """A row whose values all fit becomes what the careful way makes of it."""
+odd_rows = st.dictionaries(st.sampled_from(NAMES), fitting | anything, max_size=12)
+
+
+@given(st.lists(odd_rows, max_size=6), st.booleans())
+def test_quick_way_leads_elsewhere(odd: list[dict[str, Any]], full: bool) -> None:
+    """Rows become what the careful way makes of each, however many of them have odd values."""
+    rows: list[object] = [{"id": str(n), "event": "9", **row} for n, row in enumerate(odd, 1)]
+    careful = [decode._carefully(row, "row", None, full=full) for row in rows]
+    assert decode._attendees(rows, 0, None, full=full) == careful
+
+
+@given(odd_rows, st.booleans())
+def test_quick_way_is_never_gone(row: dict[str, Any], full: bool) -> None:
+    """A row whose values all fit is read in the quick way."""
     row = {"id": "1", "event": "9", **row}
-    careful, unreadable = decode._carefully(row, "row", None, full=full)
-    quick = decode._quickly(row, None, full=full)
-    assert quick is None or (quick, unreadable) == (careful, ())
+    _, careful, unreadable = decode._carefully(row, "row", None, full=full)
     columns = [decode._FULL[name][0] for name in row.keys() & decode._FULL.keys()]
-    unread = any(getattr(careful, column) is None for column in columns)
-    assert quick or unread
+    if not unreadable and all(getattr(careful, column) is not None for column in columns):
+        assert decode._quickly([row], None, full=full) == [("1", careful, ())]
