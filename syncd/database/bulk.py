@@ -5,18 +5,20 @@ types' own processors, and handed to the driver as its own tuples: SQLAlchemy's 
 takes twice as long. On PostgreSQL many rows are copied, which takes a third of that again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, repeat
 from operator import itemgetter
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Connection, Dialect, Table
+from sqlalchemy import ARRAY, JSON, ColumnElement, Connection, Dialect, Table, Text, func, literal, select
 from sqlalchemy.exc import DBAPIError, StatementError
 
 Rows = Sequence[tuple[Any, ...]]
+Columns = Sequence[tuple[Any, ...]]
+Encoder = Callable[[Any], Any]
 AT_ONCE = 500
 """So many rows are encoded at once: few enough for a processor's cache."""
 COPY_ABOVE_ROWS = 30
@@ -31,7 +33,7 @@ class _Statement(Struct, frozen=True):
     stage: str
     copy_staged: str
     take_staged: str
-    encoders: list[Callable[[Any], Any] | None]
+    encoders: list[Encoder | None]
 
 
 def upsert(
@@ -41,8 +43,8 @@ def upsert(
 
     Of several rows with one key the last is written. Columns that are not named keep what they hold.
     """
-    statement = _statement(connection.dialect, table, names, keep)
     if _is_worth_copying(connection, rows):
+        statement = _statement(connection.dialect, table, names, keep)
         key = itemgetter(*(names.index(column.name) for column in table.primary_key))
         last = {key(row): row for row in rows}  # PostgreSQL refuses to write a row twice
         with _copying(connection) as cursor:
@@ -52,26 +54,36 @@ def upsert(
             )
             cursor.execute(statement.take_staged)
     else:
-        _execute(connection, statement, rows)
+        for columns in _columns(rows):
+            _execute(connection, _statement(connection.dialect, table, names, keep), columns)
 
 
 def insert(connection: Connection, table: Table, names: tuple[str, ...], rows: Rows) -> None:
     """Write new rows, in their order."""
-    statement = _statement(connection.dialect, table, names, None)
     if _is_worth_copying(connection, rows):
+        statement = _statement(connection.dialect, table, names, None)
         with _copying(connection) as cursor:
             _copy(cursor, statement.copy, statement, rows)
-    else:
-        _execute(connection, statement, rows)
+        return
+    for columns in _columns(rows):
+        # A column in which nothing stands is left out: a NULL takes SQLite's driver longer than a number.
+        named = {name: values for name, values in zip(names, columns, strict=True) if not _is_empty(values)}
+        _execute(connection, _statement(connection.dialect, table, tuple(named), None), [*named.values()])
+
+
+def is_among(connection: Connection, column: ColumnElement[str], values: list[str]) -> ColumnElement[bool]:
+    """Return what holds where a text column has one of many values; IN takes a parameter for each."""
+    if connection.dialect.name == "postgresql":
+        return column == func.any(literal(values, ARRAY(Text)))
+    return column.in_(select(func.json_each(literal(values, JSON)).table_valued("value").c.value))
 
 
 def _is_worth_copying(connection: Connection, rows: Rows) -> bool:
     return connection.dialect.name == "postgresql" and len(rows) > COPY_ABOVE_ROWS
 
 
-def _execute(connection: Connection, statement: _Statement, rows: Rows) -> None:
-    for batch in _encoded(statement.encoders, rows):
-        connection.exec_driver_sql(statement.values, batch)
+def _execute(connection: Connection, statement: _Statement, columns: Columns) -> None:
+    connection.exec_driver_sql(statement.values, _encoded(statement.encoders, columns))
 
 
 @contextmanager
@@ -86,25 +98,36 @@ def _copying(connection: Connection) -> Iterator[Any]:
 
 def _copy(cursor: Any, to: str, statement: _Statement, rows: Rows) -> None:
     with cursor.copy(to) as copy:
-        for batch in _encoded(statement.encoders, rows):
-            for row in batch:
+        for columns in _columns(rows):
+            for row in _encoded(statement.encoders, columns):
                 copy.write_row(row)
 
 
-def _encoded(encoders: list[Callable[[Any], Any] | None], rows: Rows) -> Iterator[list[tuple[Any, ...]]]:
-    """Give the rows as the driver takes them, some at a time."""
+def _columns(rows: Rows) -> Iterator[Columns]:
+    """Give the rows column by column, some at a time."""
     remaining = iter(rows)
     while batch := [*islice(remaining, AT_ONCE)]:
-        columns = zip(*batch, strict=True)
-        try:
-            encoded = [
-                values if encode is None else map(encode, values)
-                for encode, values in zip(encoders, columns, strict=True)
-            ]
-            batch = [*zip(*encoded, strict=True)]
-        except (ValueError, TypeError, ArithmeticError) as error:
-            raise StatementError(str(error), None, None, error) from None
-        yield batch
+        yield [*zip(*batch, strict=True)]
+
+
+def _is_empty(values: tuple[Any, ...]) -> bool:
+    return values[0] is None and values.count(None) == len(values)
+
+
+def _encoded(encoders: list[Encoder | None], columns: Columns) -> list[tuple[Any, ...]]:
+    """Return rows as the driver takes them."""
+    try:
+        return [*zip(*map(_encode, encoders, columns), strict=True)]
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise StatementError(str(error), None, None, error) from None
+
+
+def _encode(encode: Encoder | None, values: tuple[Any, ...]) -> Iterable[Any]:
+    if encode is None:
+        return values
+    if values[0] is values[-1] and len({*map(id, values)}) == 1:  # an instant of the run's
+        return repeat(encode(values[0]), len(values))
+    return map(encode, values)
 
 
 @lru_cache(maxsize=100)

@@ -79,7 +79,7 @@ def _text(value: datetime) -> str:
 
 @lru_cache(maxsize=4096)
 def _zoneless_text(value: datetime) -> str:
-    return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return value.isoformat(" ", "microseconds").removesuffix("+00:00")
 
 
 class Money(TypeDecorator[Decimal]):

@@ -73,14 +73,14 @@ class Stored(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One row to write. `values`: the whole row, empty where it vanished. `diff`: column → [old, new]."""
+    """One row to write. `values`: the whole row, empty where it vanished. `diff`: column → (old, new)."""
 
     table: str
     row_id: str
     event_id: str
     kind: ChangeKind
     values: tuple[Any, ...]
-    diff: dict[str, list[object]]
+    diff: Mapping[str, tuple[object, object]]
 
 
 class Lack(Struct, frozen=True):
@@ -169,16 +169,16 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
     new = structs.astuple(record)
     event_id, names = new[EVENT_ID[table]], LOGGED[table]
     if stored is None:
-        diff = {name: [None, value] for name, value in zip(names, new, strict=False) if value is not None}
+        diff = {name: (None, value) for name, value in zip(names, new, strict=False) if value is not None}
         return Change(table, row_id(record), event_id, "inserted", new, diff)
     if stored.vanished_at is None and _are_same(table, stored.values, new):
         return None
     pairs = zip(names, stored.values, new, strict=False)
-    diff = {name: [old, value] for name, old, value in pairs if not is_same(old, value)}
+    diff = {name: (old, value) for name, old, value in pairs if not is_same(old, value)}
     if stored.vanished_at is None:
         return Change(table, row_id(record), event_id, "updated", new, diff)
     return Change(
-        table, row_id(record), event_id, "returned", new, diff | {"vanished_at": [stored.vanished_at, None]}
+        table, row_id(record), event_id, "returned", new, diff | {"vanished_at": (stored.vanished_at, None)}
     )
 
 
@@ -197,7 +197,7 @@ def keep(record: R, stored: Stored | None, columns: Sequence[str]) -> R:
 
 def vanished(table: str, event_id: str, rows: Iterable[str], at: datetime) -> list[Change]:
     """Return the changes by which rows vanish, in the order of their ids."""
-    diff: dict[str, list[object]] = {"vanished_at": [None, at]}
+    diff = {"vanished_at": (None, at)}
     return [Change(table, row, event_id, "vanished", (), diff) for row in sorted(rows)]
 
 
