@@ -21,6 +21,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
 from loguru import logger
 from msgspec import structs
+from sqlalchemy import create_engine
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.util import LRUCache
 from support import mariadb as mariadb_server
 from support import real_databases as databases
 from support.processes import short_folder
@@ -30,7 +33,7 @@ from syncd.account.account import Account
 from syncd.billetweb import decode
 from syncd.clock import Clock
 from syncd.config import Config
-from syncd.database import rows
+from syncd.database import postgresql, rows, sqlite
 from syncd.database.engine import Database
 from syncd.errors import StoreError
 from syncd.log import setup as log
@@ -117,6 +120,18 @@ def certificates() -> Iterator[None]:
     """Read the machine's certificates once: no client here needs them, and each would take its time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def statements() -> Iterator[None]:
+    """Compile a statement once for all databases of a kind: there are hundreds, and each would do it anew."""
+    shared = functools.partial(create_engine, execution_options={"compiled_cache": LRUCache(1000)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefaultDialect, "__eq__", lambda one, other: type(one) is type(other))
+        patch.setattr(DefaultDialect, "__hash__", lambda one: hash(type(one)))
+        patch.setattr(sqlite, "create_engine", shared)
+        patch.setattr(postgresql, "create_engine", shared)
         yield
 
 

@@ -17,7 +17,6 @@ from syncd.account import record, upkeep
 from syncd.account.record import Ended
 from syncd.account.schedule import Schedule, first_slot
 from syncd.account.status import Facts, State, Status, budget_status, feeds_status, last_error
-from syncd.billetweb import limiter
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
@@ -476,8 +475,7 @@ class Account:
     async def _note_request(self) -> None:
         if self.database.is_open:
             try:
-                now_s = self.clock.now().timestamp()
-                await self.database.write(state.note_request, now_s, limiter.WINDOW_S)
+                await self.database.write(state.note_request, self.clock.now().timestamp())
             except StoreError as error:
                 # The ceiling holds within this process all the same; only a restart would not know.
                 logger.debug("a request could not be noted: {}", error)

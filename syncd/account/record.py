@@ -100,6 +100,7 @@ def finish(
     run, report, pace = ended.run, ended.report, ended.pace
     before = runs.outcome_before(connection, run)
     run_id = runs.put(connection, run)
+    state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     tell(connection, structs.replace(run, id=run_id), before, now)
     if report:
         rows.set_read_at(connection, report.read_at, now)

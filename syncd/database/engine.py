@@ -116,7 +116,7 @@ class Database:
         engine = held.writer if write else held.reader
         _prove(held)
         try:
-            with engine.execution_options(write=write).begin() as connection:
+            with engine.begin() as connection:
                 if write:
                     self._writers.add(get_ident())
                 yield connection

@@ -50,9 +50,9 @@ class Sqlite:
         except OSError as error:
             self._lock.release()
             raise StoreError(f"cannot open {self.name}: {error.strerror}") from error
-        self.writer = engine(url)
-        self.reader = self.writer
-        event.listen(self.writer, "do_connect", self._prove)
+        self.reader = engine(url)
+        self.writer = self.reader.execution_options(write=True)
+        event.listen(self.reader, "do_connect", self._prove)
 
     def opened(self, *, migrated: bool) -> None:
         """Note which files are open; let SQLite look at what a migration made of them."""

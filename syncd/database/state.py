@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from syncd.database import bulk, schema
 
@@ -100,12 +100,15 @@ def pause(connection: Connection) -> Pause | None:
 # --- requests
 
 
-def note_request(connection: Connection, at_s: float, window_s: float) -> None:
-    """Note that a request is being sent at `at_s` (UNIX seconds); forget those older than the window."""
-    sent_at = schema.requests.c.sent_at
-    stale = or_(sent_at < at_s - window_s, sent_at > at_s + window_s)  # the clock may have been set back
-    connection.execute(schema.requests.delete().where(stale))
+def note_request(connection: Connection, at_s: float) -> None:
+    """Note that a request is being sent at `at_s` (UNIX seconds)."""
     bulk.upsert(connection, schema.requests, ("sent_at",), [(at_s,)])
+
+
+def forget_requests(connection: Connection, at_s: float, window_s: float) -> None:
+    """Forget the requests outside the window; the clock may have been set back."""
+    within = schema.requests.c.sent_at.between(at_s - window_s, at_s + window_s)
+    connection.execute(schema.requests.delete().where(~within))
 
 
 def request_ages_s(connection: Connection, at_s: float, window_s: float) -> list[float]:

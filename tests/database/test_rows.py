@@ -368,7 +368,7 @@ def test_a_locked_database_hangs_or_cannot_be_read(mirror: Mirror) -> None:
             for write in (
                 lambda: run.event(event(name="new")),
                 lambda: mirror.write(state.put, state.PAUSED, value=True),
-                lambda: mirror.write(state.note_request, NOW.timestamp(), 60.0),
+                lambda: mirror.write(state.note_request, NOW.timestamp()),
                 lambda: mirror.write(runs.put, run.run),
             ):
                 with pytest.raises(StoreError, match=r"database is locked|lock timeout"):
