@@ -40,6 +40,13 @@ OFFERED = (
 FIELDS = {name: kind.__struct_fields__ for name, kind in KINDS.items()}
 HELD = {name: [table.c[field] for field in FIELDS[name]] for name, table in schema.MIRRORED.items()}
 """The columns of each table that its records have, in their order."""
+OF_EVENT = {
+    name: select(*HELD[name], *table.primary_key, table.c.vanished_at).where(
+        (table.c.id if name == EVENTS else table.c.event_id) == bindparam("event")
+    )
+    for name, table in schema.PLANNED.items()
+}
+"""The rows of one event: its record's columns, the key's, and since when it is vanished."""
 
 
 Follow = Callable[[Connection, "Writing", Sequence[Change]], None]
@@ -147,13 +154,11 @@ def of_event(
     With those rows, by table, that were `read` of it but stand under another event, or do no longer.
     """
     found = EventRows(event_id, absences=absences.of_event(connection, event_id))
-    for name, table in schema.PLANNED.items():
-        key = table.c.id if name == EVENTS else table.c.event_id
-        query = select(*HELD[name], *table.primary_key, table.c.vanished_at).where(key == event_id)
+    for name, query in OF_EVENT.items():
         count = len(HELD[name])
         found.rows[name] = {
             joined(row[count:-1]): Stored(tuple(row[:count]), row[-1])
-            for row in connection.execute(query).all()
+            for row in connection.execute(query, {"event": event_id}).all()
         }
     for name, ids in (read or {}).items():
         if unknown := {*ids} - found.rows[name].keys():
