@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from grp import getgrnam
 from pathlib import Path
 
@@ -27,6 +27,9 @@ LAST_WORDS_S = 0.1
 """How long a stop waits for the request of somebody who has just connected."""
 LOOK_EVERY_S = 5.0
 """How often it is looked whether the socket is still there: sooner than people ask twice."""
+
+TICK_S = 1.0
+"""How often the date of the answers moves: it counts whole seconds, and a daemon at rest sleeps."""
 
 
 class ControlServer:
@@ -112,7 +115,7 @@ class ControlServer:
     def stop(self) -> None:
         """Let no new request in and give those in progress a second; `serve` then returns."""
         if self._server:
-            self._server.should_exit = True
+            self._server.end()
 
     def remove(self) -> None:
         """Remove the socket, so that nobody finds it who would get no answer; leave systemd's own.
@@ -132,6 +135,18 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._up = up
         self._peers = Peers(connections_at_most())
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Let no new request in."""
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; tick once a second, for the answers' date, and not ten times as uvicorn does."""
+        while not self._ending.is_set():
+            await self.on_tick(0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), TICK_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and say so."""

@@ -20,10 +20,15 @@ from contextlib import suppress
 from pathlib import Path
 
 LOADED = """
-import gc, sys
+import gc, sys, tempfile
 gc.disable()
-import support.forked, stamina, syncd.cli.main, syncd.cli.check, syncd.daemon.activation, syncd.daemon.daemon
-import syncd.daemon.watchdog
+import support.forked, stamina, syncd.cli.main, syncd.cli.check, syncd.cli.progress, syncd.daemon.activation
+import syncd.daemon.daemon, syncd.daemon.watchdog
+from syncd.database.engine import Database
+with tempfile.TemporaryDirectory() as folder:  # most programs make tables: Alembic
+    database = Database(f"sqlite:///{folder}/made.db")
+    database.open()
+    database.close()
 gc.freeze()
 gc.enable()
 support.forked.serve(int(sys.argv[1]))
