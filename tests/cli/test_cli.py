@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,11 @@ def check(path: Path, capsys: Capsys, *options: str) -> tuple[int, list[str]]:
 # --- check
 
 
-def test_check_of_good_settings_complains(home: Path, base_url: str, capsys: Capsys) -> None:
+def test_check_of_good_settings_complains(
+    home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Good settings are called good; nothing is created, and Billetweb is asked only by `--online`."""
+    monkeypatch.setattr(sys, "argv", ["syncd"])  # it is found by its name
     path = write_config(home, base_url)
     assert main(["check", "--config", str(path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
