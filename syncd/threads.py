@@ -1,9 +1,11 @@
 """Work beside the loop, or beside its caller, that is not lost on the way. Imports nothing of syncd."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
@@ -40,11 +42,12 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     A cancellation, and any further one, waits for the function's end first: a transaction is finished or
     rolled back, never left to run beside what follows.
     """
-    return await to_the_end(asyncio.to_thread(function, *args, **kwargs))
+    call = partial(copy_context().run, function, *args, **kwargs)
+    return await to_the_end(asyncio.get_running_loop().run_in_executor(None, call))
 
 
-async def to_the_end(work: Coroutine[None, None, T]) -> T:
-    """Return the coroutine's result; a cancellation, and any further one, waits for its end first."""
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Return what the work gives; a cancellation, and any further one, waits for its end first."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

@@ -21,7 +21,7 @@ from syncd.mirror.diff import Change, compare, count, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts, Unreadable
 
 AT_ONCE = 500
-"""So many rows are compared with one query: a statement has room for no more than 999 values everywhere."""
+"""So many rows are compared with one query, and held in memory for that."""
 NAME = "attendees"
 """Of the cursor of account-wide reads."""
 
@@ -102,12 +102,8 @@ def orders(connection: Connection, ids: Sequence[str]) -> dict[tuple[str, str], 
         .group_by(people.order_id, people.event_id)
     )
     names = ("order_id", "event_id", "order_ext_id", "places", "refunded", "order_price", "paid")
-    found = {}
-    for start in range(0, len(ids), AT_ONCE):
-        of_these = query.where(people.order_id.in_(ids[start : start + AT_ONCE]))
-        for row in connection.execute(of_these).all():
-            found[row[0], row[1]] = Order(**dict(zip(names, row, strict=True)))
-    return found
+    found = connection.execute(query.where(bulk.is_among(connection, people.order_id, ids))).all()
+    return {(row[0], row[1]): Order(**dict(zip(names, row, strict=True))) for row in found}
 
 
 def cursor(connection: Connection) -> Cursor | None:

@@ -71,11 +71,13 @@ def insert(connection: Connection, table: Table, names: tuple[str, ...], rows: R
         _execute(connection, _statement(connection.dialect, table, tuple(named), None), [*named.values()])
 
 
-def is_among(connection: Connection, column: ColumnElement[str], values: list[str]) -> ColumnElement[bool]:
+def is_among(
+    connection: Connection, column: ColumnElement[Any], values: Iterable[str]
+) -> ColumnElement[bool]:
     """Return what holds where a text column has one of many values; IN takes a parameter for each."""
     if connection.dialect.name == "postgresql":
-        return column == func.any(literal(values, ARRAY(Text)))
-    return column.in_(select(func.json_each(literal(values, JSON)).table_valued("value").c.value))
+        return column == func.any(literal([*values], ARRAY(Text)))
+    return column.in_(select(func.json_each(literal([*values], JSON)).table_valued("value").c.value))
 
 
 def _is_worth_copying(connection: Connection, rows: Rows) -> bool:

@@ -142,7 +142,7 @@ def ext_ids(connection: Connection, ids: Iterable[str]) -> dict[str, str | None]
 def stored(connection: Connection, table: str, ids: Iterable[str]) -> dict[str, Stored]:
     """Return the rows of these ids, as far as there are any, in a table whose key is `id`."""
     columns = schema.MIRRORED[table].c
-    query = select(*HELD[table], columns.vanished_at).where(bulk.is_among(connection, columns.id, [*ids]))
+    query = select(*HELD[table], columns.vanished_at).where(bulk.is_among(connection, columns.id, ids))
     return {row[0]: Stored(tuple(row[:-1]), row[-1]) for row in connection.execute(query).all()}
 
 
