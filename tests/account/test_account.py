@@ -319,6 +319,14 @@ def test_a_status_forgets_the_latest_runs(make_config: MakeConfig, standin: Stan
         assert rig.account.status().latest_outcomes == ["ok"] * 8
 
 
+def test_the_requests_of_a_year_are_kept(rig: Rig) -> None:
+    """Of the requests noted for the next process, a run leaves those of the last minute: its own."""
+    for _ in range(3):
+        run = rig.run()
+        assert rig.sql("SELECT COUNT(*) FROM syncd_requests") == [(run.requests,)]
+        rig.clock.now_s += 3600
+
+
 def test_a_pause_that_cannot_be_remembered_passes_for_one(rig: Rig) -> None:
     """Where the database refuses it the pause fails: after a restart nobody would know of it."""
     refuse(rig.url, "INSERT ON syncd_state")

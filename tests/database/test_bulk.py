@@ -73,6 +73,18 @@ def test_a_value_changes_on_its_way(database: Database, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_a_column_that_is_nearly_empty_is_left_out(database: Database, count: int) -> None:
+    """New rows come back as they were, where a column has a value in the last row alone, and where in none."""
+    rows = [
+        row(number, "last" if number == count - 1 else None, price=None, sale_starts_at=None)
+        for number in range(count)
+    ]
+    with database.begin(write=True) as connection:
+        insert(connection, TICKETS, (*NAMES, *KEPT), rows)
+    assert stored(database) == rows
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_the_first_of_a_key_counts(database: Database, count: int) -> None:
     """Of several rows with one key the last is stored, be it there already or not."""
     written(database, [row(number) for number in range(0, count, 2)])
