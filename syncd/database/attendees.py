@@ -83,8 +83,13 @@ class Taken(Struct):
     told: list[Change] = field(default_factory=list)
 
 
-def orders(connection: Connection, ids: Sequence[str]) -> dict[tuple[str, str], Order]:
-    """Return the orders of these ids, by order and event."""
+def orders(
+    connection: Connection, ids: Iterable[str], event_ids: Iterable[str]
+) -> dict[tuple[str, str], Order]:
+    """Return the orders of these ids over these events, by order and event.
+
+    The events are what the index finds: the cost is that of their attendees, not of all.
+    """
     people, tickets = schema.attendees.c, schema.tickets.c
     is_place = tickets.is_place.is_not(False)  # one of an unknown tariff is a place
     query = (
@@ -102,7 +107,8 @@ def orders(connection: Connection, ids: Sequence[str]) -> dict[tuple[str, str], 
         .group_by(people.order_id, people.event_id)
     )
     names = ("order_id", "event_id", "order_ext_id", "places", "refunded", "order_price", "paid")
-    found = connection.execute(query.where(bulk.is_among(connection, people.order_id, ids))).all()
+    here = bulk.is_among(connection, people.event_id, event_ids)
+    found = connection.execute(query.where(here, bulk.is_among(connection, people.order_id, ids))).all()
     return {(row[0], row[1]): Order(**dict(zip(names, row, strict=True))) for row in found}
 
 

@@ -76,8 +76,9 @@ class Outbox:
         news = _orders(changes)
         if not news:
             return
-        found = attendees.orders(connection, sorted({order_id for order_id, _ in news}))
-        ext_ids = _ext_ids(connection, {event_id for _, event_id in news})
+        order_ids, event_ids = map(set, zip(*news, strict=True))
+        found = attendees.orders(connection, order_ids, event_ids)
+        ext_ids = _ext_ids(connection, event_ids)
         told = []
         for key, (paid, refunded, held) in news.items():
             if order := found.get(key):

@@ -74,7 +74,7 @@ def test_a_value_changes_on_its_way(database: Database, count: int) -> None:
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_column_that_is_nearly_empty_is_left_out(database: Database, count: int) -> None:
-    """New rows come back as they were, where a column has a value in the last row alone, and where in none."""
+    """New rows come back as they were; a column may have a value in the last row alone, or in none."""
     rows = [
         row(number, "last" if number == count - 1 else None, price=None, sale_starts_at=None)
         for number in range(count)

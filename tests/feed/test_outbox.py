@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
+from sqlalchemy.event import listen
 from support.receiver import Receiver
 from support.telling import ByHand, configure, events, sent, telling
 
+from syncd.database import attendees
 from syncd.standin import server as fault
 from syncd.standin.server import StandIn, with_rows
 
@@ -209,3 +211,17 @@ def test_a_run_that_was_killed_is_told_to_nobody(rig: Rig) -> None:
     assert (failed["type"], failed["data"]["id"]) == ("run.failed", cut.id)
     assert failed["data"]["errors"][0]["kind"] == "interrupted"
     assert recovered["type"] == "run.recovered"
+
+
+@pytest.mark.sqlite_only("its words for a plan")
+def test_all_attendees_are_read_for_one_order(rig: Rig) -> None:
+    """What is told of an order is found among the attendees of its event, by their index."""
+    rig.run()
+    asked: list[tuple[str, Any]] = []
+    with rig.account.database.begin() as connection:
+        listen(connection, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+        attendees.orders(connection, ["1"], [CONCERT])
+        ((statement, values),) = asked
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    steps = [str(step[-1]) for step in plan if "billetweb_attendees" in step[-1]]
+    assert steps == ["SEARCH billetweb_attendees USING INDEX ix_billetweb_attendees_event_id (event_id=?)"]
