@@ -489,7 +489,7 @@ def refused_once(config: Config, standin: StandIn, clock: WaitedFor, case: str) 
 
 
 @pytest.mark.usefixtures("instant_retries")
-@pytest.mark.parametrize("case", RESTS)
+@pytest.mark.parametrize("case", mostly_slow(RESTS, "each starts a dozen times", always=2))
 def test_ten_restarts_send_ten_requests(make_config: MakeConfig, standin: StandIn, case: str) -> None:
     """While nothing is to be sent no process sends anything; the first one after that time does."""
     _, kind, rest_s = RESTS[case]

@@ -295,7 +295,7 @@ def unprivileged(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.sqlite_only("about files")
 @pytest.mark.parametrize(
     "tail",
-    mostly_slow([*ODD_PATHS, "/dev/null", "/dev/zero", "/proc/x"], "each starts two processes", always=2),
+    mostly_slow([*ODD_PATHS, "/dev/null", "/dev/zero", "/proc/x"], "each starts two processes"),
 )
 @pytest.mark.parametrize("key", ["key_file", "url", "socket"])
 def test_path_of_a_setting_is_a_traceback(home: Path, base_url: str, odd: Path, tail: str, key: str) -> None:
@@ -346,7 +346,7 @@ OTHER_ALPHABETS = [
 ]
 
 
-@pytest.mark.parametrize("environ", OTHER_ALPHABETS)
+@pytest.mark.parametrize("environ", mostly_slow(OTHER_ALPHABETS, "each starts two processes"))
 def test_alphabet_of_the_terminal_ends_a_program(
     home: Path, standin: StandIn, base_url: str, environ: dict[str, str]
 ) -> None:
@@ -364,6 +364,7 @@ def test_alphabet_of_the_terminal_ends_a_program(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow("starts six processes")
 def test_reader_that_left_ends_a_program(home: Path, base_url: str) -> None:
     """That nobody reads the summary, or that there is no room for it, is no failure of the run."""
     config = str(write_config(home, base_url))

@@ -136,6 +136,7 @@ def test_query_that_is_printed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.fullmatch(r"\(([1-9]\d+), \1\)\n", shown)
 
 
+@pytest.mark.slow("waits for an event that sells out")
 def test_newcomer_sees_no_badge_turn_full() -> None:
     """With `--site` a badge, the feeds and the page say within a minute that an event is sold out."""
     with demo("--site") as screen:

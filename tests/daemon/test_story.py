@@ -48,7 +48,6 @@ path = "HOME/events.jsonld"
 format = "jsonld"
 """
 FIGURES = ("placesTotal", "placesLeft", "isFull")
-MORE = pytest.mark.slow("200 kills take two minutes, and some are always tried")
 
 
 @pytest.fixture
@@ -219,7 +218,8 @@ class Tale:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=MORE)])
+@pytest.mark.slow("many kills of a process")
+@pytest.mark.parametrize("kills", [8, 200])
 def test_a_kill_spoils_the_story(home: Path, receiver: Receiver, kills: int) -> None:
     """However often it is killed, no delivery is lost or changed, and the next run puts all figures right."""
     chance = random.Random(kills)

@@ -288,6 +288,7 @@ def test_pings_nobody_asked_for(environ: dict[str, str], expected: float | None)
 # --- in a real daemon
 
 
+@MORE
 def test_service_starts_unwatched(home: Path, base_url: str) -> None:
     """The daemon pings after READY, goes on doing so, and pings no more once it is stopping."""
     with DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "8000000"}) as daemon:
@@ -312,6 +313,7 @@ def test_unwatched_service_pings(home: Path, base_url: str) -> None:
             daemon.told("WATCHDOG")
 
 
+@MORE
 def test_hang_leaves_no_trace(home: Path, base_url: str) -> None:
     """A blocked event loop is found out and told; systemd's signal then logs what every thread was at."""
     daemon = DaemonProcess(home, base_url, environ={"WATCHDOG_USEC": "8000000"})

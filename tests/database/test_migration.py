@@ -404,6 +404,7 @@ def absent(rig: Rig, where: str = "true") -> set[tuple[str, str]]:
     return places(rig.sql(f"SELECT table_name, row_id FROM syncd_absences WHERE {where}"))
 
 
+@pytest.mark.slow("100,000 attendees")
 @pytest.mark.timeout(180)
 def test_status_begins_from_nothing(rig: Rig) -> None:
     """It knows the runs of 0.3, the one that was cut short among them, and that they are paused."""
@@ -423,6 +424,7 @@ def test_status_begins_from_nothing(rig: Rig) -> None:
     assert rig.run().outcome == "cancelled"
 
 
+@pytest.mark.slow("100,000 attendees")
 @pytest.mark.timeout(180)
 def test_the_first_run_begins_from_nothing(rig: Rig, standin: StandIn) -> None:
     """What was suspected once is gone with it, what was doubted lasts from the upgrade on."""

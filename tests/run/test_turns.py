@@ -8,7 +8,6 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
 from support.events import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
-from support.variants import mostly_slow
 
 from syncd.config import Config
 from syncd.database import rows
@@ -336,7 +335,8 @@ def sixty(make_config: MakeConfig, instant_retries: None) -> Iterator[tuple[Stan
         yield account, structs.replace(config, billetweb=structs.replace(config.billetweb, base_url=url))
 
 
-@pytest.mark.parametrize("how", mostly_slow(["daemon", "once", "daemon, in full"], "many runs"))
+@pytest.mark.slow("many runs")
+@pytest.mark.parametrize("how", ["daemon", "once", "daemon, in full"])
 def test_a_lasting_fault_wears_the_mirror_down(sixty: tuple[StandIn, Config], how: str) -> None:
     """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
     account, config = sixty
