@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 from sqlalchemy import Connection
 
-from syncd.database import absences, rows
+from syncd.database import absences, rows, state
 from syncd.database.rows import Writing
 from syncd.errors import SyncdError
 from syncd.mirror.absence import Ruling, Scope, rule
@@ -48,7 +48,7 @@ async def sweep(work: Work) -> None:
     for event_id, gone in parts.items():
         run.counts.add(await work.write(_vanish, event_id, gone))
         if event_id in work.report.odd and any(_is_settled(part) for part in gone):
-            work.report.read_at[event_id] = work.report.odd[event_id]  # its figures are right after all
+            work.report.settled(event_id)
     # A run of named events says nothing of the list, and of the account.
     waiting = rulings if run.whole else [pair for pair in rulings if pair[0].table != EVENTS]
     if waiting:
@@ -98,6 +98,8 @@ def _vanish(connection: Connection, writing: Writing, event_id: str | None, part
         plan = plan_vanished(rows.of_event(connection, event_id), found, writing.at)
         rows.write_plan(connection, writing, plan)
         counts.add(plan.counts())
+        if found.get(GAUGES):  # a tariff's own quota may count again, which only a read tells
+            state.mark_due(connection, [event_id], writing.at)
     return counts
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
 from support.events import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
+from support.variants import mostly_slow
 
 from syncd.config import Config
 from syncd.database import rows
@@ -63,6 +64,18 @@ def test_every_run_costs_as_much_as_the_account(large: Rig, standin: StandIn) ->
         seen += read
     assert set(seen) == set(standin.events)
     mirrors(large, standin)
+
+
+def test_a_quota_waits_where_its_gauge_is_gone(large: Rig, standin: StandIn) -> None:
+    """An event of which gauges vanished is read in the next run: its tariffs' own quotas count again."""
+    standin.events[CONCERT].gauges.clear()
+    large.run("manual", events=(CONCERT,))
+    large.run("manual", accept=True, events=(CONCERT,))
+    assert (
+        large.sql("SELECT 1 FROM billetweb_gauges WHERE event_id = ? AND vanished_at IS NULL", CONCERT) == []
+    )
+    assert turn(large, standin)[1][0] == CONCERT
+    assert turn(large, standin)[1][0] != CONCERT
 
 
 def test_a_sale_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
@@ -335,8 +348,7 @@ def sixty(make_config: MakeConfig, instant_retries: None) -> Iterator[tuple[Stan
         yield account, structs.replace(config, billetweb=structs.replace(config.billetweb, base_url=url))
 
 
-@pytest.mark.slow("many runs")
-@pytest.mark.parametrize("how", ["daemon", "once", "daemon, in full"])
+@pytest.mark.parametrize("how", mostly_slow(["daemon", "once", "daemon, in full"], "many runs"))
 def test_a_lasting_fault_wears_the_mirror_down(sixty: tuple[StandIn, Config], how: str) -> None:
     """Answers cut to their first row, whatever that is of each event: nothing vanishes by itself."""
     account, config = sixty

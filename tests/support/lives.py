@@ -40,12 +40,18 @@ FOUND = Life(
 """A ticket that is found under another event was taken for lacking, by the judge."""
 SHORT = Life([0], 0, [Round([], [Planned("too large", "/events", None, 1)], "interval")])
 """Descriptions that a shorter list left out were taken for gone, by the judge."""
+GROWN = Life(
+    [0, 1, 5, 2],
+    0,
+    [Round([Happening("withdraw_most", 2, 0), Happening("publish", 0, 0)], [], "next day")],
+)
+"""A tariff kept the total of a gauge that was gone: its event passed for one that fails, and had to wait."""
 ONCE_WRONG: dict[str, list[Life]] = {
     "1-0-none-100": [SHORT],
     "1-0-full-100": [EMPTIED],
     "2-0-full-100": [FOUND],
     "4-0-none-100": MOVED,
     "4-0-full-100": MOVED,
-    "4-0-none-5": [*MOVED, ACCEPTED],
+    "4-0-none-5": [*MOVED, ACCEPTED, GROWN],
     "4-0-minimal-5": MOVED,
 }
