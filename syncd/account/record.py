@@ -56,6 +56,7 @@ def look_back(
     """Return what is on record; what an earlier process left unfinished is closed, and told of."""
     for run in runs.close_interrupted(connection, now):
         tell(connection, run, runs.outcome_before(connection, run), now)
+    state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     return Past(
         history=runs.history(connection, now),
         figures=rows.figures(connection, live_since),

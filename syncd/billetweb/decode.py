@@ -46,6 +46,9 @@ from syncd.model import Attendee, Event, Gauge, Session, Ticket
 BAD_AT_MOST = 20
 """So many unusable rows are named, as many as a run keeps errors; the others are counted."""
 
+FEW = 16
+"""So few rows are read one by one where one is odd: to halve them further costs more than it spares."""
+
 K = TypeVar("K")
 R = TypeVar("R")
 GaugeKey = tuple[str, str, str, str]  # event_id, session_id, type, gauge_id
@@ -291,12 +294,15 @@ def sold(body: bytes) -> list[tuple[str, int]]:
 def _attendees(
     found: list[object], before: int, event_id: str | None, *, full: bool
 ) -> list[tuple[str, Attendee, tuple[str, ...]]]:
-    """Give attendees with their ids and unreadable columns; the odd ones are found by halving."""
+    """Give attendees with their ids and unreadable columns; where the odd ones are is found by halving."""
     try:
         return _quickly(found, event_id, full=full)
     except (TypeError, ValueError):
-        if len(found) == 1:
-            return [_carefully(found[0], f"attendees[{before}]", event_id, full=full)]
+        if len(found) <= FEW:
+            return [
+                _carefully(row, f"attendees[{index}]", event_id, full=full)
+                for index, row in enumerate(found, before)
+            ]
     half = len(found) // 2
     return [
         *_attendees(found[:half], before, event_id, full=full),
@@ -307,7 +313,10 @@ def _attendees(
 def _quickly(
     found: list[object], event_id: str | None, *, full: bool
 ) -> list[tuple[str, Attendee, tuple[str, ...]]]:
-    """Give attendees, column by column: a third of the time. Raises ValueError where a value does not fit."""
+    """Give attendees, column by column: a third of the time.
+
+    Raises ValueError or TypeError where a value does not fit, or a row is no object.
+    """
     table = _FULL if full else _ATTENDEE
     wire = zip(*[map(dict.get, repeat(row), table) for row in found], strict=True)  # type: ignore[arg-type]
     columns: list[Sequence[Any]] = [

@@ -8,7 +8,7 @@ takes twice as long. On PostgreSQL many rows are copied, which takes a third of 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
-from itertools import islice, repeat
+from itertools import islice, repeat, starmap
 from operator import itemgetter
 from typing import Any
 
@@ -76,7 +76,9 @@ def is_among(
 ) -> ColumnElement[bool]:
     """Return what holds where a text column has one of many values; IN takes a parameter for each."""
     if connection.dialect.name == "postgresql":
-        return column == func.any(literal([*values], ARRAY(Text)))
+        return column.in_(
+            select(func.unnest(literal([*values], ARRAY(Text))))
+        )  # hashed, as ANY is not before 14
     return column.in_(select(func.json_each(literal([*values], JSON)).table_valued("value").c.value))
 
 
@@ -119,7 +121,7 @@ def _is_empty(values: tuple[Any, ...]) -> bool:
 def _encoded(encoders: list[Encoder | None], columns: Columns) -> list[tuple[Any, ...]]:
     """Return rows as the driver takes them."""
     try:
-        return [*zip(*map(_encode, encoders, columns), strict=True)]
+        return [*zip(*starmap(_encode, zip(encoders, columns, strict=True)), strict=True)]
     except (ValueError, TypeError, ArithmeticError) as error:
         raise StatementError(str(error), None, None, error) from None
 

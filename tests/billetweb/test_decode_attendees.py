@@ -204,9 +204,12 @@ def test_paris_hour_shifted(wall: str, expected: str) -> None:
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS)
 def test_row_without_id_passed_over(row: object, reason: str) -> None:
     """A row that cannot be told from others fails the read, which names it."""
-    with pytest.raises(errors.DecodeError) as raised:
-        decode.decode_attendees(body_of({"id": "1"}, row), event_id="9", full=True)
-    assert str(raised.value) == f"attendees[1]{reason}"
+    good = [{"id": str(number)} for number in range(1, 100)]
+    for place in (1, 70):
+        body = body_of(*good[:place], row, *good[place:])
+        with pytest.raises(errors.DecodeError) as raised:
+            decode.decode_attendees(body, event_id="9", full=True)
+        assert str(raised.value) == f"attendees[{place}]{reason}"
 
 
 NO_EVENTS: list[tuple[object, str]] = [
@@ -296,7 +299,7 @@ def test_surprising_value_crashes_the_run(row: dict[str, Any], full: bool) -> No
 odd_rows = st.dictionaries(st.sampled_from(NAMES), fitting | anything, max_size=12)
 
 
-@given(st.lists(odd_rows, max_size=6), st.booleans())
+@given(st.lists(odd_rows | st.just({}), max_size=40), st.booleans())
 def test_quick_way_leads_elsewhere(odd: list[dict[str, Any]], full: bool) -> None:
     """Rows become what the careful way makes of each, however many of them have odd values."""
     rows: list[object] = [{"id": str(n), "event": "9", **row} for n, row in enumerate(odd, 1)]

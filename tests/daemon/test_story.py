@@ -15,6 +15,7 @@ from support.processes import FORKED, SYNCCTL, DaemonProcess, eventually
 from support.real_databases import query, url_at
 from support.receiver import SECRET, Receiver, receiving
 from support.terminal import Terminal
+from support.variants import mostly_slow
 
 from syncd.standin.server import StandIn, serving
 
@@ -218,8 +219,7 @@ class Tale:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.slow("many kills of a process")
-@pytest.mark.parametrize("kills", [8, 200])
+@pytest.mark.parametrize("kills", mostly_slow([8, 200], "200 kills take two minutes"))
 def test_a_kill_spoils_the_story(home: Path, receiver: Receiver, kills: int) -> None:
     """However often it is killed, no delivery is lost or changed, and the next run puts all figures right."""
     chance = random.Random(kills)
