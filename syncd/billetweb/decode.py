@@ -52,6 +52,7 @@ FEW = 16
 K = TypeVar("K")
 R = TypeVar("R")
 GaugeKey = tuple[str, str, str, str]  # event_id, session_id, type, gauge_id
+ReadAttendee = tuple[str, Attendee, tuple[str, ...]]  # id, record, the columns that could not be read
 
 
 class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
@@ -291,10 +292,8 @@ def sold(body: bytes) -> list[tuple[str, int]]:
     return found
 
 
-def _attendees(
-    found: list[object], before: int, event_id: str | None, *, full: bool
-) -> list[tuple[str, Attendee, tuple[str, ...]]]:
-    """Give attendees with their ids and unreadable columns; where the odd ones are is found by halving."""
+def _attendees(found: list[object], before: int, event_id: str | None, *, full: bool) -> list[ReadAttendee]:
+    """Give attendees; where the odd ones are is found by halving."""
     try:
         return _quickly(found, event_id, full=full)
     except (TypeError, ValueError):
@@ -310,25 +309,25 @@ def _attendees(
     ]
 
 
-def _quickly(
-    found: list[object], event_id: str | None, *, full: bool
-) -> list[tuple[str, Attendee, tuple[str, ...]]]:
+def _quickly(found: list[object], event_id: str | None, *, full: bool) -> list[ReadAttendee]:
     """Give attendees, column by column: a third of the time.
 
     Raises ValueError or TypeError where a value does not fit, or a row is no object.
     """
+    if not found:
+        return []
     table = _FULL if full else _ATTENDEE
     wire = zip(*[map(dict.get, repeat(row), table) for row in found], strict=True)  # type: ignore[arg-type]
     columns: list[Sequence[Any]] = [
-        [*map(convert, values)] for (_, convert), values in zip(table.values(), wire, strict=False)
+        [*map(convert, values)] for (_, convert), values in zip(table.values(), wire, strict=True)
     ]
-    if event_id and columns:
+    if event_id:
         columns[1] = [event_id] * len(found)
     if not all(map(all, columns[:2])):
         raise UnfitError
     if full:
         columns.append([_unknown(row) for row in found])
-    return [*zip(columns[0], map(Attendee, *columns), repeat(()))] if found else []
+    return [*zip(columns[0], map(Attendee, *columns), repeat(()))]
 
 
 def _unknown(row: Any) -> dict[str, object]:
@@ -338,9 +337,7 @@ def _unknown(row: Any) -> dict[str, object]:
     return storable_items({name: row[name] for name in sorted(row.keys() - _HANDLED)})
 
 
-def _carefully(
-    row: object, subject: str, event_id: str | None, *, full: bool
-) -> tuple[str, Attendee, tuple[str, ...]]:
+def _carefully(row: object, subject: str, event_id: str | None, *, full: bool) -> ReadAttendee:
     required = ("id",) if event_id else ("id", "event")
     columns, unreadable = columns_of(row, _FULL if full else _ATTENDEE, subject, required=required)
     left = columns.pop("extra")

@@ -25,7 +25,7 @@ gc.disable()
 import support.forked, stamina, syncd.cli.main, syncd.cli.check, syncd.cli.progress, syncd.daemon.activation
 import syncd.daemon.daemon, syncd.daemon.watchdog
 from syncd.database.engine import Database
-with tempfile.TemporaryDirectory() as folder:  # most programs make tables: Alembic
+with tempfile.TemporaryDirectory() as folder:  # which loads Alembic, as most programs do
     database = Database(f"sqlite:///{folder}/made.db")
     database.open()
     database.close()
