@@ -23,8 +23,6 @@ MOST_AHEAD = timedelta(days=1)
 """Nothing waits for longer than that. An instant further ahead was read off a clock that was wrong."""
 PRUNED_AT_ONCE = 10_000
 """As many as changes, for the same reason."""
-AT_ONCE = 500
-"""So many ids go into one query: a statement has room for no more than 999 values everywhere."""
 State = Literal["pending", "delivered", "parked"]
 ORDERS = ("order.paid", "order.refunded")
 """The types that tell of attendees."""
@@ -220,18 +218,14 @@ def retry(
         here = and_(D.endpoint == endpoint, D.state.in_(OPEN))
         set_standing(connection, endpoint, Standing())
         return _again(connection, here, now), []
-    parts = [[*dict.fromkeys(ids)][start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE)]
-    known = {
-        key: to
-        for part in parts
-        for key, to in connection.execute(select(D.id, D.endpoint).where(D.id.in_(part))).all()
-        if to in configured
-    }
+    here = bulk.is_among(connection, D.id, ids)
+    found = connection.execute(select(D.id, D.endpoint).where(here)).all()
+    known = {key: to for key, to in found if to in configured}
     if unknown := [one for one in ids if one not in known]:
         return 0, unknown
     for name in {*known.values()}:
         set_standing(connection, name, Standing())
-    return sum(_again(connection, D.id.in_(part), now) for part in parts if part), []
+    return _again(connection, here, now), []
 
 
 def _again(connection: Connection, here: ColumnElement[bool], now: datetime) -> int:
