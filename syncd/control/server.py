@@ -91,7 +91,8 @@ class ControlServer:
         """Make the socket anew where somebody removed it, with all of its folder perhaps."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            if identity(self.path, follow_links=False) == self._identity:
+            found = identity(self.path, follow_links=False)
+            if found and found == self._identity:  # neither is known of one that was removed as it was made
                 continue
             if not self._is_ours:
                 self._tell(f"the socket {self.path} is gone: `systemctl restart syncd.socket` makes it anew")
