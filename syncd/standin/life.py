@@ -1,12 +1,12 @@
 """What happens on the stand-in's account while a demo runs: worth a look in its first minute, and for hours.
 
-`World.tick` sells until nothing is left; here each event fills up, loses places again, and so on. One event,
-which has the fewest places left at the start, sells out and opens again every minute, at known times.
+Each event fills up, loses places again, and so on. One event, which has the fewest places left at the start,
+sells out and opens again every minute, at known times.
 """
 
 import random
 
-from syncd.standin.server import StandIn
+from syncd.standin.server import StandIn, drip, status, truncated
 from syncd.standin.world import number
 
 STEP_S = 1.0
@@ -21,6 +21,12 @@ TRADES = 0.5
 """Of the steps, those with a sale or a refund elsewhere: each of six events has one in about ten seconds."""
 AGAINST_THE_TIDE = 0.2
 """Of the trades, refunds while an event fills up, and sales while it empties."""
+
+FAULTS = (
+    ("*", status(503), "Billetweb will answer once with status 503."),
+    ("*", drip(1), "Billetweb will be slow once."),
+    ("/event/*/avail", truncated, "Billetweb will break off one answer in the middle."),
+)
 
 
 class Life:
@@ -46,7 +52,13 @@ class Life:
             if others and self._steps % END_EVERY == 0:
                 self._standin.end(min(others, key=self._starts))
                 self._standin.publish_another()
-            return self._standin.occasional_fault(1.0) if self._steps % FAULT_EVERY == 0 else ""
+            return self._plan_fault() if self._steps % FAULT_EVERY == 0 else ""
+
+    def _plan_fault(self) -> str:
+        """Plan a passing fault: a retry heals it, or it makes one event fail for one run."""
+        path, fault, sentence = self._random.choice(FAULTS)
+        self._standin.fail(path, fault)
+        return sentence
 
     def _starts(self, event_id: str) -> str:
         return str(self._standin.events[event_id].row["start"])

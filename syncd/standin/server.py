@@ -12,7 +12,6 @@ import base64
 import codecs
 import gzip
 import json
-import random
 import socket
 import struct
 import time
@@ -223,7 +222,6 @@ class StandIn(Shown):
         self._answered_at: deque[float] = deque()
         self._planned: list[_Planned] = []
         self._in_flight: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}  # set: healed
-        self._fault_chance = random.Random(seed)  # noqa: S311  # to be repeatable is its point
         self.app = Starlette(routes=[Mount("/api", app=self._serve)])
 
     def fail(self, path: str, fault: Fault, *, times: int | None = 1) -> None:
@@ -241,23 +239,6 @@ class StandIn(Shown):
             self._planned.clear()
             for healed, loop in self._in_flight.items():
                 loop.call_soon_threadsafe(healed.set)
-
-    def occasional_fault(self, chance: float = 0.02) -> str:
-        """Now and then plan a passing fault, and return a sentence on it, else "".
-
-        A retry heals it, or it makes one event fail for one run.
-        """
-        if self._fault_chance.random() >= chance:
-            return ""
-        path, fault, sentence = self._fault_chance.choice(
-            (
-                ("*", status(503), "Billetweb will answer once with status 503."),
-                ("*", drip(1), "Billetweb will be slow once."),
-                ("/event/*/avail", truncated, "Billetweb will break off one answer in the middle."),
-            )
-        )
-        self.fail(path, fault)
-        return sentence
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         healed = asyncio.Event()

@@ -12,7 +12,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
@@ -178,76 +178,28 @@ class World:
         _move(taken, self._slots(taken), taken.carts)
         return taken
 
-    def tick(self) -> str:
-        """Take one step of life, mostly a sale, and return a short sentence on what happened."""
-        steps = (self._sale, self._refund, self.edit, self._raise_quota, self.publish_another, self._end)
-        with self.lock:
-            (step,) = self._random.choices(steps, weights=(80, 8, 4, 4, 3, 1))
-            return step() or self._sale() or "A quiet moment: nothing to sell."
-
-    def _sale(self) -> str:
-        live = self.live()
-        wanted = self._random.choice((1, 1, 2, 2, 3, 4))
-        for event_id in self._random.sample(live, len(live)):
-            event = self.events[event_id]
-            slots = self._slots(event)
-            self._random.shuffle(slots)
-            if sold := self._trade(event, slots, wanted):
-                return f"{_places(sold)} sold: {event.row['name']}"
-        return ""
-
-    def _refund(self) -> str:
-        if (event := self._any_live(lambda event: event.sold.total() > 0)) is None:
-            return ""
-        given = self._trade(event, self._slots(event), self._random.choice((1, 1, 2)), refund=True)
-        return f"{_places(given)} refunded: {event.row['name']}" if given else ""
-
-    def edit(self) -> str:
-        """Rename an event or move it to another place, and say so."""
-        if (event := self._any_live()) is None:
-            return ""
-        name, place = event.row["name"], event.row["place"]
+    def edit(self) -> None:
+        """Rename an event that is live, or move it to another place."""
+        if not (live := self.live()):
+            return
+        row = self.events[self._random.choice(live)].row
         if self._random.choice((True, False)):
-            edition = self._random.choice([other for other in EDITIONS if not name.endswith(other)])
-            event.row["name"] = f"{name.partition(' · ')[0]} · {edition}"
-            return f"Renamed: {name}, now {event.row['name']}"
-        event.row["place"] = self._random.choice([other for other in PLACES if other != place])
-        return f"Moved: {name}, now at {event.row['place']}"
+            edition = self._random.choice([other for other in EDITIONS if not row["name"].endswith(other)])
+            row["name"] = f"{row['name'].partition(' · ')[0]} · {edition}"
+        else:
+            row["place"] = self._random.choice([other for other in PLACES if other != row["place"]])
 
-    def _raise_quota(self) -> str:
-        event = self._any_live(lambda event: any(_left(gauge) is not None for gauge in event.gauges))
-        if event is None:
-            return ""
-        gauge = next(gauge for gauge in event.gauges if _left(gauge) is not None)
-        more = self._random.choice((2, 5, 10))
-        others = {"ticket": event.tickets, "session": event.sessions}.get(gauge["type"], [])
-        for row in (gauge, *(other for other in others if str(other["id"]) == str(gauge["id"]))):
-            _add(row, "quota", more)
-        _add(gauge, "avail", more)
-        return f"{_places(more)} added: {event.row['name']}"
+    def publish_another(self) -> None:
+        """Publish an event where fewer than at the start are live."""
+        if len(self.live()) < self._most_live:
+            self._publish(len(self.events), online=True)
 
-    def publish_another(self) -> str:
-        """Publish an event where fewer than at the start are live, and say so."""
-        if len(self.live()) >= self._most_live:
-            return ""
-        return f"Published: {self._publish(len(self.events), online=True).row['name']}"
-
-    def _end(self) -> str:
-        if (event := self._any_live()) is None or len(self.live()) <= len(KINDS) // 2:
-            return ""
-        return self.end(str(event.row["id"]))
-
-    def end(self, event_id: str) -> str:
-        """Have an event be over since a minute ago, and say so."""
+    def end(self, event_id: str) -> None:
+        """Have an event be over since a minute ago."""
         event, over = self.events[event_id], self.now.astimezone(PARIS) - timedelta(minutes=1)
         for row in (event.row, *event.sessions):
             row["start"] = min(row["start"], (over - timedelta(hours=2)).strftime(WALL))
             row["end"] = min(row["end"], over.strftime(WALL))
-        return f"Over: {event.row['name']}"
-
-    def _any_live(self, wanted: Callable[[StandInEvent], bool] = lambda _: True) -> StandInEvent | None:
-        fitting = [event for event in map(self.events.__getitem__, self.live()) if wanted(event)]
-        return self._random.choice(fitting) if fitting else None
 
     def _slots(self, event: StandInEvent, ticket_id: str | None = None, *, past: bool = False) -> list[Slot]:
         """Return what can be bought: of one ticket, or of those on sale; `past` adds all that is over."""
@@ -481,10 +433,6 @@ def _add(row: Row, name: str, places: int) -> None:
     old = row.get(name)
     if (value := number(old)) is not None:
         row[name] = str(value + places) if isinstance(old, str) else value + places
-
-
-def _places(count: int) -> str:
-    return "1 place" if count == 1 else f"{count} places"
 
 
 def _slug(title: str) -> str:

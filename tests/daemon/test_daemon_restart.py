@@ -11,6 +11,7 @@ import pytest
 from support.processes import DaemonProcess, Tables, asked, mirrored, short_folder, syncd, write_config
 from support.real_databases import query, url_at
 
+from syncd.standin.life import Life
 from syncd.standin.server import Answer, Fault, StandIn, hang, serving
 
 NOW = datetime.now(UTC)
@@ -26,8 +27,9 @@ def standin() -> StandIn:
 
 def live(standin: StandIn) -> None:
     """Let sales, refunds and edits go on for a while, the same on each twin."""
+    life = Life(standin, seed=1)
     for _ in range(60):
-        standin.tick()
+        life.step()
 
 
 def from_request(number: int) -> Fault:

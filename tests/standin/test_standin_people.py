@@ -11,6 +11,7 @@ import httpx
 import pytest
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
+from syncd.standin.life import Life
 from syncd.standin.people import FILTERS, PARIS, WALL, ZERO_DATE, Row
 from syncd.standin.server import StandIn, serving
 from syncd.standin.world import StandInEvent
@@ -47,8 +48,9 @@ def figures(event: StandInEvent) -> str:
 def test_attendees_drift_apart_from_the_figures() -> None:
     """After a long life with deletions each place sold is an attendee who was not refunded, and no other."""
     standin = StandIn(events=12, seed=5, now=NOW)
+    life = Life(standin, seed=5)
     for turn in range(400):
-        standin.tick()
+        life.step()
         standin.advance(MINUTE)
         if turn % 50 == 0:
             standin.delete_attendee(next(iter(standin.attendees(WEEKEND))))
