@@ -73,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sqlite_only(why): not run with --database postgresql")
     config.addinivalue_line("markers", "postgresql_only: run with --database postgresql alone")
     config.addinivalue_line("markers", "slow(why): left out, unless --everything asks for it; CI does")
+    config.addinivalue_line("markers", "lives: plays lives of accounts, of which there can always be more")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job; programs would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.hypothesis_seed is None:  # those who do a part of the work have the same

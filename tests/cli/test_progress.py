@@ -24,6 +24,8 @@ from syncd.cli.progress import Teller, remaining_s, shown
 from syncd.model import Progress, Run
 from syncd.standin.server import StandIn, error_object, hang
 
+pytestmark = pytest.mark.sqlite_only("a terminal shows the same, whatever the database")
+
 COLUMNS = 80
 LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO |WARNING|ERROR)")
 

@@ -4,7 +4,7 @@ A life is an account, some rounds (things happen upstream, faults are planned, a
 After each run `Truth` judges what it did to the mirror; at the end the mirror equals the account.
 
 Three sorts of lives are played: those of `lives.py`, which went wrong once; new ones, by the seed that a
-failed run tells; and, with `--everything`, a thousand that are the same each time.
+failed run tells, in CI some hundreds; and, with `--everything`, a thousand that are the same each time.
 """
 
 import logging
@@ -327,6 +327,7 @@ def test_life_that_went_wrong_once_is_of_no_kind() -> None:
     assert ONCE_WRONG.keys() <= {kind.id for kind in KINDS}
 
 
+@pytest.mark.lives
 @pytest.mark.timeout(1800)  # with the search for the smallest life that fails too
 @pytest.mark.parametrize(
     ("kind", "part", "count"),
