@@ -219,7 +219,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
                 load_config=load_config,
                 redact=redact,
                 notifier=Notifier.from_environ(os.environ),
-                listening=listening,
+                listening=listening and listening.dup(),  # the daemon closes its own
                 feed_every_s=watchdog.interval_s(os.environ, os.getpid()),
             )
             return await daemon.run()

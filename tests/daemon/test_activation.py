@@ -235,6 +235,21 @@ def test_bad_configuration_is_started_again_for_each_who_waits(
         client.close()
 
 
+def test_missing_psycopg_is_a_crash_that_is_tried_again(
+    home: Path, base_url: str, listening: socket.socket
+) -> None:
+    """What is found wrong once it serves ends the start with 78 too, and whoever waits is hung up on."""
+    config = write_config(home, base_url, {"database": {"url": "postgresql:///mirror"}})
+    hidden = "import sys; sys.modules['psycopg'] = None; from syncd.cli import main; sys.exit(main.main())"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE_S)
+        client.connect(f"{home}/syncd.sock")
+        done = passed_to(listening, sys.executable, "-c", hidden, "run", "--config", str(config))
+        assert done.returncode == 78, done.stderr
+        assert "PostgreSQL needs psycopg" in done.stderr
+        assert client.recv(1) == b""
+
+
 # --- what is passed on
 
 
