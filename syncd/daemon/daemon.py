@@ -87,6 +87,7 @@ class Daemon:
         self._guard: threading.Timer | None = None
         self._is_up = asyncio.Event()
         self._reload_waits = False
+        self._reloading = asyncio.Lock()
         self._background = Background()
 
     # --- life
@@ -356,15 +357,16 @@ class Daemon:
     async def reload(self) -> StatusAfter:
         """Take a changed configuration over, once syncd is up. Raises ConfigError, with nothing changed."""
         await self._is_up.wait()
-        self._notifier.reloading()
-        try:
-            changed, late = await self._take_over(await in_thread(self._load_config))
-        except ConfigError as error:
-            for problem in error.problems:
-                logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
-            raise
-        finally:
-            self._notifier.ready()
+        async with self._reloading:  # log and redactor are changed in steps, in a thread
+            self._notifier.reloading()
+            try:
+                changed, late = await self._take_over(await in_thread(self._load_config))
+            except ConfigError as error:
+                for problem in error.problems:
+                    logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
+                raise
+            finally:
+                self._notifier.ready()
         return after(self.status(), changed, late)
 
     async def _take_over(self, config: Config) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,22 @@ def test_reload_restarts_or_ignores(home: Path, base_url: str) -> None:
         assert after["pid"] == before["pid"]
         assert after["started_at"] == before["started_at"]
         assert after["next_run_at"] > before["next_run_at"]
+
+
+def test_reloads_at_once_write_each_line_twice(home: Path, base_url: str) -> None:
+    """Reloads follow one another, whoever asks for them: each is told once, and so is what comes later."""
+    count = 12
+    with DaemonProcess(home, base_url, NO_RUN) as daemon, ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(daemon.ask, "POST", "/v1/reload") for _ in range(count)]
+        daemon.process.send_signal(signal.SIGHUP)
+        for _ in range(count + 1):
+            daemon.told("READY=1")
+        assert {each.result()[0] for each in asked} == {200}
+        firsts = [message.partition("=")[0] for message in told_but_time(daemon)]
+        assert firsts == ["READY", *["RELOADING", "READY"] * (count + 1)]
+        assert daemon.ask("POST", "/v1/pause")[0] == 200
+        assert daemon.log.count("scheduled runs are paused") == 1
+        assert daemon.log.count("was read again") == count + 1
 
 
 @pytest.mark.parametrize("way", ["socket", "signal"])
