@@ -178,7 +178,7 @@ def program_page(parser: argparse.ArgumentParser, section: int, prose: Prose) ->
         lines += [
             f".SS {roff(name_of(command))}",
             *flowed(sentence(help_)),
-            *entries(own_options(parser, command)),
+            *entries(own_arguments(parser, command)),
         ]
     lines += [".SH OPTIONS"]
     for action in parser._get_optional_actions():
@@ -211,7 +211,7 @@ def synopsis(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f".SY {roff(parser.prog)}"
         yield from map(optional, shared)
         yield bold(name_of(command))
-        yield from map(optional, own_options(parser, command))
+        yield from map(optional, own_arguments(parser, command))
         yield ".YS"
     alone = [action for action in parser._get_optional_actions() if action not in shared]
     yield f".SY {roff(parser.prog)}"
@@ -232,12 +232,12 @@ def name_of(command: argparse.ArgumentParser) -> str:
     return command.prog.split()[-1]
 
 
-def own_options(
+def own_arguments(
     parser: argparse.ArgumentParser, command: argparse.ArgumentParser
 ) -> Iterator[argparse.Action]:
-    """Give back a command's options, without those that the program takes as well."""
+    """Give back a command's options and words, without the options that the program takes as well."""
     known = {action.dest for action in parser._get_optional_actions()}
-    return (action for action in command._get_optional_actions() if action.dest not in known)
+    return (action for action in command._actions if action.dest not in known)
 
 
 def is_global(parser: argparse.ArgumentParser, action: argparse.Action) -> bool:
@@ -250,24 +250,26 @@ def is_global(parser: argparse.ArgumentParser, action: argparse.Action) -> bool:
 
 
 def invocation(action: argparse.Action) -> str:
-    """Return how an option is written, value included."""
+    """Return how an option is written, value included; or one of a command's words."""
+    if action.choices and not action.option_strings:
+        return " | ".join(map(bold, action.choices))
     value = f" \\fI{roff(action.metavar or action.dest.upper())}\\fR" if action.nargs != 0 else ""
-    return ", ".join(bold(option) + value for option in action.option_strings)
+    return ", ".join(bold(option) + value for option in action.option_strings) or value.lstrip()
 
 
 def optional(action: argparse.Action) -> str:
-    """Return an option as the synopsis has it."""
-    again = "...\\&" if isinstance(action, argparse._AppendAction) else ""
+    """Return an option or a word as the synopsis has it."""
+    again = "...\\&" if isinstance(action, argparse._AppendAction) or action.nargs == "*" else ""
     return f"[{invocation(action)}]{again}"
 
 
 def help_of(action: argparse.Action) -> str:
-    """Return the help of an option, filled in as argparse does."""
+    """Return the help of an option or a word, filled in as argparse does."""
     return (action.help or "") % vars(action)
 
 
 def entries(actions: Iterable[argparse.Action]) -> Iterator[str]:
-    """Give back a tagged paragraph per option."""
+    """Give back a tagged paragraph per option or word."""
     for action in actions:
         yield from entry(invocation(action), sentence(help_of(action)))
 

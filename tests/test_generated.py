@@ -127,6 +127,13 @@ def test_page_lacks_option(program: str, command: str) -> None:
         assert re.search(rf"^(.*, )?{option}\b", part[1] + general, re.MULTILINE), option
 
 
+def test_page_lacks_word() -> None:
+    """What a command takes besides options stands in the synopsis and in the command's part."""
+    page = page_of(PAGES["syncctl"])
+    assert "\nwebhooks\n[--json]\n[--no-trunc]\n[retry]\n[ID]...\\&\n[--endpoint NAME]\n" in page
+    assert "\n.TP\nretry\nSend again now.\n.TP\nID\nThese deliveries.\n" in page
+
+
 def test_page_lacks_variable() -> None:
     """Every environment variable that the code reads stands in one of the pages."""
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "syncd").rglob("*.py"))

@@ -46,6 +46,9 @@ def parse(parser: argparse.ArgumentParser, commands: Commands, argv: Sequence[st
     if trouble := before_the_command(commands, argv):
         parser.error(trouble)
     args, unknown = parser.parse_known_args(argv)
+    if "ids" in args:  # argparse takes no more of them after an option
+        args.ids += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         parser.error(unknown_option(commands, args.command, unknown[0]))
     return args

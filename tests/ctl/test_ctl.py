@@ -79,6 +79,12 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
             "POST /v1/webhooks/retry",
             {"ids": ["msg_7f", "msg_80"], "endpoint": None},
         ),
+        ("webhooks retry --json 123", "POST /v1/webhooks/retry", {"ids": ["123"], "endpoint": None}),
+        (
+            "webhooks --json retry 1 --no-trunc 2",
+            "POST /v1/webhooks/retry",
+            {"ids": ["1", "2"], "endpoint": None},
+        ),
         ("webhooks retry --endpoint site", "POST /v1/webhooks/retry", {"ids": [], "endpoint": "site"}),
         ("accept --no-wait", "POST /v1/accept", {"events": []}),
         ("accept --no-wait --event 7 --event 8", "POST /v1/accept", {"events": ["7", "8"]}),
@@ -527,6 +533,7 @@ def test_an_error_is_one_json_document_for_a_script(
         ("history --timeout 5m", "history has no --timeout; run-now and accept have"),
         ("status --chek", "status has no --chek; did you mean `--check`?"),
         ("events 7", "events takes no '7'"),
+        ("webhooks retry --jsno 7", "webhooks has no --jsno; did you mean `--json`?"),
     ],
 )
 def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Capsys) -> None:
