@@ -84,7 +84,8 @@ def perform(args: argparse.Namespace) -> int:
     try:
         exit_code: int = args.function(args)
     except KeyboardInterrupt:
-        failure = Failure(EXIT_INTERRUPTED, "interrupted", "" if args.function is watch else "Interrupted.")
+        is_usual = args.function in (watch, page)  # they end in no other way
+        failure = Failure(EXIT_INTERRUPTED, "interrupted", "" if is_usual else "Interrupted.")
     except Failure as error:
         failure = error
     else:
@@ -92,7 +93,7 @@ def perform(args: argparse.Namespace) -> int:
     message = str(failure)
     if isinstance(failure, NoDaemon) and failure.is_absent:
         message = f"{message} {advice()}"
-    if args.json:
+    if message and args.json:
         write(as_json({"error": {"code": failure.code, "message": message}}))
     elif message:
         complain(message)

@@ -312,7 +312,8 @@ def test_ctrl_c_is_a_traceback(daemon: Daemon) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, process.returncode) == ("", -signal.SIGINT)
-    assert "Traceback" not in err
+    assert "Ctrl-C ends it" in err
+    assert err.count("\n") == 1
     assert address.partition("token=")[2] not in err
 
 
@@ -325,6 +326,9 @@ def test_the_address_is_no_json(daemon: Daemon) -> None:
         document = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
         assert document["address"].startswith(f"http://127.0.0.1:{port}/?token=")
         assert fetched(document["address"]) == 200
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE_S)
+    assert (out, process.returncode) == ("", -signal.SIGINT)
 
 
 def test_a_port_in_use_is_a_traceback(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
