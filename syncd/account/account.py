@@ -245,9 +245,11 @@ class Account:
         return await self.database.read(runs_on_record.find, run_id)
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs on record, newest first. Raises StoreError, as all that follow."""
+        """Return the latest runs that began, newest first. Raises StoreError, as all that follow."""
         await self.open()
-        return await self.database.read(runs_on_record.latest, limit, before)
+        current = self.runner.current  # what it has done so far is not on record yet
+        found = await self.database.read(runs_on_record.latest, limit, before)
+        return [current if current and current.id == run.id else run for run in found]
 
     async def events(self, *, ended_too: bool) -> list[Json]:
         """Return the events with their availability."""

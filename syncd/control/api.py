@@ -61,7 +61,7 @@ class Verbs(Protocol):
         """Yield a run's steps until it has ended, None as a sign of life."""
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest ended runs, newest first."""
+        """Return the latest runs that began, newest first."""
 
     async def events(self, *, ended_too: bool) -> list[Json]:
         """Return the events with their availability."""
@@ -293,7 +293,7 @@ class _Routes:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     @described(
-        "The latest runs that ended, newest first.",
+        "The latest runs that began, newest first.",
         answer={"runs": list[Run]},
         query={
             "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RUNS, "default": 20},

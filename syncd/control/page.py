@@ -62,7 +62,7 @@ class Shown(Protocol):
         """Return a run by its id."""
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest ended runs, newest first."""
+        """Return the latest runs that began, newest first."""
 
     async def events(self, *, ended_too: bool) -> list[Json]:
         """Return the events with their availability."""

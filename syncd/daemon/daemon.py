@@ -316,7 +316,7 @@ class Daemon:
         return self._account.runner.watch(run, keep_alive_s)
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs on record, newest first."""
+        """Return the latest runs that began, newest first."""
         return await self._account.runs(limit, before)
 
     async def events(self, *, ended_too: bool) -> list[Json]:

@@ -216,6 +216,17 @@ def test_a_run_in_progress_loses_its_connections(rig: Rig, standin: StandIn) -> 
     assert rig.run().outcome == "ok"
 
 
+def test_a_run_in_progress_stands_still_among_the_latest(rig: Rig, standin: StandIn) -> None:
+    """It is listed with what it has done so far, as it is told when it is asked for alone."""
+    rig.run()
+    standin.fail("/event/*/avail", fault.hang)
+    run = rig.request()
+    rig.until(lambda: run.progress is not None)
+    latest = rig.portal.call(rig.account.runs, 20, None)
+    assert [each.id for each in latest] == [run.id, run.id - 1]
+    assert latest[0] is found(rig, run.id)
+
+
 # --- full runs, the pause, what a killed process left
 
 
