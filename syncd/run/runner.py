@@ -130,8 +130,11 @@ class Runner:
             )
 
     def find(self, run_id: int) -> Run | None:
-        """Return a run that is queued, in progress or ended not long ago, by any of its ids."""
-        entries = [*self._recent]
+        """Return a run that is queued, in progress or ended not long ago, by any of its ids.
+
+        The latest of that id: one whose record is gone may have had it before.
+        """
+        entries = [*reversed(self._recent)]
         found = [entry for entry in entries if entry.run.id == run_id]
         found += [entry for entry in entries if run_id in entry.ids]
         return found[0].run if found else None

@@ -101,6 +101,16 @@ def test_a_run_is_ok_into_a_file_that_nobody_finds(
 
 
 @ON_A_FILE
+def test_whoever_waits_for_a_run_gets_one_of_the_lost_file(rig: Rig) -> None:
+    """An id that a new database gives again is the new run's, not that of the earlier run which had it."""
+    rig.run()
+    remove(file_of(rig))
+    run = rig.run()
+    assert run.id == 1
+    assert rig.portal.call(rig.account.find_run, 1) is run
+
+
+@ON_A_FILE
 def test_a_run_that_lost_its_file_on_the_way_is_ok(rig: Rig, standin: StandIn) -> None:
     """It fails and says why; what was asked for meanwhile is another run, which fills what is there."""
     rig.run()
