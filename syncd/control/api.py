@@ -448,9 +448,7 @@ CODE_OF = {403: "foreign", 404: "unknown_route", 405: "wrong_method", 413: "too_
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {403: "foreign", 404: "unknown_route", 405: "wrong_method", 413: "too_large"}.get(
-        error.status_code, "bad_request"
-    )
+    code = CODE_OF.get(error.status_code, "bad_request")
     answer = error_answer(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
     answer.headers.update(error.headers or {})
     return answer
