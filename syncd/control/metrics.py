@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from msgspec import Struct
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -43,9 +43,7 @@ class Sources(Struct, frozen=True, kw_only=True):
 
 def exposition(sources: Sources) -> bytes:
     """Return the Prometheus text exposition, every name prefixed `syncd_`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(sources))
-    return generate_latest(registry)
+    return generate_latest(_Collector(sources))
 
 
 class _Collector(Collector):
