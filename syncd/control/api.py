@@ -21,12 +21,12 @@ from starlette.routing import Route
 from syncd.account.status import Status, StatusAfter
 from syncd.control.gate import Gate
 from syncd.control.openapi import LINES, TEXT, Event, described, document
-from syncd.control.page import Page
+from syncd.control.page import Page, Shown
 from syncd.database.deliveries import Delivery
 from syncd.errors import ConfigError, StoreError, SyncdError
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState, UnknownDelivery
-from syncd.model import Doubt, Json, Peer, Progress, Run
+from syncd.model import Doubt, Peer, Progress, Run
 from syncd.text import EVENT_NAME, harmless, names_an_event
 
 B = TypeVar("B")
@@ -40,37 +40,19 @@ KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
 
 
-class Verbs(Protocol):
-    """What the daemon can do for whoever is let into the socket."""
-
-    def status(self) -> Status:
-        """Return the status, from memory."""
+class Verbs(Shown, Protocol):
+    """What the daemon can do for whoever is let into the socket, beside what the page shows."""
 
     async def request_run(
         self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
     ) -> Run:
         """Return the run that serves the request. Raises Stopping."""
 
-    async def find_run(self, run_id: int) -> Run | None:
-        """Return a run by its id."""
-
     async def wait(self, run: Run, seconds: float) -> None:
         """Return when the run has ended or the time is over."""
 
     def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
         """Yield a run's steps until it has ended, None as a sign of life."""
-
-    async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs that began, newest first."""
-
-    async def events(self, *, ended_too: bool) -> list[Json]:
-        """Return the events with their availability."""
-
-    async def doubts(self) -> list[Doubt]:
-        """Return what is absent upstream and not believed gone yet."""
-
-    def publish(self) -> list[TargetState]:
-        """Return how each target of `[[publish]]` fares, from memory."""
 
     def webhooks(self) -> list[EndpointState]:
         """Return how each endpoint of `[[webhooks]]` fares, from memory."""

@@ -71,7 +71,7 @@ class Shown(Protocol):
         """Return what is absent upstream and not believed gone yet."""
 
     def publish(self) -> Sequence[TargetState]:
-        """Return how each target of `[[publish]]` fares."""
+        """Return how each target of `[[publish]]` fares, from memory."""
 
 
 class Page:
