@@ -114,7 +114,7 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
     """
     routes = _Routes(verbs, most_waiting)
     token = secrets.token_urlsafe(32)  # this process's own, for its page
-    page = Page(verbs, token, routes.ask_for_all)
+    page = Page(verbs, token, routes.start)
     app = Starlette(
         routes=[
             Route("/", page.answer, methods=["GET", "POST"]),
@@ -168,19 +168,19 @@ class _Routes:
     async def status(self, _request: Request) -> Response:
         return _json(self._verbs.status())
 
-    async def start_run(self, request: Request) -> Response:
-        """Answer with the run that serves the request, queued or in progress."""
-        asked = await _body(request, RunRequest)
-        _check_ids(asked.events)
-        run = await self._verbs.request_run(
-            full=asked.full, accept=False, events=asked.events, join=asked.join, requested_by=_peer(request)
-        )
-        return _json(run, status=202)
-
-    async def ask_for_all(self, request: Request) -> Run:
-        """Return the run that serves a request for all events."""
+    async def start(
+        self,
+        request: Request,
+        events: Sequence[str] = (),
+        *,
+        full: bool = False,
+        accept: bool = False,
+        join: bool = False,
+    ) -> Run:
+        """Return the run that serves whoever sent the request, queued or in progress."""
+        _check_ids(events)
         return await self._verbs.request_run(
-            full=False, accept=False, events=[], join=False, requested_by=_peer(request)
+            full=full, accept=accept, events=events, join=join, requested_by=_peer(request)
         )
 
     @described(
@@ -194,11 +194,7 @@ class _Routes:
     async def accept(self, request: Request) -> Response:
         """Answer with the run that marks vanished what is still absent."""
         asked = await _body(request, AcceptRequest)
-        _check_ids(asked.events)
-        run = await self._verbs.request_run(
-            full=False, accept=True, events=asked.events, join=False, requested_by=_peer(request)
-        )
-        return _json(run, status=202)
+        return _json(await self.start(request, asked.events, accept=True), status=202)
 
     @described(
         "What is absent upstream and not believed gone yet.",
@@ -294,7 +290,9 @@ class _Routes:
     async def runs(self, request: Request) -> Response:
         """Answer with the latest runs; a POST asks for one."""
         if request.method == "POST":
-            return await self.start_run(request)
+            asked = await _body(request, RunRequest)
+            run = await self.start(request, asked.events, full=asked.full, join=asked.join)
+            return _json(run, status=202)
         limit = _integer(request, "limit", 20, 1, MAX_RUNS)
         before = None
         if "before" in request.query_params:
