@@ -138,7 +138,9 @@ class _Drawing:
         outcome = run["outcome"]
         line = self.line("last run", f"{text.run_name(run['id'], '#{}')} ")
         line.append(f"{self.mark(outcome)} {outcome}", COLOURS.get(outcome, ""))
-        line.append(f", {self.ago(run['finished_at'])}, in {text.format_duration(run['duration_s'])}: ")
+        line.append(
+            f", {text.ago(run['finished_at'], self.now)}, in {text.format_duration(run['duration_s'])}: "
+        )
         error = self.status["last_error"]
         return line.append(text.plain(error) if error else text.count(run["synced"], "event"))
 
@@ -154,7 +156,7 @@ class _Drawing:
         tail = len(text.waits(progress, self.now))
         length = max(min(self.width - line.cell_len - len(phase) - 18 - max(tail, 12), 60), 4)
         line.append(f"{phase} {done}/{total} ").append_text(self.bar(done, total, length, "green"))
-        took = text.format_duration(int(self.age_s(run["started_at"])))
+        took = text.ago(run["started_at"], self.now, "")
         return line.append(f" {text.waits(progress, self.now) or took}")
 
     def notes(self) -> Iterable[tuple[str, str]]:
@@ -182,7 +184,7 @@ class _Drawing:
             outcome = run["outcome"] or run["state"]
             table.add_row(
                 Text(f"{self.mark(outcome)} #{run['id']}", COLOURS.get(outcome, "")),
-                Text(self.ago(run["finished_at"])),
+                Text(text.ago(run["finished_at"], self.now)),
                 Text(run["trigger"] + self.by(run), "dim"),
                 Text(text.format_duration(run["duration_s"]), justify="right"),
                 Text(text.count(run["synced"], "event"), justify="right"),
@@ -284,12 +286,6 @@ class _Drawing:
 
     def by(self, run: Json) -> str:
         return f" by {text.plain(run['requested_by']['user'])}" if run["requested_by"] else ""
-
-    def age_s(self, instant: str | None) -> float:
-        return max((self.now - datetime.fromisoformat(instant)).total_seconds(), 0) if instant else 0.0
-
-    def ago(self, instant: str | None) -> str:
-        return f"{text.format_duration(int(self.age_s(instant)))} ago" if instant else "-"
 
 
 def _table(*columns: tuple[str, int], headers: bool = False) -> Table:
