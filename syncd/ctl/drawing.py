@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    Json = dict[str, Any]
+    from syncd.text import Json
 
 WIDE = 140
 """From so many columns on runs and events stand side by side, each as wide as on a small terminal."""

@@ -13,9 +13,9 @@ from syncd import __version__
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
-    from typing import Any, BinaryIO
+    from typing import BinaryIO
 
-    Json = dict[str, Any]
+    from syncd.text import Json
 
 ANSWER_TIMEOUT_S = 10.0  # the daemon answers in milliseconds; a machine that swaps may take seconds
 EXIT_NO_DAEMON = 3

@@ -24,7 +24,8 @@ TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
     from typing import Any
 
-    Json = dict[str, Any]
+    from syncd.text import Json
+
     Show = Callable[[Json], None]
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"

@@ -9,9 +9,7 @@ from syncd.text import count, format_duration, plain
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
-    from typing import Any
-
-    Json = dict[str, Any]
+    from syncd.text import Json
 
 JOURNAL = "`journalctl -u syncd -p warning` tells more"
 HINTS = {

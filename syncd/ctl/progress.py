@@ -14,9 +14,8 @@ from syncd import text
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
-    from typing import Any
+    from syncd.text import Json
 
-    Json = dict[str, Any]
     Show = Callable[[Json], None]
 
 REFRESH_S = 0.25

@@ -11,9 +11,7 @@ from syncd.ctl.http import Failure, ask_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    Json = dict[str, Any]
+    from syncd.text import Json
 
 LOOK_EVERY_S = 1.0
 """A person sees a second; the daemon answers status from memory within some milliseconds."""

@@ -9,9 +9,7 @@ from syncd import text
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
-    from typing import Any
-
-    Json = dict[str, Any]
+    from syncd.text import Json
 
 HALF_A_YEAR_S = 182 * 86_400.0
 """As `ls` has it: what is further away needs its year more than its hour."""
