@@ -209,6 +209,7 @@ def test_bash_lacks_option(program: str, command: str, tmp_path: Path) -> None:
         ("syncctl --socket s", ["some.toml", "somewhere"]),
         ("syncctl history --socket some.", ["some.toml"]),
         ("syncd run --config s", ["some.toml", "somewhere"]),
+        ("syncd setup --key-file s", ["some.toml", "somewhere"]),
         ("syncd demo --dir s", ["somewhere"]),
         ("syncd demo --seed s", []),
     ],

@@ -17,6 +17,7 @@ _shtab_syncd_option_strings=(-h --help --version)
 _shtab_syncd_run___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_once___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_check___config_COMPGEN=_shtab_compgen_files
+_shtab_syncd_setup___key_file_COMPGEN=_shtab_compgen_files
 _shtab_syncd_setup___config_COMPGEN=_shtab_compgen_files
 _shtab_syncd_demo___dir_COMPGEN=_shtab_compgen_dirs
 

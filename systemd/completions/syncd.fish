@@ -76,7 +76,7 @@ complete -c syncd -n '_shtab_syncd_using check' -l config -xka "(__fish_complete
 complete -c syncd -n '_shtab_syncd_using; and test $_shtab_syncd_npos -eq 0' -a setup -d 'Asks for the account number and the API key, tries them, and writes the configuration and the'
 complete -c syncd -n '_shtab_syncd_using setup' -s h -l help -d 'show this help message and exit'
 complete -c syncd -n '_shtab_syncd_using setup' -l user -x -d 'the account number'
-complete -c syncd -n '_shtab_syncd_using setup' -l key-file -x -d 'the file that holds the key; `-`: standard input'
+complete -c syncd -n '_shtab_syncd_using setup' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'the file that holds the key; `-`: standard input'
 complete -c syncd -n '_shtab_syncd_using setup' -l attendees -xka "none minimal full" -d 'whether attendees are mirrored (default: none)'
 complete -c syncd -n '_shtab_syncd_using setup' -l database -x -d 'the database (default: a SQLite file)'
 complete -c syncd -n '_shtab_syncd_using setup' -l base-url -x -d 'where the API answers, if not at Billetweb'"'"'s'
