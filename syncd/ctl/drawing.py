@@ -166,8 +166,8 @@ class _Drawing:
             yield "doubts", f"{text.count(status['doubts'], 'doubt')}: see `syncctl doubts`"
         webhooks = status.get("webhooks") or {}
         if webhooks.get("parked"):
-            pending = f", {webhooks['pending']} pending" if webhooks.get("pending") else ""
-            yield "webhooks", f"{webhooks['parked']} parked{pending}: see `syncctl webhooks`"
+            waiting = f", {webhooks['pending']} waiting" if webhooks.get("pending") else ""
+            yield "webhooks", f"{webhooks['parked']} parked{waiting}: see `syncctl webhooks`"
         publish = status.get("publish") or {}
         if publish.get("failing"):
             failing = f"{publish['failing']} of {text.count(publish['targets'], 'target')}"

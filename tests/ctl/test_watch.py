@@ -390,7 +390,7 @@ def test_what_is_to_be_looked_at_has_no_line() -> None:
         "│           gone  ",
         "last run  #43 ! partial, 1 min 57 s ago, in 3.2 s: event 9: no answer",
         "doubts    2 doubts: see `syncctl doubts`",
-        "webhooks  3 parked, 4 pending: see `syncctl webhooks`",
+        "webhooks  3 parked, 4 waiting: see `syncctl webhooks`",
         "publish   1 of 2 targets failing: see `syncctl publish`",
         "feeds     1 of 2 not written: /srv/a.csv: the folder /srv is missing",
     ):
