@@ -429,7 +429,8 @@ class Account:
         """Write the site's tables elsewhere, unless a run was cut, and its files; then endpoints are told."""
         if self.database.is_open and not is_cut:
             await self.publishing.settle(self.database, self.clock.now())
-        await self.feeds.follow(self.config.feeds, self.database, self.clock.now())
+        now, unread = self.clock.now(), self.facts.events_unread
+        await self.feeds.follow(self.config.feeds, self.database, now, unread)
         if not self.runner.is_stopping:  # else the next start writes first what this run did not
             self.webhooks.hold(None)
         await self.webhooks.refresh()

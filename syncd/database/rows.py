@@ -206,6 +206,14 @@ def figures(connection: Connection, live_since: datetime, but: Iterable[str] = (
     return Figures(*connection.execute(query.where(schema.live(live_since), events.id.not_in([*but]))).one())
 
 
+def never_read(connection: Connection, failures: int) -> int:
+    """Return how many events were tried so often in a row, or oftener, and never read."""
+    events, reads = schema.events.c, schema.reads.c
+    known = select(events.id).where(events.availability_at.is_not(None))
+    query = select(func.count()).where(reads.failures >= failures, reads.event_id.not_in(known))
+    return connection.scalar(query) or 0
+
+
 def places(connection: Connection, live_since: datetime, at_most: int) -> list[Places]:
     """Return the places of each live event; none where there are more events than `at_most`."""
     columns = [schema.events.c[name] for name in Places.__struct_fields__]

@@ -20,6 +20,7 @@ READINGS = "readings"
 KEPT = "attendees"
 TRACES = "traces of attendees"
 SHORT = "list without descriptions"
+FEEDS = "feeds"
 
 
 class Limited(Struct, frozen=True):

@@ -7,15 +7,16 @@ and only where its content changes, so that its time of change tells of news.
 import asyncio
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from loguru import logger
+from sqlalchemy import Connection
 
 from syncd.config import FeedConfig
-from syncd.database import rows
+from syncd.database import rows, state
 from syncd.database.engine import Database
 from syncd.database.rows import PublicEvent
 from syncd.errors import StoreError
@@ -25,6 +26,9 @@ from syncd.threads import in_own_thread
 WAIT_S = 2.0
 """So long a run's end waits for files to be written, less than a stop may take: a disk of the network that
 hangs is to hold no run."""
+PATIENCE = 3
+"""So often an event may fail that was never read before files do without it. One failure is often a moment's,
+three are seldom."""
 
 
 class NotReplaced(Exception):
@@ -43,26 +47,35 @@ class Feeds:
         self.failed = 0
         self._at: Path | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent]] | None = None
+        self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent], Collection[Path]] | None = None
 
-    async def follow(self, feeds: Sequence[FeedConfig], database: Database, now: datetime) -> None:
+    async def follow(
+        self, feeds: Sequence[FeedConfig], database: Database, now: datetime, unread: int | None
+    ) -> None:
         """Bring every feed up to date with what the mirror holds, where that is done soon. Raises nothing.
 
-        After a failed run too: an event may be over.
+        After a failed run too: an event may be over. What another mirror left at a path says more than a
+        young one could: it stays until this one has read every live event. `unread`: so many it never has,
+        None where that is not known.
         """
         if not feeds or not database.is_open:
             return
         try:
-            events = await database.read(rows.public_events, now)
+            events, own, given_up = await database.read(_look_up, now)
+            is_whole = unread is not None and unread <= given_up
+            stay = set() if is_whole else {feed.path for feed in feeds if str(feed.path) not in own}
+            self._latest = (feeds, events, stay)
+            if self._writing is None or self._writing.done():
+                self._writing = asyncio.create_task(self._write_latest())
+            await asyncio.wait({self._writing}, timeout=WAIT_S)
+            if self._writing.done():
+                written = {str(feed.path) for feed in feeds if feed.path not in self.errors}
+                if written - own:
+                    await database.write(state.put, state.FEEDS, sorted(own | written))
+            elif self._at:
+                self._tell(self._at, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
-            return
-        self._latest = (feeds, events)
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_latest())
-        await asyncio.wait({self._writing}, timeout=WAIT_S)
-        if not self._writing.done() and self._at:
-            self._tell(self._at, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
 
     async def _write_latest(self) -> None:
         """Write what is wanted, and what came to be wanted meanwhile. Raises nothing."""
@@ -70,11 +83,16 @@ class Feeds:
             latest, self._latest = self._latest, None
             await self.write(*latest)
 
-    async def write(self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent]) -> None:
-        """Bring every feed up to date. Raises nothing: an error is that feed's own, and is told once."""
+    async def write(
+        self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent], stay: Collection[Path] = ()
+    ) -> None:
+        """Bring every feed up to date, but for files that are there and are to `stay`.
+
+        Raises nothing: an error is that feed's own, and is told once.
+        """
         for feed in feeds:
             self._at = feed.path
-            self._tell(feed.path, await in_own_thread(self._attempt, feed, events))
+            self._tell(feed.path, await in_own_thread(self._attempt, feed, events, feed.path in stay))
         self._at = None
 
     def _tell(self, path: Path, error: str) -> None:
@@ -89,11 +107,13 @@ class Feeds:
         elif before and not error:
             logger.bind(event="feed.recovered").info("the feed {} is written again", path)
 
-    def _attempt(self, feed: FeedConfig, events: Sequence[PublicEvent]) -> str:
+    def _attempt(self, feed: FeedConfig, events: Sequence[PublicEvent], stays: bool) -> str:
         """Write a feed; return what was the matter, "" where nothing was."""
         wanted = {*feed.tags}
         chosen = [event for event in events if not wanted or wanted & {*event.tags}]
         try:
+            if stays and _look(feed.path):
+                return "the file that is there stays until every event was read"
             if replace(feed.path, render(feed.format, chosen), feed.mode):
                 self.written += 1
                 logger.debug("the feed {} has news", feed.path)
@@ -102,6 +122,12 @@ class Feeds:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
             return f"unexpected {type(error).__name__}"
         return ""
+
+
+def _look_up(connection: Connection, now: datetime) -> tuple[list[PublicEvent], set[str], int]:
+    """Return the events, the paths written from this database, and how many events were read in vain."""
+    own = {*(state.get(connection, state.FEEDS, list[str]) or ())}
+    return rows.public_events(connection, now), own, rows.never_read(connection, PATIENCE)
 
 
 def obstacle(feed: FeedConfig) -> str | None:

@@ -97,6 +97,60 @@ def test_an_event_that_is_over_stays_while_runs_fail(rig: Rig, folder: Path, sta
     assert shown(folder) == {}
 
 
+def test_a_young_mirror_overwrites_a_good_file(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """What another mirror left stays until this one has read every event; then the file is its own."""
+    (folder / "events.json").write_text("of another mirror")
+    standin.fail("/events", fault.unauthorized, times=None)
+    assert rig.run("manual").outcome == "failed"
+    standin.heal()
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    assert rig.run("manual").outcome == "partial"
+    assert (folder / "events.json").read_text() == "of another mirror"
+    why = f"{folder}/events.json: the file that is there stays until every event was read"
+    assert rig.account.status().feeds.error == why
+    standin.heal()
+    rig.run()
+    assert len(shown(folder)) == 6
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    standin.sell("900001", 1)
+    rig.restart()
+    assert rig.run().outcome == "partial"
+    assert shown(folder)["900001"]["places_left"] == 72
+
+
+def test_an_event_that_always_fails_keeps_a_file_for_ever(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """One that was tried in vain three times, and never read before, is no more waited for."""
+    (folder / "events.json").write_text("of another mirror")
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    for _ in range(2):
+        assert rig.run().outcome == "partial"
+        assert (folder / "events.json").read_text() == "of another mirror"
+    assert rig.run().outcome == "partial"
+    assert len(shown(folder)) == 5
+
+
+def test_a_first_import_stands_still_in_a_file(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """A file that this mirror made is brought up to date while it does not hold every event yet."""
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    rig.run()
+    assert len(shown(folder)) == 5
+    standin.sell("900001", 1)
+    rig.restart()
+    rig.run()
+    assert shown(folder)["900001"]["places_left"] == 72
+
+
+def test_a_start_without_a_run_empties_a_file(rig: Rig, folder: Path) -> None:
+    """An account that waits for its slot, with nothing mirrored yet, leaves what it finds."""
+    (folder / "events.json").write_text("of another mirror")
+    rig.config = structs.replace(rig.config, sync=structs.replace(rig.config.sync, run_on_start=False))
+    rig.restart()
+    rig.portal.call(rig.account.start)
+    rig.until(lambda: rig.account.status().feeds.written == 3)
+    assert (folder / "events.json").read_text() == "of another mirror"
+    rig.portal.call(rig.account.schedule.stop)
+
+
 def test_a_feed_that_fails_fails_the_run(rig: Rig, folder: Path, log_lines: LogLines) -> None:
     """It is in the status alone, with its reason, until it can be written; run and health are not touched."""
     (folder / "events.csv").mkdir()
