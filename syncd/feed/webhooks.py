@@ -7,7 +7,7 @@ with the same id and the same bytes: a receiver may get a delivery twice, never 
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
@@ -188,7 +188,7 @@ class Endpoint:
         wait_s: float | None = None
         try:
             async with asyncio.timeout(DEADLINE_S):
-                async with await self._send(due) as answer:
+                async with aclosing(await self._send(due)) as answer:
                     status = answer.status_code
                     header = answer.headers.get("Retry-After")
                     if header and not answer.is_success:
@@ -214,7 +214,7 @@ class Endpoint:
         self._tell_bug(trouble)
         return f"unexpected {type(trouble).__name__}, see the log; please report it"
 
-    async def _send(self, due: Due) -> "_Answer":
+    async def _send(self, due: Due) -> httpx.Response:
         """Return the answer, still open, of the first of its addresses that takes a connection."""
         if self._client is None:  # reading certificates takes its time
             timeout = httpx.Timeout(DEADLINE_S, connect=CONNECT_S)
@@ -227,8 +227,8 @@ class Endpoint:
         addresses = await lead_to(self.url.host, port, private=self.settings.private, loopback=is_local)
         for address in addresses[:-1]:
             with suppress(httpx.ConnectError, httpx.ConnectTimeout):
-                return _Answer(await self._client.send(self._request(due, address), stream=True))
-        return _Answer(await self._client.send(self._request(due, addresses[-1]), stream=True))
+                return await self._client.send(self._request(due, address), stream=True)
+        return await self._client.send(self._request(due, addresses[-1]), stream=True)
 
     def _request(self, due: Due, address: Address) -> httpx.Request:
         """Return the request to one address, in the name of the endpoint's host."""
@@ -322,19 +322,6 @@ class Endpoint:
 
 
 HEADERS = {"User-Agent": f"syncd/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
-
-
-class _Answer:
-    """An answer that is closed after use."""
-
-    def __init__(self, answer: httpx.Response) -> None:
-        self._answer = answer
-
-    async def __aenter__(self) -> httpx.Response:
-        return self._answer
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._answer.aclose()
 
 
 async def _read_out(answer: httpx.Response) -> None:
