@@ -6,10 +6,11 @@ with the same id and the same bytes: a receiver may get a delivery twice, never 
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from ipaddress import ip_address
+from typing import Any
 
 import httpx
 from loguru import logger
@@ -146,9 +147,9 @@ class Endpoint:
         """Return after so long, or when there is news; None: then alone."""
         if seconds == 0:
             return
-        waits: set[asyncio.Task[object]] = {asyncio.create_task(_as_object(self._news.wait()))}
+        waits: set[asyncio.Task[Any]] = {asyncio.create_task(self._news.wait())}
         if seconds is not None:
-            waits.add(asyncio.create_task(_as_object(self._clock.sleep(min(seconds, LOOK_AGAIN_S)))))
+            waits.add(asyncio.create_task(self._clock.sleep(min(seconds, LOOK_AGAIN_S))))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -331,10 +332,6 @@ async def _read_out(answer: httpx.Response) -> None:
         size += len(piece)
         if size > MOST_BYTES:
             return
-
-
-async def _as_object(work: Coroutine[None, None, object]) -> object:
-    return await work
 
 
 class Webhooks:
