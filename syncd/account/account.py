@@ -170,12 +170,10 @@ class Account:
         )
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
-        if self.publishing.has_elsewhere or self.config.feeds:
+        if self.publishing.is_late or self.config.feeds:
             self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
-            if not runs_now:
-                self._background.start(self._let_out())
         self.webhooks.start()
-        self._background.start(self.webhooks.refresh())
+        self._background.start(self.webhooks.refresh() if runs_now else self._let_out())
         if runs_now:
             self.runner.request("startup")
 
@@ -385,7 +383,7 @@ class Account:
             follow=self._follow,
             doubted=self.webhooks.outbox.doubted,
         )
-        if self.publishing.has_elsewhere or config.feeds:
+        if self.publishing.is_late or config.feeds:
             self.webhooks.hold(self.clock.now())
         await upkeep.retain(self.database, config.sync.attendees, self.clock.now())
         await execute(self._at_work)
@@ -393,6 +391,8 @@ class Account:
 
     def _follow(self, connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
         self.publishing.follow(connection, writing, some)
+        if self.publishing.is_late:
+            self.webhooks.hold(writing.at)
         self.webhooks.outbox.follow(connection, writing, some)
 
     def _advanced(self, run: Run) -> None:
@@ -420,19 +420,19 @@ class Account:
         work, self._at_work = self._at_work, None
         self.facts.take(run, work.report.pace if work else None)
         await self._take_stock()
-        await self._let_out(is_cut=run.outcome == "cancelled")
+        await self._let_out(run.started_at or EVER, is_cut=run.outcome == "cancelled")
         if work and work.client is not self.client:
             await work.client.aclose()
         self._on_end(run)
 
-    async def _let_out(self, *, is_cut: bool = False) -> None:
+    async def _let_out(self, since: datetime = EVER, *, is_cut: bool = False) -> None:
         """Write the site's tables elsewhere, unless a run was cut, and its files; then endpoints are told."""
         if self.database.is_open and not is_cut:
             await self.publishing.settle(self.database, self.clock.now())
-        now, unread = self.clock.now(), self.facts.events_unread
-        await self.feeds.follow(self.config.feeds, self.database, now, unread)
+        await self.feeds.follow(self.config.feeds, self.database, self.clock.now(), self.facts.events_unread)
         if not self.runner.is_stopping:  # else the next start writes first what this run did not
-            self.webhooks.hold(None)
+            failing = {*self.publishing.failing, *self.feeds.failing(self.config.feeds)}
+            self.webhooks.release(since, set() if self.paused else failing)  # then no run comes by itself
         await self.webhooks.refresh()
 
     async def _put_ends_on_record(self) -> None:
@@ -468,8 +468,7 @@ class Account:
         return self.clock.now() - self.config.sync.keep_past
 
     def _full_is_due(self) -> bool:
-        pace = self.facts.pace
-        if pace and pace.exceeds_a_run:
+        if self.facts.pace and self.facts.pace.exceeds_a_run:
             return False  # its events take turns, which together are as good
         return not state.is_recent(self.facts.last_full_at, self.clock.now(), self.config.sync.full_every)
 

@@ -242,8 +242,7 @@ def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None
 
 def feeds_status(configured: Sequence[FeedConfig], feeds: Feeds) -> FeedsStatus:
     """Return how the feeds that there are now fare, by the errors of those that were tried last."""
-    errors = feeds.errors
-    failing = [f"{feed.path}: {errors[feed.path]}" for feed in configured if feed.path in errors]
+    failing = [f"{path}: {feeds.errors[path]}" for path in feeds.failing(configured)]
     return FeedsStatus(
         files=len(configured),
         failing=len(failing),

@@ -7,7 +7,7 @@ and only where its content changes, so that its time of change tells of news.
 import asyncio
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -48,6 +48,10 @@ class Feeds:
         self._at: Path | None = None
         self._writing: asyncio.Task[None] | None = None
         self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent], Collection[Path]] | None = None
+
+    def failing(self, configured: Iterable[FeedConfig]) -> list[Path]:
+        """Return which of the feeds that there are now could not be written the last time."""
+        return [feed.path for feed in configured if feed.path in self.errors]
 
     async def follow(
         self, feeds: Sequence[FeedConfig], database: Database, now: datetime, unread: int | None

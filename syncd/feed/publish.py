@@ -63,15 +63,15 @@ class Target:
         self.state = state
         self.url = url
         self.is_here = is_here
+        self.waits = False  # for the end of the run, after something went wrong
         self._form: Form | None = None
-        self._waits = False  # for the end of the run, after something went wrong
 
     def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
         """Write what follows from these events, in their transaction. Raises nothing of the target's.
 
         What goes wrong is told at the end of the run, which tries it again.
         """
-        if self._waits:
+        if self.waits:
             return
         try:
             with elsewhere.apart(connection):
@@ -79,7 +79,7 @@ class Target:
                 some = target.events(connection, self.settings, ids)
                 done = target.bring(connection, form, some, at, all_of_them=False)
         except StoreError as error:
-            self._waits = True  # a lock is not to be waited for with each event
+            self.waits = True  # a lock is not to be waited for with each event
             logger.debug("publish {}: {}; tried again at the end of the run", self.state.name, error)
         else:
             self._count(done, at)
@@ -90,7 +90,7 @@ class Target:
 
     def take(self, done: Done, at: datetime) -> None:
         """Remember what is committed."""
-        self._waits = False
+        self.waits = False
         self._count(done, at)
         self.state.matched, self.state.unmatched = done.matched, done.unmatched
         self.state.examples = [plain(key, 100) for key in done.examples]
@@ -168,14 +168,18 @@ class Publishing:
         self.targets = targets
 
     @property
-    def has_elsewhere(self) -> bool:
-        """Whether a table is in another database: its rows are written when a run ends."""
-        return not all(each.is_here for each in self.targets)
+    def is_late(self) -> bool:
+        """Whether rows are written when a run ends: in another database, or after something went wrong."""
+        return any(each.waits or not each.is_here for each in self.targets)
+
+    @property
+    def failing(self) -> set[str]:
+        """The names of those that fail."""
+        return {each.state.name for each in self.targets if each.state.last_error is not None}
 
     def status(self) -> PublishStatus:
         """Return how many there are and fail."""
-        failing = sum(each.state.last_error is not None for each in self.targets)
-        return PublishStatus(len(self.targets), failing)
+        return PublishStatus(len(self.targets), len(self.failing))
 
     def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
         """Write what follows from changes of events into the targets of the same database."""

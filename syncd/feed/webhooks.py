@@ -7,6 +7,7 @@ with the same id and the same bytes: a receiver may get a delivery twice, never 
 
 import asyncio
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -346,6 +347,7 @@ class Webhooks:
         self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
         self._serves = False
         self._must_settle = True
+        self._failing: AbstractSet[object] = frozenset()
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -377,12 +379,21 @@ class Webhooks:
         finally:
             await endpoint.close()
 
-    def hold(self, since: datetime | None) -> None:
-        """Keep back what is put on record from then on; None: nothing any more.
+    def hold(self, since: datetime) -> None:
+        """Keep back what is put on record from then on.
 
         Who is told of an event looks into a table or file of the site, which must have its figures by then.
         """
-        self._shared.held_since = min(since, self._shared.held_since or since) if since else None
+        self._shared.held_since = min(since, self._shared.held_since or since)
+
+    def release(self, since: datetime, failing: AbstractSet[object]) -> None:
+        """Keep back what was put on record from then on, where one of the site's fails that did not before.
+
+        Else nothing: the next run writes what failed, and what goes on failing holds nothing back.
+        """
+        is_news = not failing <= self._failing
+        self._failing = failing
+        self._shared.held_since = since if is_news else None
 
     def wake(self) -> None:
         """Have what was put on record be sent, as far as it is committed."""

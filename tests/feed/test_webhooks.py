@@ -14,19 +14,23 @@ from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from standardwebhooks import WebhookVerificationError
 from support import site
-from support.real_databases import url_at
+from support.real_databases import query, url_at
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
 from support.telling import ByHand, configure, later, sent, settled, telling
 
 from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
 from syncd.errors import StoreError
-from syncd.feed import publish, webhooks
+from syncd.feed import files, publish, webhooks
 from syncd.standin.server import StandIn
 
-CONCERT, FESTIVAL = "900006", "900001"
+CONCERT, FESTIVAL, SLUG = "900006", "900001", "fete-des-lucioles"
 ON = ("event.changed",)
 BUSY = Answer(503)
+AWAY, BACK = (
+    f'ALTER TABLE "{before}" RENAME TO "{after}"'
+    for before, after in (("Formation", "Away"), ("Away", "Formation"))
+)
 
 
 @pytest.fixture
@@ -118,9 +122,9 @@ def test_a_site_is_told_before_its_table_is_written(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A site with its table in another database is told when its row is written; older news does not wait."""
-    url, slug = url_at(tmp_path / "site.db"), "fete-des-lucioles"
+    url = url_at(tmp_path / "site.db")
     site.make(url)
-    site.add(url, slug)
+    site.add(url, SLUG)
     match: dict[str, tuple[str, ...]] = {"billetwebId": ("ext_id",)}
     to = {"placesLeft": "places_left"}
     target = PublishConfig(name="badge", table="Formation", match=match, set=to, database=url)
@@ -131,7 +135,7 @@ def test_a_site_is_told_before_its_table_is_written(
     rig.clock.now_s += 1
     go_on, settle, rows = threading.Event(), publish._settle, list[int]()
     monkeypatch.setattr(publish, "_settle", lambda *settled: go_on.wait(30) and settle(*settled))
-    receiver.choose = lambda _: rows.extend(site.row(url, slug, "placesLeft"))
+    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
     standin.sell(FESTIVAL, 1)
     run = rig.request()
     rig.until(lambda: len(sent(rig)) == 2)
@@ -162,6 +166,71 @@ def test_a_site_is_told_before_its_file_is_written(
     sell(rig, standin, FESTIVAL)
     got(rig, receiver, 1)
     assert left == [72]
+
+
+@pytest.mark.parametrize("name", ["another database", "the same database"])
+def test_a_site_is_told_of_a_row_that_was_not_written(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path, name: str
+) -> None:
+    """It is told with the next run; of a table that goes on failing at once, and where no run comes."""
+    url = rig.url if name == "the same database" else url_at(tmp_path / "site.db")
+    site.make(url)
+    site.add(url, SLUG)
+    match: dict[str, tuple[str, ...]] = {"billetwebId": ("ext_id",)}
+    to = {"placesLeft": "places_left"}
+    target = PublishConfig(name="badge", table="Formation", match=match, set=to, database=url)
+    configure(rig, structs.replace(rig.config, publish=(target,)))
+    rows: list[int] = []
+    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
+    query(url, AWAY)
+    sell(rig, standin, FESTIVAL)
+    later(rig, 60)  # the request limit's too
+    rig.portal.call(asyncio.sleep, 0.1)
+    assert receiver.got == []
+    query(url, BACK)
+    rig.run()
+    got(rig, receiver, 1)
+    assert rows == [72]
+    receiver.choose = lambda _: None
+    query(url, AWAY)
+    sell(rig, standin, FESTIVAL)
+    later(rig, 60)
+    sell(rig, standin, FESTIVAL)
+    got(rig, receiver, 3)
+    later(rig, 60)
+    sell(rig, standin, FESTIVAL)
+    got(rig, receiver, 4)
+
+
+def test_a_pause_holds_webhooks_for_ever(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """Where no run comes by itself a site is told, though a file could not be written."""
+    (tmp_path / "f.json").mkdir()
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    rig.portal.call(lambda: rig.account.pause(paused=True))
+    standin.sell(CONCERT, 1)
+    rig.run("manual")
+    got(rig, receiver, 1)
+
+
+def test_a_slow_disk_holds_webhooks_for_ever(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run did not write in its time is told with the next one, though that comes no further."""
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    rig.run()
+    go_on = threading.Event()
+    monkeypatch.setattr(files, "WAIT_S", 0.05)
+    monkeypatch.setattr(files, "render", lambda *_: bytes(go_on.wait(30)))
+    try:
+        sell(rig, standin)
+        rig.portal.call(asyncio.sleep, 0.1)
+        assert receiver.got == []
+        sell(rig, standin)
+        got(rig, receiver, 2)
+    finally:
+        go_on.set()
 
 
 def test_a_dead_endpoint_is_tried_for_ever(
