@@ -179,9 +179,20 @@ def park(connection: Connection, endpoint: str, settings: str) -> None:
     _park(connection, and_(D.endpoint == endpoint, schema.PENDING), GONE)
 
 
-def park_orphans(connection: Connection, endpoints: Sequence[str]) -> None:
-    """Park what waits for endpoints that are configured no more."""
-    _park(connection, and_(D.endpoint.not_in([*endpoints]), schema.PENDING), "the endpoint is not configured")
+def park_orphans(connection: Connection, endpoints: Sequence[str]) -> dict[str, int]:
+    """Park what waits for endpoints that are configured no more; return how many that are, by endpoint."""
+    waits = {name: some.pending for name, some in counts(connection).items() if some.pending}
+    lost = {name: number for name, number in waits.items() if name not in endpoints}
+    _park(connection, and_(D.endpoint.in_([*lost]), schema.PENDING), ORPHAN)
+    return lost
+
+
+ORPHAN = "the endpoint is not configured"
+
+
+def take_back(connection: Connection, endpoints: Sequence[str], now: datetime) -> None:
+    """Let endpoints that are configured again have what they would still be tried with."""
+    _unpark(connection, and_(D.endpoint.in_([*endpoints]), D.error == ORPHAN), now)
 
 
 def _park(connection: Connection, here: ColumnElement[bool], error: str) -> None:
@@ -193,7 +204,11 @@ def _park(connection: Connection, here: ColumnElement[bool], error: str) -> None
 def revive(connection: Connection, endpoint: str, now: datetime) -> None:
     """Let an endpoint that is configured anew have what it would still be tried with."""
     set_standing(connection, endpoint, Standing())
-    parked = and_(D.endpoint == endpoint, D.state == "parked", D.retry_until > now)
+    _unpark(connection, D.endpoint == endpoint, now)
+
+
+def _unpark(connection: Connection, here: ColumnElement[bool], now: datetime) -> None:
+    parked = and_(here, D.state == "parked", D.retry_until > now)
     connection.execute(
         schema.deliveries.update().where(parked).values(state="pending", next_at=now, attempts=0)
     )

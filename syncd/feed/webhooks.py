@@ -44,6 +44,7 @@ DEADLINE_S = 15.0
 up its own other deliveries alone."""
 MOST_BYTES = 64 * 1024
 """So much of an answer is read, for politeness: nothing in it matters but its status."""
+KEEP_TRYING_S = deliveries.KEEP_TRYING.total_seconds()
 RETRY_AFTER_MOST_S = deliveries.MOST_AHEAD.total_seconds()
 """So long a receiver may ask to be left alone: longer, and of three days too few attempts would be left."""
 LOOK_AGAIN_S = 60.0
@@ -306,14 +307,7 @@ class Endpoint:
         elif tried.state == "parked":
             logger.bind(event="webhook.parked", status=tried.status).error(
                 "webhook {}: {} {} was tried for {} in vain ({}); `syncctl webhooks retry {}` sends it again",
-                *(
-                    name,
-                    due.type,
-                    due.id,
-                    format_duration(deliveries.KEEP_TRYING.total_seconds()),
-                    error,
-                    due.id,
-                ),
+                *(name, due.type, due.id, format_duration(KEEP_TRYING_S), error, due.id),
             )
         elif error != state.last_error:
             logger.bind(event="webhook.failed", status=tried.status).warning(
@@ -409,7 +403,12 @@ class Webhooks:
         try:
             async with self._shared.databases:
                 if self._must_settle and await self._database.read(self._is_unsettled):
-                    await self._database.write(self._settle)
+                    for name, number in (await self._database.write(self._settle)).items():
+                        logger.bind(event="webhook.removed").warning(
+                            "webhook {}: it is configured no more, and {} that waited for it are parked; they"
+                            " are sent if it is back within three days",
+                            *(name, number),
+                        )
                 counts = await self._database.read(deliveries.counts)
             self._must_settle = False
             for each in self.endpoints:
@@ -421,16 +420,19 @@ class Webhooks:
 
     def _is_unsettled(self, connection: Connection) -> bool:
         names = {each.settings.name for each in self.endpoints}
-        waits = {name for name, some in deliveries.counts(connection).items() if some.pending}
-        return bool(waits - names) or any(deliveries.standing(connection, name).gone for name in names)
+        counts = deliveries.counts(connection).items()
+        is_odd = any(some.parked if name in names else some.pending for name, some in counts)
+        return is_odd or any(deliveries.standing(connection, name).gone for name in names)
 
-    def _settle(self, connection: Connection) -> None:
-        """Let endpoints that were gone and are others now have what waits; park what waits for none."""
-        deliveries.park_orphans(connection, [each.settings.name for each in self.endpoints])
+    def _settle(self, connection: Connection) -> dict[str, int]:
+        """Let endpoints that are back, or others now, have what waits; park and count what waits for none."""
+        names, now = [each.settings.name for each in self.endpoints], self._clock.now()
+        deliveries.take_back(connection, names, now)
         for each in self.endpoints:
             gone = deliveries.standing(connection, each.settings.name).gone
             if gone and not each.fingerprint.is_of(gone):
-                deliveries.revive(connection, each.settings.name, self._clock.now())
+                deliveries.revive(connection, each.settings.name, now)
+        return deliveries.park_orphans(connection, names)
 
     async def send_due(self, seconds: float) -> None:
         """Send what is due now, for so long at most: for a process that ends after its run."""

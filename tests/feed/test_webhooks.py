@@ -497,9 +497,36 @@ def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standi
     config = rig.config
     configure(rig, structs.replace(config, webhooks=()))
     assert sent(rig, "state, error") == [("parked", "the endpoint is not configured")]
+    later(rig, timedelta(days=3).total_seconds())
     configure(rig, config)
+    settled(rig, parked=1)
     assert rig.portal.call(lambda: rig.account.webhooks.retry(ids=[], endpoint="site")) == 1
     settled(rig)
+
+
+def test_an_endpoint_under_another_name_loses_deliveries(
+    rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
+) -> None:
+    """That they are parked is said, and when the name is back in time they are sent, in their order."""
+    receiver.choose = lambda _: BUSY
+    for _ in range(2):
+        sell(rig, standin)
+    settled(rig, pending=2)
+    config = rig.config
+    renamed = structs.replace(config.webhooks[0], name="new")
+    secrets = {"new": config.webhook_secrets["site"]}
+    configure(rig, structs.replace(config, webhooks=(renamed,), webhook_secrets=secrets))
+    (record,) = log_lines.of("webhook.removed")
+    assert (record["level"], "webhook site: " in record["message"]) == ("WARNING", True)
+    assert " 2 that waited " in record["message"]
+    rig.restart()
+    rig.portal.call(rig.account.webhooks.start)
+    receiver.choose = lambda _: None
+    before = len(receiver.got)
+    configure(rig, config)
+    settled(rig)
+    assert [each.id for each in receiver.got][before:] == sent(rig, "id")
+    assert len(log_lines.of("webhook.removed")) == 1
 
 
 def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> None:
