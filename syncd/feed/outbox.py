@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Connection
 
 from syncd.config import WebhookConfig
@@ -54,6 +55,7 @@ class Outbox:
 
     def ended(self, connection: Connection, run: Run, before: str | None, at: datetime) -> None:
         """Put on record that runs fail, or that they do no longer; `before`: how the one before ended."""
+        run = structs.replace(run, requested_by=None)  # a person's name
         if run.whole and run.outcome == "failed" and before != "failed":
             self._put(connection, at, [("run.failed", "", None, run)])
         elif run.whole and run.outcome in ("ok", "partial") and before == "failed":

@@ -11,7 +11,8 @@ from sqlalchemy.event import listen
 from support.receiver import Receiver
 from support.telling import ByHand, configure, events, sent, telling
 
-from syncd.database import attendees
+from syncd.database import attendees, runs
+from syncd.model import Peer, Run
 from syncd.standin import server as fault
 from syncd.standin.server import StandIn, with_rows
 
@@ -156,6 +157,20 @@ def test_a_night_without_billetweb_is_told_a_hundred_times(rig: Rig, standin: St
     assert (first["data"]["id"], first["data"]["outcome"]) == (failed[0].id, "failed")
     assert first["data"]["errors"][0]["status"] == 503
     assert (recovered["data"]["id"], recovered["data"]["outcome"]) == (good.id, "ok")
+
+
+def test_whoever_asked_for_a_run_is_told_of(rig: Rig, standin: StandIn) -> None:
+    """A run is told of without the name of who asked for it, which its record keeps."""
+    standin.fail("/events", fault.status(503), times=3)
+
+    async def ask() -> Run:
+        return await rig.account.request(requested_by=Peer(1000, "canary", 4711))
+
+    for _ in range(2):
+        run = rig.wait(rig.portal.call(ask))
+        assert rig.query(runs.find, run.id).requested_by == Peer(1000, "canary", 4711)
+    told_of = told(rig, "run.failed", "run.recovered")
+    assert [one["data"]["requested_by"] for one in told_of] == [None, None]
 
 
 def test_a_run_of_one_event_is_told(rig: Rig) -> None:
