@@ -54,6 +54,16 @@ def test_a_sold_out_event_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     assert len(told(rig, "event.changed")) == 2
 
 
+def test_an_event_that_may_have_places_passes_for_full(rig: Rig, standin: StandIn) -> None:
+    """Where a full event's places become unknown that is told as reopened, and without a number."""
+    standin.sell(CONCERT, 3)
+    rig.run()
+    standin.fail(f"/event/{CONCERT}/avail", with_rows(lambda rows: [row | {"avail": ""} for row in rows]))
+    rig.run()
+    (reopened,) = told(rig, "event.reopened")
+    assert (reopened["data"]["places_left"], reopened["data"]["unlimited"]) == (None, False)
+
+
 def test_a_new_event_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     """Each event is new once; one that is full when it is first seen is told as full too."""
     standin.sell(CONCERT, 3)
