@@ -135,7 +135,7 @@ def ids_of(connection: Connection, ext_ids: Iterable[str]) -> dict[str | None, s
 def ext_ids(connection: Connection, ids: Iterable[str]) -> dict[str, str | None]:
     """Return the `ext_id`s of these events."""
     events = schema.events.c
-    query = select(events.id, events.ext_id).where(events.id.in_([*ids]))
+    query = select(events.id, events.ext_id).where(bulk.is_among(connection, events.id, ids))
     return {row[0]: row[1] for row in connection.execute(query).all()}
 
 
@@ -234,7 +234,7 @@ def shown_events(connection: Connection, live_since: datetime | None, now: datet
 def shown_by_id(connection: Connection, ids: Iterable[str], now: datetime) -> dict[str, Json]:
     """Return these events as the control API shows them, by id."""
     events = schema.events.c
-    query = select(*(events[name] for name in SHOWN)).where(events.id.in_([*ids]))
+    query = select(*(events[name] for name in SHOWN)).where(bulk.is_among(connection, events.id, ids))
     rows = _all(connection, query)
     return {row["id"]: dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in rows}
 

@@ -20,8 +20,6 @@ from syncd.database.rows import Writing
 from syncd.mirror.diff import Change
 from syncd.model import ATTENDEES, EVENTS, Doubt, Json, Run
 
-AT_ONCE = 500
-"""So many events are looked up with one query: a statement has room for 999 values everywhere."""
 OF_ORDER = ("order_id", "order_ext_id", "event_id", "places", "refunded", "order_price")
 """What is told of an order."""
 
@@ -40,18 +38,17 @@ class Outbox:
         """Put on record what follows from changes of events, and of attendees for orders."""
         if not self.endpoints:
             return
-        of_events = [change for change in changes if change.table == EVENTS]
-        for start in range(0, len(of_events), AT_ONCE):
-            self._follow_events(connection, writing.at, of_events[start : start + AT_ONCE])
+        if of_events := [change for change in changes if change.table == EVENTS]:
+            self._follow_events(connection, writing.at, of_events)
         if of_people := [change for change in changes if change.table == ATTENDEES]:
             self._follow_orders(connection, writing.at, of_people)
 
     def doubted(self, connection: Connection, at: datetime, doubt: Doubt) -> None:
         """Put on record that something is doubted."""
         if self.endpoints:
-            ext_ids = _ext_ids(connection, [doubt.event_id] if doubt.event_id else [])
             event_id = doubt.event_id or ""
-            self._put(connection, at, [("doubt", event_id, ext_ids.get(event_id), doubt)])
+            ext_id = rows.ext_ids(connection, [event_id]).get(event_id)
+            self._put(connection, at, [("doubt", event_id, ext_id, doubt)])
 
     def ended(self, connection: Connection, run: Run, before: str | None, at: datetime) -> None:
         """Put on record that runs fail, or that they do no longer; `before`: how the one before ended."""
@@ -80,7 +77,7 @@ class Outbox:
             return
         order_ids, event_ids = map(set, zip(*news, strict=True))
         found = attendees.orders(connection, order_ids, event_ids)
-        ext_ids = _ext_ids(connection, event_ids)
+        ext_ids = rows.ext_ids(connection, event_ids)
         told = []
         for key, (paid, refunded, held) in news.items():
             if order := found.get(key):
@@ -136,14 +133,6 @@ def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
 
 ORDER_ID, DISABLED = (rows.FIELDS[ATTENDEES].index(name) for name in ("order_id", "disabled"))
 """Where these stand among an attendee's values."""
-
-
-def _ext_ids(connection: Connection, ids: Iterable[str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    wanted = sorted(ids)
-    for start in range(0, len(wanted), AT_ONCE):
-        found |= rows.ext_ids(connection, wanted[start : start + AT_ONCE])
-    return found
 
 
 def _wants(endpoint: WebhookConfig, kind: str, event_id: str, ext_id: object) -> bool:
