@@ -252,6 +252,7 @@ def load(
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
     _complete_publish(lists["publish"], environ, problems)
+    _check_columns(lists["publish"], problems)
     secrets = _find_secrets(lists["webhooks"], path.parent, environ, problems)
     key, key_from = _find_key(values["billetweb"], path, environ, problems)
     problems.raise_any()
@@ -384,6 +385,19 @@ def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], pr
             if credential := readers.credential(f"publish-{name}", environ):
                 with problems.of(outside=f'credential "publish-{name}"'):
                     values["database"] = readers.other_database(readers.short_text(credential))
+
+
+def _check_columns(rows: Iterable[dict[str, Any]], problems: Problems) -> None:
+    """Refuse a column of theirs with two parts: one that finds or spares a row is not written."""
+    for number, values in enumerate(rows, 1):
+        parts: dict[str, str] = {}
+        for key in ("match", "set", "unless", "touch"):
+            named = values.get(key) or ()
+            with problems.of(f"publish[{number}]", key):
+                for each in [named] if isinstance(named, str) else named:
+                    if each in parts:
+                        raise ValueError(f'"{each}" is the column of publish.{parts[each]} already')
+                    parts[each] = key
 
 
 def _find_secrets(

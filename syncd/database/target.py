@@ -49,7 +49,7 @@ from sqlalchemy.types import JSON, NullType, TypeEngine
 
 from syncd.config import PublishConfig
 from syncd.database import mysql, schema
-from syncd.database.engine import reason
+from syncd.database.engine import VERSION_TABLE, reason
 from syncd.mirror.diff import FIGURES
 
 Mapped = RowMapping
@@ -64,6 +64,8 @@ LISTED = 10
 """So many keys that match nothing are shown; more would fill a screen."""
 KNOWN = (String, Integer, Numeric, Float, Boolean, DateTime, Date, LargeBinary, JSON)
 """What is said to be wrong in a column; others, as domains are, are tried."""
+OURS = {*schema.metadata.tables, *schema.VIEWS, VERSION_TABLE}
+"""What a syncd's database holds, and nobody else writes."""
 KEY = "the key"
 NUMBER = (Integer, Numeric, Float)
 
@@ -129,6 +131,8 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
         return Form(
             settings, dialect, {}, [f'there is no table "{settings.table}"{_meant(name, tables)}'], []
         )
+    if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):
+        return structs.replace(bare, problems=[f'the table "{settings.table}" is syncd\'s own'])
     columns = {each["name"]: each for each in found.get_columns(name, schema_name)}
     problems = [
         f'the table "{settings.table}" has no column "{each}"{_meant(each, columns)}'

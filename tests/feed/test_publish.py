@@ -451,6 +451,19 @@ def test_setting_that_cannot_work_is_found_by_nobody(
     assert sentence in found[0]
 
 
+@pytest.mark.parametrize("table", ["billetweb_events", "syncd_state", "syncd_availability"])
+def test_the_mirror_is_published_into_itself(start: Start, table: str) -> None:
+    """A table of syncd's own is refused, and stays as it is; a site's may have such a name elsewhere."""
+    there = {"match": {"id": ("id",)}, "set": {"places_left": "places_total"}}
+    with start(HERE, table=table, **there) as on:
+        assert on.settled() == f'the table "{table}" is syncd\'s own'
+        assert problems(on.rig.account.config) == [f"publish formation: {on.state.last_error}"]
+        assert on.rig.sql("SELECT places_left FROM billetweb_events WHERE id = ?", CONCERT) == [(3,)]
+    with start(ELSEWHERE, table=table) as on:
+        site.make(on.url, table)
+        assert on.settled() is None
+
+
 def test_large_table_without_an_index_is_slow(make_config: MakeConfig, urls: dict[str, str]) -> None:
     """A match column without an index is a warning where the table is large, and none where it has one."""
     url = urls[ELSEWHERE]
