@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
-from syncd import readers
+from syncd import readers, together
 from syncd.model import AttendeeMode, Event, FeedFormat
 from syncd.toml import Problems, parse
 
@@ -247,12 +247,12 @@ def load(
     tables = _tables(document, problems)
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
     lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
-    _check_times(values["sync"], minimum_interval, problems)
-    _check_paths(lists["feeds"], problems)
+    together.check_times(values["sync"], minimum_interval, problems)
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], environ, problems)
     _complete_publish(lists["publish"], environ, problems)
-    _check_columns(lists["publish"], problems)
+    together.check_columns(lists["publish"], problems)
+    together.check_paths(path, values, lists, Path(environ["CREDENTIALS_DIRECTORY"] or os.devnull), problems)
     secrets = _find_secrets(lists["webhooks"], path.parent, environ, problems)
     key, key_from = _find_key(values["billetweb"], path, environ, problems)
     problems.raise_any()
@@ -326,29 +326,6 @@ def _unknown(name: str, table: str, known: Iterable[str]) -> str:
     return f"no key is read from here: {_WHERE_KEYS_GO}"
 
 
-def _check_times(sync: dict[str, Any], minimum_interval: timedelta, problems: Problems) -> None:
-    interval, jitter = sync.get("interval"), sync.get("jitter", timedelta(0))
-    if interval is None:
-        return
-    with problems.of("sync", "interval"):
-        if interval < minimum_interval:
-            least, given = minimum_interval.total_seconds(), interval.total_seconds()
-            raise readers.must(f"be at least {least:g}s", f"{given:g}s")
-    with problems.of("sync", "jitter"):
-        if jitter * 2 > interval:
-            raise ValueError("must be at most half of sync.interval")
-
-
-def _check_paths(feeds: Iterable[dict[str, Any]], problems: Problems) -> None:
-    """Refuse a second feed in the place of another, which each would overwrite after every run."""
-    seen: set[Path] = set()
-    for number, feed in enumerate(feeds, 1):
-        with problems.of(f"feeds[{number}]", "path"):
-            if feed.get("path") in seen:
-                raise ValueError("is the path of another feed too")
-        seen |= {feed["path"]} if "path" in feed else set()
-
-
 def _take_user(
     values: dict[str, Any], table: dict[str, object], environ: Mapping[str, str], problems: Problems
 ) -> None:
@@ -385,19 +362,6 @@ def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], pr
             if credential := readers.credential(f"publish-{name}", environ):
                 with problems.of(outside=f'credential "publish-{name}"'):
                     values["database"] = readers.other_database(readers.short_text(credential))
-
-
-def _check_columns(rows: Iterable[dict[str, Any]], problems: Problems) -> None:
-    """Refuse a column of theirs with two parts: one that finds or spares a row is not written."""
-    for number, values in enumerate(rows, 1):
-        parts: dict[str, str] = {}
-        for key in ("match", "set", "unless", "touch"):
-            named = values.get(key) or ()
-            with problems.of(f"publish[{number}]", key):
-                for each in [named] if isinstance(named, str) else named:
-                    if each in parts:
-                        raise ValueError(f'"{each}" is the column of publish.{parts[each]} already')
-                    parts[each] = key
 
 
 def _find_secrets(

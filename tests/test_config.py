@@ -291,9 +291,40 @@ def test_two_feeds_overwrite_each_other(write: Write) -> None:
     first, second = load(write("".join(feeds)), CREDENTIALS).feeds
     assert (str(first.path), first.format, first.mode, first.tags) == ("/a/json", "json", 0o644, ())
     assert second.format == "csv"
-    assert problems(write("".join([*feeds, feeds[0]]))) == [
-        "config.toml:8: feeds[3].path: is the path of another feed too"
-    ]
+    for again in (feeds[0], feeds[0].replace("/a/", "/a/b/../"), feeds[0].replace("/a/", "//a/")):
+        assert problems(write("".join([*feeds, again]))) == [
+            "config.toml:8: feeds[3].path: is the path of another feed too"
+        ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "config.toml",
+            "x/../config.toml",
+            "key",
+            "secret",
+            "s",
+            "a.db",
+            "a.db-wal",
+            "a.db-shm",
+            "a.db.lock",
+        ),
+        *("site.db", "site.db-journal", "credentials/billetweb-key"),
+    ],
+)
+def test_feed_takes_the_place_of_the_database(write: Write, tmp_path: Path, name: str) -> None:
+    """A feed at the path of a file that syncd itself reads or writes is refused; one beside it is not."""
+    text = (
+        f"billetweb.key_file = 'key'\ncontrol.socket = '{tmp_path}/s'\ndatabase.url = 'sqlite:///{tmp_path}/a.db'\n"
+        f"{PUBLISH}database = 'sqlite:///{tmp_path}/site.db'\n{WEBHOOK}[[feeds]]\nformat = 'json'\npath = "
+    )
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").chmod(0o600)
+    [problem] = problems(write(f"{text}'{tmp_path}/{name}'"))
+    assert problem.endswith(": feeds[1].path: is a file that syncd uses itself")
+    assert load(write(f"{text}'{tmp_path}/{Path(name).name}.json'"), CREDENTIALS).feeds
 
 
 WEBHOOK = """
