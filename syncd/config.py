@@ -19,6 +19,7 @@ from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
 from syncd import readers, together
+from syncd.credentials import Credentials
 from syncd.model import AttendeeMode, Event, FeedFormat
 from syncd.toml import Problems, parse
 
@@ -181,7 +182,8 @@ class WebhookConfig(Struct, frozen=True, kw_only=True):
 class Config(Struct, frozen=True, kw_only=True):
     """The whole configuration. `path` is its file, as it was given; `key_from` where the key is.
 
-    `webhook_secrets`: by the name of an endpoint, what signs what it is told.
+    `webhook_secrets`: by the name of an endpoint, what signs what it is told. `credentials`: those that were
+    used, by their names, and where they are.
     """
 
     billetweb: BilletwebConfig
@@ -198,6 +200,7 @@ class Config(Struct, frozen=True, kw_only=True):
     feeds: tuple[FeedConfig, ...] = ()
     webhooks: tuple[WebhookConfig, ...] = ()
     webhook_secrets: Mapping[str, tuple[Secret, ...]] = {}
+    credentials: Mapping[str, Path] = {}
 
 
 def differing(before: Config, now: Config) -> list[str]:
@@ -208,7 +211,11 @@ def differing(before: Config, now: Config) -> list[str]:
         if isinstance(old, Struct):
             keys = (key.name for key in fields(old) if getattr(old, key.name) != getattr(new, key.name))
             found += [f"{table.name}.{key}" for key in keys]
-        elif old != new and table.name not in ("path", "key_from"):  # where a setting stands is none
+        elif old != new and table.name not in (
+            "path",
+            "key_from",
+            "credentials",
+        ):  # where a setting stands is none
             found.append(_SECRETS.get(table.name, f"[[{table.name}]]"))
     return found
 
@@ -243,22 +250,30 @@ def load(
     """
     document, lines = parse(path)
     problems = Problems(path, lines)
-    environ = _with_credentials(path, environ)
+    credentials = Credentials(path, environ)
     tables = _tables(document, problems)
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
     lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
     together.check_times(values["sync"], minimum_interval, problems)
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
-    _take_database(values["database"], environ, problems)
-    _complete_publish(lists["publish"], environ, problems)
+    _take_database(values["database"], credentials, problems)
+    _complete_publish(lists["publish"], credentials, problems)
     together.check_columns(lists["publish"], problems)
-    together.check_paths(path, values, lists, Path(environ["CREDENTIALS_DIRECTORY"] or os.devnull), problems)
-    secrets = _find_secrets(lists["webhooks"], path.parent, environ, problems)
-    key, key_from = _find_key(values["billetweb"], path, environ, problems)
+    together.check_paths(path, values, lists, credentials.folder, problems)
+    secrets = _find_secrets(lists["webhooks"], path.parent, credentials, problems)
+    key, key_from = _find_key(values["billetweb"], path, environ, credentials, problems)
     problems.raise_any()
     records: dict[str, Any] = {name: record(**values[name]) for name, record in _TABLES.items()}
     many: dict[str, Any] = {name: tuple(_LISTS[name](**row) for row in rows) for name, rows in lists.items()}
-    return Config(**records, **many, webhook_secrets=secrets, key=Secret(key), key_from=key_from, path=path)
+    return Config(
+        **records,
+        **many,
+        webhook_secrets=secrets,
+        key=Secret(key),
+        key_from=key_from,
+        credentials=credentials.used,
+        path=path,
+    )
 
 
 _WHERE_KEYS_GO = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
@@ -337,16 +352,16 @@ def _take_user(
             raise ValueError("missing: `syncd setup` asks for it; or write the account number here")
 
 
-def _take_database(values: dict[str, Any], environ: Mapping[str, str], problems: Problems) -> None:
-    if credential := readers.credential("database-url", environ):
+def _take_database(values: dict[str, Any], credentials: Credentials, problems: Problems) -> None:
+    if "database-url" in credentials:
         with problems.of(outside='credential "database-url"'):
-            values["url"] = readers.database(readers.short_text(credential))
+            values["url"] = readers.database(credentials.text("database-url"))
 
 
 _TAKEN = '"{}" is another one\'s name already: give each its own with `name = "…"`'
 
 
-def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], problems: Problems) -> None:
+def _complete_publish(rows: list[dict[str, Any]], credentials: Credentials, problems: Problems) -> None:
     """Give each target its name and what its credential says; no two have one name."""
     names: set[str] = set()
     for number, values in enumerate(rows, 1):
@@ -359,13 +374,13 @@ def _complete_publish(rows: list[dict[str, Any]], environ: Mapping[str, str], pr
             if name in names:
                 raise ValueError(_TAKEN.format(name))
             names.add(name)
-            if credential := readers.credential(f"publish-{name}", environ):
-                with problems.of(outside=f'credential "publish-{name}"'):
-                    values["database"] = readers.other_database(readers.short_text(credential))
+            if (credential := f"publish-{name}") in credentials:
+                with problems.of(outside=f'credential "{credential}"'):
+                    values["database"] = readers.other_database(credentials.text(credential))
 
 
 def _find_secrets(
-    rows: list[dict[str, Any]], folder: Path, environ: Mapping[str, str], problems: Problems
+    rows: list[dict[str, Any]], folder: Path, credentials: Credentials, problems: Problems
 ) -> dict[str, tuple[Secret, ...]]:
     """Return what signs for each endpoint, by its name: of its credential, else of its file."""
     found: dict[str, tuple[Secret, ...]] = {}
@@ -375,12 +390,12 @@ def _find_secrets(
             if name in found:
                 raise ValueError(_TAKEN.format(name))
             found[name] = ()
-            if credential := readers.credential(f"webhook-{name}", environ):
-                with problems.of(outside=f'credential "webhook-{name}"'):
-                    found[name] = _secrets(credential)
+            if (credential := f"webhook-{name}") in credentials:
+                with problems.of(outside=f'credential "{credential}"'):
+                    found[name] = _secrets(credentials.text(credential))
             elif file:
                 with problems.of(table, "secret_file"):
-                    found[name] = _secrets(folder / file, private=True)
+                    found[name] = _secrets(readers.short_text(folder / file, private=True))
             elif "secret_file" in rows[number - 1]:  # otherwise it was refused, and noted, already
                 raise ValueError(
                     f'no secret: give the systemd credential "webhook-{name}", or use webhooks.secret_file'
@@ -388,45 +403,38 @@ def _find_secrets(
     return found
 
 
-def _secrets(path: Path, *, private: bool = False) -> tuple[Secret, ...]:
-    return tuple(map(Secret, readers.signing_secrets(readers.short_text(path, private=private))))
+def _secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(map(Secret, readers.signing_secrets(text)))
 
 
 def _find_key(
-    values: dict[str, Any], path: Path, environ: Mapping[str, str], problems: Problems
+    values: dict[str, Any],
+    path: Path,
+    environ: Mapping[str, str],
+    credentials: Credentials,
+    problems: Problems,
 ) -> tuple[str, str]:
     """Return the API key from the first place that has one, and that place; "" where that was noted."""
     user = values.get("user")
     if "BILLETWEB_KEY" in environ:
         with problems.of(outside="$BILLETWEB_KEY"):
             return readers.key(environ["BILLETWEB_KEY"], user), "$BILLETWEB_KEY"
-    elif credential := readers.credential("billetweb-key", environ):
+    elif "billetweb-key" in credentials:
         with problems.of(outside='credential "billetweb-key"'):
-            is_ours = credential.parent == credentials_beside(path)  # else it is systemd's, which sees to it
-            return readers.key(readers.short_text(credential, private=is_ours), user), f"{credential}"
+            key = readers.key(credentials.text("billetweb-key"), user)
+            return key, f"{credentials.used['billetweb-key']}"
     elif values.get("key_file"):
         with problems.of("billetweb", "key_file"):
             file = path.parent / values["key_file"]
             return readers.key(readers.short_text(file, private=True), user), f"{file}"
     elif "key_file" in values:  # otherwise it was refused, and noted, already
         with problems.of(outside="API key"):
-            raise ValueError(f"missing: {_where_the_key_goes(path)}")
+            raise ValueError(f"missing: {_where_the_key_goes(credentials.beside)}")
     return "", ""
 
 
-def credentials_beside(path: Path) -> Path:
-    """Return the folder with the credentials of a configuration, where the supplied units have them too."""
-    return path.parent / "credentials" / ("" if path.name == "config.toml" else path.stem)
-
-
-def _with_credentials(path: Path, environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Give `environ` with the folder beside the configuration for credentials, where systemd gave none."""
-    return {"CREDENTIALS_DIRECTORY": f"{credentials_beside(path)}", **environ}
-
-
-def _where_the_key_goes(path: Path) -> str:
-    """Return what to do where no key was found."""
-    folder = credentials_beside(path)
+def _where_the_key_goes(folder: Path) -> str:
+    """Return what to do where no key was found; a credential's file would be in that folder."""
     is_closed = os.path.lexists(folder) and not os.access(folder, os.X_OK)
     hint = f"; this user may not look into {folder}" if is_closed else ""
     return f"`syncd setup` writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"

@@ -9,24 +9,11 @@ import codecs
 import os
 import re
 import stat
-from collections.abc import Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 
 from syncd.text import parse_duration
-
-
-def credential(name: str, environ: Mapping[str, str]) -> Path | None:
-    """Return a systemd credential's file, if there is one. Source: systemd.exec(5), LoadCredential.
-
-    One that holds a line break alone stands for none: the unit sets it where there is nothing to load.
-    """
-    path = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull, name)
-    try:
-        return path if path.stat().st_size > 1 else None
-    except OSError:  # none, or a closed folder
-        return None
 
 
 def short_text(path: Path, *, private: bool = False) -> str:

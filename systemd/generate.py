@@ -60,7 +60,8 @@ once and shows how the daemon fares.""",
             "BILLETWEB_KEY": "The API key. It wins over the systemd credential billetweb-key, and that over "
             "the key_file of the configuration.",
             "BILLETWEB_USER": "The account number. It wins over the configuration.",
-            "CREDENTIALS_DIRECTORY": "Set by systemd: holds the credentials billetweb-key and database-url.",
+            "CREDENTIALS_DIRECTORY": "Set by systemd: holds the credentials billetweb-key, database-url, "
+            "publish-NAME and webhook-NAME.",
             "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_FDS, LISTEN_PID, JOURNAL_STREAM": (
                 "Set by systemd: see sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5)."
             ),

@@ -14,19 +14,8 @@ import syncd
 
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
-    *(
-        "__init__",
-        "errors",
-        "model",
-        "text",
-        "clock",
-        "threads",
-        "web",
-        "readers",
-        "toml",
-        "together",
-        "config",
-    ),
+    *("__init__", "errors", "model", "text", "clock", "threads", "web"),
+    *("readers", "toml", "credentials", "together", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
 )
@@ -36,6 +25,7 @@ ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threa
     "web": {"errors"},
     "readers": {"text"},
     "toml": {"errors", "readers"},
+    "credentials": {"readers"},
     "together": {"readers", "toml"},
     "mirror": {"model"},
     "ctl": {"__init__", "text"},

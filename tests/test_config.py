@@ -22,7 +22,7 @@ CREDENTIALS = {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": CANARY}
 NO_SECRET = 'no secret: give the systemd credential "webhook-NAME", or use webhooks.secret_file'
 PLACES = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
 LISTS = ["publish", "feeds", "webhooks"]
-NOT_IN_IT = ("key", "key_from", "path", "webhook_secrets")
+NOT_IN_IT = ("key", "key_from", "path", "webhook_secrets", "credentials")
 TABLES = [name for name in Config.__struct_fields__ if name not in (*NOT_IN_IT, *LISTS)]
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 OTHER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -796,6 +796,29 @@ def test_key_that_everybody_can_read_is_used(write: Write, tmp_path: Path, mode:
     (tmp_path / "key").chmod(mode)
     [problem] = problems(path, {"BILLETWEB_USER": "1"})
     assert problem.endswith("every user of this machine can open that file: run chmod o-rw on it")
+
+
+@pytest.mark.parametrize("name", ["billetweb-key", "database-url", "publish-Formation", "webhook-site"])
+def test_credential_that_everybody_can_read_is_used(write: Write, tmp_path: Path, name: str) -> None:
+    """One beside the configuration is refused, whichever it is; of systemd's it is not asked."""
+    text = {"billetweb-key": CANARY, "webhook-site": SECRET}.get(name, "sqlite:////a.db")
+    path = write(f"{PUBLISH}{WEBHOOK}".replace("secret_file", "# secret_file"))
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    for each, good in {"billetweb-key": CANARY, "webhook-site": SECRET, name: text}.items():
+        (folder / each).write_text(good)
+        (folder / each).chmod(0o600)
+    environ = {"BILLETWEB_USER": "1"}
+    assert load(path, environ).credentials[name] == folder / name
+    (folder / name).chmod(0o604)
+    assert problems(path, environ) == [
+        f'credential "{name}": every user of this machine can open that file: run chmod o-rw on it'
+    ]
+    of_systemd = folder.rename(tmp_path / "run")
+    assert (
+        load(path, environ | {"CREDENTIALS_DIRECTORY": f"{of_systemd}"}).credentials[name]
+        == of_systemd / name
+    )
 
 
 def test_odd_key_file_hangs_the_start(write: Write, tmp_path: Path) -> None:

@@ -89,14 +89,18 @@ def _told(config: Config) -> list[str]:
     socket = config.control.socket
     named = "" if socket == ControlConfig().socket else f" --socket {shlex.quote(f'{socket}')}"
     holds = engine.contents(config.database.url) or "empty yet; the first run fills it"
+
+    def source(name: str) -> str:
+        return f" (credential {config.credentials[name]})" if name in config.credentials else ""
+
     parts = {
-        "publish": [target.name for target in config.publish],
+        "publish": [target.name + source(f"publish-{target.name}") for target in config.publish],
         "feeds": [f"{feed.path}" for feed in config.feeds],
-        "webhooks": [endpoint.name for endpoint in config.webhooks],
+        "webhooks": [endpoint.name + source(f"webhook-{endpoint.name}") for endpoint in config.webhooks],
     }
     return [
         f"account   {config.billetweb.user}, with the key from {config.key_from}",
-        f"database  {engine.masked(config.database.url)}: {holds}",
+        f"database  {engine.masked(config.database.url)}: {holds}{source('database-url')}",
         f"socket    {config.control.socket}",
         *(f"{kind:9} {', '.join(names)}" for kind, names in parts.items() if names),
         f"next      `systemctl start syncd` under systemd, else `{run}`; then `{syncctl}{named} status`",

@@ -23,7 +23,8 @@ from syncd import readers, web
 from syncd.billetweb.client import Billetweb
 from syncd.cli.check import asking
 from syncd.cli.typed import program
-from syncd.config import BilletwebConfig, Secret, SyncConfig, credentials_beside
+from syncd.config import BilletwebConfig, Secret, SyncConfig
+from syncd.credentials import credentials_beside
 from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError
 from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor

@@ -65,6 +65,28 @@ def test_check_of_good_settings_complains(
     assert capsys.readouterr().out.startswith(f"{path} is good, and Billetweb answers\n")
 
 
+@pytest.mark.sqlite_only("about what is said of credentials")
+def test_credential_that_the_unit_does_not_load_passes_for_one(
+    home: Path, base_url: str, capsys: Capsys
+) -> None:
+    """What came from a credential, and not from the file, is told with its place."""
+    path = write_config(home, base_url)
+    with path.open("a") as file:
+        file.write('[[webhooks]]\nname = "site"\nurl = "http://127.0.0.1:9/"\non = ["doubt"]\n')
+    (home / "credentials").mkdir()
+    said = {
+        "database-url": f"sqlite:///{home}/a.db",
+        "webhook-site": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+    }
+    for name, text in said.items():
+        (home / "credentials" / name).touch(mode=0o600)
+        (home / "credentials" / name).write_text(text)
+    assert main(["check", "--config", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert f"a.db: empty yet; the first run fills it (credential {home}/credentials/database-url)\n" in told
+    assert f"  webhooks  site (credential {home}/credentials/webhook-site)\n" in told
+
+
 def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) -> None:
     """Every mistake in the file is told at once; so is every one outside of it: folders and key together."""
     bad = {"sync": {"interval": "1s", "jitterr": "1s"}, "control": {"mode": "0666"}}
