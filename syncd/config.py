@@ -259,6 +259,7 @@ def load(
     _take_database(values["database"], credentials, problems)
     _complete_publish(lists["publish"], credentials, problems)
     together.check_columns(lists["publish"], problems)
+    together.check_kinds(lists["webhooks"], values["sync"], problems)
     together.check_paths(path, values, lists, credentials.folder, problems)
     secrets = _find_secrets(lists["webhooks"], path.parent, credentials, problems)
     key, key_from = _find_key(values["billetweb"], path, environ, credentials, problems)

@@ -196,8 +196,10 @@ def endpoint(value: object) -> str:
 
 def kinds(value: object, *allowed: str) -> tuple[str, ...]:
     """Return some of the words that are allowed, each once."""
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise must(f"be a list of some of {', '.join(allowed)}", value)
+    if not value:
+        raise ValueError(f"must name at least one of {', '.join(allowed)}")
     for word in value:
         if not isinstance(word, str) or word not in allowed:
             near = get_close_matches(word, allowed, n=1, cutoff=0.6) if isinstance(word, str) else []

@@ -87,3 +87,12 @@ def check_columns(rows: Iterable[Values], problems: Problems) -> None:
                     if each in parts:
                         raise ValueError(f'"{each}" is the column of publish.{parts[each]} already')
                     parts[each] = key
+
+
+def check_kinds(rows: Iterable[Values], sync: Values, problems: Problems) -> None:
+    """Refuse to tell an endpoint of orders that nobody reads."""
+    for number, values in enumerate(rows, 1):
+        orders = [each for each in values.get("on", ()) if each.startswith("order.")]
+        with problems.of(f"webhooks[{number}]", "on"):
+            if orders and sync.get("attendees") == "none":
+                raise ValueError(f'{orders[0]} is told only where sync.attendees is "minimal" or "full"')

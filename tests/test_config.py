@@ -367,7 +367,7 @@ def test_two_endpoints_share_a_name(write: Write, tmp_path: Path) -> None:
         ("url = 'https://example.org/hook?a b'", "has characters in its query"),
         ("url = 'https://example.org/hook#part'", "without user, password"),
         ("name = '../x'", "must be of letters"),
-        ("on = []", "must be a list of some of event.new"),
+        ("on = []", "must name at least one of event.new"),
         ("on = 'event.full'", "must be a list of some of event.new"),
         ("on = ['event.ful']", '"event.ful" is nothing that is told: did you mean "event.full"?'),
         ("on = [['doubt']]", "a list is nothing that is told"),
@@ -384,6 +384,17 @@ def test_endpoint_that_can_never_be_told_is_taken(write: Write, tmp_path: Path, 
     [problem] = problems(write("\n".join([*kept, line])), environ)
     assert f": webhooks[1].{key}: " in problem
     assert what in problem
+
+
+def test_orders_are_waited_for_that_nobody_reads(write: Write, tmp_path: Path) -> None:
+    """An endpoint is told of orders only where attendees are mirrored: else it is refused."""
+    environ = CREDENTIALS | credential(tmp_path, "webhook-site", SECRET)
+    orders = WEBHOOK.replace('"doubt"', '"order.refunded"')
+    [problem] = problems(write(orders), environ)
+    assert problem.startswith(
+        "config.toml:6: webhooks[1].on: order.refunded is told only where sync.attendees"
+    )
+    assert load(write(f"sync.attendees = 'minimal'\n{orders}"), environ).webhooks
 
 
 @pytest.mark.parametrize(
