@@ -270,6 +270,8 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
 def _on_a_stop(task: asyncio.Task[None]) -> None:
     """Have a signal end this."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it
+            continue
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 

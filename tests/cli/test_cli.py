@@ -3,19 +3,34 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.processes import SYNCD, DaemonProcess, environment, syncd, write_config
+from support.processes import (
+    FORKED,
+    PATIENCE_S,
+    SYNCD,
+    DaemonProcess,
+    Process,
+    environment,
+    eventually,
+    started,
+    syncd,
+    write_config,
+)
 from support.real_databases import query, url_at
 from support.variants import mostly_slow
 
 from syncd import __version__
 from syncd.cli.main import main, parse, parser
 from syncd.database.engine import masked
-from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
+from syncd.standin.server import Fault, StandIn, error_object, hang, restricted, truncated, unauthorized
 
 Capsys = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("log_lines", "instant_retries")
@@ -290,6 +305,36 @@ def test_once_beside_daemon_writes(home: Path, standin: StandIn, base_url: str) 
         before = len(standin.requests)
         assert main(["once", "--config", str(daemon.config)]) == 75
         assert len(standin.requests) == before
+
+
+UNDER_NOHUP = [
+    *FORKED[:2],
+    f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {FORKED[2]}",
+]
+
+
+@contextmanager
+def once(config: Path, program: Sequence[str] = FORKED) -> Iterator[Process]:
+    """Give `syncd once` at its work."""
+    with Path(os.devnull).open("r+") as nothing:
+        process = started([*program, "once", "--config", str(config)], {}, [nothing.fileno()] * 3)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_nohup_ends_with_its_terminal(home: Path, standin: StandIn, base_url: str) -> None:
+    """Where SIGHUP is ignored from outside, a run goes on over one, and ends by itself."""
+    standin.fail("/event/900001/avail", hang)
+    with once(write_config(home, base_url), UNDER_NOHUP) as process:
+        eventually(lambda: any(each.path == "/event/900001/avail" for each in standin.requests))
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        standin.heal()
+        assert process.wait(PATIENCE_S) == 0
+    assert query(url_at(home / "syncd.db"), "SELECT outcome FROM syncd_runs") == [("ok",)]
 
 
 WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
