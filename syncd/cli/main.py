@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -255,24 +255,43 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
             await account.open()
             run = account.runner.request("once", full=full)
             account.runner.serve()
-            _on_a_stop(account.runner.task)
+            stop = _Stop()
+            stop.ends(account.runner.task)
             await account.runner.wait(run)
             if run.outcome != "cancelled":
-                sending = asyncio.create_task(account.webhooks.send_due(SENDING_S))
-                _on_a_stop(sending)
-                await asyncio.wait({sending})
+                await stop.awaited(account.webhooks.send_due(SENDING_S))
         finally:
             await account.close()
-    await ping(config.heartbeat.url, run)
+    await stop.awaited(ping(config.heartbeat.url, run))
     return run
 
 
-def _on_a_stop(task: asyncio.Task[None]) -> None:
-    """Have a signal end this."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it
-            continue
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+class _Stop:
+    """A signal, once it came: it ends what is under way, and what would come after that."""
+
+    def __init__(self) -> None:
+        self._under_way: asyncio.Task[None] | None = None
+        self._came = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                asyncio.get_running_loop().add_signal_handler(number, self._come)
+
+    def ends(self, task: asyncio.Task[None]) -> None:
+        """Have it end this."""
+        self._under_way = task
+        if self._came:
+            task.cancel()
+
+    async def awaited(self, work: Coroutine[None, None, None]) -> None:
+        """Do this, unless it came."""
+        task = asyncio.create_task(work)
+        self.ends(task)
+        await asyncio.wait({task})
+
+    def _come(self) -> None:
+        self._came = True
+        if self._under_way:
+            self._under_way.cancel()
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:

@@ -337,6 +337,19 @@ def test_nohup_ends_with_its_terminal(home: Path, standin: StandIn, base_url: st
     assert query(url_at(home / "syncd.db"), "SELECT outcome FROM syncd_runs") == [("ok",)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_silent_monitor_outlasts_a_signal(
+    home: Path, standin: StandIn, base_url: str, number: signal.Signals
+) -> None:
+    """A heartbeat that hangs ends with the first signal; the run before it was a good one."""
+    standin.fail("/monitor", hang)
+    with once(write_config(home, base_url, {"heartbeat": {"url": f"{base_url}/monitor"}})) as process:
+        eventually(lambda: standin.requests and standin.requests[-1].path == "/monitor")
+        process.send_signal(number)
+        assert process.wait(3) == 0
+    standin.heal()
+
+
 WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
 ODD_PATHS = ("", "/fifo", "/loop", "/loop/x", "/plain/x", "/closed/x", "/" + "x" * 300)
 
