@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for problem in problems:
                 logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
-    except KeyboardInterrupt:  # before there was anything to stop
-        return 0 if arguments.command in (_run, _once, _demo) else EXIT_INTERRUPTED
+    except KeyboardInterrupt:  # before there was anything to stop: `once` has nothing done of what was asked
+        return 0 if arguments.command in (_run, _demo) else EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last door: nothing may leave it unredacted
         record = logger.bind(event="error.internal").opt(exception=error)
         record.critical("unexpected {}; please report this", type(error).__name__)

@@ -337,6 +337,19 @@ def test_nohup_ends_with_its_terminal(home: Path, standin: StandIn, base_url: st
     assert query(url_at(home / "syncd.db"), "SELECT outcome FROM syncd_runs") == [("ok",)]
 
 
+@pytest.mark.parametrize(("command", "code"), [("once", 130), ("check", 130), ("run", 0)])
+def test_run_that_never_began_looks_like_success(
+    home: Path, base_url: str, monkeypatch: pytest.MonkeyPatch, command: str, code: int
+) -> None:
+    """Ctrl-C before anything is done is no success, but for the daemon, which was only to be stopped."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("syncd.cli.main.load", interrupted)
+    assert main([command, "--config", str(write_config(home, base_url))]) == code
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_silent_monitor_outlasts_a_signal(
     home: Path, standin: StandIn, base_url: str, number: signal.Signals
