@@ -23,7 +23,7 @@ from syncd import readers, web
 from syncd.billetweb.client import Billetweb
 from syncd.cli.check import asking
 from syncd.cli.typed import program
-from syncd.config import BilletwebConfig, Secret, SyncConfig
+from syncd.config import BilletwebConfig, ControlConfig, Secret, SyncConfig
 from syncd.credentials import credentials_beside
 from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError
 from syncd.feed.files import NotReplaced, replace
@@ -98,7 +98,7 @@ def setup(options: Options, redact: Redactor) -> int:
             raise ConfigError([f"{each} is no regular file: nothing was written"])
     _put(key_path, f"{key.value}\n", 0o600)
     _put(path, config, 0o640, group=GROUP)
-    _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path)}")
+    _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path, _socket(config))}")
     return 0
 
 
@@ -306,17 +306,23 @@ def _group(name: str) -> int | None:
         return None
 
 
-def _next(path: Path) -> str:
+def _socket(config: str) -> str:
+    """Return the socket that a configuration leads to."""
+    control = tomllib.loads(config).get("control")
+    named = control.get("socket") if isinstance(control, dict) else None
+    return f"{named or ControlConfig().socket}"
+
+
+def _next(path: Path, socket: str) -> str:
     """Return the commands that come next, a line each."""
+    named = "" if socket == f"{ControlConfig().socket}" else f"--socket {shlex.quote(socket)} "
     if path.parent == SYSTEM:
         unit = "syncd" if path.stem == "config" else f"syncd@{path.stem}"
-        socket = "" if path.stem == "config" else f"--socket /run/syncd/{path.stem}/syncd.sock "
-        return f"  systemctl enable --now {unit}\n  syncctl {socket}status"
-    config, socket = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".sock")))
-    syncd, syncctl = program("syncd"), program("syncctl")
+        return f"  systemctl enable --now {unit}\n  syncctl {named}status"
+    config, syncd, syncctl = shlex.quote(str(path)), program("syncd"), program("syncctl")
     return (
         f"  {syncd} check --online --config {config}\n  {syncd} run --config {config}\n\n"
-        f"and in another terminal:\n  {syncctl} --socket {socket} status"
+        f"and in another terminal:\n  {syncctl} {named}status"
     )
 
 

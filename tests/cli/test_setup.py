@@ -193,6 +193,20 @@ def test_the_sample_passes_for_somebodys_settings(tmp_path: Path, base_url: str,
 
 
 @pytest.mark.parametrize(
+    ("control", "option"),
+    [
+        ("[control]\nsocket = '/run/my own.sock'", "--socket '/run/my own.sock' "),
+        ("", ""),
+        ("control = 1", ""),
+    ],
+)
+def test_next_names_a_socket_of_nobody(tmp_path: Path, base_url: str, control: str, option: str) -> None:
+    """What is typed next asks on the socket that the configuration says, which was there before."""
+    (tmp_path / "config.toml").write_text(f"{control}\n[billetweb]\nuser = ''\n")
+    assert setup(tmp_path, base_url).stdout.endswith(f"syncctl {option}status\n")
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("[billetweb\n", "cannot be read"),
