@@ -95,7 +95,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; what is wrong ends in SystemExit(2), and says what was meant."""
     top = parser()
     commands = top.get_default("commands")
-    word = argv[0] if argv else ""
+    word = argv[0].partition("=")[0] if argv else ""
+    owners = [name for name, each in commands.items() if word in each._option_string_actions]  # noqa: SLF001
+    if owners and word not in ("-h", "--help"):
+        command = next((each for each in argv if each in owners), owners[0])
+        top.error(f"{word} belongs after the command: `syncd {command} {word}`")
     if word and not word.startswith("-") and word not in commands:
         top.error(f"there is no command {word!r}{text.meant(word, commands)} `syncd --help` lists them")
     arguments, unknown = top.parse_known_args(argv)

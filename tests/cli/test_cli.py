@@ -510,6 +510,9 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
         ("frobnicate", "there is no command 'frobnicate'; `syncd --help` lists them"),
         ("once --fulll", "once has no --fulll; did you mean `--full`?"),
         ("--fulll once", "once has no --fulll; did you mean `--full`?"),
+        ("--config=my.toml once", "--config belongs after the command: `syncd once --config`"),
+        ("--config my.toml run", "--config belongs after the command: `syncd run --config`"),
+        ("--full", "--full belongs after the command: `syncd once --full`"),
         ("check --full", "check has no --full; `syncd check --help` lists what it has"),
     ],
 )
