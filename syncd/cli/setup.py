@@ -179,7 +179,7 @@ def _read(what: str, reader: Callable[[], str]) -> str:
     try:
         return reader()
     except EOFError:
-        raise SystemExit(ENDED) from None
+        raise _Ended([ENDED]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{what}: {(isinstance(error, OSError) and error.strerror) or error}"]) from None
 

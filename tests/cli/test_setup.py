@@ -1,6 +1,7 @@
 """`syncd setup`: what a new user is asked, what is written, and what is left alone."""
 
 import base64
+import contextlib
 import grp
 import io
 import os
@@ -108,19 +109,26 @@ def test_a_person_is_not_asked(tmp_path: Path, base_url: str, standin: StandIn) 
     assert settings["sync"]["attendees"] == "full"
 
 
-def test_a_person_who_leaves_is_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "question"), [([], b"Account number"), (["--user", "12345"], b"API key (is not shown): ")]
+)
+def test_a_person_who_leaves_is_asked_again(tmp_path: Path, options: list[str], question: bytes) -> None:
     """Ctrl-D in the place of an answer ends it; nothing is written."""
     master, slave = pty.openpty()
-    command = [*SYNCD, "setup", "--config", str(tmp_path / "config.toml")]
+    command = [*SYNCD, "setup", "--config", str(tmp_path / "config.toml"), *options]
     with subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=subprocess.PIPE, env=environment(), start_new_session=True
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True
     ) as process:
         os.close(slave)
-        assert os.read(master, 4096).startswith(b"Account number")
+        shown = os.read(master, 4096)
         os.write(master, b"\x04")
-        _, said = process.communicate(timeout=20)
+        with contextlib.suppress(OSError):  # Linux's end of a terminal
+            while more := os.read(master, 4096):
+                shown += more
+        assert process.wait(20) == 78
     os.close(master)
-    assert (process.returncode, said) == (78, b"the answers ended: nothing was written\n")
+    assert shown.startswith(question)
+    assert shown.endswith(b"the answers ended: nothing was written\r\n")
     assert not [*tmp_path.iterdir()]
 
 
