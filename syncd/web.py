@@ -22,7 +22,6 @@ import httpx
 
 from syncd.errors import ConfigError
 
-PROXIES = ("http", "https", "all")
 PORTS = range(1, 65_536)  # TCP has no others
 
 
@@ -57,11 +56,7 @@ def problems(urls: Iterable[str], *, direct: Iterable[str] = ()) -> list[str]:
     Those that are `direct` go through no proxy.
     """
     parsed = [httpx.URL(url) for url in urls]
-    found: list[str] = []
-    if any(_goes_out(url) for url in parsed):
-        found += _proxy_problems()
-    if not found:  # else the proxy's own scheme is not known
-        found += {problem for url in parsed for problem in _socks_problems(url)}
+    found = [*dict.fromkeys(problem for url in parsed for problem in _proxy_problems(url))]
     if any(url.scheme == "https" for url in [*parsed, *map(httpx.URL, direct)]):
         found += _certificate_problems()
     return found
@@ -100,11 +95,14 @@ def _proxy_for(url: httpx.URL) -> tuple[str, httpx.Proxy] | None:
     """Return the proxy for an address, with its variable. Raises ValueError where that is unreadable."""
     settings = getproxies_environment()
     scheme = next((each for each in (url.scheme, "all") if settings.get(each)), None)
-    return (_variable(scheme), _proxy(settings[scheme])) if scheme and _goes_out(url) else None
+    if scheme is None or not _goes_out(url):
+        return None
+    name = _variable(scheme)
+    return name, _proxy(name, settings[scheme])
 
 
-def _proxy(setting: str) -> httpx.Proxy:
-    """Return a proxy. Raises ValueError, which shows nothing of the setting: a password may stand in it."""
+def _proxy(name: str, setting: str) -> httpx.Proxy:
+    """Return a variable's proxy. Raises ValueError, which shows nothing of it: a password may stand there."""
     try:
         proxy = httpx.Proxy(setting if "://" in setting else f"http://{setting}")
     except (httpx.InvalidURL, ValueError):
@@ -116,24 +114,19 @@ def _proxy(setting: str) -> httpx.Proxy:
         or ("/" in setting.rstrip("/") and "://" not in setting)
     ):
         raise ValueError(
-            "is no address of a proxy: those are written http://host:3128, https:// or socks5:// likewise, "
-            "with an / @ : or # in a password as %2F %40 %3A %23"
+            f"${name}: is no address of a proxy: those are written http://host:3128, https:// or socks5:// "
+            "likewise, with an / @ : or # in a password as %2F %40 %3A %23"
         )
     return proxy
 
 
-def _proxy_problems() -> Iterator[str]:
-    settings = getproxies_environment()
-    for scheme in PROXIES:
-        if settings.get(scheme):
-            try:
-                _proxy(settings[scheme])
-            except ValueError as error:
-                yield f"${_variable(scheme)}: {error}"
-
-
-def _socks_problems(url: httpx.URL) -> Iterator[str]:
-    name, proxy = _proxy_for(url) or ("", None)
+def _proxy_problems(url: httpx.URL) -> Iterator[str]:
+    """Yield what is wrong with the proxy for an address; of what no address goes through, nothing matters."""
+    try:
+        name, proxy = _proxy_for(url) or ("", None)
+    except ValueError as error:
+        yield str(error)
+        return
     if proxy and proxy.url.scheme.startswith("socks"):
         try:
             import socksio  # type: ignore[import-not-found]  # noqa: F401, PLC0415 - httpx's, for this alone

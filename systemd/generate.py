@@ -66,7 +66,7 @@ once and shows how the daemon fares.""",
                 "Set by systemd: see sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5)."
             ),
             "PGPASSFILE, PGSSLMODE and others": "With PostgreSQL, what the URL of the database leaves open.",
-            "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY": (
+            "HTTPS_PROXY, ALL_PROXY, NO_PROXY": (
                 "Proxies, and the names, domains and networks that none is for. What is for this machine "
                 "goes through none. A variable in lower case wins."
             ),

@@ -116,7 +116,7 @@ UNUSABLE = [
 
 
 @pytest.mark.parametrize("value", UNUSABLE)
-@pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "https_proxy"])
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY", "https_proxy"])
 def test_unusable_proxy_is_a_riddle(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """What is no proxy's address is named by its variable, and not shown; for this machine it matters not."""
     monkeypatch.setenv(name, value)
@@ -127,6 +127,15 @@ def test_unusable_proxy_is_a_riddle(monkeypatch: pytest.MonkeyPatch, name: str, 
         web.client(REMOTE)
     assert web.problems(["http://127.0.0.1:1/api", "https://localhost/"]) == []
     monkeypatch.setenv("NO_PROXY", "billetweb.fr")
+    assert web.problems([REMOTE]) == []
+
+
+def test_proxy_that_nothing_goes_through_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable for another scheme, or one that another goes before, may hold what it likes."""
+    monkeypatch.setenv("HTTP_PROXY", "not a proxy")
+    assert web.problems([REMOTE]) == []
+    monkeypatch.setenv("ALL_PROXY", "not a proxy")
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
     assert web.problems([REMOTE]) == []
 
 
