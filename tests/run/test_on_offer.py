@@ -1,10 +1,12 @@
 """What the public can buy changes by time alone; events without a date; events named by their slug."""
 
+import re
 from datetime import datetime, timedelta
 
 import pytest
 from conftest import MakeConfig, Rig, WaitedFor, rig_on
 from support.events import CONCERT, FESTIVAL, OUTING, WORKSHOP, asked, kinds
+from support.project import README
 
 from syncd.standin.server import StandIn, serving, with_rows
 from syncd.standin.world import PARIS, WALL
@@ -139,3 +141,14 @@ def test_an_absent_event_cannot_be_accepted_by_its_slug(rig: Rig, standin: Stand
     run = rig.run("manual", accept=True, events=(slug,))
     assert (run.outcome, run.accepted) == ("ok", [CONCERT])
     assert rig.sql("SELECT id FROM billetweb_events WHERE vanished_at IS NOT NULL") == [(CONCERT,)]
+
+
+def test_a_query_of_the_readme_shows_what_nobody_can_buy(make_config: MakeConfig) -> None:
+    """The cheapest tariff of an event is one on offer, though hidden ones are cheaper, or old ones."""
+    (query,) = re.findall(r"to be had:\n\n```sql\n(.*?);\n```", README, re.DOTALL)
+    standin = StandIn(events=10, calls_per_minute=None)
+    with serving(standin) as base_url, rig_on(make_config(billetweb__base_url=base_url)) as rig:
+        rig.run()
+        names = [name for _, name, _ in rig.sql(query)]
+        assert len(names) > 5
+        assert not {"Équipe", "Guide", "Prévente"} & {*names}
