@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
-from syncd import readers, together
+from syncd import consistency, readers
 from syncd.credentials import Credentials
 from syncd.model import AttendeeMode, Event, FeedFormat
 from syncd.toml import Problems, parse
@@ -211,16 +211,14 @@ def differing(before: Config, now: Config) -> list[str]:
         if isinstance(old, Struct):
             keys = (key.name for key in fields(old) if getattr(old, key.name) != getattr(new, key.name))
             found += [f"{table.name}.{key}" for key in keys]
-        elif old != new and table.name not in (
-            "path",
-            "key_from",
-            "credentials",
-        ):  # where a setting stands is none
+        elif old != new and table.name not in _PLACES:
             found.append(_SECRETS.get(table.name, f"[[{table.name}]]"))
     return found
 
 
 _SECRETS = {"key": "API key", "webhook_secrets": "secrets of [[webhooks]]"}
+_PLACES = ("path", "key_from", "credentials")
+"""Where a setting stands, which is none."""
 
 
 _TABLES: Mapping[str, type[Struct]] = {
@@ -254,13 +252,13 @@ def load(
     tables = _tables(document, problems)
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
     lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
-    together.check_times(values["sync"], minimum_interval, problems)
+    consistency.check_times(values["sync"], minimum_interval, problems)
     _take_user(values["billetweb"], tables["billetweb"], environ, problems)
     _take_database(values["database"], credentials, problems)
     _complete_publish(lists["publish"], credentials, problems)
-    together.check_columns(lists["publish"], problems)
-    together.check_kinds(lists["webhooks"], values["sync"], problems)
-    together.check_paths(path, values, lists, credentials.folder, problems)
+    consistency.check_columns(lists["publish"], problems)
+    consistency.check_kinds(lists["webhooks"], values["sync"], problems)
+    consistency.check_paths(path, values, lists, credentials.folder, problems)
     secrets = _find_secrets(lists["webhooks"], path.parent, credentials, problems)
     key, key_from = _find_key(values["billetweb"], path, environ, credentials, problems)
     problems.raise_any()

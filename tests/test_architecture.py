@@ -15,7 +15,7 @@ import syncd
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
     *("__init__", "errors", "model", "text", "clock", "threads", "web"),
-    *("readers", "toml", "credentials", "together", "config"),
+    *("readers", "toml", "credentials", "consistency", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
 )
@@ -26,7 +26,7 @@ ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threa
     "readers": {"text"},
     "toml": {"errors", "readers"},
     "credentials": {"readers"},
-    "together": {"readers", "toml"},
+    "consistency": {"readers", "toml"},
     "mirror": {"model"},
     "ctl": {"__init__", "text"},
 }
