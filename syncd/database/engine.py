@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, func, inspect, select, text
+from sqlalchemy import Connection, column, func, inspect, select, table, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
@@ -277,22 +277,29 @@ def _looking(url: str) -> Iterator[Connection]:
 
 def _lacking(connection: Connection) -> str:
     """Return which tables, columns and views of this version are not there, "" where all are."""
-    found = inspect(connection)
-    tables, views = {*found.get_table_names()}, {*found.get_view_names()}
+    found, here = inspect(connection), connection.dialect.default_schema_name
+    tables, views = {*found.get_table_names(here)}, {*found.get_view_names(here)}
     lacking = [f"the table {name}" for name in schema.metadata.tables if name not in tables]
     for name in schema.metadata.tables.keys() & tables:
-        columns = {column["name"] for column in found.get_columns(name)}
+        columns = {each["name"] for each in found.get_columns(name, here)}
         needed = schema.metadata.tables[name].columns.keys()
-        lacking += [f"the column {name}.{column}" for column in needed if column not in columns]
+        lacking += [f"the column {name}.{each}" for each in needed if each not in columns]
     lacking += [f"the view {name}" for name in schema.VIEWS if name not in views]
     return ", ".join(sorted(lacking))
 
 
 def _known_revision(connection: Connection) -> str | None:
-    """Return the schema's revision, None for a database without one; StoreError for one of a later syncd."""
-    if not inspect(connection).has_table(VERSION_TABLE):
+    """Return the schema's revision, None for a database without one.
+
+    Raises StoreError for one of a later syncd, and where the tables are in another schema of search_path.
+    """
+    here = connection.dialect.default_schema_name  # by name alone another syncd's tables would be found
+    if not inspect(connection).has_table(VERSION_TABLE, here):
+        if connection.dialect.name == "postgresql":
+            postgresql.refuse_elsewhere(connection, VERSION_TABLE)
         return None
-    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
+    versions = table(VERSION_TABLE, column("version_num"), schema=here)
+    revision: str | None = connection.scalar(select(versions.c.version_num))
     if revision and revision > schema.REVISION:
         raise StoreError(f"a later syncd wrote the database (schema {revision}); install that version")
     return revision

@@ -193,6 +193,22 @@ def obstacle(connection: Connection, revision: str | None) -> str | None:
     return None if may_stage else f"the user {user} lacks the right TEMPORARY on the database"
 
 
+def refuse_elsewhere(connection: Connection, table: str) -> None:
+    """Raise StoreError where a table that is not in the first schema of search_path is in a later one."""
+    elsewhere, here = connection.execute(
+        text(
+            "SELECT (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass(:table)),"
+            " quote_ident(current_schema())"
+        ),
+        {"table": table},
+    ).one()
+    if elsewhere:
+        raise StoreError(
+            f"search_path begins with {here}, and syncd's tables are in {elsewhere}: let it begin with"
+            f" {elsewhere} to go on with them, or leave {elsewhere} out to begin anew in {here}"
+        )
+
+
 def _engine(
     url: str,
     session: Mapping[str, str],

@@ -16,7 +16,7 @@ from support.pooler import NEEDS_POOLER, pooled
 from support.processes import DaemonProcess, syncd, write_config
 from support.real_databases import Server, query
 
-from syncd.database import runs, schema
+from syncd.database import runs, schema, state
 from syncd.database.engine import Database, check
 from syncd.database.postgresql import POOLED
 from syncd.errors import AlreadyRunning, StoreError
@@ -162,6 +162,25 @@ def test_tables_go_to_another_schema_than_the_one_asked_for(url: str) -> None:
     assert refusal(f"{url}&options=-csearch_path%3D%22No%22,public").startswith(
         "the schema No of search_path"
     )
+
+
+def test_two_syncds_write_the_same_tables(url: str) -> None:
+    """Each has its own in the first schema of its search_path; those of a later one are another's."""
+    query(url, "CREATE SCHEMA billetweb")
+    alone, beside = (f"{url}&options=-csearch_path%3D{path}" for path in ("billetweb", "billetweb,public"))
+    with opened(url):
+        assert refusal(beside) == (
+            "search_path begins with billetweb, and syncd's tables are in public: let it begin with public to"
+            " go on with them, or leave public out to begin anew in billetweb"
+        )
+        with opened(alone):
+            pass
+        with opened(beside) as database, database.begin(write=True) as connection:
+            state.put(connection, "who", "another")
+        assert query(url, "SELECT * FROM public.syncd_state") == []
+        assert check(beside) is None
+        query(url, "DROP TABLE billetweb.syncd_state")
+        assert "missing, though syncd made it: the table syncd_state" in (check(beside) or "")
 
 
 def test_a_reader_follows_a_changed_search_path(url: str, make_config: MakeConfig) -> None:
