@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select
 
 from syncd.database import schema
 from syncd.model import Counts, Outcome, Run, RunError
@@ -63,11 +63,15 @@ def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
 
 
 def outcome_before(connection: Connection, run: Run) -> Outcome | None:
-    """Return how the latest run of the whole account ended that was not cancelled, this one left aside."""
+    """Return how the latest run of the whole account ended that was not cancelled, this one left aside.
+
+    By their ids: to a run of a clock that was ahead all others would be earlier, for years.
+    """
     runs = schema.runs.c
     ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled", runs.id != run.id)
-    query = select(runs.outcome).where(*ended).order_by(runs.finished_at.desc(), runs.id.desc()).limit(1)
-    before: Outcome | None = connection.scalar(query)
+    before: Outcome | None = connection.scalar(
+        select(runs.outcome).where(*ended).order_by(runs.id.desc()).limit(1)
+    )
     return before
 
 
@@ -77,17 +81,11 @@ def find(connection: Connection, run_id: int) -> Run | None:
 
 
 def latest(connection: Connection, limit: int, before: int | None) -> list[Run]:
-    """Return the latest runs that began, newest first; those that began before the run `before`."""
+    """Return the latest runs that began, newest first by their ids; those before the run `before`."""
     runs = schema.runs.c
-    query = (
-        select(schema.runs)
-        .where(runs.started_at.is_not(None))
-        .order_by(runs.started_at.desc(), runs.id.desc())
-        .limit(limit)
-    )
+    query = select(schema.runs).where(runs.started_at.is_not(None)).order_by(runs.id.desc()).limit(limit)
     if before is not None:
-        start = select(runs.started_at).where(runs.id == before).scalar_subquery()
-        query = query.where(or_(runs.started_at < start, and_(runs.started_at == start, runs.id < before)))
+        query = query.where(runs.id < before)
     return [_run(row) for row in _all(connection, query)]
 
 

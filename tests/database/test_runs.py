@@ -256,6 +256,13 @@ def test_a_run_that_waits_is_history(database: Database) -> None:
     assert latest(database) == []
 
 
+def test_a_clock_that_was_ahead_heads_every_page(database: Database) -> None:
+    """A run of another year stands where it was carried out, and so do those before and after it."""
+    ids = put(database, *(run(started_at=NOW + timedelta(days=days)) for days in (0, 900, -900, 1)))
+    assert [each.id for each in latest(database)] == ids[::-1]
+    assert [each.id for each in latest(database, 9, ids[1])] == ids[:1]
+
+
 # --- what a crash left
 
 
@@ -333,6 +340,18 @@ def test_a_clock_that_was_ahead_hides_what_came_after(database: Database) -> Non
     assert (history.whole_outcome, history.consecutive_failures) == ("failed", 1)
     assert (history.last_success_at, history.last_full_at) == (None, None)
     assert history.last_synced_at == NOW + 2 * MINUTE
+
+
+def test_a_clock_that_was_ahead_makes_each_run_a_recovery(database: Database) -> None:
+    """The first good run after a failed one recovers, whatever its clock said, and no other does."""
+    far = NOW + timedelta(days=900)
+    put(database, run(1), run(outcome="failed", started_at=far, finished_at=far))
+    before = []
+    for each in (run(2), run(3), run(4)):
+        with database.begin() as connection:
+            before.append(runs.outcome_before(connection, each))
+        put(database, each)
+    assert before == ["failed", "ok", "ok"]
 
 
 some_runs = st.lists(
