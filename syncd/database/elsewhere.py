@@ -72,10 +72,10 @@ def told(error: SQLAlchemyError) -> str:
 def _file(url: str) -> Engine:
     """Return an engine for a SQLite file that is there, which keeps its journal mode."""
     path = sqlite.path_of(url)
+    if trouble := sqlite.obstacle(path):  # asked first: for a closed folder `exists` raises
+        raise StoreError(trouble)
     if not path.exists():
         raise StoreError(f"there is no file {path}")
-    if trouble := sqlite.obstacle(path):
-        raise StoreError(trouble)
     made = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(

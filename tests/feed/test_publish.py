@@ -13,6 +13,7 @@ from msgspec import structs
 from sqlalchemy import Engine, event
 from support import site
 from support.mariadb import Server, obstacle
+from support.processes import as_nobody
 from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
 
 from syncd.config import Config, PublishConfig
@@ -489,6 +490,22 @@ def test_file_that_is_not_there_is_made(make_config: MakeConfig, tmp_path: Path)
         f"publish formation: there is no file {tmp_path}/lost.db"
     ]
     assert not (tmp_path / "lost.db").exists()
+
+
+@pytest.mark.sqlite_only("a file's")
+def test_closed_folder_ends_the_check(make_config: MakeConfig, home: Path) -> None:
+    """A file that this user cannot reach, in a container's volume say, is that target's problem alone."""
+    closed = home / "volumes"
+    closed.mkdir()
+    site.make(f"sqlite:///{closed}/site.db")
+    away = settings(database=f"sqlite:///{closed}/site.db")
+    config = structs.replace(make_config(), publish=(away,))
+    home.chmod(0o755)
+    closed.chmod(0)
+    with as_nobody():
+        found = problems(config)
+    closed.chmod(0o700)
+    assert found == [f"publish formation: cannot use {closed}/site.db: Permission denied"]
 
 
 @pytest.mark.postgresql_only

@@ -39,6 +39,7 @@ SOCKET_ACTIVATED = ["sh", "-c", _ACTIVATE, "sh"]
 SYNCCTL = [str(Path(sys.executable).with_name("syncctl"))]
 PATIENCE_S = 45.0
 """Only what hangs takes longer, on a slow and busy machine too."""
+NOBODY = 65534
 BOOKKEEPING = {"first_seen_at", "changed_at", "vanished_at", "availability_at"}
 
 
@@ -92,6 +93,19 @@ def short_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root's rights for a while, where root runs the tests: no mode of a file binds root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def write_config(folder: Path, base_url: str, tables: Tables | None = None, *, key: str = "demo-key") -> Path:
