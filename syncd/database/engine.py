@@ -20,8 +20,9 @@ from syncd.errors import AlreadyRunning, ConfigError, StoreError, ValueRefused
 from syncd.text import count
 from syncd.threads import in_thread
 
-OF_VALUES = ("22", "23", "54")
-"""The classes of SQLSTATE for data, constraints and limits such as an index's (PostgreSQL, appendix A)."""
+OF_VALUES = ("22", "23", "54", "P0001")
+"""The classes of SQLSTATE for data, constraints and limits such as an index's, and what a trigger raises
+(PostgreSQL, appendix A)."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class Database:
             with self._transaction(held, write=write) as connection:
                 yield connection
         except SQLAlchemyError as error:
-            if _is_about_a_value(error):
+            if is_about_a_value(error):
                 raise ValueRefused(f"the database cannot hold a value: {reason(error)}") from None
             raise StoreError(f"the database did not do as asked: {reason(error)}") from None
         except AlreadyRunning as error:  # it came while this one was cut off from the server
@@ -215,7 +216,7 @@ def _joined(told: str) -> str:
     return " ".join(joined.split())
 
 
-def _is_about_a_value(error: SQLAlchemyError) -> bool:
+def is_about_a_value(error: SQLAlchemyError) -> bool:
     """Whether it is a value that the database refuses, and not what it was asked to do."""
     sqlstate = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
     return isinstance(error, DataError | IntegrityError) or sqlstate.startswith(OF_VALUES)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, NullPool, TableClause, cast, create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from syncd.errors import ConfigError, StoreError
 
@@ -60,11 +60,6 @@ def code(error: BaseException) -> int:
     """Return the number of an error of the server's, 0 where it has none."""
     arguments = getattr(getattr(error, "orig", None), "args", ())
     return arguments[0] if arguments and isinstance(arguments[0], int) else 0
-
-
-def is_about_a_value(error: DBAPIError) -> bool:
-    """Whether it is a value that the table refuses, and not what the server was asked to do."""
-    return isinstance(error, IntegrityError | DataError) or code(error) in REFUSED
 
 
 def exact(value: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -49,7 +49,7 @@ from sqlalchemy.types import JSON, NullType, TypeEngine
 
 from syncd.config import PublishConfig
 from syncd.database import mysql, schema
-from syncd.database.engine import VERSION_TABLE, reason
+from syncd.database.engine import VERSION_TABLE, is_about_a_value, reason
 from syncd.mirror.diff import FIGURES
 
 Mapped = RowMapping
@@ -417,16 +417,21 @@ def _write(
             result = connection.execute(alone, values) if together is None else connection.execute(together)
             done.written += max(result.rowcount, 0)
     except DBAPIError as refused:
-        if not mysql.is_about_a_value(refused):
+        if not _is_about_a_value(refused):
             raise
         for each in values:
             try:
                 with connection.begin_nested():
                     done.written += connection.execute(alone, each).rowcount
             except DBAPIError as error:
-                if not mysql.is_about_a_value(error):
+                if not _is_about_a_value(error):
                     raise
                 done.problems.append(f'the row with the key "{each[KEY]}" was refused: {reason(error)}')
+
+
+def _is_about_a_value(error: DBAPIError) -> bool:
+    """Whether it is a value that the table refuses, and not what the database was asked to do."""
+    return is_about_a_value(error) or mysql.code(error) in mysql.REFUSED
 
 
 def _new(name: str) -> str:

@@ -358,6 +358,18 @@ def test_refused_value_keeps_other_rows_from_theirs(start: Start, standin: Stand
         assert on.row("fete-des-lucioles") == (120, 73, False)
 
 
+@PLACES
+def test_row_that_a_trigger_refuses_keeps_others_from_theirs(start: Start, where: str) -> None:
+    """What a trigger of the site's says is told with the row's key; the other rows are written."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        site.add(on.url, "fete-des-lucioles")
+        site.refuse(on.url, SLUG)
+        assert on.settled() == f'the row with the key "{SLUG}" was refused: closed by the office'
+        assert on.row("fete-des-lucioles") == (120, 73, False)
+
+
 def test_locked_table_stops_the_mirror(
     start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

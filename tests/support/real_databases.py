@@ -271,8 +271,9 @@ def locked(url: str) -> Iterator[None]:
 def refuse(url: str, *statements: str) -> None:
     """Make the database refuse what is written so: `UPDATE ON billetweb_tickets`."""
     for statement in statements:
-        # A path that is none is no word about the value that is written, as RAISE would be.
-        _meet(url, statement, "SELECT json_extract('{}', 'refused')", "RAISE EXCEPTION 'refused'")
+        # A path that is none, and a right, are no word about the value that is written, as RAISE would be.
+        forbidden = "RAISE insufficient_privilege USING MESSAGE = 'refused'"
+        _meet(url, statement, "SELECT json_extract('{}', 'refused')", forbidden)
 
 
 def stall(url: str, statement: str) -> None:

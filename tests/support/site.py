@@ -46,6 +46,17 @@ CREATE TABLE "{table}" (
 ) DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci
 """
 MAKING = {"sqlite": SQLITE, "postgresql": POSTGRESQL, "mysql": MYSQL}
+# A trigger of the site's, and the function that PostgreSQL's needs.
+REFUSING = {
+    "sqlite": "WHEN NEW.\"billetwebId\" = '{key}' BEGIN SELECT RAISE(ABORT, 'closed by the office'); END",
+    "postgresql": "FOR EACH ROW EXECUTE FUNCTION refuse()",
+    "mysql": "FOR EACH ROW IF NEW.\"billetwebId\" = '{key}' THEN"
+    " SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'closed by the office'; END IF",
+}
+FUNCTION = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW."billetwebId" = '{key}' THEN RAISE EXCEPTION 'closed by the office'; END IF; RETURN NEW; END $$
+"""
 LONG_AGO = "2020-01-02 03:04:05"
 
 
@@ -55,6 +66,14 @@ def make(url: str, table: str = "Formation", *, unique: bool = True) -> None:
     query(url, making.format(table=table))
     if unique:
         query(url, f'CREATE UNIQUE INDEX "{table}_billetwebId_key" ON "{table}"("billetwebId")')
+
+
+def refuse(url: str, key: str) -> None:
+    """Have a trigger refuse every change of the row with that key."""
+    if url.startswith("postgresql"):
+        query(url, FUNCTION.format(key=key))
+    (refusing,) = (text for kind, text in REFUSING.items() if url.startswith(kind))
+    query(url, f'CREATE TRIGGER refuse BEFORE UPDATE ON "Formation" {refusing.format(key=key)}')
 
 
 def add(url: str, key: str, table: str = "Formation", **values: Any) -> None:
