@@ -7,7 +7,7 @@ a column what that wrote there. What may be in which column is looked at before.
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
@@ -393,15 +393,22 @@ def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
         return round(value.timestamp() * 1000) if in_ms else value.isoformat(timespec="milliseconds")
     if isinstance(value, bool):
         return int(value) if isinstance(kind, Integer) else value
-    if isinstance(value, Decimal) and form.is_file:
+    return _number(form, kind, value) if isinstance(value, Decimal) else value
+
+
+def _number(form: Form, kind: TypeEngine[Any], value: Decimal) -> Decimal | float:
+    """Return an amount as a column takes it: with more digits than a server's has it would never be equal."""
+    if form.is_file or isinstance(kind, Float):
         return float(value)
-    return value
+    scale = 0 if isinstance(kind, Integer) else getattr(kind, "scale", None)
+    return value if scale is None else value.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
 
 
 def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
-    """Return an instant as a column of a server's takes it; MySQL's have so many digits of a second."""
-    if form.is_mysql:
-        unit = 10 ** (6 - (getattr(kind, "fsp", None) or 0))
+    """Return an instant as a column of a server's takes it, which has so many digits of a second."""
+    digits = (getattr(kind, "fsp", None) or 0) if form.is_mysql else getattr(kind, "precision", None)
+    if digits is not None:
+        unit = 10 ** (6 - digits)
         value = value.replace(microsecond=value.microsecond // unit * unit)
     return value if getattr(kind, "timezone", False) else value.replace(tzinfo=None)
 

@@ -165,6 +165,27 @@ def test_row_without_news_is_written(start: Start, standin: StandIn, where: str)
 
 
 @PLACES
+def test_column_of_fewer_digits_is_written_again_and_again(
+    start: Start, standin: StandIn, where: str
+) -> None:
+    """What a column cuts or rounds is compared as the column has it."""
+    columns = {"rate": "REAL", "tenths": "NUMERIC(4, 1)", "whole": "INTEGER"}
+    standin.events[CONCERT].row["tax_rate"] = "5.55"
+    with start(where, set=dict.fromkeys(columns, "tax_rate") | {"startsAt": "availability_at"}) as on:
+        site.make(on.url)
+        for name, kind in columns.items():
+            query(on.url, f'ALTER TABLE "Formation" ADD COLUMN "{name}" {kind}')
+        site.add(on.url, SLUG)
+        assert on.settled() is None
+        written = on.state.written
+        assert written > 0
+        account = on.rig.account
+        on.rig.portal.call(account.publishing.settle, account.database, datetime.now(UTC))
+        assert on.state.last_error is None
+        assert on.state.written == written
+
+
+@PLACES
 def test_row_that_the_site_keeps_itself_is_overwritten(start: Start, where: str) -> None:
     """Rows in which `unless` is true stay; those in which it is null or false do not."""
     with start(where, unless="manualOverride") as on:
