@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, not_, null, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, select
 
 from syncd.database import bulk, schema
 from syncd.mirror.absence import READS, Absence, Scope
@@ -69,7 +69,8 @@ def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
 
 def forget_unread(connection: Connection, live_since: datetime) -> None:
     """Forget the absences inside events that are live no more: nobody reads these, so nothing would tell."""
-    unread = select(schema.events.c.id).where(not_(schema.live(live_since)))
+    # One without dates that is offline is not live, but for SQL that is NULL.
+    unread = select(schema.events.c.id).where(schema.live(live_since).is_not(True))
     inside_them = and_(ABSENT.table_name != EVENTS, ABSENT.event_id.in_(unread))
     connection.execute(schema.absences.delete().where(inside_them))
 

@@ -99,6 +99,17 @@ def test_rows_of_a_vanished_event_are_missed_for_ever(mirror: Mirror) -> None:
     assert len(mirror.sql("SELECT * FROM syncd_absences")) == 2
 
 
+def test_rows_of_an_event_that_nobody_reads_are_missed_for_ever(mirror: Mirror) -> None:
+    """The absences inside events that are not live go: an event without a date that is offline is one."""
+    with mirror.run() as run:
+        for each in (event("live"), event("over", ends_at=NOW - QUARTER), event("offline", online=False)):
+            run.event_of_list(each)
+    for event_id in ("live", "over", "offline"):
+        note(mirror, TICKETS, event_id, **{event_id: 1})
+    mirror.write(absences.forget_unread, NOW)
+    assert mirror.absent(TICKETS) == {"live": 1}
+
+
 def test_which_events_the_next_read_may_settle_is_not_known(mirror: Mirror) -> None:
     """They are those with an absence that nobody doubts; all of them where somebody accepts."""
     note(mirror, TICKETS, "9", a=1, b=5)
