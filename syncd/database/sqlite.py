@@ -140,14 +140,18 @@ def obstacle(path: Path) -> str | None:
             return f"the folder {path.parent} does not exist"
         mode = path.stat().st_mode
     except FileNotFoundError:
-        writable = os.access(path.parent, os.W_OK | os.X_OK)
-        return None if writable else f"the folder {path.parent} is not writable"
+        mode = None
     except OSError as error:  # a closed folder, a link that leads to itself, too long a name
         return f"cannot use {path}: {error.strerror}"
-    if not stat.S_ISREG(mode):
+    if mode and not stat.S_ISREG(mode):
         return f"{path} is no regular file"
-    writable = os.access(path, os.R_OK | os.W_OK)
-    return None if writable else f"{path} is not readable and writable for this user"
+    if mode and not os.access(path, os.R_OK | os.W_OK):
+        return f"{path} is not readable and writable for this user"
+    folder = Path(
+        os.path.realpath(path)
+    ).parent  # where SQLite writes its journal, whichever link leads there
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    return None if writable else f"the folder {folder} is not writable"
 
 
 def engine(url: str, *, read_only: bool = False) -> Engine:

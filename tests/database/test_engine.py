@@ -20,6 +20,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import BigInteger, Boolean, Float, Integer, Text, create_engine, inspect
+from support.processes import as_nobody, short_folder
 
 from syncd.database import schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked, secrets, upgrade
@@ -374,13 +375,23 @@ def test_a_folder_that_takes_no_file_is_not_a_riddle() -> None:
         Database("sqlite:////proc/mirror.db").open()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_found_by_the_check(tmp_path: Path) -> None:
-    """The check finds a folder and a file that this user may not write."""
-    opened(tmp_path / "mirror.db").chmod(0o400)
-    assert "is not readable and writable" in (check(url_of(tmp_path / "mirror.db")) or "")
-    tmp_path.chmod(0o500)
-    assert "is not writable" in (check(url_of(tmp_path / "new.db")) or "")
+def test_a_folder_without_permission_is_found_by_the_check() -> None:
+    """The check finds a folder and a file that this user may not write, a file's own folder too."""
+    with short_folder() as folder:
+        path = opened(folder / "mirror.db")
+        folder.chmod(0o777)
+        path.chmod(0o400)
+        with as_nobody():
+            found = [check(url_of(path))]
+        path.chmod(0o666)
+        folder.chmod(0o555)
+        with as_nobody():
+            found += [check(url_of(each)) for each in (path, folder / "new.db")]
+        folder.chmod(0o700)
+    assert found == [
+        f"database.url: {path} is not readable and writable for this user",
+        *[f"database.url: the folder {folder} is not writable"] * 2,
+    ]
 
 
 def test_a_locked_database_at_the_start_is_a_store_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
