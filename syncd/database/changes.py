@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, select
+from sqlalchemy import Column, ColumnElement, Connection, and_, select
 
 from syncd.database import bulk, schema
 from syncd.mirror.diff import Change
@@ -22,20 +22,28 @@ def log(connection: Connection, run_id: int, at: datetime, changes: Iterable[Cha
     bulk.insert(connection, schema.changes, COLUMNS, rows)
 
 
-def old(connection: Connection, keep: timedelta, now: datetime, read_at: datetime) -> ColumnElement[bool]:
-    """Return what holds for the changes that are older than `keep`. Finding it out may take long.
+def old(
+    connection: Connection,
+    keep: timedelta,
+    now: datetime,
+    read_at: datetime,
+    *,
+    seq: Column[int] = schema.changes.c.seq,
+    at: Column[datetime] = schema.changes.c.seen_at,
+) -> ColumnElement[bool]:
+    """Return what holds for the changes that are older than `keep`; for other rows by their `seq` and `at`.
+
+    Finding it out may take long.
 
     A wrong clock must not empty the log. So their age counts from the earliest of three instants: now, the
     whole reading before the latest (`read_at`), and the latest change; and what stands behind a change that
     is young enough stays, for it came later, whatever instant it bears.
     """
-    changes = schema.changes.c
-    latest = connection.scalar(select(changes.seen_at).order_by(changes.seq.desc()).limit(1))
+    latest = connection.scalar(select(at).order_by(seq.desc()).limit(1))
     since = min(now, read_at, latest or now) - keep
-    young = select(changes.seq).where(changes.seen_at.between(since, now))
-    first_young = connection.scalar(young.order_by(changes.seq).limit(1))
-    before = changes.seen_at < since
-    return before if first_young is None else and_(before, changes.seq < first_young)
+    young = select(seq).where(at.between(since, now))
+    first_young = connection.scalar(young.order_by(seq).limit(1))
+    return at < since if first_young is None else and_(at < since, seq < first_young)
 
 
 def prune(connection: Connection, doomed: ColumnElement[bool]) -> int:

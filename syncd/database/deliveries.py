@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
 
-from syncd.database import bulk, schema, state
+from syncd.database import bulk, changes, schema, state
 
 COLUMNS = (
     *("id", "endpoint", "type", "event_id", "created_at", "body"),
@@ -21,8 +21,6 @@ KEEP_TRYING = timedelta(days=3)
 """So long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
 MOST_AHEAD = timedelta(days=1)
 """Nothing waits for longer than that. An instant further ahead was read off a clock that was wrong."""
-PRUNED_AT_ONCE = 10_000
-"""As many as changes, for the same reason."""
 State = Literal["pending", "delivered", "parked"]
 ORDERS = ("order.paid", "order.refunded")
 """The types that tell of attendees."""
@@ -269,13 +267,11 @@ def counts(connection: Connection) -> dict[str, Counts]:
 def prune(connection: Connection, keep: timedelta, now: datetime, read_at: datetime) -> int:
     """Remove the first deliveries that are older than `keep` and wait no more; return how many.
 
-    Their age counts as that of changes: a wrong clock must not empty the table.
+    Their age counts as that of changes.
     """
-    latest_at = connection.scalar(select(D.created_at).order_by(D.seq.desc()).limit(1))
-    since = min(now, read_at, latest_at or now) - keep
-    old = select(D.seq).where(D.created_at < since, D.state != "pending").order_by(D.seq)
-    doomed = D.seq.in_(old.limit(PRUNED_AT_ONCE))
-    return connection.execute(schema.deliveries.delete().where(doomed)).rowcount
+    old = changes.old(connection, keep, now, read_at, seq=D.seq, at=D.created_at)
+    first = select(D.seq).where(old, D.state != "pending").order_by(D.seq).limit(changes.PRUNED_AT_ONCE)
+    return connection.execute(schema.deliveries.delete().where(D.seq.in_(first))).rowcount
 
 
 def erase_orders(connection: Connection) -> None:

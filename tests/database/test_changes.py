@@ -11,7 +11,8 @@ from msgspec import structs
 from support.reading import event
 from support.real_databases import allow, query, refuse, url_at
 
-from syncd.database import changes, rows
+from syncd.database import changes, deliveries, rows
+from syncd.database.deliveries import Message
 from syncd.database.engine import Database
 from syncd.mirror.diff import plan_listed
 from syncd.standin import server as fault
@@ -44,6 +45,7 @@ def database(opened: Database, url: str) -> Database:
 
 def clear(url: str) -> None:
     query(url, "DELETE FROM syncd_changes")
+    query(url, "DELETE FROM syncd_deliveries")
     query(url, "DELETE FROM billetweb_events")
 
 
@@ -137,6 +139,23 @@ def test_change_that_bears_an_instant_of_long_ago_goes_while_it_is_young(
         change(database, age, at)
         prune(database, at, at)
         assert [name for name in left(url) if not name.isdigit()] == names
+
+
+def test_delivery_that_bears_an_instant_of_long_ago_goes_while_it_is_young(
+    database: Database, url: str
+) -> None:
+    """Deliveries are as old as changes are: one of a clock that was behind goes after the one before it."""
+    with database.begin(write=True) as connection:
+        for name, at in (("young", NOW), ("behind", NOW - 9000 * DAY), ("right", NOW + 5 * DAY)):
+            deliveries.put(connection, [Message(name, "site", "run.failed", "", "{}")], at)
+    query(url, "UPDATE syncd_deliveries SET state = 'parked' WHERE id <> 'right'")
+    for age, names in ((10, ["young", "behind", "right"]), (11, ["right"]), (900, ["right"])):
+        at = NOW + age * DAY
+        with database.begin(write=True) as connection:
+            deliveries.put(connection, [Message(str(age), "site", "run.failed", "", "{}")], at)
+            deliveries.prune(connection, KEEP, at, at)
+        found = [name for (name,) in query(url, "SELECT id FROM syncd_deliveries ORDER BY seq")]
+        assert [name for name in found if not name.isdigit()] == names
 
 
 def test_change_of_a_clock_that_was_ahead_stops_all_pruning(database: Database, url: str) -> None:
