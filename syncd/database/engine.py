@@ -59,7 +59,8 @@ class Database:
             return
         held = Sqlite(self.url) if is_sqlite(self.url) else Postgresql(self.url, masked(self.url))
         try:
-            held.opened(migrated=self._migrate(held))
+            self._migrate(held)
+            held.opened()
         except BaseException as error:
             held.close()
             if isinstance(error, SQLAlchemyError):
@@ -126,14 +127,11 @@ class Database:
         finally:
             self._writers.discard(get_ident())
 
-    def _migrate(self, held: Sqlite | Postgresql) -> bool:
-        """Bring the tables up to date; tell whether they were not."""
+    def _migrate(self, held: Sqlite | Postgresql) -> None:
+        """Bring the tables up to date."""
         with self._transaction(held, write=True) as connection:
-            revision = _known_revision(connection)
-            if revision == schema.REVISION:
-                return False
-            upgrade(connection, schema.REVISION)
-        return True
+            if _known_revision(connection) != schema.REVISION:
+                upgrade(connection, schema.REVISION)
 
     def displacement(self) -> str | None:
         """Return how what is open is not what is at its path; None while it is. Waits for nothing."""

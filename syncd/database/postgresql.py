@@ -132,8 +132,8 @@ class Postgresql:
             raise AlreadyRunning(f"another syncd ({by}) holds {self.name}") from None
         connection.commit()
 
-    def opened(self, *, migrated: bool) -> None:
-        """Do nothing: the server looks after its statistics itself."""
+    def opened(self) -> None:
+        """Do nothing: a server's database is no file."""
 
     def displacement(self) -> None:
         """Return None: a connection ends with its database."""

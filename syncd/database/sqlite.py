@@ -54,14 +54,11 @@ class Sqlite:
         self.writer = self.reader.execution_options(write=True)
         event.listen(self.reader, "do_connect", self._prove)
 
-    def opened(self, *, migrated: bool) -> None:
-        """Note which files are open; let SQLite look at what a migration made of them."""
+    def opened(self) -> None:
+        """Note which files are open."""
         log = self._path.with_name(self._path.name + "-wal")
         if found := identity(log):  # there is none on a file system without shared memory
             self._files[log] = found
-        if migrated:
-            with suppress(SQLAlchemyError), self.writer.connect() as connection:
-                connection.exec_driver_sql("PRAGMA optimize")
 
     def displacement(self) -> str | None:
         """Return how what is at the files' paths is not what is open; None while it is. Waits for nothing."""
