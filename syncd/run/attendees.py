@@ -61,7 +61,7 @@ class EventAnswer(Struct, frozen=True):
     """The attendees of one event as they were read, to be closed after use.
 
     `whole` says that all of them are to be in the answers, which are several where one would be too large;
-    `is_news`, that they were read before: what is new among them happened since.
+    `is_news`, that they were read or imported before: what is new among them happened since.
     """
 
     event_id: str
@@ -78,10 +78,11 @@ class EventAnswer(Struct, frozen=True):
 class Attendees:
     """The attendees in one run; reads raise BilletwebError and StoreError.
 
-    `limited` is what is known of the key, which may have been another then.
+    `limited` is what is known of the key, which may have been another then; `imported`, whether an earlier
+    run imported attendees.
     """
 
-    def __init__(self, work: Work, limited: Limited | None) -> None:
+    def __init__(self, work: Work, limited: Limited | None, *, imported: bool) -> None:
         self._work = work
         self._run = work.run
         self._client = work.client
@@ -92,6 +93,7 @@ class Attendees:
         self._limited = limited if limited and work.client.credentials.is_of(limited.key) else None
         self._began = self._now()
         self._import_until = self._began + IMPORT_SHARE * work.config.sync.run_timeout
+        self._was_imported = imported
         self._imported_at: datetime | None = None
         self._is_unusable = False
         self._live = 0
@@ -253,7 +255,7 @@ class Attendees:
             answers = [await self._client.attendees(event_id=event_id, since=since)]
         else:
             answers = await self._whole(event_id)
-        is_news = known is not None or self._imported_at is not None
+        is_news = known is not None or self._was_imported or self._imported_at is not None
         return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None, is_news)
 
     async def _whole(self, event_id: str) -> list[Spooled]:

@@ -16,7 +16,7 @@ from loguru import logger
 from msgspec import structs
 from sqlalchemy import Connection
 
-from syncd.database import absences, rows, state
+from syncd.database import absences, attendees, rows, state
 from syncd.database.state import Limited
 from syncd.errors import BilletwebError, ValueRefused
 from syncd.mirror import agenda
@@ -75,7 +75,7 @@ class _Run:
     async def _know(self) -> None:
         """Ask the database for what earlier runs left."""
 
-        def look(connection: Connection) -> tuple[Known, Limited | None]:
+        def look(connection: Connection) -> tuple[Known, Limited | None, bool]:
             self._stored = rows.present_events(connection)
             self._absent = absences.of(connection, EVENTS)
             known = Known(
@@ -83,10 +83,12 @@ class _Run:
                 with_sessions=rows.events_with_sessions(connection),
                 again=absences.inside(connection, all_of_them=self._run.accept),
             )
-            return known, state.get(connection, state.LIMITED, Limited)
+            cursor = attendees.cursor(connection)
+            imported = bool(cursor and cursor.imported_at)
+            return known, state.get(connection, state.LIMITED, Limited), imported
 
-        self._known, limited = await self._database.read(look)
-        self._attendees = Attendees(self._work, limited)
+        self._known, limited, imported = await self._database.read(look)
+        self._attendees = Attendees(self._work, limited, imported=imported)
 
     def _accepted(self, listed: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
         """Return the events in which somebody says that what is absent is gone, as many as a run can read."""

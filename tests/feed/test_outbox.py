@@ -115,6 +115,17 @@ def test_an_order_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     assert len(told(rig, "order.paid")) == len(paid)
 
 
+def test_a_run_of_one_event_keeps_its_orders_from_being_told(rig: Rig, standin: StandIn) -> None:
+    """An order that a run of its event finds is told, also where only the import read its attendees yet."""
+    rig.run()
+    standin.sell(CONCERT, 1)
+    standin.refund(FESTIVAL, 1)
+    rig.run("manual", events=(CONCERT, FESTIVAL))
+    rig.run()
+    assert len(told(rig, "order.paid")) == 1
+    assert len(told(rig, "order.refunded")) == 1
+
+
 def test_an_order_that_lost_a_place_before_it_was_seen_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     """It was paid, and one of its places was refunded: both are told."""
     rig.run()
