@@ -122,9 +122,9 @@ class Facts(Struct, kw_only=True):
 
     `synced_at` is the end of the latest run that brought anything up to date, `whole_outcome` how the latest
     run of the whole account ended; `totals` counts this process's runs by trigger and outcome, a slip's being
-    `unknown_event`. `last_full_at` is when all live events had been read, `pace` how the latest run of the
-    whole account shared its requests out, `doubts` in how many scopes there is one, `places` what is told of
-    each live event.
+    `unknown_event`. `last_full_at` is when all live events had been read, in a full run those without a date
+    as far as they fit; `pace` how the latest run of the whole account shared its requests out, `doubts` in
+    how many scopes there is one, `places` what is told of each live event.
     """
 
     started_at: datetime

@@ -9,7 +9,7 @@ In the end the run rules over what it found absent.
 A run is a function of its settings, the database and Billetweb: what it needs of an earlier one is on record.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from loguru import logger
@@ -63,7 +63,7 @@ class _Run:
             live_since = self._now() - self._config.sync.keep_past
             live = {key: event for key, event in listed.items() if listing.is_live(event, live_since)}
             pace = self._pace([*live.values()])
-            self._bound_by(pace)
+            self._bound_by(pace, self._cost(live.values()))
             wanted |= await self._in_turn(live, pace, self._accepted(listed, pace))
             elsewhere = wanted.keys() | live.keys()
             others = [event for key, event in listed.items() if key not in elsewhere]
@@ -110,8 +110,7 @@ class _Run:
 
     def _pace(self, live: Collection[Event]) -> Pace:
         sync = self._config.sync
-        dated = [event for event in live if listing.has_date(event)]  # the others take what is left
-        cost = sum(self._known.cost(event) + (sync.attendees != "none") for event in dated)
+        cost = self._cost(filter(listing.has_date, live))  # the others take what is left
         allowed = agenda.budget(
             cost,
             per_minute=self._config.billetweb.requests_per_minute,
@@ -121,18 +120,27 @@ class _Run:
         )
         return Pace(budget=allowed, live=len(live), cost=cost)
 
-    def _bound_by(self, pace: Pace) -> None:
-        """Make no scheduled run full that could not read everything; warn of one by hand that cannot."""
+    def _cost(self, events: Iterable[Event]) -> int:
+        """Return how many requests a read of all these takes."""
+        people = self._config.sync.attendees != "none"
+        return sum(self._known.cost(event) + people for event in events)
+
+    def _bound_by(self, pace: Pace, whole: int) -> None:
+        """Make no scheduled run full that could not read everything; warn of one by hand that cannot.
+
+        `whole`: requests for the events without a date too, which only a full run by hand reads at any cost.
+        """
         if pace.exceeds_a_run:
             self._run.full = self._work.full_asked
         per_minute, limit = self._config.billetweb.requests_per_minute, self._config.sync.run_timeout
-        if self._run.full and pace.cost > per_minute * limit / timedelta(minutes=1):
-            log = logger.bind(event="run.long", run=self._run.id, requests=pace.cost)
+        requests = whole if self._work.full_asked else pace.cost
+        if self._run.full and requests > per_minute * limit / timedelta(minutes=1):
+            log = logger.bind(event="run.long", run=self._run.id, requests=requests)
             log.warning(
                 "{}: {} requests for all events take more than sync.run_timeout ({}) lets through at {} a"
                 " minute; what is read by then stays, and a longer time lets it end",
                 run_name(self._run.id),
-                pace.cost,
+                requests,
                 format_duration(limit.total_seconds()),
                 per_minute,
             )
@@ -176,9 +184,12 @@ class _Run:
         undated = [
             self._standing(event, edited=False) for key, event in ordered if not listing.has_date(event)
         ]
-        fitting = agenda.fitting(undated, pace.budget.share - pace.cost) or [one.id for one in undated[:1]]
+        self._work.report.count_requests()
+        room = pace.budget.capacity - self._run.requests if self._run.full else pace.budget.share
+        fitting = agenda.fitting(undated, room - pace.cost) or [one.id for one in undated[:1]]
+        asked = self._work.full_asked
         read = [key for key, event in ordered if listing.has_date(event)]
-        read += [one.id for one in undated if self._run.full or one.id in fitting or one.id in accepted]
+        read += [one.id for one in undated if asked or one.id in fitting or one.id in accepted]
         return {key: live.get(key) or accepted[key] for key in read}
 
     async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:

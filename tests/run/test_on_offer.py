@@ -4,7 +4,7 @@ import re
 from datetime import datetime, timedelta
 
 import pytest
-from conftest import MakeConfig, Rig, WaitedFor, rig_on
+from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from support.events import CONCERT, FESTIVAL, OUTING, WORKSHOP, asked, kinds
 from support.project import README
 
@@ -94,6 +94,31 @@ def test_an_old_series_is_live_for_ever(rig: Rig, standin: StandIn) -> None:
 
 async def shown(rig: Rig) -> list[dict[str, object]]:
     return await rig.account.events(ended_too=False)
+
+
+def test_old_series_keep_a_full_run_from_its_end(
+    make_config: MakeConfig, log_lines: LogLines, instant_retries: None
+) -> None:
+    """A scheduled full run reads as many events without a date as fit; one by hand all."""
+    standin = StandIn(events=30, calls_per_minute=None)
+    for event_id in sorted(standin.events)[5:]:
+        undate(standin, event_id, online="1")
+    with serving(standin) as url:
+        config = make_config(
+            billetweb__base_url=url,
+            billetweb__user=standin.user,
+            billetweb__requests_per_minute=20,
+            sync__run_timeout="1m",
+        )
+        with rig_on(config) as rig:
+            run = rig.run()
+            assert (run.full, run.outcome, run.failed) == (True, "ok", 0)
+            assert 5 < run.synced < 30
+            assert rig.clock.slept_s == 0  # so it ends in time
+            assert not rig.run().full
+            assert log_lines.of("run.long") == []
+            assert rig.run("manual", full=True).synced == 30
+            assert len(log_lines.of("run.long")) == 1
 
 
 @pytest.mark.slow("many runs")
