@@ -235,7 +235,7 @@ class Billetweb:
 
     async def _turn(self) -> None:
         self._refuse_where_pointless()
-        await self._limiter.acquire()
+        await self._limiter.acquire(self._refuse_where_pointless)
         self._refuse_where_pointless()  # another request may have found out meanwhile
 
     async def _attempt(self, path: str, params: dict[str, str], file: IO[bytes], timeout_s: float) -> None:

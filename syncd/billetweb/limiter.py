@@ -71,10 +71,14 @@ class RateLimiter:
         until_s, why = self.waiting
         return now + timedelta(seconds=until_s - self._clock()), why
 
-    async def acquire(self) -> None:
-        """Return when a request may be sent, first come first served; it is counted as sent then."""
+    async def acquire(self, check: Callable[[], None] = lambda: None) -> None:
+        """Return when a request may be sent, first come first served; it is counted as sent then.
+
+        `check` is called before each wait; what it raises ends this one's.
+        """
         async with self._turn:
             while (wait_s := self._wait_s()) > 0:
+                check()
                 await self._wait(wait_s)
             await self._note()
             self._sent.append(self._clock())  # last of all: a note may take its time in a busy database

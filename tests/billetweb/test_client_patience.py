@@ -21,7 +21,7 @@ from syncd.billetweb.client import (
     Billetweb,
     tell_retry,
 )
-from syncd.billetweb.limiter import RateLimiter
+from syncd.billetweb.limiter import WINDOW_S, RateLimiter
 from syncd.errors import AuthError, BilletwebError, ChallengeError, RateLimited, TransportError
 from syncd.standin import server as standin
 from syncd.standin.server import Fault, StandIn, serving
@@ -233,6 +233,33 @@ def test_wish_for_rest_would_be_ignored(
 
     asyncio.run(main())
     assert virtual.now_s == 1000 + rest_s
+
+
+def test_request_in_the_queue_would_sit_a_long_rest_out(account: StandIn, base_url: str) -> None:
+    """One that waits for the ceiling when Billetweb asks for more than a run waits is given up after that."""
+    virtual = VirtualTime()
+    account.fail("/events", standin.rate_limiting("1800"))
+
+    async def main() -> None:
+        first_has_failed = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            await first_has_failed.wait()
+            await virtual.sleep(seconds)
+
+        limiter = RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
+        async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
+            first, *others = (asyncio.create_task(client.events()) for _ in range(3))
+            with pytest.raises(RateLimited):
+                await first
+            first_has_failed.set()
+            for other in others:
+                with pytest.raises(RateLimited, match="not sent"):
+                    await other
+
+    asyncio.run(main())
+    assert virtual.now_s == 1000 + WINDOW_S
+    assert len(account.requests) == 1
 
 
 # -- credentials refused
