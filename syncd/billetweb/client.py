@@ -63,7 +63,8 @@ class Billetweb:
     A request that failed for a passing reason is asked again, ATTEMPTS times in all and not once
     RETRY_WITHIN_S are over. After the list of events was refused to the credentials nothing is sent for a
     day, or until `reset`; after a challenge page, for some minutes (twice as long each time, up to an hour);
-    and for as long as Billetweb asks for a rest: every request then raises the same error at once.
+    and for as long as Billetweb asks for a rest: every request then raises the same error at once, but waits
+    where a rest is not longer than RETRY_WITHIN_S.
     `quiet` is the latest such time; `on_quiet` is told of each that begins, and None when it is over.
     `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
@@ -281,7 +282,7 @@ class Billetweb:
             again = before if before and before.kind == "challenge" else None
             length_s = 2 * (again.until - again.since).total_seconds() if again else CHALLENGE_WAIT_S
             await self._keep_quiet("challenge", min(length_s, CHALLENGE_WAIT_MAX_S), error)
-        elif isinstance(error, RateLimited) or wait_s > RETRY_WITHIN_S:
+        elif wait_s:
             self._limiter.pause(wait_s)
             await self._keep_quiet("rate_limited", self._limiter.paused_s, error)
 
@@ -319,6 +320,7 @@ class Billetweb:
             raise RateLimited(
                 f"not sent: Billetweb asked for {minutes:.0f} min of rest",
                 status=asked.status if asked else None,
+                wait_s=self._limiter.paused_s,
             )
         if refused := self._lasting("credentials"):
             raise AuthError(
@@ -335,14 +337,12 @@ class Billetweb:
 
 def _backoff(error: Exception) -> bool | float:
     """Tell stamina whether to ask again, and after how many seconds where the error knows."""
-    if isinstance(error, RateLimited):
-        # The limiter is paused and holds back every request. A long rest is for a later run.
-        return 0.0 if (error.wait_s or 0.0) <= RETRY_WITHIN_S else False
     if not isinstance(error, BilletwebError) or not error.retry:
         return False
     if error.wait_s is None:
         return True
-    return error.wait_s if error.wait_s <= RETRY_WITHIN_S else False  # a longer rest is for the next run
+    # The limiter is paused and holds back every request. A long rest is for a later run.
+    return 0.0 if error.wait_s <= RETRY_WITHIN_S else False
 
 
 def _head(file: IO[bytes]) -> bytes:

@@ -89,10 +89,12 @@ def test_server_that_asks_for_rest_would_be_hammered(
 ) -> None:
     """A 503 is asked again after the seconds that it names, or after about one."""
     waits: list[float] = []
+    virtual = VirtualTime()
+    limiter = limiter_on(virtual)
     account.fail("/events", standin.raw(b"", 503, header), times=None)
 
     async def main() -> None:
-        async with client_of(base_url) as client:
+        async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
             read = asyncio.create_task(client.events())
             deadline = time.monotonic() + 5
             while not waits:
@@ -101,7 +103,10 @@ def test_server_that_asks_for_rest_would_be_hammered(
             read.cancel()
             await asyncio.gather(read, return_exceptions=True)
 
-    with telling(lambda details: waits.append(details.wait_for)), stamina.set_testing(False):
+    def note(details: stamina.instrumentation.RetryDetails) -> None:
+        waits.append(max(details.wait_for, limiter.paused_s))
+
+    with telling(note), stamina.set_testing(False):
         asyncio.run(main())
     assert least_s <= waits[0] <= most_s
 
@@ -203,18 +208,28 @@ def test_rate_limit_would_be_met_again_at_once() -> None:
     assert [request.at for request in account.requests] == [1000.0] * 5 + [1060.0] * 2
 
 
-def test_other_requests_would_go_on_after_a_rate_limit(account: StandIn, base_url: str) -> None:
-    """The rest of the window is for every request, not only for the one that was refused."""
+@pytest.mark.parametrize(
+    ("fault", "kind", "rest_s"),
+    [
+        (standin.rate_limiting(), RateLimited, 60),
+        (standin.raw(b"", 503, {"retry-after": "120"}), TransportError, 120),
+    ],
+    ids=["rate limit", "maintenance"],
+)
+def test_other_requests_would_go_on_after_a_wish_for_rest(
+    account: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError], rest_s: float
+) -> None:
+    """A rest is for every request, not only for the one that was refused."""
     virtual = VirtualTime()
-    account.fail("/events", standin.rate_limiting())
+    account.fail("/events", fault)
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
             with stamina.set_testing(True, attempts=1):
-                await fails(client, RateLimited)
+                await fails(client, kind)
                 assert virtual.now_s == 1000
                 await client.tickets("900001")
-            assert virtual.now_s == 1060
+            assert virtual.now_s == 1000 + rest_s
 
     asyncio.run(main())
 
