@@ -422,6 +422,7 @@ class Account:
         await self._take_stock()
         await self._let_out(run.started_at or EVER, is_cut=run.outcome == "cancelled")
         if work and work.client is not self.client:
+            self.client.take_over(work.client.quiet)
             await work.client.aclose()
         self._on_end(run)
 

@@ -606,6 +606,27 @@ def test_a_reload_ends_a_rest_that_is_not_the_keys(
         assert rig.sql("SELECT name FROM syncd_state WHERE name = 'quiet'") == []
 
 
+@pytest.mark.usefixtures("instant_retries")
+@pytest.mark.parametrize("case", RESTS)
+def test_a_reload_during_a_run_forgets_what_the_run_meets(
+    make_config: MakeConfig, standin: StandIn, case: str
+) -> None:
+    """What Billetweb asks of a run that goes on with its settings holds for the next, and then no longer."""
+    fault_, kind, rest_s = RESTS[case]
+    clock = WaitedFor()
+    standin.fail("/events", lambda answer: structs.replace(fault_(answer), delivery="hang"))
+    with rig_on(make_config(), clock) as rig:
+        run = rig.request()
+        rig.until(lambda: len(standin.requests) == 1)
+        rig.portal.call(rig.account.configure, rig.account.config)
+        standin.heal()
+        assert rig.wait(run).outcome == "failed"
+        rests(rig, standin, kind, "interval")
+        clock.now_s += rest_s
+        assert rig.run().outcome == "ok"
+        assert rig.sql("SELECT name FROM syncd_state WHERE name = 'quiet'") == []
+
+
 # --- no state in memory: refused and limited keys
 
 
