@@ -4,6 +4,7 @@ The list of events comes first, then what changed among the attendees of the acc
 turn it is (`agenda.py`), in a small account all of them, are then read one by one (gauges, tickets and, where
 it has any, sessions), planned and written in a transaction of its own, a few at a time: what is held in
 memory is the list and the events in work, and an event that fails leaves its old data while the others go on.
+Of all other events what the list says of them is written.
 In the end the run rules over what it found absent.
 
 A run is a function of its settings, the database and Billetweb: what it needs of an earlier one is on record.
@@ -65,8 +66,7 @@ class _Run:
             pace = self._pace([*live.values()])
             self._bound_by(pace, self._cost(live.values()))
             wanted |= await self._in_turn(live, pace, self._accepted(listed, pace))
-            elsewhere = wanted.keys() | live.keys()
-            others = [event for key, event in listed.items() if key not in elsewhere]
+            others = [event for key, event in listed.items() if key not in wanted]
             async for plan in listing.plans(self._work, others):
                 await listing.write(self._work, plan)
         await Events(self._work, self._attendees, self._known).sync([*wanted.values()])
@@ -150,8 +150,7 @@ class _Run:
     ) -> dict[str, Event]:
         """Return the events that are read now, in order: all, or in a large account those in turn.
 
-        There a run that accepts absences reads the events concerned instead: it is to come to its end. Of the
-        others, what the list of events says of them is written.
+        There a run that accepts absences reads the events concerned instead: it is to come to its end.
         """
         pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
         self._work.report.pace = pace
@@ -162,19 +161,17 @@ class _Run:
         self._known = structs.replace(self._known, reads=reads)
         if self._run.full or not pace.in_turns:
             return self._all(live, pace, accepted)
-        plans = {
-            plan.event_id: plan async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
+        changed = {
+            plan.event_id async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
         }
-        edited = plans.keys() & self._stored.keys()
+        edited = changed & self._stored.keys()
         chosen = agenda.choose(
             (self._standing(event, edited=event.id in edited) for event in live.values()), pace.budget
         )
         read = accepted or {event_id: live[event_id] for event_id in chosen.events}
         unread = live.keys() - read.keys()
-        # In this order: an edit that is written is seen no more.
+        # Before what the list says of them is written: then an edit is seen no more.
         await self._database.write(state.mark_due, edited & unread, self._now())
-        for event_id in plans.keys() & unread:
-            await listing.write(self._work, plans[event_id])
         self._work.report.pace = structs.replace(pace, waiting=chosen.waiting)
         return dict(read)
 

@@ -121,6 +121,23 @@ def test_old_series_keep_a_full_run_from_its_end(
             assert len(log_lines.of("run.long")) == 1
 
 
+def test_an_edit_of_an_old_series_waits_for_its_turn(
+    make_config: MakeConfig, standin: StandIn, instant_retries: None
+) -> None:
+    """What the list says of an event without a date is written with every run, whether it is read or not."""
+    for event_id in standin.events:
+        undate(standin, event_id, online="1")
+    late = [(event_id, standin.events.pop(event_id)) for event_id in (CONCERT, FESTIVAL, OUTING)]
+    with rig_on(make_config(billetweb__requests_per_minute=5)) as rig:
+        rig.run()
+        standin.events.update(late)
+        for event in standin.events.values():
+            event.row["name"] = "Another name"
+        run = rig.run()
+        assert (run.outcome, run.synced < 3) == ("ok", True)
+        assert rig.sql("SELECT name, count(*) FROM billetweb_events GROUP BY name") == [("Another name", 6)]
+
+
 @pytest.mark.slow("many runs")
 def test_old_series_make_an_account_take_turns(make_config: MakeConfig, instant_retries: None) -> None:
     """25 events without a date keep no other from being read in every run, and get what is left."""
