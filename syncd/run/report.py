@@ -35,7 +35,7 @@ NEXT = {
     ),
     "restricted": "the old availability stays; give the key the right to all events, in Billetweb",
     "refused": "the old availability stays, the next run asks again",
-    "malformed": "nothing of this answer was used, the old availability stays, the next run asks again",
+    "malformed": "nothing of that was used, the old availability stays, the next run asks again",
     "too_large": "nothing of this answer was used, the old availability stays, the next run asks again",
     "unreadable": "these columns keep what they had, and `extra` holds what came",
     "doubted": "what is absent is doubted until that lasts: `syncctl doubts` shows all of it",
@@ -218,18 +218,19 @@ class RunLog:
         known = 0
         alike: Counter[tuple[str, int | None]] = Counter()
         still = set()
+        before = dict(self._seen)  # what this run tells was not told before it
         for failure in failures:
             key = (failure.subject, failure.kind, failure.status)
-            still.add(key)
-            seen = self._seen.get(key)
+            seen = before.get(key)
             if seen and now - seen.told_at < REPEAT_AFTER_S:
-                seen.runs += 1
+                seen.runs += key not in still
                 known += 1
-                continue
-            self._seen[key] = _Seen(now)
-            alike[key[1:]] += 1
-            if alike[key[1:]] <= ALIKE_AT_MOST:
-                self._tell(run, failure, seen.runs if seen else 0)
+            else:
+                self._seen[key] = _Seen(now)
+                alike[key[1:]] += 1
+                if alike[key[1:]] <= ALIKE_AT_MOST:
+                    self._tell(run, failure, seen.runs if seen else 0)
+            still.add(key)
         for (kind, status), told in alike.items():
             if told > ALIKE_AT_MOST:
                 self._tell_more(run, kind, status, told - ALIKE_AT_MOST)

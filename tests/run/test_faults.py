@@ -25,7 +25,7 @@ WHAT_NEXT = {
     "credentials": "nothing is asked for a day, or until there is a new key",
     "restricted": "give the key the right to all events",
     "refused": "the old availability stays, the next run asks again",
-    "malformed": "nothing of this answer was used",
+    "malformed": "nothing of that was used",
     "too_large": "nothing of this answer was used",
     "doubted": "nothing of it is marked vanished",
 }

@@ -175,6 +175,22 @@ def test_a_run_of_one_event_passes_for_a_healing(run_log: RunLog, log_lines: Log
     assert [line["run"] for line in log_lines.of("error.")] == [1]
 
 
+def test_an_error_hides_behind_another_of_its_run(
+    run_log: RunLog, log_lines: LogLines, clock: WaitedFor
+) -> None:
+    """Several of one subject are told each, and later count as one run with the same error."""
+    several = [failure("events", "malformed", None, f"events[{n}].id is missing") for n in range(3)]
+    for number in range(3):
+        finish(run_log, number, *several)
+    assert [line["run"] for line in log_lines.of("error.")] == [0, 0, 0]
+    ends = [end["message"] for end in log_lines.of("run.finished")]
+    assert [end.endswith("; 3 errors as before") for end in ends] == [False, True, True]
+    clock.now_s += 3600
+    finish(run_log, 3, *several)
+    for line in log_lines.of("error.")[3:]:
+        assert line["message"].endswith("(the same in 2 more runs since it was last told)")
+
+
 def test_a_hundred_errors_alike_take_a_hundred_lines(run_log: RunLog, log_lines: LogLines) -> None:
     """Three are told, the others counted in one line with where to find them; other kinds are told apart."""
     many = [failure(f"event {number}") for number in range(100)]
