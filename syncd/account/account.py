@@ -280,10 +280,8 @@ class Account:
 
     def status(self) -> Status:
         """Return the status, from memory."""
-        facts, interval = self.facts, self.config.sync.interval
-        health, reason = facts.health(
-            interval, refused=self.client.refused, displaced=self.database.displacement()
-        )
+        facts, interval, refused = self.facts, self.config.sync.interval, self.client.refused
+        health, reason = facts.health(interval, refused=refused, displaced=self.database.displacement())
         return Status(
             pid=os.getpid(),
             started_at=facts.started_at,
@@ -318,7 +316,7 @@ class Account:
             latest_outcomes=[*facts.latest_outcomes],
             paused_since=self.paused.since if self.paused else None,
             paused_by=self.paused.by if self.paused else None,
-            skipping="paused" if self.paused else "credentials" if self.client.refused else None,
+            skipping="paused" if self.paused else "credentials" if refused else None,
             database_bytes=facts.database_bytes,
         )
 
@@ -439,16 +437,19 @@ class Account:
     async def _put_ends_on_record(self) -> None:
         """Put ended runs on record in their order, and prune after a whole reading. Raises StoreError."""
         while self._unrecorded:
-            ended, facts, tell = self._unrecorded[0], self.facts, self.webhooks.outbox.ended
+            before_at = self.facts.last_full_at
             async with self._recording:
-                now, since = self.clock.now(), self._live_since()
-                ended.run.id, readings = await self.database.write(
-                    record.finish, ended, now, since, facts.last_full_at, tell=tell
-                )
-            self._unrecorded.popleft()
-            before_at, facts.last_full_at = facts.last_full_at, readings.ended_at
-            if before_at and facts.last_full_at != before_at:
+                await to_the_end(self._put_end())  # when cancelled too: it would be put there twice
+            if before_at and self.facts.last_full_at != before_at:
                 await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
+
+    async def _put_end(self) -> None:
+        ended, facts, tell = self._unrecorded[0], self.facts, self.webhooks.outbox.ended
+        ended.run.id, readings = await self.database.write(
+            record.finish, ended, self.clock.now(), self._live_since(), facts.last_full_at, tell=tell
+        )
+        self._unrecorded.popleft()
+        facts.last_full_at = readings.ended_at
 
     async def _take_stock(self) -> None:
         """Look at what a run left. Raises nothing."""

@@ -121,6 +121,22 @@ def test_an_end_is_lost_while_the_database_fails(rig: Rig, standin: StandIn, log
     ]
 
 
+def test_a_stop_puts_the_end_of_the_run_before_on_record_twice(rig: Rig) -> None:
+    """A run that puts it there, and waits for the database, is cancelled: that much it finishes."""
+    rig.run()
+    refuse(rig.url, "INSERT ON syncd_runs")
+    rig.run()
+    allow(rig.url, "INSERT ON syncd_runs")
+    with rig.locked():
+        rig.request()
+        rig.until(rig.account._recording.locked)
+        stopped = rig.portal.start_task_soon(rig.runner.stop, 5.0)
+        rig.until(lambda: rig.runner.is_stopping)
+    assert stopped.result()
+    outcomes = [outcome for (outcome,) in rig.sql("SELECT outcome FROM syncd_runs ORDER BY id")]
+    assert outcomes == ["ok", "failed", "cancelled"]
+
+
 def test_two_who_open_at_once_refuse_each_other(make_config: MakeConfig) -> None:
     """A run and a command that come first together share one database; a second daemon is refused."""
     config = make_config()
