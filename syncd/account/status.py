@@ -168,7 +168,8 @@ class Facts(Struct, kw_only=True):
         self.whole_outcome = self.whole_outcome or history.whole_outcome
         self.consecutive_failures += history.consecutive_failures
         self.pace = past.pace
-        self.latest_outcomes.extend(history.latest_outcomes)
+        # The older ones come last, and where there is no room for all a deque drops its first.
+        self.latest_outcomes.extend(history.latest_outcomes[: LATEST - len(self.latest_outcomes)])
         self.take_stock(past.figures, past.doubts, past.database_bytes)
 
     def take_stock(self, figures: Figures, doubts: int, database_bytes: int | None = None) -> None:

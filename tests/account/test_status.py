@@ -8,7 +8,7 @@ from conftest import MakeConfig, WaitedFor, rig_on
 from syncd.account.record import Past
 from syncd.account.status import Facts, Health, budget_status, last_error
 from syncd.database.rows import Figures
-from syncd.database.runs import History
+from syncd.database.runs import LATEST, History
 from syncd.database.state import Readings
 from syncd.mirror.agenda import Budget, Pace
 from syncd.model import Counts, Outcome, Run, RunError
@@ -266,6 +266,17 @@ def test_runs_before_the_database_could_be_opened_are_kept() -> None:
     facts.take_over(past(history))
     assert (facts.run_count, facts.consecutive_failures, facts.last_run) == (5, 1, own)
     assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
+
+
+def test_a_database_that_opens_late_hides_the_latest_outcomes() -> None:
+    """Those of this process stand first, and of the older ones as many as there is room for."""
+    facts = fresh(Clock())
+    own: list[Outcome] = ["failed", "partial", "partial"]
+    older: list[Outcome] = ["ok"] * LATEST
+    for outcome in reversed(own):
+        facts.take(ended(outcome, started_at=START))
+    facts.take_over(past(History(latest_outcomes=tuple(older))))
+    assert [*facts.latest_outcomes] == [*own, *older[3:]]
 
 
 def test_an_empty_history_is_taken_over() -> None:
