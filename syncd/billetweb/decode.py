@@ -263,23 +263,25 @@ def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[s
     return _keyed((session.id, session, unreadable) for session, unreadable in found)
 
 
-def decode_attendees(body: bytes, *, event_id: str | None = None, full: bool) -> Decoded[str, Attendee]:
+def decode_attendees(
+    body: bytes, *, event_id: str | None = None, full: bool, before: int = 0
+) -> Decoded[str, Attendee]:
     """Give the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
 
     The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
     naming row and field, for a row that is no object, has no id, or has to name its event and does not.
     """
-    return _keyed(_attendees(rows(body), 0, event_id, full=full))
+    return _keyed(_attendees(rows(body), before, event_id, full=full))
 
 
-def sold(body: bytes) -> list[tuple[str, int]]:
+def sold(body: bytes, *, before: int = 0) -> list[tuple[str, int]]:
     """Give the event and a digest of each row of `/attendees`, and nothing else of it.
 
     A digest has 64 bits, is the same in every process and changes with any byte of the row. Raises
     DecodeError, naming row and field, for a row that is no object or names no event.
     """
     found: list[tuple[str, int]] = []
-    for index, raw in enumerate(document(body, list[msgspec.Raw])):
+    for index, raw in enumerate(document(body, list[msgspec.Raw]), before):
         try:
             event_id = to_id(_SALE.decode(raw).event)
         except ValueError:

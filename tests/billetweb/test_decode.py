@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -472,6 +473,9 @@ def test_position_begins_anew_with_each_part() -> None:
     body = dump([{"id": "7"}, {"id": "8"}])
     found = decode.decode_tickets(body, event_id="1", before=10).records
     assert [ticket.position for ticket in found.values()] == [11, 12]
-    for decode_rows in (decode.decode_tickets, decode.decode_sessions, decode.decode_gauges):
+    people = partial(decode.decode_attendees, full=False)
+    for decode_rows in (decode.decode_tickets, decode.decode_sessions, decode.decode_gauges, people):
         with pytest.raises(errors.DecodeError, match=r"\[10\]"):
             decode_rows(dump([{}]), event_id="1", before=10)
+    with pytest.raises(errors.DecodeError, match=r"\[10\]"):
+        decode.sold(dump([{}]), before=10)

@@ -190,6 +190,14 @@ def test_one_bad_row_is_passed_over(people: Rig, standin: StandIn) -> None:
     assert held(people) == before
 
 
+def test_a_bad_row_is_told_by_its_place_in_a_slice(full: Rig, standin: StandIn) -> None:
+    """The error counts the rows from the answer's beginning, by which somebody finds the bad one."""
+    standin.fail("/attendees", with_rows(lambda rows: [rows[0] | {"long": "x" * 1000}] * 600 + [None]))
+    standin.sell(WORKSHOP)
+    run = full.run()
+    assert [error.message for error in run.errors] == ["GET /attendees: attendees[600] is null"]
+
+
 def test_one_bad_row_keeps_everybody_out(people: Rig, config: Config, standin: StandIn) -> None:
     """An account whose attendees cannot be imported at once is imported event by event."""
     standin.fail("/attendees", with_rows(row_without_id), times=None)
