@@ -157,9 +157,8 @@ class Account:
         kept = [ended.run for ended in self._unrecorded if ended.run.outcome not in record.GOOD]
         self._unrecorded = deque(map(Ended, kept), maxlen=UNRECORDED_AT_MOST)
         self.facts = self.facts.anew(kept)
-        for run in (self.runner.current, self.runner.queued, *kept):
-            if run:
-                self.runner.renumber(run)
+        for run in filter(None, (self.runner.current, self.runner.queued, *kept)):
+            self.runner.renumber(run)
 
     def start(self) -> None:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
@@ -323,9 +322,7 @@ class Account:
     def _state(self) -> State:
         if self.runner.is_stopping:
             return "stopping"
-        if self.runner.current:
-            return "running"
-        return "paused" if self.paused else "idle"
+        return "running" if self.runner.current else "paused" if self.paused else "idle"
 
     # --- runs
 
