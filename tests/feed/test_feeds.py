@@ -146,7 +146,8 @@ def test_a_start_without_a_run_empties_a_file(rig: Rig, folder: Path) -> None:
     rig.config = structs.replace(rig.config, sync=structs.replace(rig.config.sync, run_on_start=False))
     rig.restart()
     rig.portal.call(rig.account.start)
-    rig.until(lambda: rig.account.status().feeds.written == 3)
+    rig.until(lambda: not len(rig.account._background))
+    assert rig.account.status().feeds.written == 3
     assert (folder / "events.json").read_text() == "of another mirror"
     rig.portal.call(rig.account.schedule.stop)
 
