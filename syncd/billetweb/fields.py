@@ -201,7 +201,7 @@ def to_map(value: object) -> dict[str, object] | None:
         return None
     if not isinstance(value, dict):
         raise UnfitError
-    return value if _is_plain(value) or is_storable(value) else storable_items(value)
+    return value if _is_plain(value) else storable_items(value)
 
 
 class _Memory(dict[object, object]):
@@ -261,11 +261,11 @@ def columns_of(row: object, table: Table, subject: str, *, required: tuple[str, 
 
 def storable_items(values: dict[str, object], depth: int = EXTRA_MAX_DEPTH) -> dict[str, object]:
     """Give the items with what may be stored of each: a label stays where its value may not."""
-    kept = {}
-    for name, value in values.items():
-        if not _is_secret(name):
-            kept[name.replace("\0", "")] = value if is_storable(value) else _storable(value, depth - 1)
-    return kept
+    return {
+        name.replace("\0", ""): _storable(value, depth)
+        for name, value in values.items()
+        if not _is_secret(name)
+    }
 
 
 def _is_plain(values: dict[str, object]) -> bool:
@@ -284,7 +284,7 @@ def _storable(value: object, depth: int) -> object:
     if isinstance(value, dict | list) and depth <= 0:
         return None
     if isinstance(value, dict):
-        return storable_items(value, depth)
+        return storable_items(value, depth - 1)
     return [_storable(item, depth - 1) for item in value] if isinstance(value, list) else value
 
 
@@ -294,14 +294,3 @@ def _is_secret(text: str) -> bool:
 
 def _may_be_secret(text: str) -> bool:
     return "=" in text or "%" in text or "&" in text
-
-
-def is_storable(value: object, depth: int = EXTRA_MAX_DEPTH) -> bool:
-    """Tell whether no part of the value is a secret link, a NUL, or too deep for a database's JSON."""
-    if isinstance(value, str):
-        return "\0" not in value and not _is_secret(value)
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        return depth > 0 and all(is_storable(item, depth - 1) for item in value)
-    return True
