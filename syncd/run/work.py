@@ -42,10 +42,6 @@ class Work(Struct, frozen=True, kw_only=True):
     follow: Follow = follow_nothing
     doubted: OnDoubt = doubt_silently
 
-    def writing(self) -> Writing:
-        """Return what to write with now."""
-        return Writing(self.run.id, self.clock.now(), self.follow)
-
     async def write(
         self,
         query: Callable[Concatenate[Connection, Writing, P], T],

@@ -30,6 +30,7 @@ from syncd.config import (
 )
 from syncd.database import absences, attendees, rows, runs, sqlite, state
 from syncd.database.attendees import Slice, Taken
+from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
 from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, lack, plan_event, plan_listed, row_id
@@ -142,7 +143,6 @@ class Reading:
 
     def __init__(self, mirror: Mirror, work: Work) -> None:
         self.run = work.run
-        self._work = work
         self.plan = EventPlan(event_id="")
         self._mirror = mirror
         self._report = work.report
@@ -181,9 +181,12 @@ class Reading:
         reads: Reads = self._mirror.query(state.reads).get(event.id, Reads())
         return self._take(plan_event(event, known, fetched, was_due=reads.due_at is not None))
 
+    def _writing(self) -> Writing:
+        return Writing(self.run.id, self._mirror.clock.now())
+
     def _take(self, plan: EventPlan) -> EventPlan:
         if plan.writes:
-            self._mirror.write(rows.write_plan, self._work.writing(), plan)
+            self._mirror.write(rows.write_plan, self._writing(), plan)
         if plan.read_at and plan.is_odd:
             self._report.odd[plan.event_id] = plan.read_at
         elif plan.read_at and not plan.writes:
@@ -198,7 +201,7 @@ class Reading:
         now = self._mirror.clock.now()
         taken: Taken = self._mirror.write(
             attendees.take_event,
-            self._work.writing(),
+            self._writing(),
             event_id,
             [Slice({attendee.id: attendee for attendee in read})],
             began_at=now,
