@@ -23,10 +23,11 @@ at once makes sense. Messages say what happened, to what, and what happens next 
 
 
 class SyncdError(Exception):
-    """Root of the tree."""
+    """Root of the tree; `status` is the HTTP status of the answer that it is about, where there was one."""
 
     kind = "internal"
     retry = False
+    status: int | None = None
 
 
 class ConfigError(SyncdError):
@@ -40,10 +41,7 @@ class ConfigError(SyncdError):
 
 
 class BilletwebError(SyncdError):
-    """A request to Billetweb that gave no usable answer.
-
-    `status` is the HTTP status, where there was one; `wait_s` is how long the answer asked to wait.
-    """
+    """A request to Billetweb that gave no usable answer; `wait_s` is how long one asked to wait."""
 
     kind = "billetweb"
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from syncd.database.rows import FIELDS
 from syncd.database.state import Reads, Try
-from syncd.errors import BilletwebError, SyncdError
+from syncd.errors import SyncdError
 from syncd.mirror.agenda import Pace
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS, MAX_ERRORS, Json, Progress, Run, RunError, Unreadable
@@ -93,8 +93,7 @@ class Report:
 
     def fail(self, subject: str, error: SyncdError, *, times: int = 1) -> None:
         """Put an error on record that concerns a part of the run, and stands for so many."""
-        status = error.status if isinstance(error, BilletwebError) else None
-        told = RunError(plain(subject), error.kind, plain(self._redact(str(error))), status)
+        told = RunError(plain(subject), error.kind, plain(self._redact(str(error))), error.status)
         self.run.add_error(told, times)
         self.failures.append(told)
 

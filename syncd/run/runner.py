@@ -13,7 +13,7 @@ from datetime import timedelta
 from loguru import logger
 
 from syncd.clock import Clock
-from syncd.errors import BilletwebError, RunCancelled, SyncdError
+from syncd.errors import RunCancelled, SyncdError
 from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
 from syncd.text import count, plain, run_name
 from syncd.threads import to_the_end
@@ -267,8 +267,7 @@ class Runner:
                 error = SyncdError(f"unexpected {type(failure).__name__}: {failure}")
         else:
             return None
-        status = error.status if isinstance(error, BilletwebError) else None
-        told = RunError("run", error.kind, plain(self._redact(str(error))), status)
+        told = RunError("run", error.kind, plain(self._redact(str(error))), error.status)
         run.add_error(told)
         return told
 
