@@ -126,15 +126,13 @@ class Report:
 
     def tell_wait(self) -> None:
         """Tell that a request begins to wait, or waits no longer."""
-        progress = self.run.progress
-        if progress:
-            self.advance(progress.phase, progress.done, progress.total)
+        self.step(0)
 
-    def step(self) -> None:
-        """Tell that one more of the phase's total is done."""
+    def step(self, by: int = 1) -> None:
+        """Tell that so many more of the phase's total are done."""
         progress = self.run.progress
         if progress:
-            self.advance(progress.phase, progress.done + 1, progress.total)
+            self.advance(progress.phase, progress.done + by, progress.total)
 
     def count_requests(self) -> None:
         """Bring the run's count of requests up to date."""
