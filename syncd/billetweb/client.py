@@ -78,7 +78,6 @@ class Billetweb:
         *,
         count_carts: bool = False,
         clock: Clock | None = None,
-        quiet: Quiet | None = None,
         on_quiet: Callable[[Quiet | None], Awaitable[None]] | None = None,
     ) -> None:
         self._account = config.user
@@ -93,7 +92,6 @@ class Billetweb:
         self._quiet_until_s = 0.0
         self._on_quiet = on_quiet
         self._is_noted = False
-        self.take_over(quiet)
         self.ahead = timedelta(0)
         self.requests = 0
         self.statuses: Counter[str] = Counter()

@@ -73,9 +73,9 @@ async def client_of(
         limiter or limiter_on(virtual),
         count_carts=count_carts,
         clock=virtual,
-        quiet=quiet,
         on_quiet=noted.note if noted else None,
     )
+    client.take_over(quiet)
     try:
         yield client
     finally:
