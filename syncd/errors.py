@@ -1,4 +1,6 @@
-"""Every exception that syncd raises on purpose, in one tree. Imports nothing of syncd.
+"""The exceptions that more than one room knows, in one tree. Imports nothing of syncd.
+
+A room's own stand beside what raises them.
 
     SyncdError
     ├─ ConfigError           problems: one line each, with key path and line number

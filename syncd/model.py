@@ -222,7 +222,7 @@ class Unreadable(Struct):
 
 
 class Progress(Struct, frozen=True):
-    """How far a run is: `done` of `total` live events. `total` is 0 until the list of events is read.
+    """How far a run is: `done` of the `total` events that it reads, 0 until the list of events is read.
 
     `waits_until` is when the next request may be sent, and `waits_for` why not before; None while none waits.
     """

@@ -225,7 +225,7 @@ class Account:
         join: bool = False,
         requested_by: Peer | None = None,
     ) -> Run:
-        """Return the run that serves a request made by hand. Raises Stopping."""
+        """Return the run that serves a request made by hand. Raises Stopping and TooManyEvents."""
         run = self.runner.request(
             "manual", full=full, accept=accept, events=events, join=join, requested_by=requested_by
         )

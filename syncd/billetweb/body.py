@@ -124,8 +124,8 @@ async def lay_down(chunks: AsyncIterable[bytes], file: IO[bytes], *, coding: str
     if unpacker is None:
         if status // 100 != SUCCESS:
             return  # it says enough
-        named = coding[:CODING_MAX_CHARS]
-        raise DecodeError(f"the answer is packed in a way that was not asked for: {named!r}", status=status)
+        said = coding[:CODING_MAX_CHARS]
+        raise DecodeError(f"the answer is packed in a way that was not asked for: {said!r}", status=status)
     size, piece = 0, bytearray()
     async for chunk in chunks:
         piece += chunk

@@ -3,7 +3,7 @@
 An answer is laid down, in a temporary file where it is large, and read from there in slices (`body.py`).
 
 The key travels in the Authorization header, never in a URL: URLs end up in logs and error texts. httpx's
-exceptions leave as `errors.BilletwebError`. What the answers mean is `decode.py`'s knowledge.
+exceptions leave as `errors.BilletwebError`. `answers.py` and `decode.py` know what the answers mean.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Billetweb's answers into records: with `fields.py`, the only room that knows Billetweb's spelling. Pure.
+"""Billetweb's answers into records. Nothing but this, `answers.py` and `fields.py` knows its spelling. Pure.
 
 The source of the shapes is the Billetweb API page (/events, /event/:id/avail, /tickets, /dates, /attendees)
 and what its users met.
