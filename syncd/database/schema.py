@@ -95,7 +95,7 @@ class Money(TypeDecorator[Decimal]):
     def load_dialect_impl(self, dialect: Dialect) -> Any:
         """Bypass SQLAlchemy's conversion through float on SQLite."""
         if dialect.name == "sqlite":
-            return dialect.type_descriptor(SqliteNumeric())
+            return dialect.type_descriptor(Numeric(asdecimal=False))
         return dialect.type_descriptor(Numeric(12, 4))
 
     def bind_processor(self, _dialect: Dialect) -> Any:
@@ -107,13 +107,6 @@ class Money(TypeDecorator[Decimal]):
         if value is None:
             return None
         return Decimal(str(value) if dialect.name == "sqlite" else f"{value.normalize():f}")
-
-
-class SqliteNumeric(Numeric[Any]):
-    """NUMERIC in DDL, with no conversion of its own."""
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> None:
-        """Leave the value to `Money`."""
 
 
 def _money_text(value: Decimal | None) -> str | None:
