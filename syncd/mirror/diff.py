@@ -5,6 +5,7 @@ complete before anything of it is written, and is not changed afterwards.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -146,10 +147,7 @@ class Fetched(Struct, frozen=True, kw_only=True):
 
 def count(changes: Iterable[Change], unchanged: int = 0) -> Counts:
     """Return rows by what becomes of them."""
-    counts = Counts(unchanged=unchanged)
-    for change in changes:
-        setattr(counts, change.kind, getattr(counts, change.kind) + 1)
-    return counts
+    return Counts(unchanged=unchanged, **Counter[str](change.kind for change in changes))
 
 
 def row_id(record: Record) -> str:
@@ -258,10 +256,7 @@ def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: da
 
 def plan_listed(event: Event, stored: Stored | None) -> EventPlan:
     """Return the plan for an event of which only the list was read: its figures stay as they are."""
-    if stored:
-        held = dict(zip(Event.__struct_fields__, stored.values, strict=True))
-        event = structs.replace(event, **{name: held[name] for name in FIGURES})
-    change = compare(EVENTS, stored, event)
+    change = compare(EVENTS, stored, keep(event, stored, FIGURES))
     return EventPlan(event_id=event.id, changes=(change,) if change else (), unchanged=0 if change else 1)
 
 
