@@ -224,19 +224,20 @@ def places(connection: Connection, live_since: datetime, at_most: int) -> list[P
 
 def shown_events(connection: Connection, live_since: datetime | None, now: datetime) -> list[Json]:
     """Return the events as the control API shows them, by start; all where `live_since` is None."""
-    events = schema.events.c
-    query = select(*(events[name] for name in SHOWN)).order_by(events.starts_at.nulls_first(), events.id)
-    if live_since is not None:
-        query = query.where(schema.live(live_since))
-    return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in _all(connection, query)]
+    return _shown(connection, now, *([] if live_since is None else [schema.live(live_since)]))
 
 
 def shown_by_id(connection: Connection, ids: Iterable[str], now: datetime) -> dict[str, Json]:
     """Return these events as the control API shows them, by id."""
+    here = bulk.is_among(connection, schema.events.c.id, ids)
+    return {str(event["id"]): event for event in _shown(connection, now, here)}
+
+
+def _shown(connection: Connection, now: datetime, *where: ColumnElement[bool]) -> list[Json]:
     events = schema.events.c
-    query = select(*(events[name] for name in SHOWN)).where(bulk.is_among(connection, events.id, ids))
-    rows = _all(connection, query)
-    return {row["id"]: dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in rows}
+    query = select(*(events[name] for name in SHOWN)).where(*where)
+    rows = _all(connection, query.order_by(events.starts_at.nulls_first(), events.id))
+    return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in rows]
 
 
 def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
