@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select
 
 from syncd.database import schema
@@ -134,14 +134,13 @@ def _first(connection: Connection, query: Select[tuple[object, ...]]) -> Run | N
 
 
 def _values(run: Run) -> dict[str, object]:
-    values = {name: getattr(run, name) for name in run.__struct_fields__}
+    values = structs.asdict(run) | structs.asdict(run.counts)
     for name in ("id", "progress", "counts"):
         del values[name]
-    values |= {
+    return values | {
         "requested_by": msgspec.to_builtins(run.requested_by),
         "errors": msgspec.to_builtins(run.errors),
     }
-    return values | {name: getattr(run.counts, name) for name in COUNTS}
 
 
 def _run(row: RowMapping) -> Run:
