@@ -53,7 +53,7 @@ class Cursor(Struct, frozen=True, kw_only=True):
     imported_at: datetime | None = None
 
 
-class Order(Struct, frozen=True, kw_only=True):
+class Order(Struct, frozen=True):
     """An order over an event, from its attendees that have not vanished, as in the view `syncd_orders`.
 
     `places`: those that count. `paid`: of how many attendees it is known to be paid.
@@ -106,10 +106,9 @@ def orders(
         .where(people.vanished_at.is_(None))
         .group_by(people.order_id, people.event_id)
     )
-    names = ("order_id", "event_id", "order_ext_id", "places", "refunded", "order_price", "paid")
     here = bulk.is_among(connection, people.event_id, event_ids)
     found = connection.execute(query.where(here, bulk.is_among(connection, people.order_id, ids))).all()
-    return {(row[0], row[1]): Order(**dict(zip(names, row, strict=True))) for row in found}
+    return {(row[0], row[1]): Order(*row) for row in found}
 
 
 def cursor(connection: Connection) -> Cursor | None:
