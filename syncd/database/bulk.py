@@ -93,11 +93,12 @@ def _execute(connection: Connection, statement: _Statement, columns: Columns) ->
 @contextmanager
 def _copying(connection: Connection) -> Iterator[Any]:
     """Give the driver's own cursor, whose errors leave as SQLAlchemy's."""
+    theirs = connection.dialect.loaded_dbapi.Error
     try:
         with closing(connection.connection.cursor()) as cursor:
             yield cursor
-    except connection.dialect.loaded_dbapi.Error as error:
-        raise DBAPIError(None, None, error) from None
+    except theirs as error:
+        raise DBAPIError.instance(None, None, error, theirs) from None
 
 
 def _copy(cursor: Any, to: str, statement: _Statement, rows: Rows) -> None:
