@@ -19,13 +19,16 @@ short, the ceiling alone holds it back."""
 USED = 0.8
 """The part of what the ceiling lets through that is planned with: some are repeated, some answers slow."""
 
+UNDATED_LATER_S = 86_400.0
+"""Events without a date are sold by few and seldom: others have their turns first, for a day."""
+
 
 class Standing(Struct, frozen=True, kw_only=True):
     """What is known of a live event before it is read.
 
     `cost`: requests that reading it takes. `read_at`: when it was last read or tried, None for never.
-    `dated`: whether it has a date; one that has none comes last. `suspected`: rows of it may have vanished,
-    which only a read in this very run can tell. `due`: something was seen to happen to it.
+    `dated`: whether it has a date; the turn of one that has none is a day later. `suspected`: rows of it may
+    have vanished, which only a read in this very run can tell. `due`: something was seen to happen to it.
     """
 
     id: str
@@ -144,13 +147,7 @@ def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
     return chosen
 
 
-def _urgency(standing: Standing) -> tuple[bool, bool, bool, bool, float, str]:
-    read_at = standing.read_at
-    return (
-        not standing.suspected,
-        not standing.due,
-        not standing.dated,
-        read_at is not None,
-        read_at.timestamp() if read_at else 0.0,
-        standing.id,
-    )
+def _urgency(standing: Standing) -> tuple[bool, bool, float, str]:
+    read_s = standing.read_at.timestamp() if standing.read_at else 0.0
+    turn_s = read_s if standing.dated else read_s + UNDATED_LATER_S
+    return (not standing.suspected, not standing.due, turn_s, standing.id)

@@ -109,6 +109,22 @@ def test_turns_starve_an_event() -> None:
     assert min(read_at.values()) >= NOW
 
 
+def test_an_event_without_a_date_is_never_read_again() -> None:
+    """Where not all can be read at once it has its turn a day after the others, which keep theirs."""
+    dated, undated = [f"d{number:03}" for number in range(200)], [f"u{number}" for number in range(9)]
+    read_at: dict[str, datetime | None] = dict.fromkeys([*dated, *undated])
+    limits, order = of(2 * len(dated)), list[str]()
+    for turn in range(3 * 96):
+        standings = [Standing(id=key, cost=2, read_at=at, dated=key in dated) for key, at in read_at.items()]
+        for name in choose(standings, limits).events:
+            read_at[name] = NOW + turn * INTERVAL
+            order.append(name)
+    assert order[: len(dated)] == dated
+    assert {*map(order.count, undated)} == {3}
+    oldest = min(read_at[name] or NOW for name in dated)
+    assert oldest >= NOW + timedelta(days=3) - INTERVAL - limits.bound(2 * len(dated), INTERVAL)
+
+
 def test_events_that_sell_all_the_time_starve_the_others() -> None:
     """However many sell in each interval, a new event is read, and the others within the bound."""
     limits = of(10_000)
