@@ -128,7 +128,8 @@ class Daemon:
                 status, document = given if isinstance(given, tuple) else (200, given)
                 content = document if isinstance(document, bytes) else json.dumps(document).encode()
                 self.head(status, length=len(content))
-                self.wfile.write(content)
+                with contextlib.suppress(BrokenPipeError):  # whoever asked was stopped
+                    self.wfile.write(content)
 
             def head(self, status: int = 200, *, length: int | None = None) -> None:
                 self.send_response(status)
