@@ -3,7 +3,6 @@
 PyMySQL is imported where a URL needs it, and not before: it is optional.
 """
 
-import re
 import sys
 from typing import Any
 
@@ -106,7 +105,7 @@ def _refusal(connection: Connection, right: str, name: str, attempt: str) -> str
 
 def told(error: Exception) -> StoreError | None:
     """Return what to say of an error that is PyMySQL's own, None where it is another one's."""
-    if isinstance(error, RuntimeError) and re.search("cryptography", str(error)):
+    if isinstance(error, RuntimeError) and "cryptography" in str(error):
         return StoreError(
             f"this server's way to ask for a password needs the package cryptography: {INSTALL}"
         )

@@ -121,16 +121,13 @@ class Done(Struct):
 def look(connection: Connection, settings: PublishConfig) -> Form:
     """Return what is found of the table. Changes nothing."""
     schema_name, name = _names(settings)
-    dialect = connection.dialect.name
-    bare = Form(settings, dialect, {}, [], [])
+    bare = Form(settings, connection.dialect.name, {}, [], [])
     if bare.is_mysql and (refusal := mysql.hidden(connection, bare.table)):
         return structs.replace(bare, problems=[refusal])
     found = inspect(connection)
     if not found.has_table(name, schema_name):
-        tables = found.get_table_names(schema_name)
-        return Form(
-            settings, dialect, {}, [f'there is no table "{settings.table}"{_meant(name, tables)}'], []
-        )
+        lacking = f'there is no table "{settings.table}"{_meant(name, found.get_table_names(schema_name))}'
+        return structs.replace(bare, problems=[lacking])
     if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):
         return structs.replace(bare, problems=[f'the table "{settings.table}" is syncd\'s own'])
     columns = {each["name"]: each for each in found.get_columns(name, schema_name)}
@@ -140,7 +137,7 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
         if each not in columns
     ]
     types = {each: columns[each]["type"] for each in _columns(settings) if each in columns}
-    form = Form(settings, dialect, types, problems, [])
+    form = structs.replace(bare, types=types, problems=problems)
     if not problems:
         form.problems.extend(_misfits(form, columns))
         form.problems.extend(_forbidden(connection, form))
@@ -241,19 +238,15 @@ def _several(form: Form, key: object, count: int) -> str:
 
 def _slow(connection: Connection, form: Form, found: Inspector) -> Iterable[str]:
     schema_name, name = _names(form.settings)
-    keys: list[Sequence[str | None]] = [
-        index["column_names"] for index in found.get_indexes(name, schema_name)
-    ]
+    keys: list[Sequence[str | None]] = [one["column_names"] for one in found.get_indexes(name, schema_name)]
     keys += [unique["column_names"] for unique in found.get_unique_constraints(name, schema_name)]
     keys.append(found.get_pk_constraint(name, schema_name)["constrained_columns"])
     if any(form.key in columns[:1] for columns in keys):
         return
     some = select(form.table.c[form.key]).limit(LARGE + 1).subquery()
     if (connection.scalar(select(func.count()).select_from(some)) or 0) > LARGE:
-        yield (
-            f'"{form.settings.table}" has over {LARGE} rows and no index on "{form.key}": each write reads it'
-            " through"
-        )
+        named = form.settings.table
+        yield f'"{named}" has over {LARGE} rows and no index on "{form.key}": each write reads it through'
 
 
 # --- what the mirror says
