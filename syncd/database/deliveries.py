@@ -76,7 +76,7 @@ class Tried(Struct, frozen=True):
     next_at: datetime | None = None
 
 
-class Standing(Struct, frozen=True):
+class Remembered(Struct, frozen=True):
     """What is remembered of an endpoint: that it is gone (a digest of its settings then), and its rest."""
 
     gone: str | None = None
@@ -99,7 +99,7 @@ def put(connection: Connection, messages: Iterable[Message], at: datetime) -> No
     gone: dict[str, bool] = {}
     for one in messages:
         if one.endpoint not in gone:
-            gone[one.endpoint] = standing(connection, one.endpoint).gone is not None
+            gone[one.endpoint] = remembered(connection, one.endpoint).gone is not None
         tail = (
             ("parked", None, at + KEEP_TRYING, GONE)
             if gone[one.endpoint]
@@ -111,16 +111,17 @@ def put(connection: Connection, messages: Iterable[Message], at: datetime) -> No
 
 
 GONE = "the endpoint answered that it is gone (410)"
+ORPHAN = "the endpoint is not configured"
 
 
-def standing(connection: Connection, endpoint: str) -> Standing:
+def remembered(connection: Connection, endpoint: str) -> Remembered:
     """Return what is remembered of an endpoint."""
-    return state.get(connection, _name(endpoint), Standing) or Standing()
+    return state.get(connection, _name(endpoint), Remembered) or Remembered()
 
 
-def set_standing(connection: Connection, endpoint: str, value: Standing) -> None:
+def remember(connection: Connection, endpoint: str, value: Remembered) -> None:
     """Remember that of an endpoint."""
-    state.put(connection, _name(endpoint), value if value != Standing() else None)
+    state.put(connection, _name(endpoint), value if value != Remembered() else None)
 
 
 def _name(endpoint: str) -> str:
@@ -168,12 +169,12 @@ def conclude(connection: Connection, due: Due, tried: Tried) -> None:
 
 def rest(connection: Connection, endpoint: str, until: datetime) -> None:
     """Remember until when an endpoint asked not to be asked."""
-    set_standing(connection, endpoint, Standing(quiet_until=until))
+    remember(connection, endpoint, Remembered(quiet_until=until))
 
 
 def park(connection: Connection, endpoint: str, settings: str) -> None:
     """Park all that waits for an endpoint that is gone, until its settings are others than these."""
-    set_standing(connection, endpoint, Standing(gone=settings))
+    remember(connection, endpoint, Remembered(gone=settings))
     _park(connection, and_(D.endpoint == endpoint, schema.PENDING), GONE)
 
 
@@ -183,9 +184,6 @@ def park_orphans(connection: Connection, endpoints: Sequence[str]) -> dict[str, 
     lost = {name: number for name, number in waits.items() if name not in endpoints}
     _park(connection, and_(D.endpoint.in_([*lost]), schema.PENDING), ORPHAN)
     return lost
-
-
-ORPHAN = "the endpoint is not configured"
 
 
 def take_back(connection: Connection, endpoints: Sequence[str], now: datetime) -> None:
@@ -201,7 +199,7 @@ def _park(connection: Connection, here: ColumnElement[bool], error: str) -> None
 
 def revive(connection: Connection, endpoint: str, now: datetime) -> None:
     """Let an endpoint that is configured anew have what it would still be tried with."""
-    set_standing(connection, endpoint, Standing())
+    remember(connection, endpoint, Remembered())
     _unpark(connection, D.endpoint == endpoint, now)
 
 
@@ -229,7 +227,7 @@ def retry(
     """
     if endpoint is not None:
         here = and_(D.endpoint == endpoint, D.state.in_(OPEN))
-        set_standing(connection, endpoint, Standing())
+        remember(connection, endpoint, Remembered())
         return _again(connection, here, now), []
     here = bulk.is_among(connection, D.id, ids)
     found = connection.execute(select(D.id, D.endpoint).where(here)).all()
@@ -237,7 +235,7 @@ def retry(
     if unknown := [one for one in ids if one not in known]:
         return 0, unknown
     for name in {*known.values()}:
-        set_standing(connection, name, Standing())
+        remember(connection, name, Remembered())
     return _again(connection, here, now), []
 
 

@@ -233,7 +233,8 @@ def _engine(
             if writes:
                 _refuse_pooler(connection, lambda: dialect.connect(*args, **parameters))
             _set(connection, {**SESSION, **asked, **NEEDED})
-            _prove(connection, asked.get("search_path"), writes=writes)
+            quote = dialect.identifier_preparer.quote
+            _prove(connection, asked.get("search_path"), quote, writes=writes)
             _set(connection, session)
             prepare(dialect, connection)
         except BaseException:
@@ -281,9 +282,8 @@ def _refuse_pooler(connection: Any, connect: Callable[[], Any]) -> None:
         return
     other = connect()
     try:
-        is_shared = (
-            _process_id(other) == session
-        )  # its transaction stays open, and with it the session its own
+        # Its transaction stays open, and with it the session its own.
+        is_shared = _process_id(other) == session
         if is_shared or _process_id(connection) != session:
             raise StoreError(POOLED)
         connection.commit()
@@ -310,7 +310,7 @@ def _set(connection: Any, settings: Mapping[str, str]) -> None:
         raise StoreError(f"the session does not keep what it is set to ({', '.join(lost)}): {POOLED}")
 
 
-def _prove(connection: Any, search_path: str | None, *, writes: bool) -> None:
+def _prove(connection: Any, search_path: str | None, quote: Callable[[str], str], *, writes: bool) -> None:
     """Raise StoreError where the session is none that syncd can use."""
     is_standby, read_only, user, schema = connection.execute(
         "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only'), current_user,"
@@ -328,12 +328,7 @@ def _prove(connection: Any, search_path: str | None, *, writes: bool) -> None:
         first = search_path.split(",")[0].strip()
         wanted = first.strip('"') if first.startswith('"') else first.lower()
         if wanted not in ("$user", schema):
-            create = f"CREATE SCHEMA {_quoted(wanted)} AUTHORIZATION {_quoted(user)};"
+            create = f"CREATE SCHEMA {quote(wanted)} AUTHORIZATION {quote(user)};"
             raise StoreError(
                 f"the schema {wanted} of search_path is not there, or not for the user {user}: {create}"
             )
-
-
-def _quoted(name: str) -> str:
-    """Return a name as SQL has it."""
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'

@@ -205,14 +205,16 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
     if form.is_mysql:
         yield from filter(None, [mysql.forbidden(connection, form.table, written)])
         return
-    quote = connection.dialect.identifier_preparer.format_table(form.table)
+    preparer = connection.dialect.identifier_preparer
+    quoted = preparer.format_table(form.table)
     may = "SELECT current_user, has_column_privilege(:table, :column, :right)"
     for right, columns in (("SELECT", _columns(form.settings)), ("UPDATE", written)):
         for each in columns:
-            values = {"table": quote, "column": each, "right": right}
+            values = {"table": quoted, "column": each, "right": right}
             user, is_allowed = connection.execute(text(may), values).one()
             if not is_allowed:
-                yield f"the user {user} may not {right} {quote}: GRANT SELECT, UPDATE ON {quote} TO {user}"
+                grant = f"GRANT SELECT, UPDATE ON {quoted} TO {preparer.quote(user)}"
+                yield f"the user {user} may not {right} {quoted}: {grant}"
                 break
 
 

@@ -174,11 +174,11 @@ class Endpoint:
         return 0.0
 
     def _next(self, connection: Connection, now: datetime) -> Due | datetime | None:
-        standing = deliveries.standing(connection, self.settings.name)
-        self.state.gone = standing.gone is not None
-        if standing.gone:
+        known = deliveries.remembered(connection, self.settings.name)
+        self.state.gone = known.gone is not None
+        if known.gone:
             return None
-        until = standing.quiet_until
+        until = known.quiet_until
         if until and now < until <= now + deliveries.MOST_AHEAD:
             return until
         return deliveries.next_due(connection, self.settings.name, now, self._shared.held_since)
@@ -422,14 +422,14 @@ class Webhooks:
         names = {each.settings.name for each in self.endpoints}
         counts = deliveries.counts(connection).items()
         is_odd = any(some.parked if name in names else some.pending for name, some in counts)
-        return is_odd or any(deliveries.standing(connection, name).gone for name in names)
+        return is_odd or any(deliveries.remembered(connection, name).gone for name in names)
 
     def _settle(self, connection: Connection) -> dict[str, int]:
         """Let endpoints that are back, or others now, have what waits; park and count what waits for none."""
         names, now = [each.settings.name for each in self.endpoints], self._clock.now()
         deliveries.take_back(connection, names, now)
         for each in self.endpoints:
-            gone = deliveries.standing(connection, each.settings.name).gone
+            gone = deliveries.remembered(connection, each.settings.name).gone
             if gone and not each.fingerprint.is_of(gone):
                 deliveries.revive(connection, each.settings.name, now)
         return deliveries.park_orphans(connection, names)
