@@ -19,16 +19,13 @@ short, the ceiling alone holds it back."""
 USED = 0.8
 """The part of what the ceiling lets through that is planned with: some are repeated, some answers slow."""
 
-UNDATED_LATER_S = 86_400.0
-"""Events without a date are sold by few and seldom: others have their turns first, for a day."""
-
 
 class Standing(Struct, frozen=True, kw_only=True):
     """What is known of a live event before it is read.
 
     `cost`: requests that reading it takes. `read_at`: when it was last read or tried, None for never.
-    `dated`: whether it has a date; the turn of one that has none is a day later. `suspected`: rows of it may
-    have vanished, which only a read in this very run can tell. `due`: something was seen to happen to it.
+    `dated`: whether it has a date; one that has none comes last. `suspected`: rows of it may have vanished,
+    which only a read in this very run can tell. `due`: something was seen to happen to it.
     """
 
     id: str
@@ -113,15 +110,19 @@ def budget(
 def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
     """Return whom a run reads: the suspected, the due, those never read, then the oldest for the share.
 
-    Those of whom something is known leave to the others what is kept for them, where they need it. One event
+    Those of whom something is known leave to the others what is kept for them, where they need it. Of the
+    events without a date one is read beside them: their own turns come last, and might never come. One event
     is read at least, however much its read costs.
     """
     ordered = sorted(standings, key=_urgency)
     known = [standing for standing in ordered if standing.suspected or standing.due]
     others = [standing for standing in ordered if not (standing.suspected or standing.due)]
     chosen = fitting(known, allowed.capacity - allowed.kept)
+    chosen |= fitting([standing for standing in others if not standing.dated][:1], allowed.kept)
     spent, in_turn = sum(chosen.values()), 0
     for standing in others:
+        if standing.id in chosen:
+            continue
         if in_turn >= allowed.share or spent + standing.cost > allowed.capacity:
             break
         chosen[standing.id] = standing.cost
@@ -147,7 +148,6 @@ def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
     return chosen
 
 
-def _urgency(standing: Standing) -> tuple[bool, bool, float, str]:
+def _urgency(standing: Standing) -> tuple[bool, bool, bool, float, str]:
     read_s = standing.read_at.timestamp() if standing.read_at else 0.0
-    turn_s = read_s if standing.dated else read_s + UNDATED_LATER_S
-    return (not standing.suspected, not standing.due, turn_s, standing.id)
+    return (not standing.suspected, not standing.due, not standing.dated, read_s, standing.id)
