@@ -72,7 +72,7 @@ def told(error: SQLAlchemyError) -> str:
 def _file(url: str) -> Engine:
     """Return an engine for a SQLite file that is there, which keeps its journal mode."""
     path = sqlite.path_of(url)
-    if trouble := sqlite.obstacle(path):  # asked first: for a closed folder `exists` raises
+    if trouble := sqlite.obstacle(path, in_use=True):  # asked first: for a closed folder `exists` raises
         raise StoreError(trouble)
     if not path.exists():
         raise StoreError(f"there is no file {path}")

@@ -130,8 +130,8 @@ def path_of(url: str) -> Path:
     return Path(make_url(url).database or "")
 
 
-def obstacle(path: Path) -> str | None:
-    """Return why this user cannot have a database in that file."""
+def obstacle(path: Path, *, in_use: bool = False) -> str | None:
+    """Return why this user cannot have a database in that file; one `in_use` may have its log already."""
     try:
         if not path.parent.is_dir():
             return f"the folder {path.parent} does not exist"
@@ -144,11 +144,10 @@ def obstacle(path: Path) -> str | None:
         return f"{path} is no regular file"
     if mode and not os.access(path, os.R_OK | os.W_OK):
         return f"{path} is not readable and writable for this user"
-    folder = Path(
-        os.path.realpath(path)
-    ).parent  # where SQLite writes its journal, whichever link leads there
-    writable = os.access(folder, os.W_OK | os.X_OK)
-    return None if writable else f"the folder {folder} is not writable"
+    real = Path(os.path.realpath(path))  # beside it SQLite writes its journal, whichever link leads there
+    is_open = in_use and real.with_name(f"{real.name}-wal").exists()
+    writable = is_open or os.access(real.parent, os.W_OK | os.X_OK)
+    return None if writable else f"the folder {real.parent} is not writable"
 
 
 def engine(url: str, *, read_only: bool = False) -> Engine:

@@ -396,7 +396,9 @@ def _number(form: Form, kind: TypeEngine[Any], value: Decimal) -> Decimal | floa
     if form.is_file or isinstance(kind, Float):
         return float(value)
     scale = 0 if isinstance(kind, Integer) else getattr(kind, "scale", None)
-    return value if scale is None else value.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
+    if scale is None or -int(value.as_tuple().exponent) <= scale:  # to pad it would take too many digits
+        return value
+    return value.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
 
 
 def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:

@@ -78,9 +78,10 @@ class Target:
                 form = self._form or self.look(connection)
                 some = target.events(connection, self.settings, ids)
                 done = target.bring(connection, form, some, at, all_of_them=False)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - a bug with one table ends no run; it is told at its end
             self.waits = True  # a lock is not to be waited for with each event
-            logger.debug("publish {}: {}; tried again at the end of the run", self.state.name, error)
+            why = error if isinstance(error, StoreError) else type(error).__name__
+            logger.debug("publish {}: {}; tried again at the end of the run", self.state.name, why)
         else:
             self._count(done, at)
 

@@ -17,6 +17,7 @@ from support.processes import as_nobody
 from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
 
 from syncd.config import Config, PublishConfig
+from syncd.database import target
 from syncd.feed import publish
 from syncd.feed.publish import TargetState
 from syncd.standin.server import StandIn
@@ -169,7 +170,7 @@ def test_column_of_fewer_digits_is_written_again_and_again(
     start: Start, standin: StandIn, where: str
 ) -> None:
     """What a column cuts or rounds is compared as the column has it."""
-    columns = {"rate": "REAL", "tenths": "NUMERIC(4, 1)", "whole": "INTEGER"}
+    columns = {"rate": "REAL", "tenths": "NUMERIC(4, 1)", "whole": "INTEGER", "long": "NUMERIC(65, 30)"}
     standin.events[CONCERT].row["tax_rate"] = "5.55"
     with start(where, set=dict.fromkeys(columns, "tax_rate") | {"startsAt": "availability_at"}) as on:
         site.make(on.url)
@@ -539,6 +540,36 @@ def test_closed_folder_ends_the_check(make_config: MakeConfig, home: Path) -> No
         found = problems(config)
     closed.chmod(0o700)
     assert found == [f"publish formation: cannot use {closed}/site.db: Permission denied"]
+
+
+@pytest.mark.sqlite_only("a file's")
+def test_open_file_in_a_closed_folder_is_refused(make_config: MakeConfig, home: Path) -> None:
+    """Where the site has its file open the log is there, and nothing need be made in the folder."""
+    closed = home / "volumes"
+    closed.mkdir()
+    url = f"sqlite:///{closed}/site.db"
+    site.make(url)
+    config = structs.replace(make_config(), publish=(settings(database=url),))
+    home.chmod(0o755)
+    closed.chmod(0o755)
+    with connected(url) as held:
+        held.execute("PRAGMA journal_mode = WAL")
+        held.execute('SELECT * FROM "Formation"').fetchall()
+        for path in closed.iterdir():
+            path.chmod(0o666)
+        with as_nobody():
+            assert problems(config) == []
+
+
+def test_bug_with_a_table_ends_the_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody expected of a table of the mirror's own database is that target's error alone."""
+    with start(HERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        monkeypatch.setattr(target, "bring", lambda *_, **__: 1 / 0)
+        run = on.rig.run()
+        assert (run.outcome, run.synced) == ("ok", 6)
+        assert on.state.last_error == "unexpected ZeroDivisionError, see the log; please report it"
 
 
 @pytest.mark.postgresql_only
