@@ -115,9 +115,8 @@ class Account:
     async def _open(self) -> None:
         await in_thread(self.database.open)
         try:
-            tell = self.webhooks.outbox.ended
             now, since = self.clock.now(), self._live_since()
-            past = await self.database.write(record.look_back, now, since, tell=tell)
+            past = await self.database.write(record.look_back, now, since, tell=self.webhooks.outbox.ended)
             places = await self._places()
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
                 await self._remember_pause(self.paused)
@@ -150,13 +149,13 @@ class Account:
     def _forget(self) -> None:
         """Forget what stood in a database that is gone: what earlier runs left, and the runs' own numbers.
 
-        A run whose end is not on record goes on record in the next one, unless it wrote into the one that is
-        gone.
+        A run's end that is not on record goes into the next one, unless it wrote into the one that is gone.
         """
         self._outlived = True
         kept = [ended.run for ended in self._unrecorded if ended.run.outcome not in record.GOOD]
         self._unrecorded = deque(map(Ended, kept), maxlen=UNRECORDED_AT_MOST)
         self.facts = self.facts.anew(kept)
+        self.feeds.forget()
         for run in filter(None, (self.runner.current, self.runner.queued, *kept)):
             self.runner.renumber(run)
 
@@ -164,9 +163,8 @@ class Account:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
         sync = self.config.sync
         in_step_with = None if sync.run_on_start else self.facts.last_success_at
-        self.schedule.start(
-            sync.interval, sync.jitter, first_slot(self.clock.now(), sync.interval, in_step_with)
-        )
+        first = first_slot(self.clock.now(), sync.interval, in_step_with)
+        self.schedule.start(sync.interval, sync.jitter, first)
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
         if self.publishing.is_late or self.config.feeds:
@@ -272,6 +270,7 @@ class Account:
         pause = Pause(self.clock.now(), by) if paused else None
         await self._remember_pause(pause)
         self.paused = pause
+        self._background.start(self._let_out())  # else what is held would wait for a run that does not come
         return True
 
     async def _remember_pause(self, pause: Pause | None) -> None:
@@ -415,10 +414,10 @@ class Account:
         work, self._at_work = self._at_work, None
         self.facts.take(run, work.report.pace if work else None)
         await self._take_stock()
-        await self._let_out(run.started_at or EVER, is_cut=run.outcome == "cancelled")
         if work and work.client is not self.client:
             self.client.take_over(work.client.quiet)
             await work.client.aclose()
+        await self._let_out(run.started_at or EVER, is_cut=run.outcome == "cancelled")
         self._on_end(run)
 
     async def _let_out(self, since: datetime = EVER, *, is_cut: bool = False) -> None:
@@ -426,9 +425,11 @@ class Account:
         if self.database.is_open and not is_cut:
             await self.publishing.settle(self.database, self.clock.now())
         await self.feeds.follow(self.config.feeds, self.database, self.clock.now(), self.facts.events_unread)
-        if not self.runner.is_stopping:  # else the next start writes first what this run did not
+        # A run in progress, or the next start, writes first what this one did not.
+        if not self.runner.is_stopping and self.runner.current is None:
+            waits = not self.paused and not self.client.refused  # else no run comes by itself
             failing = {*self.publishing.failing, *self.feeds.failing(self.config.feeds)}
-            self.webhooks.release(since, set() if self.paused else failing)  # then no run comes by itself
+            self.webhooks.release(since, failing if waits else set())
         await self.webhooks.refresh()
 
     async def _put_ends_on_record(self) -> None:
@@ -474,12 +475,11 @@ class Account:
     # --- what the client tells
 
     async def _note_request(self) -> None:
-        if self.database.is_open:
-            try:
-                await self.database.write(state.note_request, self.clock.now().timestamp())
-            except StoreError as error:
-                # The ceiling holds within this process all the same; only a restart would not know.
-                logger.debug("a request could not be noted: {}", error)
+        try:
+            await self.database.write(state.note_request, self.clock.now().timestamp())
+        except StoreError as error:
+            # The ceiling holds within this process all the same; only a restart would not know.
+            logger.debug("a request could not be noted: {}", error)
 
     async def _note_quiet(self, quiet: Quiet | None) -> None:
         try:

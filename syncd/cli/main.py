@@ -263,6 +263,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
             stop.ends(account.runner.task)
             await account.runner.wait(run)
             if run.outcome != "cancelled":
+                account.webhooks.release(account.clock.now(), set())  # no run follows in this process
                 await stop.awaited(account.webhooks.send_due(SENDING_S))
         finally:
             await account.close()

@@ -206,12 +206,12 @@ def figures(connection: Connection, live_since: datetime, but: Iterable[str] = (
     return Figures(*connection.execute(query.where(schema.live(live_since), events.id.not_in([*but]))).one())
 
 
-def never_read(connection: Connection, failures: int) -> int:
-    """Return how many events were tried so often in a row, or oftener, and never read."""
+def never_read(connection: Connection, failures: int, since: datetime) -> int:
+    """Return how many events were tried so often in a row, or oftener and lately, and never read."""
     events, reads = schema.events.c, schema.reads.c
     known = select(events.id).where(events.availability_at.is_not(None))
-    query = select(func.count()).where(reads.failures >= failures, reads.event_id.not_in(known))
-    return connection.scalar(query) or 0
+    tried = (reads.failures >= failures, reads.tried_at >= since, reads.event_id.not_in(known))
+    return connection.scalar(select(func.count()).where(*tried)) or 0
 
 
 def places(connection: Connection, live_since: datetime, at_most: int) -> list[Places]:

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from loguru import logger
@@ -30,6 +30,9 @@ PATIENCE = 3
 """So often an event may fail that was never read before files do without it. One failure is often a moment's,
 three are seldom."""
 
+LATELY = timedelta(days=1)
+"""Any live event is tried once a day at least; one that was not is live no more."""
+
 
 class NotReplaced(Exception):
     """What stands at a feed's path is nothing that a feed may replace."""
@@ -45,9 +48,14 @@ class Feeds:
         self.errors: dict[Path, str] = {}
         self.written = 0
         self.failed = 0
+        self._written: set[str] = set()
         self._at: Path | None = None
         self._writing: asyncio.Task[None] | None = None
         self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent], Collection[Path]] | None = None
+
+    def forget(self) -> None:
+        """Forget which files were written: the database that they show is gone."""
+        self._written.clear()
 
     def failing(self, configured: Iterable[FeedConfig]) -> list[Path]:
         """Return which of the feeds that there are now could not be written the last time."""
@@ -66,18 +74,17 @@ class Feeds:
             return
         try:
             events, own, given_up = await database.read(_look_up, now)
+            self._written |= own
             is_whole = unread is not None and unread <= given_up
-            stay = set() if is_whole else {feed.path for feed in feeds if str(feed.path) not in own}
+            stay = set() if is_whole else {feed.path for feed in feeds if str(feed.path) not in self._written}
             self._latest = (feeds, events, stay)
             if self._writing is None or self._writing.done():
                 self._writing = asyncio.create_task(self._write_latest())
             await asyncio.wait({self._writing}, timeout=WAIT_S)
-            if self._writing.done():
-                written = {str(feed.path) for feed in feeds if feed.path not in self.errors}
-                if written - own:
-                    await database.write(state.put, state.FEEDS, sorted(own | written))
-            elif self._at:
+            if not self._writing.done() and self._at:
                 self._tell(self._at, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
+            if self._written != own:
+                await database.write(state.put, state.FEEDS, sorted(self._written))
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
 
@@ -96,7 +103,9 @@ class Feeds:
         """
         for feed in feeds:
             self._at = feed.path
-            self._tell(feed.path, await in_own_thread(self._attempt, feed, events, feed.path in stay))
+            error = await in_own_thread(self._attempt, feed, events, feed.path in stay)
+            self._written |= set() if error else {f"{feed.path}"}
+            self._tell(feed.path, error)
         self._at = None
 
     def _tell(self, path: Path, error: str) -> None:
@@ -131,7 +140,8 @@ class Feeds:
 def _look_up(connection: Connection, now: datetime) -> tuple[list[PublicEvent], set[str], int]:
     """Return the events, the paths written from this database, and how many events were read in vain."""
     own = {*(state.get(connection, state.FEEDS, list[str]) or ())}
-    return rows.public_events(connection, now), own, rows.never_read(connection, PATIENCE)
+    given_up = rows.never_read(connection, PATIENCE, now - LATELY)
+    return rows.public_events(connection, now), own, given_up
 
 
 def obstacle(feed: FeedConfig) -> str | None:

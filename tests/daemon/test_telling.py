@@ -197,6 +197,21 @@ def test_once_tells_nobody(home: Path, base_url: str, standin: StandIn, receiver
     assert (receiver.got[1].id, receiver.got[1].body) == (first.id, first.body)
 
 
+def test_once_waits_for_a_run_of_another_process(
+    home: Path, base_url: str, standin: StandIn, receiver: Receiver
+) -> None:
+    """Each process of its own finds a file's failure new, and tells of its run all the same."""
+    config = write_config(home, base_url)
+    (home / "events.json").mkdir()
+    with config.open("a") as file:
+        file.write(f"\n[[feeds]]\npath = '{home}/events.json'\nformat = 'json'\n")
+    tell(config, receiver.url)
+    for _ in range(2):
+        assert syncd("once", "--config", config).returncode == 0
+        standin.sell(CONCERT, 1)
+    assert [got.type for got in receiver.got] == ["event.changed"]
+
+
 def test_an_endpoint_that_cannot_be_told_is_good(home: Path, base_url: str) -> None:
     """`check` names what can never work: no secret, an address inside, a name that is taken."""
     config = write_config(home, base_url)

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ def test_an_event_that_always_fails_keeps_a_file_for_ever(rig: Rig, folder: Path
         assert (folder / "events.json").read_text() == "of another mirror"
     assert rig.run().outcome == "partial"
     assert len(shown(folder)) == 5
+
+
+def test_an_old_event_that_failed_stands_for_a_new_one(rig: Rig, standin: StandIn) -> None:
+    """An event that was tried in vain counts only as long as it is tried: another one is still waited for."""
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    for _ in range(3):
+        rig.run()
+    now, a_while = rig.clock.now(), timedelta(days=3)
+    assert rig.query(rows.never_read, files.PATIENCE, now - files.LATELY) == 1
+    assert rig.query(rows.never_read, files.PATIENCE, now + a_while - files.LATELY) == 0
 
 
 def test_a_first_import_stands_still_in_a_file(rig: Rig, folder: Path, standin: StandIn) -> None:

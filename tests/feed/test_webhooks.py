@@ -22,6 +22,7 @@ from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
 from syncd.errors import StoreError
 from syncd.feed import files, publish, webhooks
+from syncd.standin import server as fault
 from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL, SLUG = "900006", "900001", "fete-des-lucioles"
@@ -212,6 +213,32 @@ def test_a_pause_holds_webhooks_for_ever(
     standin.sell(CONCERT, 1)
     rig.run("manual")
     got(rig, receiver, 1)
+
+
+def test_a_later_pause_holds_webhooks_for_ever(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """What waits for the next run is told as soon as somebody says that none is to come."""
+    (tmp_path / "f.json").mkdir()
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    sell(rig, standin)
+    rig.portal.call(asyncio.sleep, 0.1)
+    assert receiver.got == []
+    rig.portal.call(lambda: rig.account.pause(paused=True))
+    got(rig, receiver, 1)
+
+
+def test_a_refused_key_holds_its_own_alarm(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """After a refusal no run comes by itself for a day: that runs fail is told at once."""
+    (tmp_path / "f.json").mkdir()
+    endpoint = structs.replace(rig.config.webhooks[0], on=("run.failed",))
+    feed = FeedConfig(path=tmp_path / "f.json", format="json")
+    configure(rig, structs.replace(rig.config, webhooks=(endpoint,), feeds=(feed,)))
+    standin.fail("/events", fault.unauthorized, times=None)
+    assert rig.run().outcome == "failed"
+    assert got(rig, receiver, 1).told["type"] == "run.failed"
 
 
 def test_a_slow_disk_holds_webhooks_for_ever(
