@@ -206,7 +206,7 @@ def revive(connection: Connection, endpoint: str, now: datetime) -> None:
 def _unpark(connection: Connection, here: ColumnElement[bool], now: datetime) -> None:
     parked = and_(here, D.state == "parked", D.retry_until > now)
     connection.execute(
-        schema.deliveries.update().where(parked).values(state="pending", next_at=now, attempts=0)
+        schema.deliveries.update().where(parked).values(state="pending", next_at=now, attempts=0, error=None)
     )
 
 

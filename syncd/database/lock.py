@@ -19,7 +19,8 @@ class FileLock:
     """An exclusive flock on a file of its own, which stays: removing it would let two holders in.
 
     Whoever may write into the folder may put something else there: a link is not followed, and a file that
-    is somebody else's, has another name too, or holds more than a process id, is left as it is.
+    is somebody else's, has another name too, or holds more than a process id, is left as it is. `what` it
+    guards is named in the refusal.
     """
 
     def __init__(self, path: Path, what: str) -> None:
