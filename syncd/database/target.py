@@ -232,10 +232,8 @@ def _same(form: Form, name: str, value: ColumnElement[Any]) -> ColumnElement[Any
 
 
 def _several(form: Form, key: object, count: int) -> str:
-    return (
-        f'{count} rows of "{form.settings.table}" hold the key "{key}" in "{form.key}",'
-        " so that none of them is written"
-    )
+    rows = f'{count} rows of "{form.settings.table}"'
+    return f'{rows} hold the key "{key}" in "{form.key}", so that none of them is written'
 
 
 def _slow(connection: Connection, form: Form, found: Inspector) -> Iterable[str]:
