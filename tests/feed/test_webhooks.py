@@ -74,6 +74,12 @@ def got(rig: Rig, receiver: Receiver, count: int) -> Got:
     return receiver.got[-1]
 
 
+def not_writable(folder: Path) -> FeedConfig:
+    """Return a feed in whose place there is something else."""
+    (folder / "f.json").mkdir()
+    return FeedConfig(path=folder / "f.json", format="json")
+
+
 def endpoints(rig: Rig) -> list[webhooks.Endpoint]:
     return rig.account.webhooks.endpoints
 
@@ -207,8 +213,7 @@ def test_a_pause_holds_webhooks_for_ever(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """Where no run comes by itself a site is told, though a file could not be written."""
-    (tmp_path / "f.json").mkdir()
-    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    configure(rig, structs.replace(rig.config, feeds=(not_writable(tmp_path),)))
     rig.portal.call(lambda: rig.account.pause(paused=True))
     standin.sell(CONCERT, 1)
     rig.run("manual")
@@ -219,8 +224,7 @@ def test_a_later_pause_holds_webhooks_for_ever(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """What waits for the next run is told as soon as somebody says that none is to come."""
-    (tmp_path / "f.json").mkdir()
-    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    configure(rig, structs.replace(rig.config, feeds=(not_writable(tmp_path),)))
     sell(rig, standin)
     rig.portal.call(asyncio.sleep, 0.1)
     assert receiver.got == []
@@ -232,10 +236,8 @@ def test_a_refused_key_holds_its_own_alarm(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """After a refusal no run comes by itself for a day: that runs fail is told at once."""
-    (tmp_path / "f.json").mkdir()
     endpoint = structs.replace(rig.config.webhooks[0], on=("run.failed",))
-    feed = FeedConfig(path=tmp_path / "f.json", format="json")
-    configure(rig, structs.replace(rig.config, webhooks=(endpoint,), feeds=(feed,)))
+    configure(rig, structs.replace(rig.config, webhooks=(endpoint,), feeds=(not_writable(tmp_path),)))
     standin.fail("/events", fault.unauthorized, times=None)
     assert rig.run().outcome == "failed"
     assert got(rig, receiver, 1).told["type"] == "run.failed"
