@@ -270,7 +270,8 @@ class Account:
         pause = Pause(self.clock.now(), by) if paused else None
         await self._remember_pause(pause)
         self.paused = pause
-        self._background.start(self._let_out())  # else what is held would wait for a run that does not come
+        if paused and self.runner.current is None:
+            self.webhooks.release(EVER, set())  # no run comes that would do so
         return True
 
     async def _remember_pause(self, pause: Pause | None) -> None:

@@ -388,6 +388,8 @@ class Webhooks:
         is_news = not failing <= self._failing
         self._failing = failing
         self._shared.held_since = since if is_news else None
+        for each in self.endpoints:
+            each.wake()
 
     def wake(self) -> None:
         """Have what was put on record be sent, as far as it is committed."""
