@@ -29,7 +29,6 @@ hangs is to hold no run."""
 PATIENCE = 3
 """So often an event may fail that was never read before files do without it. One failure is often a moment's,
 three are seldom."""
-
 LATELY = timedelta(days=1)
 """Any live event is tried once a day at least; one that was not is live no more."""
 
@@ -48,14 +47,14 @@ class Feeds:
         self.errors: dict[Path, str] = {}
         self.written = 0
         self.failed = 0
-        self._written: set[str] = set()
+        self._own: set[str] = set()
         self._at: Path | None = None
         self._writing: asyncio.Task[None] | None = None
         self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent], Collection[Path]] | None = None
 
     def forget(self) -> None:
         """Forget which files were written: the database that they show is gone."""
-        self._written.clear()
+        self._own.clear()
 
     def failing(self, configured: Iterable[FeedConfig]) -> list[Path]:
         """Return which of the feeds that there are now could not be written the last time."""
@@ -74,17 +73,17 @@ class Feeds:
             return
         try:
             events, own, given_up = await database.read(_look_up, now)
-            self._written |= own
+            self._own |= own
             is_whole = unread is not None and unread <= given_up
-            stay = set() if is_whole else {feed.path for feed in feeds if str(feed.path) not in self._written}
+            stay = set() if is_whole else {feed.path for feed in feeds if str(feed.path) not in self._own}
             self._latest = (feeds, events, stay)
             if self._writing is None or self._writing.done():
                 self._writing = asyncio.create_task(self._write_latest())
             await asyncio.wait({self._writing}, timeout=WAIT_S)
             if not self._writing.done() and self._at:
                 self._tell(self._at, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
-            if self._written != own:
-                await database.write(state.put, state.FEEDS, sorted(self._written))
+            if self._own != own:
+                await database.write(state.put, state.FEEDS, sorted(self._own))
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
 
@@ -104,7 +103,8 @@ class Feeds:
         for feed in feeds:
             self._at = feed.path
             error = await in_own_thread(self._attempt, feed, events, feed.path in stay)
-            self._written |= set() if error else {f"{feed.path}"}
+            if not error:
+                self._own.add(str(feed.path))
             self._tell(feed.path, error)
         self._at = None
 
