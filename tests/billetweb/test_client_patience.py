@@ -250,19 +250,24 @@ def test_wish_for_rest_would_be_ignored(
     assert virtual.now_s == 1000 + rest_s
 
 
+def queue_of_one(virtual: VirtualTime) -> tuple[asyncio.Event, RateLimiter]:
+    """Give a limiter of one request a minute; in it no time passes before the event that comes with it."""
+    go_on = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        await go_on.wait()
+        await virtual.sleep(seconds)
+
+    return go_on, RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
+
+
 def test_request_in_the_queue_would_sit_a_long_rest_out(account: StandIn, base_url: str) -> None:
     """One that waits for the ceiling when Billetweb asks for more than a run waits is given up after that."""
     virtual = VirtualTime()
     account.fail("/events", standin.rate_limiting("1800"))
 
     async def main() -> None:
-        first_has_failed = asyncio.Event()
-
-        async def sleep(seconds: float) -> None:
-            await first_has_failed.wait()
-            await virtual.sleep(seconds)
-
-        limiter = RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
+        first_has_failed, limiter = queue_of_one(virtual)
         async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
             first, *others = (asyncio.create_task(client.events()) for _ in range(3))
             with pytest.raises(RateLimited):
@@ -319,13 +324,7 @@ def test_request_in_the_queue_would_follow_a_refused_one(
     virtual = VirtualTime()
 
     async def main() -> None:
-        first_has_failed = asyncio.Event()
-
-        async def sleep(seconds: float) -> None:
-            await first_has_failed.wait()
-            await virtual.sleep(seconds)
-
-        limiter = RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
+        first_has_failed, limiter = queue_of_one(virtual)
         async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
             first, second = (asyncio.create_task(client.events()) for _ in range(2))
             with pytest.raises(kind):

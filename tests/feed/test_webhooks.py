@@ -74,6 +74,16 @@ def got(rig: Rig, receiver: Receiver, count: int) -> Got:
     return receiver.got[-1]
 
 
+def publish_to(rig: Rig, url: str) -> None:
+    """Have places left be kept in a row of a site's, which is made there."""
+    site.make(url)
+    site.add(url, SLUG)
+    match: dict[str, tuple[str, ...]] = {"billetwebId": ("ext_id",)}
+    to = {"placesLeft": "places_left"}
+    target = PublishConfig(name="badge", table="Formation", match=match, set=to, database=url)
+    configure(rig, structs.replace(rig.config, publish=(target,)))
+
+
 def not_writable(folder: Path) -> FeedConfig:
     """Return a feed in whose place there is something else."""
     (folder / "f.json").mkdir()
@@ -130,12 +140,7 @@ def test_a_site_is_told_before_its_table_is_written(
 ) -> None:
     """A site with its table in another database is told when its row is written; older news does not wait."""
     url = url_at(tmp_path / "site.db")
-    site.make(url)
-    site.add(url, SLUG)
-    match: dict[str, tuple[str, ...]] = {"billetwebId": ("ext_id",)}
-    to = {"placesLeft": "places_left"}
-    target = PublishConfig(name="badge", table="Formation", match=match, set=to, database=url)
-    configure(rig, structs.replace(rig.config, publish=(target,)))
+    publish_to(rig, url)
     receiver.answers = [BUSY]
     sell(rig, standin)
     got(rig, receiver, 1)
@@ -181,12 +186,7 @@ def test_a_site_is_told_of_a_row_that_was_not_written(
 ) -> None:
     """It is told with the next run; of a table that goes on failing at once, and where no run comes."""
     url = rig.url if name == "the same database" else url_at(tmp_path / "site.db")
-    site.make(url)
-    site.add(url, SLUG)
-    match: dict[str, tuple[str, ...]] = {"billetwebId": ("ext_id",)}
-    to = {"placesLeft": "places_left"}
-    target = PublishConfig(name="badge", table="Formation", match=match, set=to, database=url)
-    configure(rig, structs.replace(rig.config, publish=(target,)))
+    publish_to(rig, url)
     rows: list[int] = []
     receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
     query(url, AWAY)
