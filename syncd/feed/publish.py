@@ -15,10 +15,11 @@ from msgspec import Struct, field
 from sqlalchemy import Connection
 
 from syncd.config import Config, PublishConfig
-from syncd.database import elsewhere, target
+from syncd.database import elsewhere, forms, target
 from syncd.database.engine import Database, masked
+from syncd.database.forms import Form
 from syncd.database.rows import Writing
-from syncd.database.target import Done, Form, Mapped
+from syncd.database.target import Done, Mapped
 from syncd.errors import StoreError, SyncdError
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS
@@ -115,14 +116,14 @@ class Target:
     def examine(self, connection: Connection) -> None:
         """Look at the table between runs. Raises StoreError where it is not usable."""
         was_unfit = self._form is None
-        if repeated := target.repeated(connection, self.look(connection)):
+        if repeated := forms.repeated(connection, self.look(connection)):
             self._failed("; ".join(repeated))
         elif was_unfit:  # else what is wrong is in the rows, and only writing them shows that it is mended
             self._works()
 
     def look(self, connection: Connection) -> Form:
         """Return the table as it is now. Raises StoreError where it is not usable."""
-        form = target.look(connection, self.settings)
+        form = forms.look(connection, self.settings)
         for warning in form.warnings:
             if warning not in self.state.warnings:
                 logger.bind(event="publish.slow").warning("publish {}: {}", self.state.name, warning)
@@ -250,8 +251,8 @@ def check(config: Config) -> tuple[list[str], list[str]]:
     for settings in config.publish:
         try:
             with elsewhere.connected(settings.database or config.database.url) as connection:
-                form = target.look(connection, settings)
-                repeated = [] if form.problems else target.repeated(connection, form)
+                form = forms.look(connection, settings)
+                repeated = [] if form.problems else forms.repeated(connection, form)
         except SyncdError as error:
             problems.append(f"publish {settings.name}: {error}")
         else:

@@ -1,0 +1,207 @@
+"""A table of a site's own, looked at: how its columns are typed, and what is wrong there. Nothing is changed.
+
+The table is another program's: what may be in which column is looked at before anything is written.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from msgspec import Struct, structs
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    TableClause,
+    column,
+    func,
+    inspect,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy.types import JSON, TypeEngine
+
+from syncd.config import PublishConfig
+from syncd.database import mysql, schema
+from syncd.database.engine import VERSION_TABLE
+
+LARGE = 10_000
+"""Rows from which on a key without an index is felt: each write reads the table through."""
+KNOWN = (String, Integer, Numeric, Float, Boolean, DateTime, Date, LargeBinary, JSON)
+"""What is said to be wrong in a column; others, as domains are, are tried."""
+OURS = {*schema.metadata.tables, *schema.VIEWS, VERSION_TABLE}
+"""What a syncd's database holds, and nobody else writes."""
+NUMBER = (Integer, Numeric, Float)
+
+
+class Form(Struct, frozen=True):
+    """What was found of a site's table: how its columns are typed, what is wrong, and what only slow."""
+
+    settings: PublishConfig
+    dialect: str
+    types: dict[str, TypeEngine[Any]]
+    problems: list[str]
+    warnings: list[str]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is in a SQLite file, which holds in a column what was written there."""
+        return self.dialect == "sqlite"
+
+    @property
+    def is_mysql(self) -> bool:
+        """Whether it is in MySQL or MariaDB, to which texts are equal that are the same but for capitals."""
+        return self.dialect in ("mysql", "mariadb")
+
+    @property
+    def table(self) -> TableClause:
+        """The table, with the columns that are named and no types."""
+        schema_name, name = _names(self.settings)
+        return table(name, *(column(each) for each in _columns(self.settings)), schema=schema_name)
+
+    @property
+    def key(self) -> str:
+        """The name of the site's key column."""
+        return next(iter(self.settings.match))
+
+
+def look(connection: Connection, settings: PublishConfig) -> Form:
+    """Return what is found of the table. Changes nothing."""
+    schema_name, name = _names(settings)
+    bare = Form(settings, connection.dialect.name, {}, [], [])
+    if bare.is_mysql and (refusal := mysql.hidden(connection, bare.table)):
+        return structs.replace(bare, problems=[refusal])
+    found = inspect(connection)
+    if not found.has_table(name, schema_name):
+        lacking = f'there is no table "{settings.table}"{_meant(name, found.get_table_names(schema_name))}'
+        return structs.replace(bare, problems=[lacking])
+    if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):
+        return structs.replace(bare, problems=[f'the table "{settings.table}" is syncd\'s own'])
+    columns = {each["name"]: each for each in found.get_columns(name, schema_name)}
+    problems = [
+        f'the table "{settings.table}" has no column "{each}"{_meant(each, columns)}'
+        for each in _columns(settings)
+        if each not in columns
+    ]
+    types = {each: columns[each]["type"] for each in _columns(settings) if each in columns}
+    form = structs.replace(bare, types=types, problems=problems)
+    if not problems:
+        form.problems.extend(_misfits(form, columns))
+        form.problems.extend(_forbidden(connection, form))
+    if not form.problems:
+        form.warnings.extend(_slow(connection, form, found))
+    return form
+
+
+def _names(settings: PublishConfig) -> tuple[str | None, str]:
+    schema_name, _, name = settings.table.rpartition(".")
+    return schema_name or None, name
+
+
+def _columns(settings: PublishConfig) -> list[str]:
+    """Return the columns of theirs that are named, each once."""
+    named = [*settings.match, *settings.set, settings.unless, settings.touch]
+    return list(dict.fromkeys(name for name in named if name))
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    by_case = {each.lower(): each for each in known}
+    meant = get_close_matches(name.lower(), by_case, n=1, cutoff=0.6)
+    return f': did you mean "{by_case[meant[0]]}"?' if meant else ""
+
+
+def _misfits(form: Form, columns: Mapping[str, ReflectedColumn]) -> Iterable[str]:
+    is_file = form.is_file
+    wanted: list[tuple[str, str, str, tuple[type, ...]]] = [
+        (form.key, "a key of the mirror", "text or a whole number", (String, Integer))
+    ]
+    for theirs, ours in form.settings.set.items():
+        wanted.append((theirs, ours, *_fitting(ours, is_file=is_file)))
+    if form.settings.unless:
+        flags = (Boolean, *NUMBER) if is_file or form.is_mysql else (Boolean,)
+        wanted.append((form.settings.unless, "unless", "true or false", flags))
+    if form.settings.touch:
+        wanted.append((form.settings.touch, "touch", *_fitting("starts_at", is_file=is_file)))
+    for theirs, ours, what, fitting in wanted:
+        kind = form.types[theirs]
+        if (isinstance(kind, KNOWN) or kind.__visit_name__ == "BIT") and not isinstance(kind, fitting):
+            yield (
+                f'the column "{theirs}" of "{form.settings.table}" is of the type {kind},'
+                f" and {ours} needs one for {what}"
+            )
+        elif columns[theirs].get("computed"):
+            yield f'the column "{theirs}" of "{form.settings.table}" is computed by the database'
+
+
+def _fitting(ours: str, *, is_file: bool) -> tuple[str, tuple[type, ...]]:
+    kind = schema.events.c[ours].type
+    if isinstance(kind, schema.Instant):
+        return "an instant", (DateTime, String, Integer) if is_file else (DateTime,)
+    if isinstance(kind, Boolean):
+        return "true or false", (Boolean, Integer)
+    if isinstance(kind, Integer | schema.Money):
+        return "a number", NUMBER
+    return "text", (String,)
+
+
+def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
+    """Give back what this user may not do."""
+    if form.is_file:
+        return
+    written = [*form.settings.set, *filter(None, [form.settings.touch])]
+    if form.is_mysql:
+        yield from filter(None, [mysql.forbidden(connection, form.table, written)])
+        return
+    preparer = connection.dialect.identifier_preparer
+    quoted = preparer.format_table(form.table)
+    may = "SELECT current_user, has_column_privilege(:table, :column, :right)"
+    for right, columns in (("SELECT", _columns(form.settings)), ("UPDATE", written)):
+        for each in columns:
+            values = {"table": quoted, "column": each, "right": right}
+            user, is_allowed = connection.execute(text(may), values).one()
+            if not is_allowed:
+                grant = f"GRANT SELECT, UPDATE ON {quoted} TO {preparer.quote(user)}"
+                yield f"the user {user} may not {right} {quoted}: {grant}"
+                break
+
+
+def repeated(connection: Connection, form: Form) -> list[str]:
+    """Return what is to be said of keys that several rows hold, of the first three."""
+    key = form.table.c[form.key]
+    query = select(key, func.count()).where(key.is_not(None))
+    query = query.group_by(same(form, form.key, key)).having(func.count() > 1)
+    return [several(form, row[0], row[1]) for row in connection.execute(query.limit(3)).all()]
+
+
+def same(form: Form, name: str, value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a value of a column so that only what is the same is equal to it."""
+    return mysql.exact(value) if form.is_mysql and isinstance(form.types[name], String) else value
+
+
+def several(form: Form, key: object, count: int) -> str:
+    """Return what is said of a key that several rows hold."""
+    rows = f'{count} rows of "{form.settings.table}"'
+    return f'{rows} hold the key "{key}" in "{form.key}", so that none of them is written'
+
+
+def _slow(connection: Connection, form: Form, found: Inspector) -> Iterable[str]:
+    schema_name, name = _names(form.settings)
+    keys: list[Sequence[str | None]] = [one["column_names"] for one in found.get_indexes(name, schema_name)]
+    keys += [unique["column_names"] for unique in found.get_unique_constraints(name, schema_name)]
+    keys.append(found.get_pk_constraint(name, schema_name)["constrained_columns"])
+    if any(form.key in columns[:1] for columns in keys):
+        return
+    some = select(form.table.c[form.key]).limit(LARGE + 1).subquery()
+    if (connection.scalar(select(func.count()).select_from(some)) or 0) > LARGE:
+        named = form.settings.table
+        yield f'"{named}" has over {LARGE} rows and no index on "{form.key}": each write reads it through'
