@@ -9,7 +9,9 @@ from typing import Any
 
 from msgspec import Struct, structs
 from sqlalchemy import (
+    CHAR,
     Boolean,
+    ColumnClause,
     ColumnElement,
     Connection,
     Date,
@@ -20,6 +22,8 @@ from sqlalchemy import (
     Numeric,
     String,
     TableClause,
+    Text,
+    cast,
     column,
     func,
     inspect,
@@ -178,7 +182,7 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
 def repeated(connection: Connection, form: Form) -> list[str]:
     """Return what is to be said of keys that several rows hold, of the first three."""
     key = form.table.c[form.key]
-    query = select(key, func.count()).where(key.is_not(None))
+    query = select(as_said(form, key), func.count()).where(key.is_not(None))
     query = query.group_by(same(form, form.key, key)).having(func.count() > 1)
     return [several(form, row[0], row[1]) for row in connection.execute(query.limit(3)).all()]
 
@@ -186,6 +190,12 @@ def repeated(connection: Connection, form: Form) -> list[str]:
 def same(form: Form, name: str, value: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return a value of a column so that only what is the same is equal to it."""
     return mysql.exact(value) if form.is_mysql and isinstance(form.types[name], String) else value
+
+
+def as_said(form: Form, said: ColumnClause[Any]) -> ColumnElement[Any]:
+    """Return a column with its values as they were written: PostgreSQL's char(n) puts spaces behind them."""
+    is_padded = form.dialect == "postgresql" and isinstance(form.types[said.name], CHAR)
+    return cast(said, Text()).label(said.name) if is_padded else said
 
 
 def several(form: Form, key: object, count: int) -> str:

@@ -36,7 +36,7 @@ from sqlalchemy.types import NullType, TypeEngine
 from syncd.config import PublishConfig
 from syncd.database import mysql, schema
 from syncd.database.engine import is_about_a_value, reason
-from syncd.database.forms import Form, same, several
+from syncd.database.forms import Form, as_said, same, several
 from syncd.mirror.diff import FIGURES
 
 Mapped = RowMapping
@@ -136,7 +136,7 @@ def _typed(form: Form, keys: Iterable[str]) -> list[Any]:
 def _all_keys(connection: Connection, form: Form, meant: Mapping[str, object], done: Done) -> list[Any]:
     """Return the keys of theirs that mean an event, and count the others."""
     key = form.table.c[form.key]
-    query = select(key).where(key.is_not(None))
+    query = select(as_said(form, key)).where(key.is_not(None))
     query = query.group_by(same(form, form.key, key)).order_by(key)
     found = []
     with connection.execute(query.execution_options(yield_per=1000)) as result:
@@ -152,7 +152,8 @@ def _all_keys(connection: Connection, form: Form, meant: Mapping[str, object], d
 
 def _theirs(form: Form, keys: Sequence[Any]) -> Any:
     theirs = form.table
-    return select(*theirs.columns).where(theirs.c[form.key].in_([_bound(key) for key in keys]))
+    query = select(*(as_said(form, each) for each in theirs.columns))
+    return query.where(theirs.c[form.key].in_([_bound(key) for key in keys]))
 
 
 def _bound(value: object) -> ColumnElement[Any]:

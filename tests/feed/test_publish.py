@@ -365,6 +365,23 @@ def test_number_as_a_key_matches_nothing(start: Start, where: str) -> None:
         assert (str(starts_at).replace("T", " ")[:19], left) == (ours[:19], 3)
 
 
+@pytest.mark.postgresql_only
+@pytest.mark.parametrize("where", [HERE, ELSEWHERE])
+def test_a_key_of_a_fixed_length_matches_nothing(start: Start, standin: StandIn, where: str) -> None:
+    """What char(n) pads with spaces is the same as without them."""
+    with start(where, set=SET | {"billetwebUrl": "name"}) as on:
+        site.make(on.url)
+        for name in ("billetwebId", "billetwebUrl"):
+            query(on.url, f'ALTER TABLE "Formation" ALTER COLUMN "{name}" TYPE char(80)')
+        site.add(on.url, SLUG)
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 3, False)
+        assert (on.state.matched, on.state.unmatched) == (1, 0)
+        standin.sell(CONCERT, 3)
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 0, True)
+
+
 @PLACES
 def test_refused_value_keeps_other_rows_from_theirs(start: Start, standin: StandIn, where: str) -> None:
     """A constraint that refuses a value is told with the row's key; the other rows are written."""
