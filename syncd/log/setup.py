@@ -11,6 +11,7 @@ systemd.journal-fields(7).
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import math
@@ -19,7 +20,10 @@ import re
 import socket
 import struct
 import sys
+import termios
 import threading
+import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import UTC
@@ -213,6 +217,9 @@ class _JournalSink(_Sink):
     def __init__(self, redact: Redactor, stream: TextIO, path: str) -> None:
         super().__init__(redact, stream)
         self._path = path
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.settimeout(_SEND_TIMEOUT_S)
+        weakref.finalize(self, _close_when_read, self._channel)
 
     def _emit(self, record: "loguru.Record", traceback: str) -> None:
         text = self._message(record, traceback)
@@ -238,15 +245,25 @@ class _JournalSink(_Sink):
 
     def _send(self, fields: dict[str, str]) -> None:
         """Send the fields as one datagram, with long values cut if it would be too large."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.settimeout(_SEND_TIMEOUT_S)
-            try:
-                channel.sendto(_datagram(fields), self._path)
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    raise
-                shorter = {name: harmless(value) for name, value in fields.items()}
-                channel.sendto(_datagram(shorter), self._path)
+        try:
+            self._channel.sendto(_datagram(fields), self._path)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            shorter = {name: harmless(value) for name, value in fields.items()}
+            self._channel.sendto(_datagram(shorter), self._path)
+
+
+def _close_when_read(channel: socket.socket) -> None:
+    """Close the socket once the journal has read all that was sent, at the process's end at the latest.
+
+    The journal asks the kernel of which unit a sender is, and finds nothing of one that has ended by then:
+    the last words of a start that failed would be missing under `journalctl -u` (systemd issue 2913).
+    """
+    over = time.monotonic() + _SEND_TIMEOUT_S
+    with channel, contextlib.suppress(OSError):
+        while any(fcntl.ioctl(channel, termios.TIOCOUTQ, bytes(4))) and time.monotonic() < over:
+            time.sleep(0.001)
 
 
 def _bound(record: "loguru.Record") -> Iterator[tuple[str, object]]:

@@ -8,8 +8,11 @@ import logging
 import os
 import pty
 import re
+import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -423,6 +426,28 @@ def test_vanished_journal_ends_daemon(journal: Journal, err: TextIO) -> None:
     logger.error("third")
     assert journal.entry()["MESSAGE"] == "third"
     assert "third" not in written(err)
+
+
+LAST_WORDS = """
+import sys
+from loguru import logger
+from syncd.log import setup
+from syncd.log.redact import Redactor
+setup.configure(level="INFO", format="journal", redact=Redactor(), journal_path=sys.argv[1])
+logger.error("no key")
+"""
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_last_words_belong_to_no_unit(journal: Journal, *, is_read: bool) -> None:
+    """A process ends when the journal has read what it said, and so can ask whose it was; or soon."""
+    with subprocess.Popen([sys.executable, "-c", LAST_WORDS, journal.path]) as process:
+        select.select([journal.socket], [], [], 30)
+        if is_read:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+            assert journal.entry()["MESSAGE"] == "no key"
+        assert process.wait(30) == 0
 
 
 def journal_stream(stream: TextIO) -> str:
