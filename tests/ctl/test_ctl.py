@@ -260,12 +260,17 @@ def test_a_daemon_killed_in_mid_run_is_reported(daemon: Daemon, command: str, ca
     assert "went away during run 43. Once it is back `syncctl history`" in capsys.readouterr().err
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every --timeout be over in a moment."""
+    monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
+
+
 @pytest.mark.parametrize("hanging", ["GET /v1/runs/43/progress", "GET /v1/runs/43?wait=0", None])
 def test_waiting_ends_when_its_time_is_up(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, hanging: str | None, capsys: Capsys
+    daemon: Daemon, brief: None, hanging: str | None, capsys: Capsys
 ) -> None:
     """--timeout bounds the wait, on the stream and while asking, and says that the run goes on."""
-    monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
     daemon.answers |= {"GET /v1/runs/43/progress": stream(), "GET /v1/runs/43?wait=0": QUEUED}
     if hanging:
         daemon.answers[hanging] = stream(until=daemon.closing)
@@ -277,10 +282,9 @@ def test_waiting_ends_when_its_time_is_up(
 
 @pytest.mark.parametrize(("command", "request_"), [("run-now", "/v1/runs"), ("accept", "/v1/accept")])
 def test_an_unanswered_request_is_not_a_missing_daemon(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: str, request_: str, capsys: Capsys
+    daemon: Daemon, brief: None, command: str, request_: str, capsys: Capsys
 ) -> None:
     """--timeout bounds the request for a run too, and nobody claims to know whether it was queued."""
-    monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
     daemon.answers[f"POST {request_}"] = stream(until=daemon.closing)
     assert ctl.main([command, "--timeout", "1s"]) == 5
     assert "may have queued the run" in capsys.readouterr().err

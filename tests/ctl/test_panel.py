@@ -1,10 +1,10 @@
 """What `syncctl status` shows, and what `pause`, `resume` and `reload` answer."""
 
+import contextlib
 import functools
 import io
 import operator
 import re
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -168,10 +168,10 @@ def test_a_line_is_wider_than_the_terminal(width: int | None) -> None:
     assert any("x" * 300 in line for line in shown) is (width is None)
 
 
-def test_marks_that_the_output_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_that_the_output_cannot_take() -> None:
     """Where the output's encoding is not UTF-8 the marks are ASCII."""
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    shown = panel({"latest_outcomes": ["ok", "partial", "failed", "cancelled"]})
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "ascii")):
+        shown = panel({"latest_outcomes": ["ok", "partial", "failed", "cancelled"]})
     assert shown[0].startswith("+ ok  ")
     assert "latest runs  - x ! +" in shown
 
