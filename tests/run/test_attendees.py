@@ -12,6 +12,7 @@ from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
 from support.people import WHOLE, first_of, held, read, served
 from support.real_databases import url_at
+from support.variants import mostly_slow
 
 from syncd.account import upkeep
 from syncd.billetweb import body as answers
@@ -28,7 +29,7 @@ from syncd.standin.server import StandIn, with_rows
 TABLE = schema.attendees.name
 
 
-@pytest.fixture(params=["minimal", "full"])
+@pytest.fixture(params=mostly_slow(["full", "minimal"], "they differ in the columns that are kept"))
 def config(request: pytest.FixtureRequest, make_config: MakeConfig) -> Config:
     """Return settings that mirror attendees, in both ways."""
     return make_config(billetweb__concurrency=1, sync__attendees=request.param)
