@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from sqlalchemy import Connection, select
@@ -273,10 +273,26 @@ def test_figures_do_not_follow_from_the_rows_that_stand(mirror: Mirror, found: l
         assert again == (event, standing[TICKETS], standing[SESSIONS])
 
 
+A_GAUGE = Gauge(event_id="", session_id="", type="event", gauge_id="1")
+AN_EVENT = Event(id="", account="1", starts_at=NOW.replace(year=2100))
+
+
 @given(reads(3))
+@example(
+    as_a_new_event(
+        [
+            make_read(AN_EVENT, ([A_GAUGE], [], []), timedelta(0), False),
+            make_read(AN_EVENT, ([], [], []), timedelta(0), False),
+            make_read(AN_EVENT, ([], [], []), timedelta(0), True),  # the gauge vanishes
+        ]
+    )
+)
 @properties
 def test_the_same_answer_is_written_again(mirror: Mirror, found: list[Read]) -> None:
-    """A read repeated writes nothing: at once where it lacks no row, else once those have vanished."""
+    """A read repeated writes nothing: at once where it lacks no row, else once those have vanished.
+
+    Only that an event whose gauges vanished is to be read once more is noted, and forgotten with that read.
+    """
     for read in found:
         take(mirror, read)
     last = found[-1]
@@ -284,6 +300,9 @@ def test_the_same_answer_is_written_again(mirror: Mirror, found: list[Read]) -> 
         for _ in range(2):
             take(mirror, Read(last.event, last.fetched, timedelta(0), accept=True))
     run = take(mirror, Read(last.event, last.fetched, timedelta(0)))
+    assert (run.plan.changes, run.kinds, run.doubted) == ((), {}, [])
+    if run.plan.was_due:
+        run = take(mirror, Read(last.event, last.fetched, timedelta(0)))
     assert not run.plan.writes
     assert (run.kinds, run.doubted) == ({}, [])
 
