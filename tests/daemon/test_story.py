@@ -219,7 +219,7 @@ class Tale:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("kills", mostly_slow([4, 200], "200 kills take two minutes"))
+@pytest.mark.parametrize("kills", mostly_slow([8, 200], "200 kills take two minutes"))
 def test_a_kill_spoils_the_story(home: Path, receiver: Receiver, kills: int) -> None:
     """However often it is killed, no delivery is lost or changed, and the next run puts all figures right."""
     chance = random.Random(kills)
