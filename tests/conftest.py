@@ -341,9 +341,12 @@ class Rig:
         return self.portal.call(self.account.database.read, query, *values)
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Return as soon as something holds; fail where it never does."""
+        """Return as soon as something holds; fail where it never does.
+
+        It is asked on the loop, so what belongs together there is seen together: a count and its log line.
+        """
         deadline = time.monotonic() + WAIT_S
-        while not holds():
+        while not self.portal.call(holds):
             assert time.monotonic() < deadline
             time.sleep(0.002)
 

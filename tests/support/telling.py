@@ -48,11 +48,12 @@ def later(rig: Rig, seconds: float) -> None:
 
 def settled(rig: Rig, pending: int = 0, parked: int = 0) -> None:
     """Wait until so many deliveries wait and are parked."""
-    rig.until(
-        lambda: (
-            (rig.account.webhooks.status().pending, rig.account.webhooks.status().parked) == (pending, parked)
-        )
-    )
+
+    def holds() -> bool:
+        status = rig.account.webhooks.status()
+        return (status.pending, status.parked) == (pending, parked)
+
+    rig.until(holds)
 
 
 def events(rig: Rig) -> list[dict[str, Any]]:
