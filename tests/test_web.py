@@ -214,6 +214,7 @@ def test_environment_is_a_fault_of_syncd(
     assert f"${next(iter(environ))}: " in line
 
 
+@pytest.mark.sqlite_only("about proxies")
 def test_odd_exceptions_of_the_proxy_stop_everything(home: Path, standin: StandIn, base_url: str) -> None:
     """A list of exceptions with networks in it is no obstacle: to `check --online`, nor to `once`."""
     environ = {"NO_PROXY": "localhost,fd00::/8,10.0.0.0/8", "HTTP_PROXY": "http://192.0.2.1:1"}

@@ -350,6 +350,7 @@ def test_run_that_never_began_looks_like_success(
     assert main([command, "--config", str(write_config(home, base_url))]) == code
 
 
+@pytest.mark.sqlite_only("about pings")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_silent_monitor_outlasts_a_signal(
     home: Path, standin: StandIn, base_url: str, number: signal.Signals
@@ -411,6 +412,7 @@ def test_path_of_a_setting_is_a_traceback(home: Path, base_url: str, odd: Path, 
         assert "Traceback" not in line
 
 
+@pytest.mark.sqlite_only("about files")
 @pytest.mark.parametrize("tail", mostly_slow(ODD_PATHS, "each starts a process", always=3))
 @pytest.mark.parametrize("command", mostly_slow(["run", "check", "once"], "they read it alike"))
 def test_configuration_that_is_no_file_is_a_traceback(home: Path, odd: Path, tail: str, command: str) -> None:
@@ -439,6 +441,7 @@ OTHER_ALPHABETS = [
 ]
 
 
+@pytest.mark.sqlite_only("about what is printed")
 @pytest.mark.parametrize("environ", mostly_slow(OTHER_ALPHABETS, "each starts two processes"))
 def test_alphabet_of_the_terminal_ends_a_program(
     home: Path, standin: StandIn, base_url: str, environ: dict[str, str]

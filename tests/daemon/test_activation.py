@@ -22,6 +22,7 @@ from support.processes import (
 )
 from support.real_databases import locked
 
+pytestmark = pytest.mark.sqlite_only("about sockets")
 MORE = pytest.mark.slow("each starts a process, and one of the sort is always tried")
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 _CHILD = """

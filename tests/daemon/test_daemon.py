@@ -85,6 +85,7 @@ def told_but_time(daemon: DaemonProcess) -> list[str]:
     return [message for message in daemon.notified if not message.startswith("EXTEND_TIMEOUT")]
 
 
+@pytest.mark.sqlite_only("about the service manager")
 def test_busy_service_manager_holds_daemon_up(home: Path, base_url: str) -> None:
     """A manager that does not read for a while loses lines of status; the daemon waits for none of them."""
     daemon = DaemonProcess(home, base_url)

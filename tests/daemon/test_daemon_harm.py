@@ -48,6 +48,7 @@ def daemon(home: Path, base_url: str) -> Iterator[DaemonProcess]:
         yield process
 
 
+@pytest.mark.sqlite_only("about answers")
 @pytest.mark.parametrize("rows", [40_000, MILLION])
 @pytest.mark.parametrize(
     "row",
@@ -86,6 +87,7 @@ def test_stop_waits_for_a_harmful_answer(daemon: DaemonProcess, standin: StandIn
     assert "ending at once" not in daemon.log
 
 
+@pytest.mark.sqlite_only("about the loop")
 @pytest.mark.parametrize("way", mostly_slow(WAYS, "each waits for the guard"))
 @pytest.mark.parametrize("again", [False, True], ids=["one signal", "two signals"])
 def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, again: bool) -> None:
@@ -117,6 +119,7 @@ sys.exit(syncd.cli.main.main())
 """
 
 
+@pytest.mark.sqlite_only("about files")
 def test_a_disk_that_hangs_keeps_a_stopped_daemon(home: Path, base_url: str) -> None:
     """A feed that cannot be written neither holds up a run nor the end of the process."""
     daemon = DaemonProcess(home, base_url)
@@ -189,6 +192,7 @@ def test_files_that_run_out_fill_the_log(home: Path, base_url: str, standin: Sta
     assert len(daemon.log) < 30_000
 
 
+@pytest.mark.sqlite_only("about sockets")
 def test_removed_socket_ends_all_commands(daemon: DaemonProcess) -> None:
     """Somebody clears the folder of the socket: a few seconds later `syncctl` works again."""
     daemon.socket.unlink()

@@ -22,6 +22,7 @@ from syncd.database.sqlite import BUSY_TIMEOUT_MS
 
 EVERY_S = 1.0
 LONG_S = 15.0
+pytestmark = pytest.mark.sqlite_only("about whether a daemon answers and is on time")
 MORE = pytest.mark.slow("each waits for seconds, and some are always tried")
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
