@@ -6,6 +6,7 @@ import base64
 import faulthandler
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -48,6 +49,7 @@ EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, Already
 DEFAULT_CONFIG = "/etc/syncd/config.toml"
 TOKEN_CHARACTERS = 16
 """No token is shorter: 16 characters are 64 bits as hexadecimal digits."""
+_AFTER_HOST = re.compile(r"^[^:]*://[^/?]*[/?]?")
 SENDING_S = 30.0
 """So long `once` sends webhooks after its run: two attempts that time out. The next one goes on."""
 EXIT_INTERRUPTED = 130
@@ -350,17 +352,19 @@ def secrets(config: Config) -> list[str]:
     """Return what must never be shown.
 
     That is the key, the header made of it, databases' passwords, the heartbeat's address, what signs webhooks
-    and, as a token may stand there, what follows the host in their addresses.
+    and, as a token may stand there, what follows the host in these addresses.
     """
     token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
     urls = [config.database.url, *(each.database for each in config.publish if each.database)]
     passwords = [password for url in urls for password in engine.secrets(url)]
     signing = [secret.value for some in config.webhook_secrets.values() for secret in some]
     signing += [secret.removeprefix("whsec_") for secret in signing]
-    targets = [each.url.partition("://")[2].partition("/")[2] for each in config.webhooks]
+    pings = config.heartbeat.url or ""
+    # httpx spells hosts and ports its own way, so what follows them is hidden by itself too.
+    targets = [_AFTER_HOST.sub("", url) for url in (pings, *(each.url for each in config.webhooks))]
     # A shorter one holds no token, and would cut other addresses to pieces.
     targets = [target for target in targets if len(target) >= TOKEN_CHARACTERS]
-    return [config.key.value, token, *passwords, config.heartbeat.url or "", *signing, *targets]
+    return [config.key.value, token, *passwords, pings, *signing, *targets]
 
 
 def _complain(problems: Sequence[str], redact: Redactor) -> None:

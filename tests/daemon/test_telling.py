@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import PATIENCE_S, DaemonProcess, eventually, syncd, write_config
+from support.processes import PATIENCE_S, DaemonProcess, Tables, eventually, syncd, write_config
 from support.real_databases import query
 from support.receiver import SECRET, Answer, Receiver, receiving
 
@@ -232,21 +232,31 @@ def test_an_endpoint_that_cannot_be_told_is_good(home: Path, base_url: str) -> N
 @pytest.mark.slow("a daemon and all that it says")
 def test_a_secret_is_told(home: Path, base_url: str, standin: StandIn) -> None:
     """Neither what signs nor an address's token is in a log, an answer, a metric or the database."""
-    process = DaemonProcess(home, base_url, {"sync": {"run_on_start": False}, "log": {"level": "DEBUG"}})
     token = "canary-token-of-the-path"
-    tell(process.config, f"http://127.0.0.1:1/{token}?token={token}", name="dead")
-    with receiving() as receiver, process as daemon:
-        tell(daemon.config, f"{receiver.url}/{token}", name="alive")
-        assert daemon.ctl("reload").returncode == 0
-        assert daemon.ctl("run-now").returncode == 0
-        standin.sell(CONCERT, 3)
-        assert daemon.ctl("run-now").returncode == 0
-        eventually(lambda: len(receiver.got) == 2 and "no connection" in daemon.log)
-        said = [daemon.ask("GET", target)[1] for target in ("/v1/status", "/v1/webhooks?all=1", "/metrics")]
-        said += [daemon.ctl(command).stdout.encode() for command in ("status", "webhooks")]
-        said.append(repr(query(daemon.database, "SELECT * FROM syncd_deliveries")).encode())
-        said.append(repr(query(daemon.database, "SELECT * FROM syncd_state")).encode())
-        assert daemon.stop() == 0
+    tables: Tables = {"sync": {"run_on_start": False}, "log": {"level": "DEBUG"}}
+    with receiving() as receiver:
+        # In a spelling that is not httpx's.
+        tables["heartbeat"] = {"url": f"{receiver.url}/pulse/{token}".replace("127.0.0.1", "LOCALHOST")}
+        process = DaemonProcess(home, base_url, tables)
+        tell(process.config, f"http://127.0.0.1:1/{token}?token={token}", name="dead")
+        tell(process.config, f"{receiver.url.removesuffix('/hook')}?code={token}", name="bare")
+        with process as daemon:
+            tell(daemon.config, f"{receiver.url}/{token}", name="alive")
+            assert daemon.ctl("reload").returncode == 0
+            assert daemon.ctl("run-now").returncode == 0
+            standin.sell(CONCERT, 3)
+            assert daemon.ctl("run-now").returncode == 0
+            eventually(lambda: len([each for each in receiver.got if "webhook-id" in each.headers]) == 4)
+            eventually(lambda: "no connection" in daemon.log)
+            targets = ("/v1/status", "/v1/webhooks?all=1", "/metrics")
+            said = [daemon.ask("GET", target)[1] for target in targets]
+            said += [daemon.ctl(command).stdout.encode() for command in ("status", "webhooks")]
+            tables_of_syncd = ("syncd_deliveries", "syncd_state")
+            said += [
+                repr(query(daemon.database, f"SELECT * FROM {each}")).encode() for each in tables_of_syncd
+            ]
+            assert daemon.stop() == 0
+    assert "HTTP Request: GET http://localhost" in daemon.log
     said.append(daemon.log.encode())
     canaries = (SECRET.encode(), SECRET.removeprefix("whsec_").encode(), token.encode())
     assert [canary for canary in canaries for text in said if canary in text] == []
