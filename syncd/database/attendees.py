@@ -17,8 +17,8 @@ from syncd.database import absences, bulk, deliveries, rows, schema, state
 from syncd.database.engine import take_your_time
 from syncd.database.rows import Writing, follow_nothing
 from syncd.mirror.absence import is_mostly_absent
-from syncd.mirror.diff import Change, compare, count, keep, lack
-from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Counts, Unreadable
+from syncd.mirror.diff import Change, compare, keep, lack
+from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Unreadable
 
 AT_ONCE = 500
 """So many rows are compared with one query, and held in memory for that."""
@@ -69,14 +69,13 @@ class Order(Struct, frozen=True):
 
 
 class Taken(Struct):
-    """What became of the rows of an answer: their counts, and the events of those that changed.
+    """What was seen in the rows of an answer. `events`: those in which a row changed.
 
     `of`: how many the answer should have held, None where it was not to hold all. `unreadable`: the values
     that could not be read. `told`: the changes that tell of an order; what follows from them waits for the
     answer's end, for an order is told of as a whole.
     """
 
-    counts: Counts = field(default_factory=Counts)
     events: set[str] = field(default_factory=set)
     of: int | None = None
     unreadable: Unreadable = field(default_factory=Unreadable)
@@ -218,7 +217,7 @@ def _take(
         )
         compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in kept)
         changes = [change for change in compared if change]
-        taken.counts.add(count(changes, len(part) - len(changes)))
+        writing.counts.unchanged += len(part) - len(changes)
         taken.events |= {change.event_id for change in changes}
         rows.write(connection, writing, changes)
         if is_news:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -21,8 +21,8 @@ from sqlalchemy import (
 
 from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.availability import is_on_offer
-from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, joined
-from syncd.model import EVENTS, Json, Ticket
+from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, count, joined
+from syncd.model import EVENTS, Counts, Json, Ticket
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
 SHOWN = (
@@ -57,11 +57,15 @@ def follow_nothing(_connection: Connection, _writing: "Writing", _changes: Seque
 
 
 class Writing(Struct, frozen=True):
-    """On whose account rows are written, when, and what follows from them in the same transaction."""
+    """On whose account rows are written, when, and what follows from them in the same transaction.
+
+    `counts`: the rows by what becomes of them where the transaction is committed.
+    """
 
     run_id: int
     at: datetime
     follow: Follow = follow_nothing
+    counts: Counts = field(default_factory=Counts)
 
 
 NEARLY_FULL = 10
@@ -155,9 +159,9 @@ def of_event(
     """
     found = EventRows(event_id, absences=absences.of_event(connection, event_id))
     for name, query in OF_EVENT.items():
-        count = len(HELD[name])
+        fields = len(HELD[name])
         found.rows[name] = {
-            joined(row[count:-1]): Stored(tuple(row[:count]), row[-1])
+            joined(row[fields:-1]): Stored(tuple(row[:fields]), row[-1])
             for row in connection.execute(query, {"event": event_id}).all()
         }
     for name, ids in (read or {}).items():
@@ -309,8 +313,9 @@ def _write_rows(connection: Connection, writing: Writing, some: Sequence[Change]
 
 
 def _tell(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
-    """Log what was written, and let follow what follows."""
+    """Log and count what was written, and let follow what follows."""
     if some:
+        writing.counts.add(count(some))
         changes.log(connection, writing.run_id, writing.at, some)
         writing.follow(connection, writing, some)
 

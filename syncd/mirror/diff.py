@@ -127,10 +127,6 @@ class EventPlan(Struct, frozen=True, kw_only=True):
         """Whether there is anything to write now; `read_at` alone can wait for the end of the run."""
         return bool(self.changes or self.was_due or any(lack.is_news for lack in self.lacks))
 
-    def counts(self) -> Counts:
-        """Return the rows by what becomes of them."""
-        return count(self.changes, self.unchanged)
-
 
 class Fetched(Struct, frozen=True, kw_only=True):
     """What complete reads said of one event. `sessions` is None where they need not be read.
@@ -145,9 +141,9 @@ class Fetched(Struct, frozen=True, kw_only=True):
     unreadable: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
-def count(changes: Iterable[Change], unchanged: int = 0) -> Counts:
+def count(changes: Iterable[Change]) -> Counts:
     """Return rows by what becomes of them."""
-    return Counts(unchanged=unchanged, **Counter[str](change.kind for change in changes))
+    return Counts(**Counter[str](change.kind for change in changes))
 
 
 def row_id(record: Record) -> str:

@@ -230,7 +230,6 @@ class Attendees:
     async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str], *, is_news: bool) -> None:
         rows = self._decoded([answer])
         taken = await self._work.write(attendees.take, rows, moved=cursor, live=live, is_news=is_news)
-        self._run.counts.add(taken.counts)
         self._work.report.unreadable.add(taken.unreadable)
         self._work.report.advance("attendees", 0, self._live)
 

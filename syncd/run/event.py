@@ -104,7 +104,7 @@ class Events:
             # Where nothing came through yet, it is not this event that fails.
             self._tried(event.id, failed=bool(run.synced) or not isinstance(error, PASSING))
             return
-        run.counts.add(plan.counts())
+        run.counts.unchanged += plan.unchanged
         report.sizes |= {(lack.table, event.id): lack.of for lack in plan.lacks}
         if plan.read_at and plan.is_odd:
             report.odd[event.id] = plan.read_at
@@ -177,7 +177,6 @@ class Events:
             plan = await self._work.database.read(self._plan, event, fetched)
             if answer:
                 taken = await self._work.write(self._write_with, plan, answer)
-                self._work.run.counts.add(taken.counts)
                 self._work.report.unreadable.add(taken.unreadable)
                 if taken.of is not None:
                     self._work.report.sizes[ATTENDEES, event.id] = taken.of

@@ -133,7 +133,7 @@ async def write(work: Work, plan: EventPlan) -> None:
         work.run.failed += 1
         work.report.fail(f"event {plan.event_id}", error)
     else:
-        work.run.counts.add(plan.counts())
+        work.run.counts.unchanged += plan.unchanged
 
 
 def has_date(event: Event) -> bool:

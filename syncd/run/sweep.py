@@ -13,11 +13,10 @@ from syncd.database import absences, rows, state
 from syncd.database.rows import Writing
 from syncd.errors import SyncdError
 from syncd.mirror.absence import Ruling, Scope, rule
-from syncd.mirror.diff import count, plan_vanished, vanished
-from syncd.model import ATTENDEES, EVENTS, GAUGES, Counts, Doubt, Run
+from syncd.mirror.diff import plan_vanished, vanished
+from syncd.model import ATTENDEES, EVENTS, GAUGES, Doubt, Run
 from syncd.run.work import OnDoubt, Work
-from syncd.text import count as number
-from syncd.text import format_duration
+from syncd.text import count, format_duration
 
 
 class Doubted(SyncdError):
@@ -46,7 +45,7 @@ async def sweep(work: Work) -> None:
         if part := _part(run, scope, ruling, since):
             parts[scope.event_id].append(part)
     for event_id, gone in parts.items():
-        run.counts.add(await work.write(_vanish, event_id, gone))
+        await work.write(_vanish, event_id, gone)
         if event_id in work.report.odd and any(_is_settled(part) for part in gone):
             work.report.settled(event_id)
     # A run of named events says nothing of the list, and of the account.
@@ -80,8 +79,8 @@ def _part(run: Run, scope: Scope, ruling: Ruling, since: datetime) -> _Part | No
     return _Part(scope, among=named) if named and scope.again else None
 
 
-def _vanish(connection: Connection, writing: Writing, event_id: str | None, parts: list[_Part]) -> Counts:
-    """Mark rows of one event, or events, vanished in one transaction; return how many rows changed."""
+def _vanish(connection: Connection, writing: Writing, event_id: str | None, parts: list[_Part]) -> None:
+    """Mark rows of one event, or events, vanished in one transaction."""
     found = {part.scope.table: _gone(connection, writing.run_id, part) for part in parts}
     if event_id is None:
         changes = [
@@ -89,18 +88,15 @@ def _vanish(connection: Connection, writing: Writing, event_id: str | None, part
         ]
         rows.write(connection, writing, changes)
         absences.forget_events(connection, found[EVENTS])
-        return count(changes)
+        return
     people = found.pop(ATTENDEES, set()) & rows.present_attendees(connection, event_id)
     changes = vanished(ATTENDEES, event_id, people, writing.at)
     rows.write(connection, writing, changes)
-    counts = count(changes)
     if found:
         plan = plan_vanished(rows.of_event(connection, event_id), found, writing.at)
         rows.write_plan(connection, writing, plan)
-        counts.add(plan.counts())
         if found.get(GAUGES):  # a tariff's own quota may count again, which only a read tells
             state.mark_due(connection, [event_id], writing.at)
-    return counts
 
 
 def _gone(connection: Connection, run_id: int, part: _Part) -> set[str]:
@@ -147,7 +143,7 @@ def _tell(work: Work, doubt: Doubt) -> None:
             run.failed += 1
     named = ", ".join(doubt.examples) + (", …" if doubt.absent > len(doubt.examples) else "")
     message = (
-        f"{what}the answer lacks {doubt.absent} of {number(doubt.of, 'row')} ({named});"
+        f"{what}the answer lacks {doubt.absent} of {count(doubt.of, 'row')} ({named});"
         f" nothing of it is marked vanished{_until(doubt, work.clock.now())}"
     )
     work.report.fail(subject, Doubted(message))

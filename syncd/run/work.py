@@ -15,6 +15,7 @@ from syncd.database.rows import Follow, Writing, follow_nothing
 from syncd.mirror.diff import Change
 from syncd.model import Doubt, Run
 from syncd.run.report import Report, tell_news
+from syncd.threads import to_the_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,17 +49,24 @@ class Work(Struct, frozen=True, kw_only=True):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Carry a query out that writes rows, all or nothing; once they stand, tell what of it is news."""
+        """Carry a query out that writes rows, all or nothing; once they stand, count them and tell news.
+
+        A run that is cut meanwhile waits for that: no row gets in that it does not count.
+        """
         written: list[Change] = []
 
         def follow(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
             self.follow(connection, writing, some)
             written.extend(some)
 
-        writing = Writing(self.run.id, self.clock.now(), follow)
-        result = await self.database.write(query, writing, *args, **kwargs)
-        tell_news(self.run, written)
-        return result
+        async def carry_out() -> T:
+            writing = Writing(self.run.id, self.clock.now(), follow)
+            result = await self.database.write(query, writing, *args, **kwargs)
+            self.run.counts.add(writing.counts)
+            tell_news(self.run, written)
+            return result
+
+        return await to_the_end(carry_out())
 
     @property
     def run(self) -> Run:

@@ -181,27 +181,29 @@ class Reading:
         reads: Reads = self._mirror.query(state.reads).get(event.id, Reads())
         return self._take(plan_event(event, known, fetched, was_due=reads.due_at is not None))
 
-    def _writing(self) -> Writing:
-        return Writing(self.run.id, self._mirror.clock.now())
+    def _write(self, query: Any, *values: Any, **named: Any) -> Any:
+        writing = Writing(self.run.id, self._mirror.clock.now())
+        result = self._mirror.write(query, writing, *values, **named)
+        self.run.counts.add(writing.counts)
+        return result
 
     def _take(self, plan: EventPlan) -> EventPlan:
         if plan.writes:
-            self._mirror.write(rows.write_plan, self._writing(), plan)
+            self._write(rows.write_plan, plan)
         if plan.read_at and plan.is_odd:
             self._report.odd[plan.event_id] = plan.read_at
         elif plan.read_at and not plan.writes:
             self._report.read_at[plan.event_id] = plan.read_at
         self._report.sizes |= {(lack.table, plan.event_id): lack.of for lack in plan.lacks}
-        self.run.counts.add(plan.counts())
+        self.run.counts.unchanged += plan.unchanged
         self.plan = plan
         return plan
 
     def people(self, event_id: str, *read: Attendee, whole: bool = True) -> Taken:
         """Read attendees of an event: all of them, or some."""
         now = self._mirror.clock.now()
-        taken: Taken = self._mirror.write(
+        taken: Taken = self._write(
             attendees.take_event,
-            self._writing(),
             event_id,
             [Slice({attendee.id: attendee for attendee in read})],
             began_at=now,
@@ -209,7 +211,6 @@ class Reading:
         )
         if taken.of is not None:
             self._report.sizes[ATTENDEES, event_id] = taken.of
-        self.run.counts.add(taken.counts)
         return taken
 
     @property
