@@ -77,18 +77,13 @@ class RateLimiter:
         `check` is called before each wait; what it raises ends this one's.
         """
         async with self._turn:
-            while (wait_s := self._wait_s()) > 0:
+            while (wait := self._due())[0] > 0:
                 check()
-                await self._wait(wait_s)
+                await self._wait(*wait)
             await self._note()
             self._sent.append(self._clock())  # last of all: a note may take its time in a busy database
 
-    async def _wait(self, wait_s: float) -> None:
-        rests = wait_s <= self.paused_s
-        spent = (
-            "1 request a minute is" if self.per_minute == 1 else f"{self.per_minute} requests a minute are"
-        )
-        why = "Billetweb asked for a rest" if rests else f"{spent} spent"
+    async def _wait(self, wait_s: float, why: str) -> None:
         if wait_s >= WORTH_TELLING_S:
             logger.info("the next request waits {:.0f} s: {}", wait_s, why)
         if wait_s >= SHOWN_S:
@@ -101,11 +96,15 @@ class RateLimiter:
                 self.waiting = None
                 self._on_wait()
 
-    def _wait_s(self) -> float:
+    def _due(self) -> tuple[float, str]:
+        """Return in how many seconds the next request may be sent, and what it waits for until then."""
         now = self._clock()
         while self._sent and self._sent[0] <= now - WINDOW_S:
             self._sent.popleft()
-        wait_s = self.paused_s
-        if len(self._sent) >= self.per_minute:
-            wait_s = max(wait_s, self._sent[-self.per_minute] + WINDOW_S - now)
-        return wait_s
+        rest_s = max(self._paused_until - now, 0.0)
+        full_s = self._sent[-self.per_minute] + WINDOW_S - now if len(self._sent) >= self.per_minute else 0.0
+        if rest_s >= full_s:
+            return rest_s, "Billetweb asked for a rest"
+        if self.per_minute == 1:
+            return full_s, "1 request a minute is spent"
+        return full_s, f"{self.per_minute} requests a minute are spent"

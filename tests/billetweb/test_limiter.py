@@ -1,6 +1,7 @@
 """The ceiling on requests, by a clock of the tests' own."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -318,6 +319,25 @@ def test_nobody_knows_what_a_request_waits_for() -> None:
         (WINDOW_S, (WINDOW_S + 100, "Billetweb asked for a rest")),
         (WINDOW_S + 100, None),
     ]
+
+
+def test_a_rest_is_taken_for_a_minute_that_is_spent() -> None:
+    """What a request waits for is known by a clock that goes on between two looks at it too."""
+
+    async def main() -> tuple[float, str] | None:
+        time, ticks = VirtualTime(), itertools.count()
+        limiter = RateLimiter(
+            2, note=nothing, clock=lambda: time.clock() + next(ticks) / 1e6, sleep=lambda _: asyncio.sleep(9)
+        )
+        limiter.pause(100)
+        waiting = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        return limiter.waiting
+
+    wait = asyncio.run(main())
+    assert wait
+    assert wait[1] == "Billetweb asked for a rest"
 
 
 def test_a_wait_that_is_cut_goes_on_being_shown() -> None:
