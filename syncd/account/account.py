@@ -233,11 +233,8 @@ class Account:
         return run
 
     async def find_run(self, run_id: int) -> Run | None:
-        """Return a run: one of this process, or one on record."""
-        run = self.runner.find(run_id)
-        if run or not self.database.is_open:
-            return run
-        return await self.database.read(runs_on_record.find, run_id)
+        """Return a run: one of this process, or one on record. Raises StoreError."""
+        return self.runner.find(run_id) or await self.database.read(runs_on_record.find, run_id)
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
         """Return the latest runs that began, newest first. Raises StoreError, as all that follow."""

@@ -121,6 +121,15 @@ def test_an_end_is_lost_while_the_database_fails(rig: Rig, standin: StandIn, log
     ]
 
 
+def test_a_run_is_denied_before_the_database_is_open(rig: Rig) -> None:
+    """While nobody can look for it, nobody says that there is none."""
+    run = rig.run()
+    rig.restart()
+    rig.portal.call(rig.account.database.close)
+    with pytest.raises(StoreError, match="not open"):
+        found(rig, run.id)
+
+
 def test_a_stop_puts_the_end_of_the_run_before_on_record_twice(rig: Rig) -> None:
     """A run that puts it there, and waits for the database, is cancelled: that much it finishes."""
     rig.run()
