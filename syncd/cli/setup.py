@@ -80,7 +80,7 @@ def setup(options: Options, redact: Redactor) -> int:
     path = options.path.absolute()
     before = _before(path, may_replace=options.overwrite)
     _check_options(options)
-    if options.key_file is None and not sys.stdin.isatty():
+    if options.key_file is None and not _may_ask():
         raise ConfigError([NO_TERMINAL.format("--key-file")])
     user, key, found = _good_credentials(options, redact)
     if found:
@@ -88,7 +88,7 @@ def setup(options: Options, redact: Redactor) -> int:
         _say(f"The key is good. The account has {count(found.events, 'event')}, {found.live} of them live.")
         _say(f"Attendees {may} be read with it.")
     attendees = options.attendees
-    if attendees is None and found and found.attendees and sys.stdin.isatty():
+    if attendees is None and found and found.attendees and _may_ask():
         attendees = _asked_mode()
     values = _values(path, is_new=before is None, options=options, user=user, attendees=attendees)
     config = _filled_in(before or _sample(), values)
@@ -109,13 +109,26 @@ def _check_options(options: Options) -> None:
         _read("--base-url", lambda: readers.web_address(options.base_url))
     if options.database is not None:
         _read("--database", lambda: readers.database(options.database))
+    # Found here, and not with each key that is tried.
+    if not options.offline and (problems := web.problems([_account(options).base_url])):
+        raise ConfigError(problems)
+
+
+def _account(options: Options, user: str = "") -> BilletwebConfig:
+    account = BilletwebConfig(user=user)
+    return account if options.base_url is None else structs.replace(account, base_url=options.base_url)
 
 
 # --- asking
 
 
+def _may_ask() -> bool:
+    """Whether a person is there; where standard input is closed, Python has none."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _asked(question: str, option: str) -> str:
-    if not sys.stdin.isatty():
+    if not _may_ask():
         raise ConfigError([NO_TERMINAL.format(option)])
     write(harmless(question))
     sys.stdout.flush()
@@ -169,6 +182,8 @@ def _number(*, before: str) -> str:
 
 def _key(key_file: str | None, user: str) -> str:
     if key_file == "-":
+        if sys.stdin is None:
+            raise ConfigError(["--key-file: standard input is closed"])
         return _read("--key-file", lambda: readers.key(sys.stdin.readline(4096), user))
     if key_file is not None:
         return _read("--key-file", lambda: readers.key(readers.short_text(Path(key_file)), user))
@@ -186,13 +201,8 @@ def _read(what: str, reader: Callable[[], str]) -> str:
 
 async def _try(options: Options, user: str, key: Secret) -> Found:
     """Ask for the list of events and for the latest attendees: three requests at most."""
-    account = BilletwebConfig(user=user)
-    if options.base_url is not None:
-        account = structs.replace(account, base_url=options.base_url)
-    if problems := web.problems([account.base_url]):
-        raise ConfigError(problems)
     now = datetime.now(UTC)
-    async with asking(account, key) as client:
+    async with asking(_account(options, user), key) as client:
         events = (await client.events()).records.values()
         # A key for chosen events is refused the account's attendees, and gets those of each event.
         is_open = await _may_read(client, None) or (

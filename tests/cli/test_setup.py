@@ -285,6 +285,31 @@ def test_a_script_waits_for_a_terminal(tmp_path: Path) -> None:
     assert (said.returncode, "account number, digits only" in said.stderr) == (78, True)
 
 
+def test_a_closed_input_is_a_fault_of_syncd(
+    tmp_path: Path, base_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is none, nobody is asked; with a key in a file nobody need be."""
+    monkeypatch.setattr("sys.stdin", None)
+    given = ["setup", "--config", str(tmp_path / "config.toml"), "--base-url", base_url, "--user", "12345"]
+    assert main(given) == 78
+    assert "give --key-file" in capsys.readouterr().err
+    assert main([*given, "--key-file", "-"]) == 78
+    assert "standard input is closed" in capsys.readouterr().err
+    (tmp_path / "key").write_text(KEY)
+    assert main([*given, "--key-file", str(tmp_path / "key")]) == 0
+
+
+def test_a_proxy_that_cannot_be_used_passes_for_a_wrong_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found before anything is asked."""
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy.example")
+    assert main(["setup", "--config", str(tmp_path / "config.toml")]) == 78
+    said = capsys.readouterr().err
+    assert "HTTPS_PROXY" in said.upper()
+    assert "--key-file" not in said
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a group")
 def test_the_service_cannot_read_its_settings(
     tmp_path: Path, base_url: str, monkeypatch: pytest.MonkeyPatch
