@@ -28,6 +28,7 @@ from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState, UnknownDelivery
 from syncd.model import Doubt, Peer, Progress, Run
 from syncd.text import EVENT_NAME, harmless, names_an_event
+from syncd.threads import in_own_thread
 
 B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
@@ -180,7 +181,7 @@ class _Routes:
         """Return the run that serves whoever sent the request, queued or in progress."""
         _check_ids(events)
         return await self._verbs.request_run(
-            full=full, accept=accept, events=events, join=join, requested_by=_peer(request)
+            full=full, accept=accept, events=events, join=join, requested_by=await _peer(request)
         )
 
     @described(
@@ -224,7 +225,7 @@ class _Routes:
         return _json({"endpoints": self._verbs.webhooks(), "deliveries": deliveries})
 
     @described(
-        "Send deliveries again: these, or all that wait for an endpoint or are parked.",
+        "Send deliveries again: these, and all that wait for an endpoint or are parked.",
         answer={"retried": int},
         method="POST",
         body=RetryRequest,
@@ -233,10 +234,7 @@ class _Routes:
     async def retry(self, request: Request) -> Response:
         """Answer with how many deliveries are sent again."""
         asked = await _body(request, RetryRequest)
-        retried = await self._verbs.retry(ids=asked.ids, endpoint=None) if asked.ids else 0
-        if asked.endpoint is not None:
-            retried += await self._verbs.retry(ids=[], endpoint=asked.endpoint)
-        return _json({"retried": retried})
+        return _json({"retried": await self._verbs.retry(ids=asked.ids, endpoint=asked.endpoint)})
 
     @described(
         "A run; with `wait` as soon as it has ended or so many seconds are over.",
@@ -310,11 +308,11 @@ class _Routes:
 
     @described("Start no more scheduled runs.", answer=StatusAfter, method="POST", refused=(503,))
     async def pause(self, request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=True, requested_by=_peer(request)))
+        return _json(await self._verbs.pause(paused=True, requested_by=await _peer(request)))
 
     @described("Start scheduled runs again.", answer=StatusAfter, method="POST", refused=(503,))
     async def resume(self, request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=False, requested_by=_peer(request)))
+        return _json(await self._verbs.pause(paused=False, requested_by=await _peer(request)))
 
     @described("Read the configuration again.", answer=StatusAfter, method="POST", refused=(422,))
     async def reload(self, _request: Request) -> Response:
@@ -350,12 +348,13 @@ class _Routes:
         return run
 
 
-def _peer(request: Request) -> Peer:
+async def _peer(request: Request) -> Peer:
+    """Return who asks. Where names are kept on another machine, it may be long in telling one."""
     client = request.client
     assert client is not None
     uid = int(client.host)
     try:
-        user = pwd.getpwuid(uid).pw_name
+        user = (await in_own_thread(pwd.getpwuid, uid)).pw_name
     except KeyError:
         user = str(uid)
     return Peer(uid, user, client.port)

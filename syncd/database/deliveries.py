@@ -221,27 +221,20 @@ def retry(
     endpoint: str | None,
     configured: Sequence[str],
 ) -> tuple[int, list[str]]:
-    """Have deliveries sent again now: these, or all that wait for an endpoint or are parked.
+    """Have deliveries sent again now: these, and all that wait for an endpoint or are parked.
 
     Return how many, and the ids that are none to a `configured` endpoint; with such ids nothing is done.
     """
-    if endpoint is not None:
-        here = and_(D.endpoint == endpoint, D.state.in_(OPEN))
-        remember(connection, endpoint, Remembered())
-        return _again(connection, here, now), []
-    here = bulk.is_among(connection, D.id, ids)
-    found = connection.execute(select(D.id, D.endpoint).where(here)).all()
+    named = bulk.is_among(connection, D.id, ids)
+    found = connection.execute(select(D.id, D.endpoint).where(named)).all()
     known = {key: to for key, to in found if to in configured}
     if unknown := [one for one in ids if one not in known]:
         return 0, unknown
-    for name in {*known.values()}:
+    for name in {*known.values(), *([endpoint] if endpoint is not None else [])}:
         remember(connection, name, Remembered())
-    return _again(connection, here, now), []
-
-
-def _again(connection: Connection, here: ColumnElement[bool], now: datetime) -> int:
+    here = or_(named, and_(D.endpoint == endpoint, D.state.in_(OPEN)))
     values = {"state": "pending", "next_at": now, "retry_until": now + KEEP_TRYING, "attempts": 0}
-    return connection.execute(schema.deliveries.update().where(here).values(values)).rowcount
+    return connection.execute(schema.deliveries.update().where(here).values(values)).rowcount, []
 
 
 def latest(connection: Connection, limit: int, *, delivered_too: bool) -> list[Delivery]:

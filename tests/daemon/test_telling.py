@@ -233,10 +233,10 @@ def test_an_endpoint_that_cannot_be_told_is_good(home: Path, base_url: str) -> N
 def test_a_secret_is_told(home: Path, base_url: str, standin: StandIn) -> None:
     """Neither what signs nor an address's token is in a log, an answer, a metric or the database."""
     token = "canary-token-of-the-path"
-    tables: Tables = {"sync": {"run_on_start": False}, "log": {"level": "DEBUG"}}
     with receiving() as receiver:
         # In a spelling that is not httpx's.
-        tables["heartbeat"] = {"url": f"{receiver.url}/pulse/{token}".replace("127.0.0.1", "LOCALHOST")}
+        pulse = {"url": f"{receiver.url}/pulse/{token}".replace("127.0.0.1", "LOCALHOST")}
+        tables: Tables = {"sync": {"run_on_start": False}, "log": {"level": "DEBUG"}, "heartbeat": pulse}
         process = DaemonProcess(home, base_url, tables)
         tell(process.config, f"http://127.0.0.1:1/{token}?token={token}", name="dead")
         tell(process.config, f"{receiver.url.removesuffix('/hook')}?code={token}", name="bare")

@@ -323,7 +323,7 @@ def test_an_endpoint_that_is_gone_is_asked_again(
     assert not rig.account.webhooks.endpoints[0].state.gone
 
 
-@pytest.mark.parametrize("by", ["id", "endpoint"])
+@pytest.mark.parametrize("by", ["id", "endpoint", "both"])
 def test_nobody_can_have_a_gone_endpoint_asked(
     rig: Rig, receiver: Receiver, standin: StandIn, by: str
 ) -> None:
@@ -334,8 +334,8 @@ def test_nobody_can_have_a_gone_endpoint_asked(
     sell(rig, standin)
     settled(rig, parked=2)
     first, second = sent(rig, "id")
-    asked = {"ids": [second], "endpoint": None} if by == "id" else {"ids": [], "endpoint": "site"}
-    count = rig.portal.call(lambda: rig.account.webhooks.retry(**asked))
+    ids, endpoint = [] if by == "endpoint" else [second], None if by == "id" else "site"
+    count = rig.portal.call(lambda: rig.account.webhooks.retry(ids=ids, endpoint=endpoint))
     assert count == (1 if by == "id" else 2)
     settled(rig, parked=2 - count)
     assert [each.id for each in receiver.got][1:] == ([second] if by == "id" else [first, second])
@@ -565,6 +565,8 @@ def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> 
         rig.portal.call(lambda: retry(ids=["msg_0"], endpoint=None))
     with pytest.raises(webhooks.UnknownDelivery, match="no endpoint nobody: there are site"):
         rig.portal.call(lambda: retry(ids=[], endpoint="nobody"))
+    with pytest.raises(webhooks.UnknownDelivery):
+        rig.portal.call(lambda: retry(ids=["msg_0"], endpoint="site"))
 
 
 def test_deliveries_pile_up_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
