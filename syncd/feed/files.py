@@ -7,7 +7,7 @@ and only where its content changes, so that its time of change tells of news.
 import asyncio
 import os
 import stat
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -48,9 +48,8 @@ class Feeds:
         self.written = 0
         self.failed = 0
         self._own: set[str] = set()
-        self._at: Path | None = None
-        self._writing: asyncio.Task[None] | None = None
-        self._latest: tuple[Sequence[FeedConfig], Sequence[PublicEvent], Collection[Path]] | None = None
+        self._writing: dict[Path, asyncio.Task[None]] = {}
+        self._latest: dict[Path, tuple[FeedConfig, Sequence[PublicEvent], bool]] = {}
 
     def forget(self) -> None:
         """Forget which files were written: the database that they show is gone."""
@@ -75,38 +74,33 @@ class Feeds:
             events, own, given_up = await database.read(_look_up, now)
             self._own |= own
             is_whole = unread is not None and unread <= given_up
-            stay = set() if is_whole else {feed.path for feed in feeds if str(feed.path) not in self._own}
-            self._latest = (feeds, events, stay)
-            if self._writing is None or self._writing.done():
-                self._writing = asyncio.create_task(self._write_latest())
-            await asyncio.wait({self._writing}, timeout=WAIT_S)
-            if not self._writing.done() and self._at:
-                self._tell(self._at, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
+            for feed in feeds:
+                self._latest[feed.path] = (feed, events, not is_whole and str(feed.path) not in self._own)
+                if feed.path not in self._writing:
+                    self._writing[feed.path] = asyncio.create_task(self._write_latest(feed.path))
+            await asyncio.wait({self._writing[feed.path] for feed in feeds}, timeout=WAIT_S)
+            for path in [feed.path for feed in feeds if feed.path in self._writing]:
+                self._tell(path, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
             if self._own != own:
                 await database.write(state.put, state.FEEDS, sorted(self._own))
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
 
-    async def _write_latest(self) -> None:
-        """Write what is wanted, and what came to be wanted meanwhile. Raises nothing."""
-        while self._latest:
-            latest, self._latest = self._latest, None
-            await self.write(*latest)
+    async def _write_latest(self, path: Path) -> None:
+        """Write what is wanted at a path, and what came to be wanted meanwhile. Raises nothing."""
+        try:
+            while latest := self._latest.pop(path, None):
+                await self.write(*latest)
+        finally:
+            del self._writing[path]
 
-    async def write(
-        self, feeds: Sequence[FeedConfig], events: Sequence[PublicEvent], stay: Collection[Path] = ()
-    ) -> None:
-        """Bring every feed up to date, but for files that are there and are to `stay`.
-
-        Raises nothing: an error is that feed's own, and is told once.
-        """
-        for feed in feeds:
-            self._at = feed.path
-            error = await in_own_thread(self._attempt, feed, events, feed.path in stay)
-            if not error:
-                self._own.add(str(feed.path))
-            self._tell(feed.path, error)
-        self._at = None
+    async def write(self, feed: FeedConfig, events: Sequence[PublicEvent], stays: bool = False) -> None:
+        """Bring a feed up to date, but for a file that is there and `stays`. Raises nothing."""
+        error, has_news = await in_own_thread(_attempt, feed, events, stays)
+        if not error:
+            self._own.add(str(feed.path))
+        self.written += has_news
+        self._tell(feed.path, error)
 
     def _tell(self, path: Path, error: str) -> None:
         """Note how it fares with a feed, "" for well, and log it where that is news."""
@@ -120,21 +114,22 @@ class Feeds:
         elif before and not error:
             logger.bind(event="feed.recovered").info("the feed {} is written again", path)
 
-    def _attempt(self, feed: FeedConfig, events: Sequence[PublicEvent], stays: bool) -> str:
-        """Write a feed; return what was the matter, "" where nothing was."""
-        wanted = {*feed.tags}
-        chosen = [event for event in events if not wanted or wanted & {*event.tags}]
-        try:
-            if stays and _look(feed.path):
-                return "the file that is there stays until every event was read"
-            if replace(feed.path, render(feed.format, chosen), feed.mode):
-                self.written += 1
-                logger.debug("the feed {} has news", feed.path)
-        except (OSError, NotReplaced) as error:
-            return _reason(error, feed.path.parent)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
-            return f"unexpected {type(error).__name__}"
-        return ""
+
+def _attempt(feed: FeedConfig, events: Sequence[PublicEvent], stays: bool) -> tuple[str, bool]:
+    """Write a feed; return what was the matter, "" where nothing was, and whether it had news."""
+    wanted = {*feed.tags}
+    chosen = [event for event in events if not wanted or wanted & {*event.tags}]
+    try:
+        if stays and _look(feed.path):
+            return "the file that is there stays until every event was read", False
+        has_news = replace(feed.path, render(feed.format, chosen), feed.mode)
+    except (OSError, NotReplaced) as error:
+        return _reason(error, feed.path.parent), False
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
+        return f"unexpected {type(error).__name__}", False
+    if has_news:
+        logger.debug("the feed {} has news", feed.path)
+    return "", has_news
 
 
 def _look_up(connection: Connection, now: datetime) -> tuple[list[PublicEvent], set[str], int]:

@@ -50,12 +50,12 @@ def left_beside(path: Path) -> list[str]:
 
 def test_a_file_is_written_without_news(feed: FeedConfig) -> None:
     """The same content leaves the file as it is, for another process too; other content replaces it."""
-    asyncio.run(Feeds().write([feed], [event()]))
+    asyncio.run(Feeds().write(feed, [event()]))
     first = feed.path.stat()
     for _ in range(2):
-        asyncio.run(Feeds().write([feed], [event()]))
+        asyncio.run(Feeds().write(feed, [event()]))
     assert feed.path.stat() == first
-    asyncio.run(Feeds().write([feed], [event(is_full=True)]))
+    asyncio.run(Feeds().write(feed, [event(is_full=True)]))
     second = feed.path.stat()
     assert second.st_ino != first.st_ino
     assert feed.path.read_bytes() == render("json", [event(is_full=True)])
@@ -66,23 +66,24 @@ def test_what_was_written_and_what_failed_is_counted_wrongly(feed: FeedConfig, t
     """A file is counted when it is replaced, and each failure; one that has no news is neither."""
     feeds, nowhere = Feeds(), structs.replace(feed, path=tmp_path / "none" / "events.json")
     for shown in (event(), event(), event(is_full=True)):
-        asyncio.run(feeds.write([feed, nowhere], [shown]))
+        for each in (feed, nowhere):
+            asyncio.run(feeds.write(each, [shown]))
     assert (feeds.written, feeds.failed) == (2, 3)
 
 
 def test_a_reader_sees_half_a_file(feed: FeedConfig) -> None:
     """Whoever has opened the old file reads it to its end: it is replaced, not overwritten."""
-    asyncio.run(Feeds().write([feed], [event()]))
+    asyncio.run(Feeds().write(feed, [event()]))
     with feed.path.open("rb") as reader:
-        asyncio.run(Feeds().write([feed], [event(is_full=True)]))
+        asyncio.run(Feeds().write(feed, [event(is_full=True)]))
         assert reader.read() == render("json", [event()])
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664])
 def test_the_umask_shuts_the_web_server_out(feed: FeedConfig, umask: None, mode: int) -> None:
     """The file has the mode that is asked for, whatever the umask, also where only that is new."""
-    asyncio.run(Feeds().write([structs.replace(feed, mode=0o604)], [event()]))
-    asyncio.run(Feeds().write([structs.replace(feed, mode=mode)], [event()]))
+    asyncio.run(Feeds().write(structs.replace(feed, mode=0o604), [event()]))
+    asyncio.run(Feeds().write(structs.replace(feed, mode=mode), [event()]))
     assert stat.S_IMODE(feed.path.stat().st_mode) == mode
 
 
@@ -153,13 +154,13 @@ def test_a_full_disk_takes_the_old_file_with_it(
     import resource
 
     feeds = Feeds()
-    asyncio.run(feeds.write([feed], [event()]))
+    asyncio.run(feeds.write(feed, [event()]))
     before = feed.path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the process would end
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
     try:
-        asyncio.run(feeds.write([feed], [event(name="x" * 10_000)]))
+        asyncio.run(feeds.write(feed, [event(name="x" * 10_000)]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -168,25 +169,24 @@ def test_a_full_disk_takes_the_old_file_with_it(
     assert left_beside(feed.path) == []
 
 
-def test_one_feed_keeps_another_from_being_written(feed: FeedConfig, log_lines: LogLines) -> None:
-    """A feed's error is its own: the others are written; it is told once per cause, and when it is over."""
+def test_a_failure_is_told_with_each_run(feed: FeedConfig, log_lines: LogLines) -> None:
+    """It is told once per cause, and when it is over."""
     folder = feed.path.parent / "late"
     late = FeedConfig(path=folder / "events.csv", format="csv")
     feeds = Feeds()
     for _ in range(3):
-        asyncio.run(feeds.write([late, feed], [event()]))
-    assert feed.path.exists()
+        asyncio.run(feeds.write(late, [event()]))
     assert feeds.errors == {late.path: f"the folder {folder} is missing"}
     assert obstacle(late) == f"{late.path}: the folder {folder} is missing"
     (failed,) = log_lines.of("feed.")
     assert failed["event"] == "feed.failed"
     assert f"{late.path} was not written: the folder {folder} is missing" in failed["message"]
     folder.write_text("no folder")
-    asyncio.run(feeds.write([late, feed], [event()]))
+    asyncio.run(feeds.write(late, [event()]))
     assert obstacle(late) == f"{late.path}: {folder} is not a folder"
     folder.unlink()
     folder.mkdir()
-    asyncio.run(feeds.write([late, feed], [event()]))
+    asyncio.run(feeds.write(late, [event()]))
     assert late.path.exists()
     assert feeds.errors == {}
     assert obstacle(late) is None
@@ -207,7 +207,7 @@ def test_a_bug_in_one_format_ends_the_daemon(
 
     monkeypatch.setattr(files, "render", fail)
     feeds = Feeds()
-    asyncio.run(feeds.write([feed], [event()]))
+    asyncio.run(feeds.write(feed, [event()]))
     assert feeds.errors == {feed.path: "unexpected ValueError"}
     assert "a secret" not in log_lines.text
 
@@ -219,7 +219,7 @@ def test_a_closed_folder_is_good_for_check() -> None:
         "import asyncio, os, sys; from pathlib import Path; from syncd.config import FeedConfig\n"
         "from syncd.feed.files import Feeds, obstacle; os.setuid(65534)\n"
         "feed, feeds = FeedConfig(path=Path(sys.argv[1]), format='json'), Feeds()\n"
-        "asyncio.run(feeds.write([feed], [])); print(obstacle(feed)); print(*feeds.errors.values())"
+        "asyncio.run(feeds.write(feed, [])); print(obstacle(feed)); print(*feeds.errors.values())"
     )
     with short_folder() as folder:
         path = folder / "events.json"
@@ -243,6 +243,6 @@ def test_an_event_without_the_tag_is_shown(
 ) -> None:
     """With tags, the events that have one of them are in the file and no others."""
     events = [event("1", ("site", "other")), event("2", ("stage",)), event("3")]
-    asyncio.run(Feeds().write([structs.replace(feed, tags=tags)], events))
+    asyncio.run(Feeds().write(structs.replace(feed, tags=tags), events))
     kept = [one for one in events if one.shown["id"] in expected]
     assert feed.path.read_bytes() == render("json", kept)
