@@ -93,7 +93,7 @@ class Account:
             note=self._note_request,
             clock=self.clock.running_s,
             sleep=self.clock.sleep,
-            on_wait=lambda: self._at_work.report.tell_wait() if self._at_work else None,
+            on_wait=lambda: self._at_work.report.step(0) if self._at_work else None,
         )
         self.client = self._new_client(config)
         self._log = RunLog(self.clock.running_s)

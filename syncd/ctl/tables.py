@@ -123,16 +123,7 @@ def webhooks_table(answer: Json, now: datetime, width: int | None = text.USUAL_W
     waiting = answer["deliveries"]
     if not waiting:
         return shown
-    rows = [
-        (
-            each["id"],
-            each["endpoint"],
-            each["type"],
-            each["event_id"],
-            each["state"],
-        )
-        for each in waiting
-    ]
+    rows = [[each[name] for name in ("id", "endpoint", "type", "event_id", "state")] for each in waiting]
     table = text.table(("delivery", "endpoint", "type", "event", "state"), rows, width=width)
     return f"{shown}\n\n{_with_lines_below(table, [_tried(each, now) for each in waiting], width)}"
 

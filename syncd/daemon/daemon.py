@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from msgspec import structs
 from starlette.applications import Starlette
 
 from syncd.account.account import Account
-from syncd.account.status import Status, StatusAfter, after
+from syncd.account.status import StatusAfter, after
 from syncd.config import Config, differing
 from syncd.control import metrics
 from syncd.control.api import application
@@ -27,14 +27,13 @@ from syncd.control.server import ControlServer
 from syncd.daemon.notify import Notifier
 from syncd.daemon.signals import Signals
 from syncd.daemon.watchdog import Watchdog
-from syncd.database.deliveries import Delivery
 from syncd.database.engine import masked
 from syncd.errors import ConfigError, StoreError
 from syncd.feed.heartbeat import ping
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
 from syncd.log.redact import Redactor
-from syncd.model import Doubt, Json, Peer, Progress, Run
+from syncd.model import Peer, Run
 from syncd.text import count, format_duration, run_name
 from syncd.threads import Background, in_thread
 
@@ -80,7 +79,12 @@ class Daemon:
         self._feed_every_s = feed_every_s
         self._on_run = on_run
         self._ends_with_terminal = ends_with_terminal
-        self._account = Account(config, redact, on_begin=self._began, on_end=self._ended)
+        self._account = account = Account(config, redact, on_begin=self._began, on_end=self._ended)
+        # Verbs of the control server that the account alone has to do with.
+        self.status, self.events, self.doubts = account.status, account.events, account.doubts
+        self.request_run, self.find_run, self.runs = account.request, account.find_run, account.runs
+        self.wait, self.watch = account.runner.wait, account.runner.watch
+        self.deliveries = account.deliveries
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
@@ -291,42 +295,6 @@ class Daemon:
 
     # --- the verbs of the control server
 
-    def status(self) -> Status:
-        """Return the status, from memory."""
-        return self._account.status()
-
-    async def request_run(
-        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
-    ) -> Run:
-        """Return the run that serves a request made by hand. Raises Stopping."""
-        return await self._account.request(
-            full=full, accept=accept, events=events, join=join, requested_by=requested_by
-        )
-
-    async def find_run(self, run_id: int) -> Run | None:
-        """Return a run: one of this process, or one on record."""
-        return await self._account.find_run(run_id)
-
-    async def wait(self, run: Run, seconds: float) -> None:
-        """Return when the run has ended or the time is over."""
-        await self._account.runner.wait(run, seconds)
-
-    def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
-        """Yield a run's steps until it has ended."""
-        return self._account.runner.watch(run, keep_alive_s)
-
-    async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs that began, newest first."""
-        return await self._account.runs(limit, before)
-
-    async def events(self, *, ended_too: bool) -> list[Json]:
-        """Return the events with their availability."""
-        return await self._account.events(ended_too=ended_too)
-
-    async def doubts(self) -> list[Doubt]:
-        """Return what is absent upstream and not believed gone yet."""
-        return await self._account.doubts()
-
     def publish(self) -> list[TargetState]:
         """Return how each target of `[[publish]]` fares, from memory."""
         return [each.state for each in self._account.publishing.targets]
@@ -334,10 +302,6 @@ class Daemon:
     def webhooks(self) -> list[EndpointState]:
         """Return how each endpoint of `[[webhooks]]` fares, from memory."""
         return [each.state for each in self._account.webhooks.endpoints]
-
-    async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
-        """Return the latest deliveries that wait or are parked, newest first; or of all."""
-        return await self._account.deliveries(limit, delivered_too=delivered_too)
 
     async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
         """Have deliveries sent again now; return how many. Raises UnknownDelivery."""

@@ -106,11 +106,6 @@ class Attendees:
         return self._limited is not None
 
     @property
-    def by_event(self) -> bool:
-        """Whether each event's own increment is needed, for the account's is not permitted or of no use."""
-        return self._mode != "none" and (self._is_unusable or self.is_limited)
-
-    @property
     def _overlap(self) -> timedelta:
         """How much earlier than its time a read is remembered: what this clock is ahead counts too."""
         return OVERLAP + self._client.ahead
@@ -240,7 +235,8 @@ class Attendees:
         """
         if self._mode == "none":
             return 0
-        return int(self.by_event or again or self._full_is_due(event_id, reads))
+        by_event = self._is_unusable or self.is_limited  # the account's own increment is of no use
+        return int(by_event or again or self._full_is_due(event_id, reads))
 
     async def read_event(self, event_id: str, reads: Reads, *, again: bool) -> EventAnswer | None:
         """Return an event's own attendees, all of them or those modified; None where they wait for later."""

@@ -130,7 +130,9 @@ class Events:
         trouble: SyncdError | None = None
         with ExitStack() as opened:
             try:
-                answer = await self._read_attendees(event.id)
+                again = ATTENDEES in self._known.again.get(event.id, ())
+                reads = self._known.reads_of(event.id)
+                answer = await self._attendees.read_event(event.id, reads, again=again)
             except BilletwebError as error:
                 trouble = error
             if answer:
@@ -142,10 +144,6 @@ class Events:
                 except (BilletwebError, ValueRefused) as error:
                     trouble = error
             return await self._write(event, fetched, None), trouble
-
-    async def _read_attendees(self, event_id: str) -> EventAnswer | None:
-        again = ATTENDEES in self._known.again.get(event_id, ())
-        return await self._attendees.read_event(event_id, self._known.reads_of(event_id), again=again)
 
     async def _read(self, event: Event) -> Fetched:
         client = self._work.client

@@ -124,10 +124,6 @@ class Report:
         self.run.progress = Progress(phase, done, total, *self._waits())
         self._on_progress(self.run)
 
-    def tell_wait(self) -> None:
-        """Tell that a request begins to wait, or waits no longer."""
-        self.step(0)
-
     def step(self, by: int = 1) -> None:
         """Tell that so many more of the phase's total are done."""
         progress = self.run.progress

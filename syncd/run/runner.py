@@ -18,7 +18,6 @@ from syncd.model import Outcome, Peer, Progress, Run, RunError, Trigger
 from syncd.text import count, plain, run_name
 from syncd.threads import to_the_end
 
-Work = Callable[[Run], Awaitable[None]]
 MOST_EVENTS = 300
 """So many events a run reads in the ten minutes that it has, at sixty requests a minute and two an event."""
 RECENT = 50
@@ -61,7 +60,7 @@ class Runner:
 
     def __init__(
         self,
-        work: Work,
+        work: Callable[[Run], Awaitable[None]],
         *,
         timeout: timedelta,
         record: Callable[[Run, RunError | None], Awaitable[None]],
@@ -260,7 +259,7 @@ class Runner:
             error = failure
         except Exception as failure:  # noqa: BLE001  # a bug in one run must not end the daemon
             if isinstance(failure, TimeoutError) and deadline.expired():
-                error = _timeout(self.timeout)
+                error = RunTimeout(self.timeout)
             else:
                 bug = logger.bind(event="error.internal", run=run.id).opt(exception=failure)
                 bug.error("{}: unexpected {}", run_name(run.id), type(failure).__name__)
@@ -284,12 +283,11 @@ class RunTimeout(SyncdError):
 
     kind = "timeout"
 
-
-def _timeout(limit: timedelta) -> RunTimeout:
-    return RunTimeout(
-        f"not done within sync.run_timeout ({limit.total_seconds():g} s);"
-        " what was synced stays, the rest comes first in the next run"
-    )
+    def __init__(self, limit: timedelta) -> None:
+        super().__init__(
+            f"not done within sync.run_timeout ({limit.total_seconds():g} s);"
+            " what was synced stays, the rest comes first in the next run"
+        )
 
 
 def _close(run: Run, outcome: Outcome) -> None:

@@ -265,13 +265,13 @@ def test_a_step_hides_that_a_request_waits() -> None:
     """While a request waits each step says until when and for what; its beginning and its end are told."""
     asked = Asked()
     waits = (datetime(2027, 5, 8, tzinfo=UTC), "60 requests a minute are spent")
-    asked.report.tell_wait()  # before the first phase there is nobody to tell
+    asked.report.step(0)  # before the first phase there is nobody to tell
     asked.report.advance("events", 0, 2)
     asked.waits = waits
-    asked.report.tell_wait()
+    asked.report.step(0)
     asked.report.step()
     asked.waits = (None, None)
-    asked.report.tell_wait()
+    asked.report.step(0)
     assert [step for _, step in asked.steps] == [
         Progress("events", 0, 2),
         Progress("events", 0, 2, *waits),
