@@ -31,9 +31,9 @@ missing is worth a look; after four nobody should trust the figures."""
 class BudgetStatus(Struct, frozen=True, kw_only=True):
     """How the latest run of the whole account shared out its requests.
 
-    `requests`: what it may send for events in turn; `full_requests`: what reading all live events takes;
-    `refresh_s`: so old a figure gets at most by that; `waiting`: events with a reason to be read that wait
-    for the next run; `increment`: whether the account's attendees told who sold.
+    `requests`: what it may send for events in turn; `full_requests`: what reading all live events with a date
+    takes; `refresh_s`: so old a figure gets at most by that; `waiting`: events with a reason to be read that
+    wait for the next run; `increment`: whether the account's attendees told who sold.
     """
 
     requests: int

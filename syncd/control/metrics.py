@@ -218,7 +218,10 @@ def _budget(budget: BudgetStatus | None) -> Iterator[Metric]:
     yield from _each_gauge(
         {
             "budget_requests": ("Requests that a run may send for the refresh rotation.", budget.requests),
-            "budget_full_requests": ("Requests that reading all live events takes.", budget.full_requests),
+            "budget_full_requests": (
+                "Requests that reading all live events with a date takes.",
+                budget.full_requests,
+            ),
             "budget_refresh_seconds": (
                 "Each live event is refreshed at least every so many seconds.",
                 budget.refresh_s,

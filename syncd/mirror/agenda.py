@@ -70,7 +70,7 @@ Increment = Literal["used", "not needed", "not permitted", "failed"]
 class Pace(Struct, frozen=True, kw_only=True):
     """How a run of the whole account shared its requests out.
 
-    `live`: how many live events there were; `cost`: requests that reading all of them would take; `waiting`:
+    `live`: how many live events there were; `cost`: requests that reading those with a date takes; `waiting`:
     events with a reason to be read that wait for the next run; `increment`: whether the account's attendees
     told who sold.
     """
