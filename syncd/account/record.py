@@ -25,17 +25,15 @@ def tell_nobody(_connection: Connection, _run: Run, _before: str | None, _at: da
 
 
 class Past(Struct, frozen=True):
-    """What a database just opened says of the past."""
+    """What a database just opened says of the past. `stock`: as `take_stock` returns it."""
 
     history: History
-    figures: Figures
-    doubts: int
+    stock: tuple[Figures, int, int]
     paused: Pause | None
     readings: Readings | None
     pace: Pace | None
     quiet: Quiet | None
     request_ages_s: list[float]
-    database_bytes: int | None = None
 
 
 class Ended(Struct, frozen=True):
@@ -59,14 +57,12 @@ def look_back(
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     return Past(
         history=runs.history(connection, now),
-        figures=rows.figures(connection, live_since),
-        doubts=absences.count_doubts(connection),
+        stock=take_stock(connection, live_since),
         paused=state.pause(connection),
         readings=state.get(connection, state.READINGS, Readings),
         pace=state.get(connection, state.PACE, Pace),
         quiet=_quiet(connection, now),
         request_ages_s=state.request_ages_s(connection, now.timestamp(), limiter.WINDOW_S),
-        database_bytes=state.size_bytes(connection),
     )
 
 

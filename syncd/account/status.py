@@ -170,9 +170,9 @@ class Facts(Struct, kw_only=True):
         self.pace = past.pace
         # The older ones come last, and where there is no room for all a deque drops its first.
         self.latest_outcomes.extend(history.latest_outcomes[: LATEST - len(self.latest_outcomes)])
-        self.take_stock(past.figures, past.doubts, past.database_bytes)
+        self.take_stock(*past.stock)
 
-    def take_stock(self, figures: Figures, doubts: int, database_bytes: int | None = None) -> None:
+    def take_stock(self, figures: Figures, doubts: int, database_bytes: int) -> None:
         """Remember how events and their figures stand, the doubts, and the size of the database."""
         self.events_live, self.events_full = figures.events, figures.full
         self.events_nearly_full, self.database_bytes = figures.nearly_full, database_bytes

@@ -71,55 +71,28 @@ class Error(Struct, frozen=True):
     error: What
 
 
-class Operation(Struct, frozen=True, kw_only=True):
-    """What a route does for one method: what it takes, and what it gives."""
-
-    summary: str
-    answer: Any
-    status: int
-    media: str | None
-    body: type[Struct] | None
-    query: Mapping[str, Json]
-    refused: tuple[int, ...]
-    also: Mapping[int, str]
-
-
-def described(
-    summary: str,
-    *,
-    answer: Any = str,
-    method: Method = "GET",
-    status: int = 200,
-    media: str | None = JSON,
-    body: type[Struct] | None = None,
-    query: Mapping[str, Json] | None = None,
-    refused: tuple[int, ...] = (),
-    also: Mapping[int, str] | None = None,
-) -> Callable[[H], H]:
-    """Return what notes with a handler what it does for a method.
+class described(Struct, frozen=True):  # noqa: N801 - it stands before handlers, as a decorator
+    """What a route does for one method, noted with its handler.
 
     `answer` is the type of the answer, or a dict of those of its fields; `query` has the schemas of
     parameters, `refused` the statuses of errors, `also` other statuses with an answer of the same media type;
     `media` None is for an answer without a body.
     """
-    operation = Operation(
-        summary=summary,
-        answer=answer,
-        status=status,
-        media=media,
-        body=body,
-        query=query or {},
-        # What comes from another site's page is refused by the gate, before any route.
-        refused=tuple(sorted({*refused, *([403] if method == "POST" else [])})),
-        also=also or {},
-    )
 
-    def note(handler: H) -> H:
-        known: dict[str, Operation] = handler.__dict__.setdefault("operations", {})
-        known[method] = operation
+    summary: str
+    answer: Any = str
+    method: Method = "GET"
+    status: int = 200
+    media: str | None = JSON
+    body: type[Struct] | None = None
+    query: Mapping[str, Json] = {}
+    refused: tuple[int, ...] = ()
+    also: Mapping[int, str] = {}
+
+    def __call__(self, handler: H) -> H:
+        """Return the handler, which knows it from now on."""
+        handler.__dict__.setdefault("operations", {})[self.method] = self
         return handler
-
-    return note
 
 
 def document(routes: Iterable[BaseRoute]) -> Json:
@@ -142,16 +115,16 @@ def document(routes: Iterable[BaseRoute]) -> Json:
     }
 
 
-def _operations(route: BaseRoute) -> Iterator[tuple[str, str, Operation]]:
+def _operations(route: BaseRoute) -> Iterator[tuple[str, str, described]]:
     assert isinstance(route, Route)  # each is for one path, so that nothing escapes
-    known: Mapping[str, Operation] = getattr(route.endpoint, "operations", {})
+    known: Mapping[str, described] = getattr(route.endpoint, "operations", {})
     for method in sorted((route.methods or set()) - {"HEAD"}):
         if method not in known:
             raise LookupError(f"{method} {route.path} is not described")
         yield route.path, method, known[method]
 
 
-def _described(path: str, operation: Operation) -> Json:
+def _described(path: str, operation: described) -> Json:
     in_path = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     parameters: list[Json] = [
         {"name": name, "in": "path", "required": True, "schema": IN_PATH[name]} for name in in_path
@@ -162,7 +135,8 @@ def _described(path: str, operation: Operation) -> Json:
     responses = {str(operation.status): _response("Done.", operation.media, _schema(operation.answer))}
     for status, text in operation.also.items():
         responses[str(status)] = _response(text, operation.media, _schema(operation.answer))
-    for status in operation.refused:
+    # What comes from another site's page is refused by the gate, before any route.
+    for status in sorted({*operation.refused, *([403] if operation.method == "POST" else [])}):
         responses[str(status)] = _response(REFUSALS[status], JSON, _schema(Error))
     found: Json = {"summary": operation.summary, "parameters": parameters, "responses": responses}
     if operation.body:
@@ -187,7 +161,7 @@ def _schema(kind: Any) -> Json:
     return schema
 
 
-def _schemas(operations: Iterable[Operation]) -> Json:
+def _schemas(operations: Iterable[described]) -> Json:
     """Return the schemas of all records. What syncd gives has all of its fields, but for a few records."""
     given: list[Any] = [Error]
     taken: list[Any] = []

@@ -20,8 +20,6 @@ from syncd.mirror.absence import is_mostly_absent
 from syncd.mirror.diff import Change, compare, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Unreadable
 
-AT_ONCE = 500
-"""So many rows are compared with one query, and held in memory for that."""
 NAME = "attendees"
 """Of the cursor of account-wide reads."""
 
@@ -69,17 +67,16 @@ class Order(Struct, frozen=True):
 
 
 class Taken(Struct):
-    """What was seen in the rows of an answer. `events`: those in which a row changed.
+    """What was seen in an answer: the ids of its rows, and the events in which a row changed.
 
-    `of`: how many the answer should have held, None where it was not to hold all. `unreadable`: the values
-    that could not be read. `told`: the changes that tell of an order; what follows from them waits for the
-    answer's end, for an order is told of as a whole.
+    `of`: how many it should have held, None where it was not to hold all. `unreadable`: the values that could
+    not be read.
     """
 
+    ids: set[str] = field(default_factory=set)
     events: set[str] = field(default_factory=set)
     of: int | None = None
     unreadable: Unreadable = field(default_factory=Unreadable)
-    told: list[Change] = field(default_factory=list)
 
 
 def orders(
@@ -139,20 +136,16 @@ def take(
     *,
     moved: Cursor,
     live: AbstractSet[str],
-    is_news: bool = True,
+    is_news: bool,
 ) -> Taken:
     """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
 
     Of the events in which a row changed, those that are `live` become due. From what is no news, but
     imported, nothing follows for orders.
     """
-    taken, told = Taken(), set[str]()
+    taken = _take(connection, writing, slices, unsaid=UNSAID, is_news=is_news)
     absent = absences.of(connection, ATTENDEES).keys()
-    for some in slices:
-        _take(connection, writing, some, taken, unsaid=UNSAID, is_news=is_news)
-        told |= some.rows.keys() & absent
-    _tell(connection, writing, taken)
-    absences.end(connection, ATTENDEES, sorted(told))
+    absences.end(connection, ATTENDEES, sorted(taken.ids & absent))
     state.mark_due(connection, taken.events & live, writing.at)
     set_cursor(connection, moved, writing.at)
     return taken
@@ -172,23 +165,19 @@ def take_event(
 
     What an answer lacks that was to hold the `whole` of them is noted. `is_news` as in `take`.
     """
-    taken, told = Taken(), set[str]()
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
-    for some in slices:
-        _take(connection, writing, some, taken, is_news=is_news)
-        told |= some.rows.keys()
-    _tell(connection, writing, taken)
+    taken = _take(connection, writing, slices, is_news=is_news)
     is_odd, names = False, ["attendees_at"]
     if whole:
-        lacking = lack(ATTENDEES, present, told, absent, writing.at)
+        lacking = lack(ATTENDEES, present, taken.ids, absent, writing.at)
         taken.of = lacking.of
         if lacking.is_news:
             absences.note(connection, writing.run_id, ATTENDEES, event_id, lacking.absences)
         is_odd = is_mostly_absent(len(lacking.absences), lacking.of)
         names.append("attendees_full_at")
     else:
-        absences.end(connection, ATTENDEES, sorted(told & absent.keys()))
+        absences.end(connection, ATTENDEES, sorted(taken.ids & absent.keys()))
     if not is_odd:  # else who sold since the read before is still to be asked for
         row = (event_id, *(began_at for _ in names))
         bulk.upsert(connection, schema.reads, ("event_id", *names), [row])
@@ -198,36 +187,35 @@ def take_event(
 def _take(
     connection: Connection,
     writing: Writing,
-    some: Slice,
-    taken: Taken,
+    slices: Iterable[Slice],
     *,
     unsaid: Sequence[str] = (),
     is_news: bool,
-) -> None:
-    """Compare attendees with the stored rows, and write those that differ; what is `unsaid` of them stays."""
-    writing = structs.replace(writing, follow=follow_nothing)
-    attendees = [*some.rows.values()]
-    taken.unreadable.note(ATTENDEES, some.unreadable)
-    for start in range(0, len(attendees), AT_ONCE):
-        part = attendees[start : start + AT_ONCE]
-        stored = rows.stored(connection, ATTENDEES, [attendee.id for attendee in part])
+) -> Taken:
+    """Compare attendees with the stored rows, and write those that differ; what is `unsaid` of them stays.
+
+    What follows from orders waits for the end, for an order is told of as a whole.
+    """
+    taken, of_orders = Taken(), list[Change]()
+    silent = structs.replace(writing, follow=follow_nothing)
+    for some in slices:
+        stored = rows.stored(connection, ATTENDEES, some.rows)
         kept = (
-            keep(attendee, stored.get(attendee.id), (*some.unreadable.get(attendee.id, ()), *unsaid))
-            for attendee in part
+            keep(attendee, stored.get(key), (*some.unreadable.get(key, ()), *unsaid))
+            for key, attendee in some.rows.items()
         )
         compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in kept)
         changes = [change for change in compared if change]
-        writing.counts.unchanged += len(part) - len(changes)
+        rows.write(connection, silent, changes)
+        writing.counts.unchanged += len(some.rows) - len(changes)
+        taken.unreadable.note(ATTENDEES, some.unreadable)
         taken.events |= {change.event_id for change in changes}
-        rows.write(connection, writing, changes)
+        taken.ids |= some.rows.keys()
         if is_news:
-            taken.told += [change for change in changes if change.diff.keys() & OF_ORDERS]
-
-
-def _tell(connection: Connection, writing: Writing, taken: Taken) -> None:
-    """Let follow what follows from the whole of an answer."""
-    if taken.told:
-        writing.follow(connection, writing, taken.told)
+            of_orders += [change for change in changes if change.diff.keys() & OF_ORDERS]
+    if of_orders:
+        writing.follow(connection, writing, of_orders)
+    return taken
 
 
 # --- erasing

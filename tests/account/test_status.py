@@ -43,8 +43,7 @@ def past(
     """Return what a database says that knows no more than this."""
     return Past(
         history=history or History(),
-        figures=figures or Figures(0, 0, 0, None),
-        doubts=doubts,
+        stock=(figures or Figures(0, 0, 0, None), doubts, 0),
         paused=None,
         readings=readings,
         pace=pace,

@@ -384,7 +384,7 @@ def test_a_restart_changes_what_status_says(
     with opened.begin(write=True) as connection:
         read.take_over(record.look_back(connection, LATE, LATE - KEEP_PAST))
     if not found:
-        counted.take_stock(read_figures(opened), 0)
+        counted.take_stock(read_figures(opened), 0, 0)
     remembered = [name for name in Facts.__struct_fields__ if name not in GROWN]
     assert {name: getattr(read, name) for name in remembered} == {
         name: getattr(counted, name) for name in remembered
