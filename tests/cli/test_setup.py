@@ -285,29 +285,27 @@ def test_a_script_waits_for_a_terminal(tmp_path: Path) -> None:
     assert (said.returncode, "account number, digits only" in said.stderr) == (78, True)
 
 
-def test_a_closed_input_is_a_fault_of_syncd(
-    tmp_path: Path, base_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_closed_input_is_a_fault_of_syncd(tmp_path: Path, base_url: str) -> None:
     """Where there is none, nobody is asked; with a key in a file nobody need be."""
-    monkeypatch.setattr("sys.stdin", None)
-    given = ["setup", "--config", str(tmp_path / "config.toml"), "--base-url", base_url, "--user", "12345"]
-    assert main(given) == 78
-    assert "give --key-file" in capsys.readouterr().err
-    assert main([*given, "--key-file", "-"]) == 78
-    assert "standard input is closed" in capsys.readouterr().err
-    (tmp_path / "key").write_text(KEY)
-    assert main([*given, "--key-file", str(tmp_path / "key")]) == 0
+    key, config = tmp_path / "key", tmp_path / "config.toml"
+    key.write_text(KEY)
+    command = ["setup", "--config", str(config), "--base-url", base_url, "--user", "12345"]
+    for given, code, said in (
+        ([], 78, "give --key-file"),
+        (["--key-file", "-"], 78, "standard input is closed"),
+        (["--key-file", str(key)], 0, ""),
+    ):
+        closed = ["sh", "-c", '"$@" <&-', "sh", *SYNCD, *command, *given]
+        done = subprocess.run(closed, capture_output=True, text=True, check=False, env=environment())
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
 
 
-def test_a_proxy_that_cannot_be_used_passes_for_a_wrong_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_proxy_that_cannot_be_used_passes_for_a_wrong_key(tmp_path: Path) -> None:
     """It is found before anything is asked."""
-    monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy.example")
-    assert main(["setup", "--config", str(tmp_path / "config.toml")]) == 78
-    said = capsys.readouterr().err
-    assert "HTTPS_PROXY" in said.upper()
-    assert "--key-file" not in said
+    done = syncd("setup", "--config", tmp_path / "config.toml", HTTPS_PROXY="ftp://proxy.example")
+    assert done.returncode == 78
+    assert "HTTPS_PROXY" in done.stderr.upper()
+    assert "--key-file" not in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a group")

@@ -169,13 +169,14 @@ def test_a_full_disk_takes_the_old_file_with_it(
     assert left_beside(feed.path) == []
 
 
-def test_a_failure_is_told_with_each_run(feed: FeedConfig, log_lines: LogLines) -> None:
-    """It is told once per cause, and when it is over."""
+def test_one_feed_keeps_another_from_being_written(feed: FeedConfig, log_lines: LogLines) -> None:
+    """A feed's error is its own: the others are written; it is told once per cause, and when it is over."""
     folder = feed.path.parent / "late"
     late = FeedConfig(path=folder / "events.csv", format="csv")
     feeds = Feeds()
-    for _ in range(3):
-        asyncio.run(feeds.write(late, [event()]))
+    for each in (late, feed) * 3:
+        asyncio.run(feeds.write(each, [event()]))
+    assert feed.path.exists()
     assert feeds.errors == {late.path: f"the folder {folder} is missing"}
     assert obstacle(late) == f"{late.path}: the folder {folder} is missing"
     (failed,) = log_lines.of("feed.")
