@@ -105,6 +105,7 @@ def demo(
         )
 
         async def run() -> int:
+            """Run the daemon, and show its runs, until it is stopped; return its exit code."""
             screen = _Screen(config, its_site)
             daemon = Daemon(
                 config,

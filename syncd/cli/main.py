@@ -127,6 +127,7 @@ def parser() -> Parser:
     top.set_defaults(commands=commands.choices)
 
     def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
+        """Add a command with its help, which ends with an example."""
         return commands.add_parser(
             name,
             help=help_,
@@ -218,6 +219,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
         return _configured(lambda: load(arguments.config, os.environ), redact)
 
     async def run() -> int:
+        """Run the daemon on the socket that systemd made, if it did; return its exit code."""
         listening = inherited_socket(os.environ)
         try:
             daemon = Daemon(

@@ -115,6 +115,7 @@ class _Bar:
         self._run = run
 
     def drawn(self) -> Text:
+        """Return the line as it stands now."""
         run = self._run
         progress = (run.progress or Progress("ending")) if run else Progress("starting")
         elapsed_s = time.monotonic() - self._began

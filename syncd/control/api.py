@@ -243,6 +243,7 @@ class _Routes:
         refused=(400, 404, 503),
     )
     async def run(self, request: Request) -> Response:
+        """Answer with the run, as it stands when the wait is over."""
         run = await self._find(request)
         wait_s = _seconds(request, "wait", MAX_WAIT_S)
         with self._place() as is_free:

@@ -51,6 +51,7 @@ class _Collector(Collector):
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
+        """Give every metric, part by part."""
         sources = self._sources
         yield from _daemon(sources.status, sources.clock_jumps)
         yield from _runs(sources)

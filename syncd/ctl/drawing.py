@@ -57,6 +57,7 @@ class _Drawing:
         self.is_wide = width >= WIDE
 
     def whole(self) -> RenderableType:
+        """Return the screen: the daemon above, its runs and events beside or below each other, the keys."""
         head = self.head()
         left_over = self.height - len(head) - 3  # the head's frame, and the line of keys
         layout, body = Layout(), Layout(name="body")
@@ -82,12 +83,14 @@ class _Drawing:
         return layout
 
     def framed(self, content: RenderableType, title: Text, style: str = "") -> Panel:
+        """Return a panel around something."""
         kind = box.ROUNDED if self.unicode else box.ASCII
         return Panel(content, title=title, title_align="left", box=kind, border_style=style or "dim")
 
     # --- the daemon
 
     def title(self) -> Text:
+        """Return the daemon's health, version and rhythm."""
         status = self.status
         if self.seen.trouble:
             return Text("no daemon answers", "bold red")
@@ -119,11 +122,13 @@ class _Drawing:
         return lines
 
     def line(self, name: str, said: str, style: str = "") -> Text:
+        """Return a named line, which is cut where it does not fit."""
         line = Text.assemble((f"{name:10}", "dim"), (said, style), no_wrap=True)
         line.overflow = "ellipsis"
         return line
 
     def next_run(self) -> tuple[str, str]:
+        """Return when the next run is, or why none is, and its style."""
         at = self.status["next_run_at"]
         if self.status["state"] == "paused" or self.status.get("skipping") or not at:
             return next_run(self.status, self.now), "yellow"
@@ -132,6 +137,7 @@ class _Drawing:
         return f"{distance}, at {text.local_time(at)[-5:]}", ""
 
     def last_run(self) -> Text:
+        """Return how the last run ended."""
         run = self.status["last_run"]
         if not run:
             return self.line("last run", "none yet")
@@ -145,6 +151,7 @@ class _Drawing:
         return line.append(text.plain(error) if error else text.count(run["synced"], "event"))
 
     def current_run(self) -> Text:
+        """Return how far the run in progress is, with a bar, and what it waits for."""
         run = self.status["current_run"]
         progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
         phase, done, total = text.plain(progress["phase"]), progress["done"], progress["total"]
@@ -179,6 +186,7 @@ class _Drawing:
     # --- its runs
 
     def runs(self, rows: int, width: int) -> Panel:
+        """Return the latest runs as a table, under their bars."""
         table = _table(("", 0), ("", 0), ("", 0), ("", 0), ("", 0), ("", 1))
         for run in self.seen.runs[: max(rows, 1)]:
             outcome = run["outcome"] or run["state"]
@@ -193,6 +201,7 @@ class _Drawing:
         return self.framed(Group(self.sparklines(width - 4), table), Text("latest runs", "bold"))
 
     def came_of(self, run: Json) -> Text:
+        """Return how many rows a run changed, and its first error."""
         changes = text.changed_rows(run)
         said = Text(text.count(changes, "change"), "" if changes else "dim")
         if run["errors"]:
@@ -211,6 +220,7 @@ class _Drawing:
         return line
 
     def spark(self, line: Text, runs: Sequence[Json], value: Callable[[Json], float]) -> None:
+        """Add a bar for each run to a line, in proportion to the largest value."""
         bars = BARS if self.unicode else PLAIN_BARS
         most = max(map(value, runs), default=0) or 1
         for run in runs:
@@ -220,6 +230,7 @@ class _Drawing:
     # --- its events
 
     def events(self, rows: int, width: int) -> Panel:
+        """Return the events, those with the fewest places first, as many as there are rows for."""
         status, events = self.status, sorted(self.seen.events, key=_scarcity)
         told = (
             ""
@@ -247,6 +258,7 @@ class _Drawing:
         return self.framed(table, title)
 
     def left(self, event: Json) -> Text:
+        """Return how many places an event has left, in a colour where they are few."""
         left, total = event["places_left"], event["places_total"]
         if event["vanished_at"]:
             return Text("vanished", "dim", justify="right")
@@ -257,12 +269,14 @@ class _Drawing:
         return Text(str(left), "yellow" if total and left <= total * NEARLY else "", justify="right")
 
     def taken(self, event: Json) -> Text:
+        """Return a bar of the places that are taken."""
         left, total = event["places_left"], event["places_total"]
         if left is None or not total:
             return Text("")
         return self.bar(min(max(total - left, 0), total), total, BAR, "red" if event["is_full"] else "cyan")
 
     def moved(self, event: Json) -> Text:
+        """Return how many places came or went while somebody watched."""
         by = self.seen.moved.get(event["id"], 0)
         if not by:
             return Text("")
@@ -272,19 +286,23 @@ class _Drawing:
     # --- words
 
     def foot(self) -> Text:
+        """Return the keys, and the time."""
         clock = self.now.astimezone().strftime("%H:%M:%S")
         said = " q quits" + (" · `syncctl run-now` asks for a run" if self.unicode else "")
         return Text(said + f"{clock} ".rjust(self.width - len(said)), "dim", no_wrap=True)
 
     def bar(self, done: int, total: int, length: int, style: str) -> Text:
+        """Return a bar of which a part is done."""
         full = min(length * done // total, length)
         bar, rest = ("━", "─") if self.unicode else ("=", "-")
         return Text.assemble((bar * full, style), (rest * (length - full), "dim"))
 
     def mark(self, word: str) -> str:
+        """Return the sign of a health or an outcome."""
         return text.MARKS[word][not self.unicode] if word in text.MARKS else " "
 
     def by(self, run: Json) -> str:
+        """Return who asked for a run, after a blank; nothing where nobody did."""
         return f" by {text.plain(run['requested_by']['user'])}" if run["requested_by"] else ""
 
 

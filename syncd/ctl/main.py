@@ -136,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(json=False, commands=commands.choices)
 
     def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        """Add a command with its help and the options that commands share."""
         command = commands.add_parser(
             name, help=help_, description=help_, epilog=usage.example(name), **options
         )

@@ -228,6 +228,7 @@ def _engine(
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
+        """Return a connection with its settings made and proved; see `_prove` for what is refused."""
         connection = dialect.connect(*args, **parameters)
         try:
             if writes:

@@ -157,6 +157,7 @@ def engine(url: str, *, read_only: bool = False) -> Engine:
 
     @event.listens_for(made, "connect")
     def set_pragmas(connection: Any, _record: object) -> None:
+        """Set what SQLite forgets with each connection."""
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         if read_only:
             connection.execute("PRAGMA query_only = ON")

@@ -268,6 +268,7 @@ class Endpoint:
         digest = await in_thread(self.fingerprint.digest) if is_gone else ""
 
         def record(connection: Connection) -> dict[str, Counts]:
+            """Put the attempt on record, and what it means for the endpoint; return the counts."""
             deliveries.conclude(connection, due, tried)
             if is_gone:
                 deliveries.park(connection, self.settings.name, digest)

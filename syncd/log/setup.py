@@ -103,6 +103,7 @@ class _Bridge(logging.Handler):
         self._told = Repeats()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Pass a library's record on, unless it repeats what was told of late."""
         try:
             text = record.getMessage()
         except (TypeError, ValueError, KeyError):  # arguments that do not fit: logging would print them

@@ -55,6 +55,7 @@ class _Run:
         self._stored: dict[str, datetime | None] = {}
 
     async def execute(self) -> None:
+        """Take the steps in their order; see the module."""
         self._work.report.advance("listing")
         listed = (await listing.read(self._work)).records
         await self._know()
@@ -76,6 +77,7 @@ class _Run:
         """Ask the database for what earlier runs left."""
 
         def look(connection: Connection) -> tuple[Known, Limited | None, bool]:
+            """Find what this run goes by, in one transaction."""
             self._stored = rows.present_events(connection)
             self._absent = absences.of(connection, EVENTS)
             known = Known(

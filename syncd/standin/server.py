@@ -121,6 +121,7 @@ def oversized(mib: int = 65) -> Fault:
     """Return a fault that adds so many MiB of blanks to the right body, gzip-encoded: little on the wire."""
 
     def add_blanks(answer: Answer) -> Answer:
+        """Return the answer with its blanks, packed piece by piece."""
         packer = zlib.compressobj(level=1, wbits=zlib.MAX_WBITS | 16)
         packed = [
             packer.compress(answer.body),
