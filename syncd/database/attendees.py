@@ -25,6 +25,8 @@ NAME = "attendees"
 
 OF_ORDERS = frozenset({"order_paid", "disabled"})
 """The columns in which an order shows that it was paid, or refunded."""
+HAPPENED = tuple(rows.FIELDS[ATTENDEES].index(name) for name in ("ordered_at", "paid_at"))
+"""Where it stands among an attendee's values when an order was made and paid."""
 UNSAID = ("extra",)
 """What the account's answer does not say of an attendee that is known. It has fields that the event's own has
 not, and may spell others in another way: so what syncd does not know is taken from the event's own alone."""
@@ -136,14 +138,15 @@ def take(
     *,
     moved: Cursor,
     live: AbstractSet[str],
-    is_news: bool,
+    unknown_until: datetime | None,
 ) -> Taken:
     """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
 
-    Of the events in which a row changed, those that are `live` become due. From what is no news, but
-    imported, nothing follows for orders.
+    Of the events in which a row changed, those that are `live` become due. A row that is new to the mirror
+    tells of an order only where that was made or paid since `unknown_until`: before, rows that the mirror
+    has not yet may be older than it. None where it has all of them.
     """
-    taken = _take(connection, writing, slices, unsaid=UNSAID, is_news=is_news)
+    taken = _take(connection, writing, slices, unsaid=UNSAID, unknown_until=unknown_until)
     absent = absences.of(connection, ATTENDEES).keys()
     absences.end(connection, ATTENDEES, sorted(taken.ids & absent))
     state.mark_due(connection, taken.events & live, writing.at)
@@ -159,15 +162,15 @@ def take_event(
     *,
     began_at: datetime,
     whole: bool,
-    is_news: bool = True,
+    unknown_until: datetime | None = None,
 ) -> Taken:
     """Write the rows of an answer about one event, in the caller's transaction.
 
-    What an answer lacks that was to hold the `whole` of them is noted. `is_news` as in `take`.
+    What an answer lacks that was to hold the `whole` of them is noted. `unknown_until` as in `take`.
     """
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
-    taken = _take(connection, writing, slices, is_news=is_news)
+    taken = _take(connection, writing, slices, unknown_until=unknown_until)
     is_odd, names = False, ["attendees_at"]
     if whole:
         lacking = lack(ATTENDEES, present, taken.ids, absent, writing.at)
@@ -190,7 +193,7 @@ def _take(
     slices: Iterable[Slice],
     *,
     unsaid: Sequence[str] = (),
-    is_news: bool,
+    unknown_until: datetime | None,
 ) -> Taken:
     """Compare attendees with the stored rows, and write those that differ; what is `unsaid` of them stays.
 
@@ -211,11 +214,21 @@ def _take(
         taken.unreadable.note(ATTENDEES, some.unreadable)
         taken.events |= {change.event_id for change in changes}
         taken.ids |= some.rows.keys()
-        if is_news:
-            of_orders += [change for change in changes if change.diff.keys() & OF_ORDERS]
+        of_orders += [
+            change
+            for change in changes
+            if change.diff.keys() & OF_ORDERS and _is_news(change, unknown_until)
+        ]
     if of_orders:
         writing.follow(connection, writing, of_orders)
     return taken
+
+
+def _is_news(change: Change, unknown_until: datetime | None) -> bool:
+    """Tell whether a change happened since the mirror began, and was not only unknown to it before."""
+    if unknown_until is None or change.kind != "inserted":
+        return True
+    return any(at and at >= unknown_until for at in (change.values[index] for index in HAPPENED))
 
 
 # --- erasing

@@ -62,15 +62,16 @@ Span = tuple[datetime | None, datetime | None]
 class EventAnswer(Struct, frozen=True):
     """The attendees of one event as they were read, to be closed after use.
 
-    `whole` says that all of them are to be in the answers, which are several where one would be too large;
-    `is_news`, that they were read or imported before: what is new among them happened since.
+    `whole` says that all of them are to be in the answers, which are several where one would be too large.
+    `unknown_until`: None where they were read or imported before, so that what is new among them happened
+    since.
     """
 
     event_id: str
     answers: list[Spooled]
     began_at: datetime
     whole: bool
-    is_news: bool
+    unknown_until: datetime | None
 
     def close(self) -> None:
         """Forget the answers."""
@@ -188,7 +189,7 @@ class Attendees:
             return structs.replace(cursor, since=began - self._overlap, before=began, back_to=back_to)
         with answer:
             moved = structs.replace(cursor, since=began - self._overlap)
-            await self._take(answer, moved, live, is_news=True)
+            await self._take(answer, moved, live, unknown_until=None if cursor.imported_at else cursor.since)
         return moved
 
     async def _import(self, cursor: Cursor, live: AbstractSet[str]) -> None:
@@ -218,13 +219,18 @@ class Attendees:
                 else:  # increments overlap, and so do these
                     rest = structs.replace(cursor, before=since and since + OVERLAP)
                 # What was sold before there was a mirror is no news.
-                await self._take(answer, rest, live, is_news=cursor.imported_at is not None)
+                unknown_until = None if cursor.imported_at else self._began
+                await self._take(answer, rest, live, unknown_until=unknown_until)
                 span = _next_span(span, answer.size)
             cursor = rest
 
-    async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str], *, is_news: bool) -> None:
+    async def _take(
+        self, answer: Spooled, cursor: Cursor, live: AbstractSet[str], *, unknown_until: datetime | None
+    ) -> None:
         rows = self._decoded([answer])
-        taken = await self._work.write(attendees.take, rows, moved=cursor, live=live, is_news=is_news)
+        taken = await self._work.write(
+            attendees.take, rows, moved=cursor, live=live, unknown_until=unknown_until
+        )
         self._work.report.unreadable.add(taken.unreadable)
         self._work.report.advance("attendees", 0, self._live)
 
@@ -250,8 +256,9 @@ class Attendees:
             answers = [await self._client.attendees(event_id=event_id, since=since)]
         else:
             answers = await self._whole(event_id)
-        is_news = known is not None or self._was_imported or self._imported_at is not None
-        return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None, is_news)
+        began_at -= self._client.ahead
+        is_known = known is not None or self._was_imported or self._imported_at is not None
+        return EventAnswer(event_id, answers, began_at, since is None, None if is_known else began_at)
 
     async def _whole(self, event_id: str) -> list[Spooled]:
         """Return all attendees of an event; where one answer would be too large, by spans of time.
@@ -284,7 +291,7 @@ class Attendees:
             self._decoded(read.answers, read.event_id),
             began_at=read.began_at,
             whole=read.whole,
-            is_news=read.is_news,
+            unknown_until=read.unknown_until,
         )
 
     def _full_is_due(self, event_id: str, reads: Reads) -> bool:

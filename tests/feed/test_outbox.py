@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -113,6 +114,32 @@ def test_an_order_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     (refunded,) = told(rig, "order.refunded")
     assert refunded["data"]["refunded"] >= 1
     assert len(told(rig, "order.paid")) == len(paid)
+
+
+def test_an_old_order_is_told_while_attendees_are_imported(rig: Rig, standin: StandIn) -> None:
+    """What somebody edits before the import comes to it is new to the mirror and no news; a sale is."""
+
+    def takes_long(answer: fault.Answer) -> fault.Answer:
+        """Answer after the time that a run gives the import."""
+        rig.clock.now_s += 3600
+        return answer
+
+    standin.fail("/attendees", takes_long)
+    rig.run()
+    known = {key for (key,) in rig.sql("SELECT id FROM billetweb_attendees")}
+    old = standin.attendees(FESTIVAL).keys() - known
+    assert old
+    for attendee_id in old:
+        standin.attendance[FESTIVAL].touch(attendee_id, datetime.now(UTC))
+    standin.sell(CONCERT)
+    standin.fail("/attendees", takes_long)
+    rig.run()
+    assert old <= {key for (key,) in rig.sql("SELECT id FROM billetweb_attendees")}
+    assert [one["data"]["event_id"] for one in told(rig, "order.paid", "order.refunded")] == [CONCERT]
+    rig.run()
+    standin.refund(FESTIVAL)
+    rig.run()
+    assert len(told(rig, "order.paid")) == len(told(rig, "order.refunded")) == 1
 
 
 def test_a_run_of_one_event_keeps_its_orders_from_being_told(rig: Rig, standin: StandIn) -> None:
