@@ -114,7 +114,7 @@ class Account:
     def _chosen(self) -> list[str]:
         if not self.in_turns:
             return self.ids
-        return list(agenda.choose(map(self._standing, self.ids), self.budget).events)
+        return agenda.choose(map(self._standing, self.ids), self.budget)
 
     def _standing(self, event: str) -> Standing:
         known, due = self._standings.get(event), event in self.due

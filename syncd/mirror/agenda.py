@@ -7,7 +7,7 @@ event's *turn* comes.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -57,13 +57,6 @@ class Budget(Struct, frozen=True, kw_only=True):
         return (1 if cost <= self.share else math.ceil(cost / self.kept)) * interval
 
 
-class Agenda(Struct, frozen=True, kw_only=True):
-    """The events that a run reads, in order, and how many with a reason must wait for the next."""
-
-    events: Sequence[str]
-    waiting: int = 0
-
-
 Increment = Literal["used", "not needed", "not permitted", "failed"]
 
 
@@ -107,8 +100,8 @@ def budget(
     return Budget(capacity=capacity, share=min(share, capacity))
 
 
-def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
-    """Return whom a run reads: the suspected, the due, those never read, then the oldest for the share.
+def choose(standings: Iterable[Standing], allowed: Budget) -> list[str]:
+    """Return whom a run reads, in order: the suspected, the due, those never read, then the oldest for the share.
 
     Those of whom something is known leave to the others what is kept for them, where they need it. Of the
     events without a date one is read beside them: their own turns come last, and might never come. One event
@@ -132,10 +125,12 @@ def choose(standings: Iterable[Standing], allowed: Budget) -> Agenda:
     chosen |= fitting(left, allowed.capacity - spent)
     if not chosen:
         chosen |= {standing.id: standing.cost for standing in ordered[:1]}
-    return Agenda(
-        events=[standing.id for standing in ordered if standing.id in chosen],
-        waiting=sum(standing.has_reason and standing.id not in chosen for standing in ordered),
-    )
+    return [standing.id for standing in ordered if standing.id in chosen]
+
+
+def waiting(standings: Iterable[Standing], read: Container[str]) -> int:
+    """Return how many with a reason to be read must wait for the next run, where it reads these."""
+    return sum(standing.has_reason and standing.id not in read for standing in standings)
 
 
 def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:

@@ -167,14 +167,12 @@ class _Run:
             plan.event_id async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
         }
         edited = changed & self._stored.keys()
-        chosen = agenda.choose(
-            (self._standing(event, edited=event.id in edited) for event in live.values()), pace.budget
-        )
-        read = accepted or {event_id: live[event_id] for event_id in chosen.events}
+        standings = [self._standing(event, edited=event.id in edited) for event in live.values()]
+        read = accepted or {event_id: live[event_id] for event_id in agenda.choose(standings, pace.budget)}
         unread = live.keys() - read.keys()
         # Before what the list says of them is written: then an edit is seen no more.
         await self._database.write(state.mark_due, edited & unread, self._now())
-        self._work.report.pace = structs.replace(pace, waiting=chosen.waiting)
+        self._work.report.pace = structs.replace(pace, waiting=agenda.waiting(standings, read))
         return dict(read)
 
     def _all(self, live: Mapping[str, Event], pace: Pace, accepted: Mapping[str, Event]) -> dict[str, Event]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support.project import MEASURED, README
 
-from syncd.mirror.agenda import LEAST_REQUESTS, Budget, Standing, budget, choose
+from syncd.mirror.agenda import LEAST_REQUESTS, Budget, Standing, budget, choose, waiting
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 LARGE = pytest.mark.slow("two days of 5,000 events, three times, are simulated in ten seconds")
@@ -40,29 +40,30 @@ def test_reasons_come_after_turns() -> None:
         standing("sold", 1, due=True),
         standing("suspected", 1, suspected=True),
     ]
-    assert choose(standings, allowed()).events == ["suspected", "sold", "new", "old", "young"]
+    assert choose(standings, allowed()) == ["suspected", "sold", "new", "old", "young"]
 
 
 def test_turns_take_more_than_their_share() -> None:
     """Those without a reason stay within the share, the last one apart; those with one do not count in it."""
     turns = [standing(f"{age}", age) for age in range(9, 0, -1)]
-    chosen = choose([*turns, standing("sold", due=True)], allowed(share=5))
-    assert (chosen.events, chosen.waiting) == (["sold", "9", "8", "7"], 0)
+    standings = [*turns, standing("sold", due=True)]
+    chosen = choose(standings, allowed(share=5))
+    assert (chosen, waiting(standings, chosen)) == (["sold", "9", "8", "7"], 0)
 
 
 def test_a_run_plans_more_than_it_can_send() -> None:
     """What has a reason and does not fit waits and is counted; it takes what nobody's turn needs."""
     due = [standing(f"{n}", due=True) for n in range(5)]
     chosen = choose(due, allowed(capacity=6))
-    assert (chosen.events, chosen.waiting) == (["0", "1", "2"], 2)
+    assert (chosen, waiting(due, chosen)) == (["0", "1", "2"], 2)
     chosen = choose([standing("turn", 99), *due], allowed(capacity=6, share=2))
-    assert (chosen.events, chosen.waiting) == (["0", "1", "turn"], 3)
+    assert (chosen, waiting(due, chosen)) == (["0", "1", "turn"], 3)
 
 
 def test_an_event_that_costs_more_than_all_is_never_read() -> None:
     """One event is read in any case."""
-    assert choose([standing("dear", cost=9)], allowed(capacity=3, share=3)).events == ["dear"]
-    assert choose([], allowed()).events == []
+    assert choose([standing("dear", cost=9)], allowed(capacity=3, share=3)) == ["dear"]
+    assert choose([], allowed()) == []
 
 
 @given(
@@ -82,17 +83,17 @@ def test_a_choice_breaks_its_budget(
         for number, (age, cost, due, suspected) in enumerate(drawn)
     }
     chosen = choose(standings.values(), allowed(capacity, share))
-    assert len(set(chosen.events)) == len(chosen.events)
-    read = [standings[name] for name in chosen.events]
+    assert len(set(chosen)) == len(chosen)
+    read = [standings[name] for name in chosen]
     assert sum(each.cost for each in read) <= capacity or len(read) == 1
     turns = [each for each in read if not (each.due or each.suspected or each.read_at is None)]
     assert sum(each.cost for each in turns[:-1]) < share
-    waiting = [
+    left = [
         each
         for name, each in standings.items()
-        if name not in chosen.events and (each.due or each.suspected or each.read_at is None)
+        if name not in chosen and (each.due or each.suspected or each.read_at is None)
     ]
-    assert len(waiting) == chosen.waiting
+    assert len(left) == waiting(standings.values(), chosen)
     assert bool(read) == bool(standings)
 
 
@@ -104,7 +105,7 @@ def test_turns_starve_an_event() -> None:
     rounds = limits.bound(sum(costs.values()), INTERVAL) // INTERVAL
     for turn in range(rounds):
         standings = [Standing(id=name, cost=cost, read_at=read_at[name]) for name, cost in costs.items()]
-        for name in choose(standings, limits).events:
+        for name in choose(standings, limits):
             read_at[name] = NOW + turn * INTERVAL
     assert min(read_at.values()) >= NOW
 
@@ -116,7 +117,7 @@ def test_an_event_without_a_date_is_never_read_again() -> None:
     limits, order, runs = of(2 * len(dated)), list[str](), 400
     for turn in range(runs):
         standings = [Standing(id=key, cost=2, read_at=at, dated=key in dated) for key, at in read_at.items()]
-        for name in choose(standings, limits).events:
+        for name in choose(standings, limits):
             read_at[name] = NOW + turn * INTERVAL
             order.append(name)
     assert {order.count(name) for name in undated} == {1, 2}
@@ -133,7 +134,7 @@ def test_events_that_sell_all_the_time_starve_the_others() -> None:
     rounds = limits.bound(10_000, INTERVAL) // INTERVAL
     for turn in range(rounds):
         events |= {name: structs.replace(events[name], due=True) for name in list(events)[:300]}
-        for name in choose(events.values(), limits).events:
+        for name in choose(events.values(), limits):
             events[name] = structs.replace(events[name], due=False, read_at=NOW + turn * INTERVAL)
     assert all(event.read_at and event.read_at >= NOW for event in events.values())
 

@@ -443,6 +443,7 @@ def test_accepting_takes_longer_than_a_run(minute: Config, instant_retries: None
                 assert "timeout" not in [error.kind for error in run.errors]
                 told = [error for error in run.errors if "`syncctl accept` once again" in error.message]
                 assert bool(told) is (run.outcome == "partial")
+                assert rig.account.facts.pace.waiting == len(rig.portal.call(rig.account.doubts))  # type: ignore[union-attr]
     assert len(left) > 1
     assert left == sorted(left, reverse=True)
     assert rig.sql("SELECT count(*) FROM billetweb_tickets WHERE vanished_at IS NULL") == [(0,)]
