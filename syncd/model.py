@@ -15,7 +15,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 Json = dict[str, object]
 EVENTS, GAUGES = "billetweb_events", "billetweb_gauges"
@@ -182,6 +182,10 @@ class RunError(Struct, frozen=True, omit_defaults=True):
     kind: str
     message: str
     status: int | None = None
+
+    def spelled_out(self) -> "RunError":
+        """Return this in ASCII, what is beyond it by its number, as in a Python string."""
+        return structs.replace(self, message=self.message.encode("ascii", "backslashreplace").decode())
 
 
 class Counts(Struct):

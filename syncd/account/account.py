@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from loguru import logger
 from sqlalchemy import Connection
@@ -27,7 +28,7 @@ from syncd.database.deliveries import Delivery
 from syncd.database.engine import Database, masked, outdated
 from syncd.database.rows import Places, Writing
 from syncd.database.state import Pause
-from syncd.errors import RunCancelled, StoreError
+from syncd.errors import RunCancelled, StoreError, ValueRefused
 from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
 from syncd.feed.webhooks import Webhooks
@@ -119,7 +120,7 @@ class Account:
             past = await self.database.write(record.look_back, now, since, tell=self.webhooks.outbox.ended)
             places = await self._places()
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
-                await self._remember_pause(self.paused)
+                await self.database.write(state.put, state.PAUSED, self.paused)
         except BaseException:
             await in_thread(self.database.close)
             raise
@@ -265,14 +266,11 @@ class Account:
         if paused is (self.paused is not None):
             return False
         pause = Pause(self.clock.now(), by) if paused else None
-        await self._remember_pause(pause)
+        await self.database.write(state.put, state.PAUSED, pause)
         self.paused = pause
         if paused and self.runner.current is None:
             self.webhooks.release(EVER, set())  # no run comes that would do so
         return True
-
-    async def _remember_pause(self, pause: Pause | None) -> None:
-        await self.database.write(state.put, state.PAUSED, pause)
 
     def status(self) -> Status:
         """Return the status, from memory."""
@@ -440,10 +438,14 @@ class Account:
                 await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
 
     async def _put_end(self) -> None:
-        ended, facts, tell = self._unrecorded[0], self.facts, self.webhooks.outbox.ended
-        ended.run.id, readings = await self.database.write(
-            record.finish, ended, self.clock.now(), self._live_since(), facts.last_full_at, tell=tell
-        )
+        ended, facts = self._unrecorded[0], self.facts
+        finish = partial(record.finish, tell=self.webhooks.outbox.ended)
+        given = ended, self.clock.now(), self._live_since(), facts.last_full_at
+        try:
+            ended.run.id, readings = await self.database.write(finish, *given)
+        except ValueRefused:  # one that is not UTF-8 lacks a letter; no later run could begin for it
+            ended.run.errors = [error.spelled_out() for error in ended.run.errors]
+            ended.run.id, readings = await self.database.write(finish, *given)
         self._unrecorded.popleft()
         facts.last_full_at = readings.ended_at
 
@@ -473,18 +475,18 @@ class Account:
     # --- what the client tells
 
     async def _note_request(self) -> None:
-        try:
-            await self.database.write(state.note_request, self.clock.now().timestamp())
-        except StoreError as error:
-            # The ceiling holds within this process all the same; only a restart would not know.
-            logger.debug("a request could not be noted: {}", error)
+        await self._note("a request", state.note_request, self.clock.now().timestamp())
 
     async def _note_quiet(self, quiet: Quiet | None) -> None:
+        async with self._noting:  # the latest is to stand there
+            await self._note("a time of rest", state.put, state.QUIET, quiet)
+
+    async def _note(self, what: str, note: Callable[..., None], *given: object) -> None:
+        """Put down what only a restart would not know: within this process it holds all the same."""
         try:
-            async with self._noting:  # the latest is to stand there
-                await self.database.write(state.put, state.QUIET, quiet)
+            await self.database.write(note, *given)
         except StoreError as error:
-            logger.debug("a time of rest could not be noted: {}", error)
+            logger.debug("{} could not be noted: {}", what, error)
 
     def _new_client(self, config: Config) -> Billetweb:
         return Billetweb(

@@ -215,9 +215,7 @@ def _take(
         taken.events |= {change.event_id for change in changes}
         taken.ids |= some.rows.keys()
         of_orders += [
-            change
-            for change in changes
-            if change.diff.keys() & OF_ORDERS and _is_news(change, unknown_until)
+            change for change in changes if change.diff.keys() & OF_ORDERS and _is_news(change, unknown_until)
         ]
     if of_orders:
         writing.follow(connection, writing, of_orders)

@@ -101,7 +101,7 @@ def budget(
 
 
 def choose(standings: Iterable[Standing], allowed: Budget) -> list[str]:
-    """Return whom a run reads, in order: the suspected, the due, those never read, then the oldest for the share.
+    """Return whom a run reads: the suspected, the due, those never read, then the oldest for the share.
 
     Those of whom something is known leave to the others what is kept for them, where they need it. Of the
     events without a date one is read beside them: their own turns come last, and might never come. One event

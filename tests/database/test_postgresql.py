@@ -18,7 +18,7 @@ from support.real_databases import Server, locked, query
 from syncd.database import schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
-from syncd.standin.server import StandIn, hang
+from syncd.standin.server import StandIn, error_object, hang
 
 pytestmark = [pytest.mark.postgresql_only, pytest.mark.usefixtures("database_kind")]
 PASSWORD = "canary/8f3a@:#?é"
@@ -307,9 +307,12 @@ def test_a_wrong_password_is_shown(url: str) -> None:
 
 
 def test_a_database_that_cannot_hold_every_name_passes_for_a_good_one(
-    server: Server, log_lines: LogLines
+    server: Server, make_config: MakeConfig, standin: StandIn, instant_retries: None, log_lines: LogLines
 ) -> None:
-    """One that is not encoded in UTF8 is refused by the check. It works for most texts, and says so."""
+    """One that is not encoded in UTF8 is refused by the check. It works for most texts, and says so.
+
+    What is said of a text that it cannot hold gets into the run's record all the same.
+    """
     query(server.url("postgres"), "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
     assert check(server.url("latin")) == (
         "database.url: the database is encoded in LATIN1; syncd needs one in UTF8"
@@ -319,6 +322,16 @@ def test_a_database_that_cannot_hold_every_name_passes_for_a_good_one(
     database.close()
     (line,) = log_lines.of("database.encoding")
     assert "is encoded in LATIN1: what that cannot hold" in line["message"]
+    standin.fail("/events", error_object("oops", "désolé…"), times=None)
+    with rig_on(make_config(database__url=server.url("latin"))) as rig:
+        assert rig.run().outcome == rig.run().outcome == "failed"
+        standin.heal()
+        assert rig.run().counts.inserted > 0
+        _, *failed = rig.portal.call(rig.account.runs, 9, None)
+        assert [["d\\xe9sol\\xe9\\u2026" in error.message for error in run.errors] for run in failed] == [
+            [True],
+            [True],
+        ]
 
 
 def test_a_user_who_may_create_nothing_passes_the_check(server: Server, url: str) -> None:
