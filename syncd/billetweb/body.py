@@ -59,21 +59,21 @@ class Spooled:
         """How many bytes the answer has."""
         return self._file.seek(0, os.SEEK_END)
 
-    def decoded(self, decode: Callable[[bytes], T]) -> Iterator[T]:
-        """Give what `decode` makes of each slice, a small array of the rows, from the start.
+    def decoded(self, decode: Callable[..., T]) -> Iterator[T]:
+        """Give what `decode` makes of each slice, a small array of the rows, told how many came `before`.
 
         Raises DecodeError, which names the request, where the answer turns out to be no whole array, or
         where `decode` does: what came before is then not to be believed either. TooLargeError is one.
         """
         self._file.seek(0)
         chunks = iter(partial(self._file.read, PIECE_BYTES), b"")
-        found = slices.slices(chunks, most=self._max_rows)
+        parts = slices.slices(chunks, most=self._max_rows)
         while True:
             with named(self._path), _ok():
-                piece = next(found, None)
-                if piece is None:
+                if (found := next(parts, None)) is None:
                     return
-                made = decode(piece)
+                before, piece = found
+                made = decode(piece, before=before)
             yield made
 
 

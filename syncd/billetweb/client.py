@@ -192,12 +192,12 @@ class Billetweb:
             return Spooled(await self._get(path, params, self._timeout_s * 2), path)
 
     async def _read(self, path: str, decode: Callable[..., Decoded[K, R]], **params: str) -> Decoded[K, R]:
-        """Return the rows of a list; `decode` is handed a slice of it and how many rows came `before`."""
+        """Return the rows of a list; `decode` is for a slice of it, as in `Spooled.decoded`."""
         async with self._slots:
             file = await self._get(path, params)
         whole: Decoded[K, R] = Decoded(records={})
         with Spooled(file, path, LIST_MAX_ROWS) as answer:
-            parts = answer.decoded(lambda piece: decode(piece, before=whole.rows))
+            parts = answer.decoded(decode)
 
             def more() -> bool:
                 nonlocal whole

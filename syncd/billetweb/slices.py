@@ -32,23 +32,25 @@ _DEPTH = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
 _ROWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> Iterator[bytes]:
+def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> Iterator[tuple[int, bytes]]:
     """Give the rows of an array as arrays of at most `about` so many bytes; none for an empty array.
+
+    Each with how many rows came before it.
 
     A row that is larger makes its slice so. No more than a slice and a chunk are held. A UTF-8 byte order
     mark is tolerated. Raises DecodeError unless all chunks together are one complete, well-formed array:
     no slice is to be trusted before the last. Raises TooManyRows for more than `most` rows, and TooLargeError
     for a row over ROW_MAX_BYTES.
     """
-    held, wanted, begun, left = bytearray(), about, False, most
+    held, wanted, begun, before = bytearray(), about, False, 0
     for chunk in chunks:
         held += chunk
         while len(held) >= wanted:
             begun = begun or _begin(held)
             if begun and (cut := _cut(held, wanted)):
                 end, after, rows = cut
-                left = _left(left, rows, most)
-                yield b"[" + held[:end] + b"]"
+                yield _bearable(before, rows, most), b"[" + held[:end] + b"]"
+                before += rows
                 del held[:after]
                 wanted = about
             elif wanted >= ROW_MAX_BYTES:
@@ -59,15 +61,14 @@ def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> I
     if not begun and not _begin(held):
         raise DecodeError("Billetweb's answer is empty where a JSON array is due")
     if rows := _rows(last := b"[" + held):
-        _left(left, rows, most)
-        yield last
+        yield _bearable(before, rows, most), last
 
 
-def _left(left: int, rows: int, most: int) -> int:
-    """Give how many more rows may come. Raises TooManyRows where these are too many."""
-    if rows > left:
+def _bearable(before: int, rows: int, most: int) -> int:
+    """Return `before`. Raises TooManyRows where so many more are too many."""
+    if before + rows > most:
         raise TooManyRows(f"Billetweb's answer has more than {most} rows")
-    return left - rows
+    return before
 
 
 def _begin(held: bytearray) -> bool:

@@ -5,11 +5,10 @@ wanted, and they name the events that sold or refunded. It cannot show a place t
 a read of all attendees of an event can, which each live event has once a day.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
 
 from loguru import logger
 from msgspec import Struct, structs
@@ -33,7 +32,6 @@ from syncd.run.work import Work
 from syncd.text import run_name
 from syncd.threads import in_thread
 
-T = TypeVar("T")
 OVERLAP = timedelta(minutes=10)
 """Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known. Clocks that
 are set by the network differ by seconds; ten minutes are far more, and the few rows in it are read twice."""
@@ -307,7 +305,7 @@ class Attendees:
         return (
             Slice(decoded.records, decoded.unreadable)
             for answer in answers
-            for decoded in _counted(answer, decode, lambda decoded: decoded.rows)
+            for decoded in answer.decoded(decode)
         )
 
 
@@ -334,16 +332,7 @@ def _next_span(span: timedelta, size: int) -> timedelta:
 
 
 def _all_sold(answer: Spooled) -> list[tuple[str, int]]:
-    return [row for rows in _counted(answer, sold, len) for row in rows]
-
-
-def _counted(answer: Spooled, decode: Callable[..., T], rows_of: Callable[[T], int]) -> Iterator[T]:
-    """Give what `decode` makes of each slice, told how many rows came `before`."""
-    before = 0
-    parts = answer.decoded(lambda piece: decode(piece, before=before))
-    for made in parts:
-        before += rows_of(made)
-        yield made
+    return [row for rows in answer.decoded(sold) for row in rows]
 
 
 def _resumes(connection: Connection) -> tuple[Cursor | None, frozenset[int]]:
