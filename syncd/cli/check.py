@@ -22,14 +22,14 @@ class Checked(Struct):
     """The problems, a line each, and the kind that decides the exit code; without any, what there is."""
 
     problems: list[str] = field(default_factory=list)
-    code: type[SyncdError] | None = None
+    kind: type[SyncdError] | None = None
     good: list[str] = field(default_factory=list)
 
     def add(self, problems: list[str], kind: type[SyncdError]) -> None:
         """Note problems of a kind. The exit code is the configuration's, if any: a person must mend it."""
         self.problems += problems
-        if problems and self.code is not ConfigError:
-            self.code = kind
+        if problems and self.kind is not ConfigError:
+            self.kind = kind
 
 
 def check(configured: Callable[[], Config], *, online: bool) -> Checked:

@@ -315,9 +315,7 @@ def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
         answers = ", and Billetweb answers" if arguments.online else ""
         lines = [f"{arguments.config} is good{answers}", *(f"  {line}" for line in found.good)]
         _say("\n".join(text.harmless(redact(line)) for line in lines))
-    if found.code is None:
-        return 0
-    return EXIT_OF.get(found.code, 1)
+    return EXIT_OF.get(found.kind, 1) if found.kind else 0
 
 
 def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from syncd.text import Json
 
 ANSWER_TIMEOUT_S = 10.0  # the daemon answers in milliseconds; a machine that swaps may take seconds
+EXIT_USAGE = 2
 EXIT_NO_DAEMON = 3
 EXIT_NO_PERMISSION = 4
 EXIT_REFUSED = 6

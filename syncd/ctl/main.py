@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from syncd import __version__, text
 from syncd.ctl import http, panel, tables, usage
-from syncd.ctl.http import Failure, NoDaemon, ask, ask_json, exchange
+from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, exchange
 from syncd.text import write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
@@ -38,7 +38,6 @@ SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has other troubles
 
 EXIT_OK = 0
 EXIT_BAD = 1
-EXIT_USAGE = 2
 EXIT_GAVE_UP = 5
 EXIT_INTERRUPTED = 130
 

@@ -20,11 +20,10 @@ from rich.segment import Segments
 
 from syncd.ctl import seen
 from syncd.ctl.drawing import drawn
-from syncd.ctl.http import Failure
+from syncd.ctl.http import EXIT_USAGE, Failure
 
 DRAW_EVERY_S = 0.5
 """So that no second of the countdown is left out."""
-EXIT_USAGE = 2
 UNKNOWN_SIZE = (80, 24)
 """What a terminal has that does not know: a serial line."""
 QUITTING = (b"q", b"Q", b"\x04")
