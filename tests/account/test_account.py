@@ -525,7 +525,7 @@ def refused_once(config: Config, standin: StandIn, clock: WaitedFor, case: str) 
 
 
 @pytest.mark.usefixtures("instant_retries")
-@pytest.mark.parametrize("case", mostly_slow(RESTS, "each starts a dozen times", always=2))
+@pytest.mark.parametrize("case", mostly_slow(RESTS, "each starts a dozen times"))
 def test_ten_restarts_send_ten_requests(make_config: MakeConfig, standin: StandIn, case: str) -> None:
     """While nothing is to be sent no process sends anything; the first one after that time does."""
     _, kind, rest_s = RESTS[case]
@@ -566,7 +566,7 @@ class MayBeSetBack(WaitedFor):
 
 
 @pytest.mark.usefixtures("instant_retries")
-@pytest.mark.parametrize("case", RESTS)
+@pytest.mark.parametrize("case", mostly_slow(RESTS, "each takes three runs", always=2))
 @pytest.mark.parametrize("restarts", [True, False])
 def test_a_clock_set_back_makes_a_rest_longer(
     make_config: MakeConfig, standin: StandIn, case: str, restarts: bool
@@ -612,7 +612,9 @@ def test_a_third_challenge_after_restarts_counts_as_the_first(
 
 
 @pytest.mark.usefixtures("instant_retries")
-@pytest.mark.parametrize("case", ["too many calls", "maintenance", "challenge"])
+@pytest.mark.parametrize(
+    "case", mostly_slow(["too many calls", "maintenance", "challenge"], "each takes three runs")
+)
 def test_a_reload_ends_a_rest_that_is_not_the_keys(
     make_config: MakeConfig, standin: StandIn, case: str
 ) -> None:
@@ -632,7 +634,7 @@ def test_a_reload_ends_a_rest_that_is_not_the_keys(
 
 
 @pytest.mark.usefixtures("instant_retries")
-@pytest.mark.parametrize("case", RESTS)
+@pytest.mark.parametrize("case", mostly_slow(RESTS, "each takes two runs", always=2))
 def test_a_reload_during_a_run_forgets_what_the_run_meets(
     make_config: MakeConfig, standin: StandIn, case: str
 ) -> None:
@@ -730,7 +732,7 @@ def test_the_database_tells_the_key(make_config: MakeConfig, standin: StandIn) -
     assert len({*parts}) == len(parts) == 8
 
 
-@pytest.mark.parametrize("restarts", [True, False])
+@pytest.mark.parametrize("restarts", mostly_slow([True, False], "each takes many runs"))
 def test_a_limited_key_is_asked_with_every_run(
     make_config: MakeConfig, standin: StandIn, restarts: bool
 ) -> None:
@@ -798,9 +800,8 @@ def test_status_after_a_restart_knows_nothing(make_config: MakeConfig, standin: 
 # --- no state in memory: fresh processes
 
 
-@pytest.mark.parametrize(
-    "case", mostly_slow(["refused key", "too many calls", "challenge"], "each starts ten processes")
-)
+@pytest.mark.slow("each starts ten processes")
+@pytest.mark.parametrize("case", ["refused key", "too many calls", "challenge"])
 def test_a_timer_sends_what_billetweb_asked_not_to(
     home: Path, standin: StandIn, base_url: str, case: str
 ) -> None:

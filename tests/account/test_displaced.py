@@ -13,6 +13,7 @@ from conftest import LogLines, Rig, mirrors
 from support.processes import DaemonProcess, mirrored
 from support.project import README
 from support.real_databases import query
+from support.variants import mostly_slow
 
 from syncd.database import schema
 from syncd.database.engine import VERSION_TABLE
@@ -79,7 +80,7 @@ WAYS = [
 
 
 @ON_A_FILE
-@pytest.mark.parametrize("displace", WAYS)
+@pytest.mark.parametrize("displace", mostly_slow(WAYS, "each takes two runs", always=3))
 def test_a_run_is_ok_into_a_file_that_nobody_finds(
     rig: Rig, standin: StandIn, log_lines: LogLines, displace: Callable[[Path], None]
 ) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from support.runner_bench import Bench, bench
 from support.schedule_world import INTERVAL, INTERVAL_S, NONE, World, live, world
+from support.variants import mostly_slow
 
 from syncd.account.schedule import TICK_S, Schedule
 from syncd.daemon.watchdog import LATE_S
@@ -68,7 +69,9 @@ def test_slot_that_fired_is_overdue() -> None:
 
 
 @pytest.mark.parametrize("at", [452.0, 898.0, 899.9, 900.1], ids=["between", "before", "at", "after"])
-@pytest.mark.parametrize("step_s", [-1e8, -3600.0, -100.0, 100.0, 3600.0, 1e8])
+@pytest.mark.parametrize(
+    "step_s", mostly_slow([-3600.0, 3600.0, -100.0, 100.0, -1e8, 1e8], "each passes over hours", always=2)
+)
 def test_stepped_clock_restarts_daemon(step_s: float, at: float) -> None:
     """Wherever the wall clock is put, a live schedule is not late by what the watchdog acts upon."""
     with world() as there:
@@ -78,7 +81,9 @@ def test_stepped_clock_restarts_daemon(step_s: float, at: float) -> None:
 
 
 @pytest.mark.parametrize("at", [452.0, 898.0, 899.9, 900.1], ids=["between", "before", "at", "after"])
-@pytest.mark.parametrize("slept_s", [9.0, 60.0, 3600.0, 30 * 86400.0])
+@pytest.mark.parametrize(
+    "slept_s", mostly_slow([60.0, 3600.0, 9.0, 30 * 86400.0], "each passes over hours", always=2)
+)
 def test_suspend_restarts_daemon(slept_s: float, at: float) -> None:
     """However long the machine slept, a live schedule is not late by what the watchdog acts upon."""
     with world() as there:
@@ -100,7 +105,7 @@ def test_short_sleeps_add_up() -> None:
 
 
 @pytest.mark.parametrize("at", [103.0, 899.9, 900.1, 901.0])
-@pytest.mark.parametrize("minutes", [1, 5, 60])
+@pytest.mark.parametrize("minutes", mostly_slow([5, 1, 60], "each passes over hours"))
 def test_reload_restarts_daemon(at: float, minutes: int) -> None:
     """With a new interval the lateness counts towards the new slot, right away."""
     interval = timedelta(minutes=minutes)

@@ -11,6 +11,7 @@ import loguru
 import pytest
 from loguru import logger
 from support.schedule_world import INTERVAL, INTERVAL_S, NONE, START, World, live, world
+from support.variants import mostly_slow
 
 from syncd.account.schedule import TICK_S, Clocks, Schedule, SlotTrigger
 
@@ -130,14 +131,18 @@ def test_jitter_leaves_the_number_of_runs_alone() -> None:
 
 @pytest.mark.parametrize(
     "midnight",
-    [
-        datetime(2027, 3, 28, tzinfo=PARIS),
-        datetime(2027, 10, 31, tzinfo=PARIS),
-        datetime(2027, 3, 14, tzinfo=NEW_YORK),
-        datetime(2027, 11, 7, tzinfo=NEW_YORK),
-        datetime(2027, 4, 4, tzinfo=LORD_HOWE),
-        datetime(2027, 10, 3, tzinfo=LORD_HOWE),
-    ],
+    mostly_slow(
+        [
+            datetime(2027, 3, 28, tzinfo=PARIS),
+            datetime(2027, 10, 31, tzinfo=PARIS),
+            datetime(2027, 3, 14, tzinfo=NEW_YORK),
+            datetime(2027, 11, 7, tzinfo=NEW_YORK),
+            datetime(2027, 4, 4, tzinfo=LORD_HOWE),
+            datetime(2027, 10, 3, tzinfo=LORD_HOWE),
+        ],
+        "each is a day",
+        always=2,
+    ),
     ids=str,
 )
 def test_a_night_of_changing_clocks_has_its_runs_and_no_more(midnight: datetime) -> None:
@@ -270,7 +275,7 @@ def check_gaps(there: World) -> None:
 
 
 @pytest.mark.parametrize("at", [452.0, 899.0, 901.0], ids=["between", "before a slot", "after a slot"])
-@pytest.mark.parametrize("step_s", STEPS_S)
+@pytest.mark.parametrize("step_s", mostly_slow(STEPS_S, "each passes over hours", always=6))
 def test_a_step_of_the_clock_neither_silences_syncd_nor_sets_it_off(step_s: float, at: float) -> None:
     """Wherever the wall clock is put, runs go on one interval of real time apart, and the step is counted."""
     with world() as there:

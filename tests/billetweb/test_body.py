@@ -185,7 +185,7 @@ HARMFUL = {
 }
 
 
-@pytest.mark.parametrize("case", mostly_slow(HARMFUL, "each unpacks 60 MiB, traced", always=3))
+@pytest.mark.parametrize("case", mostly_slow(HARMFUL, "each unpacks 60 MiB, traced"))
 def test_small_answer_fills_the_memory_and_the_loop(
     account: StandIn, base_url: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

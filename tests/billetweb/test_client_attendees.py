@@ -171,6 +171,7 @@ def test_restricted_key_would_end_the_run(account: StandIn, base_url: str) -> No
     assert list(read(base_url, lambda answer: list(answer.decoded(of_event)), event_id=FESTIVAL)[0].records)
 
 
+@pytest.mark.slow("waits for a slow answer")
 def test_large_answer_would_be_given_no_time(account: StandIn, base_url: str) -> None:
     """These reads have twice the time of others, and then no more."""
     account.fail("/attendees", standin.drip(2.5))

@@ -391,7 +391,7 @@ def unprivileged(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     "tail",
     mostly_slow([*ODD_PATHS, "/dev/null", "/dev/zero", "/proc/x"], "each starts two processes"),
 )
-@pytest.mark.parametrize("key", ["key_file", "url", "socket"])
+@pytest.mark.parametrize("key", mostly_slow(["key_file", "url", "socket"], "each starts two processes"))
 def test_path_of_a_setting_is_a_traceback(home: Path, base_url: str, odd: Path, tail: str, key: str) -> None:
     """Whatever stands at a path of the settings, `check` and `once` say in one line that it is no good."""
     path = tail if tail.startswith(("/dev/", "/proc/")) else f"{odd}{tail}"
@@ -441,8 +441,9 @@ OTHER_ALPHABETS = [
 ]
 
 
+@pytest.mark.slow("each starts two processes")
 @pytest.mark.sqlite_only("about what is printed")
-@pytest.mark.parametrize("environ", mostly_slow(OTHER_ALPHABETS, "each starts two processes"))
+@pytest.mark.parametrize("environ", OTHER_ALPHABETS)
 def test_alphabet_of_the_terminal_ends_a_program(
     home: Path, standin: StandIn, base_url: str, environ: dict[str, str]
 ) -> None:

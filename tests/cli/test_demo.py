@@ -109,6 +109,7 @@ def test_a_closed_terminal_leaves_the_demo_behind() -> None:
         assert not folder.exists()
 
 
+@pytest.mark.slow("takes many runs")
 def test_demo_waits_for_a_limit_of_its_own() -> None:
     """However many events there are, the first table has every figure: nobody's requests are spared here."""
     with demo("--events", "90") as screen:
@@ -176,6 +177,7 @@ def test_newcomer_sees_no_badge_turn_full() -> None:
         assert not home.exists()
 
 
+@pytest.mark.slow("starts several demos")
 def test_kept_folder_is_removed() -> None:
     """With `--dir` its files stay, and the next demo goes on from them; the key is for the owner alone."""
     with short_folder() as home:

@@ -148,6 +148,7 @@ def test_first_import_is_silent(standin: StandIn, held: Path) -> None:
     assert once.drawn.rfind("\x1b[?25h") > once.drawn.rfind("\x1b[?25l")  # the cursor is back
 
 
+@pytest.mark.slow("waits for seconds")
 def test_wait_looks_like_a_standstill(home: Path, base_url: str) -> None:
     """While the run waits for requests the bar says for how long, and for what."""
     config = write_config(home, base_url, {"billetweb": {"requests_per_minute": 4}})
@@ -189,6 +190,7 @@ def test_bar_outlives_a_signal(held: Path, number: signal.Signals) -> None:
     assert once.drawn.rfind("\x1b[?25h") > once.drawn.rfind("\x1b[?25l")
 
 
+@pytest.mark.slow("a run that is held")
 def test_colours_cannot_be_refused(standin: StandIn, held: Path) -> None:
     """With NO_COLOR neither bar nor log is coloured."""
     with Once(held, NO_COLOR="1") as once:
@@ -198,6 +200,7 @@ def test_colours_cannot_be_refused(standin: StandIn, held: Path) -> None:
     assert not re.search(r"\x1b\[[0-9;]*m", once.drawn)
 
 
+@pytest.mark.slow("a run that is held")
 def test_run_fails_with_its_terminal(standin: StandIn, held: Path) -> None:
     """A terminal that goes away without a signal takes the bar along, not the run."""
     with Once(held) as once:

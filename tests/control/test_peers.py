@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from support.control_stub import Client, Stub, ask, serving
 from support.processes import short_folder
+from support.variants import mostly_slow
 
 from syncd.control import peers, server
 from syncd.control.api import application
@@ -53,7 +54,7 @@ async def is_well(path: Path) -> bool:
     return (await asyncio.wait_for(raw(path, STATUS), 30)).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("case", HALVES)
+@pytest.mark.parametrize("case", mostly_slow(HALVES, "each waits", always=3))
 def test_half_a_request_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """A request has a deadline for its first and its last byte; who misses it is told, and hung up on."""
     monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.2)
@@ -138,6 +139,7 @@ def test_answer_that_nobody_takes_is_kept(path: Path, monkeypatch: pytest.Monkey
     ask(path, Large(), use)
 
 
+@pytest.mark.slow("many connections")
 def test_silent_peers_starve_those_who_ask(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connect and say nothing, who asks is answered; the log tells it once."""
     monkeypatch.setattr(peers, "MOST", 20)

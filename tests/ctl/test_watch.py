@@ -122,6 +122,7 @@ def test_a_wait_passes_for_a_run_that_hangs(standin: StandIn) -> None:
         assert waiter.lines[0].startswith("syncctl: Stopped waiting. Run 1 goes on: ")
 
 
+@pytest.mark.slow("starts two daemons")
 def test_a_restart_of_the_daemon_ends_the_screen(standin: StandIn) -> None:
     """While no daemon answers the screen says so and since when, with what was last; then it goes on."""
     with (

@@ -99,6 +99,7 @@ def test_socket_of_systemd_is_made_anew_or_removed(
     assert "WARNING" not in daemon.log
 
 
+@MORE
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=MORE)])
 def test_client_during_restart_is_refused(
     home: Path, base_url: str, listening: socket.socket, number: signal.Signals
@@ -127,6 +128,7 @@ def test_failed_start_removes_socket_of_systemd(home: Path, base_url: str, liste
         assert look(home / "syncd.sock") == before
 
 
+@MORE
 def test_second_signal_removes_socket_of_systemd(home: Path, base_url: str, listening: socket.socket) -> None:
     """A stop cut short leaves the socket in place."""
     before = look(home / "syncd.sock")
@@ -149,6 +151,7 @@ def test_second_signal_removes_socket_of_systemd(home: Path, base_url: str, list
         *(pytest.param(odd, marks=MORE) for odd in ({"LISTEN_PID": ""}, {"LISTEN_FDS": "0"})),
     ],
 )
+@MORE
 def test_socket_of_another_process_is_served(
     home: Path, base_url: str, listening: socket.socket, variables: dict[str, str]
 ) -> None:

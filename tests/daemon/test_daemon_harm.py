@@ -49,7 +49,7 @@ def daemon(home: Path, base_url: str) -> Iterator[DaemonProcess]:
 
 
 @pytest.mark.sqlite_only("about answers")
-@pytest.mark.parametrize("rows", [40_000, MILLION])
+@pytest.mark.parametrize("rows", mostly_slow([40_000, MILLION], "each keeps a daemon busy"))
 @pytest.mark.parametrize(
     "row",
     mostly_slow([b"{}", b"null", b'{"id":"x","name":"\\u00e9"}'], "each keeps a daemon busy"),
@@ -89,7 +89,9 @@ def test_stop_waits_for_a_harmful_answer(daemon: DaemonProcess, standin: StandIn
 
 @pytest.mark.sqlite_only("about the loop")
 @pytest.mark.parametrize("way", mostly_slow(WAYS, "each waits for the guard"))
-@pytest.mark.parametrize("again", [False, True], ids=["one signal", "two signals"])
+@pytest.mark.parametrize(
+    "again", mostly_slow([False, True], "each waits for the guard"), ids=["one signal", "two signals"]
+)
 def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, again: bool) -> None:
     """A signal ends a process whose event loop is blocked in the time of a stop, a second one at once."""
     daemon = DaemonProcess(home, base_url)
@@ -119,6 +121,7 @@ sys.exit(syncd.cli.main.main())
 """
 
 
+@pytest.mark.slow("waits for the end of a stop")
 @pytest.mark.sqlite_only("about files")
 def test_a_disk_that_hangs_keeps_a_stopped_daemon(home: Path, base_url: str) -> None:
     """A feed that cannot be written neither holds up a run nor the end of the process."""
@@ -176,6 +179,7 @@ def test_silent_peers_starve_the_daemon(home: Path, base_url: str, standin: Stan
     assert len(daemon.log) < 30_000
 
 
+@pytest.mark.slow("waits for seconds")
 def test_files_that_run_out_fill_the_log(home: Path, base_url: str, standin: StandIn) -> None:
     """Where there are no files left at all, that is said once, and is over when there are some again."""
     daemon = DaemonProcess(home, base_url)
@@ -192,6 +196,7 @@ def test_files_that_run_out_fill_the_log(home: Path, base_url: str, standin: Sta
     assert len(daemon.log) < 30_000
 
 
+@pytest.mark.slow("waits for the look at the socket")
 @pytest.mark.sqlite_only("about sockets")
 def test_removed_socket_ends_all_commands(daemon: DaemonProcess) -> None:
     """Somebody clears the folder of the socket: a few seconds later `syncctl` works again."""

@@ -53,6 +53,7 @@ def test_start_on_locked_database_is_silent(home: Path, base_url: str) -> None:
         assert "is up" not in daemon.log
 
 
+@pytest.mark.slow("waits for the end of a stop")
 def test_stop_waits_for_database_of_a_start(home: Path, base_url: str) -> None:
     """A stop is over in its time, and nobody finds the socket."""
     with starting(home, base_url) as (daemon, _):

@@ -140,6 +140,7 @@ def test_live_daemon_is_restarted(home: Path, manager: socket.socket, log_lines:
     assert log_lines.of("watchdog") == []
 
 
+@pytest.mark.slow("each waits for seconds, and some are always tried")
 def test_pings_flood_the_manager(home: Path, manager: socket.socket) -> None:
     """Neither the first ping nor one after it comes before the interval has passed."""
     began = time.monotonic()
@@ -164,7 +165,7 @@ TROUBLES: dict[str, tuple[float, float, tuple[bytes | None, ...], str]] = {
 
 @pytest.mark.parametrize(
     "trouble",
-    [name if name in ("dead", "run", "silent") else pytest.param(name, marks=MORE) for name in TROUBLES],
+    [name if name in ("dead", "silent") else pytest.param(name, marks=MORE) for name in TROUBLES],
 )
 def test_hanging_daemon_is_fed(home: Path, manager: socket.socket, log_lines: LogLines, trouble: str) -> None:
     """Each lasting trouble is logged and told with its reason, once, and no ping comes before or after it."""
@@ -210,7 +211,7 @@ def test_slow_database_is_a_hang() -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", ["slot", "silent", *(pytest.param(name, marks=MORE) for name in ("dead", "run", "unwell"))]
+    "trouble", ["slot", *(pytest.param(name, marks=MORE) for name in ("silent", "dead", "run", "unwell"))]
 )
 def test_moment_of_load_restarts_daemon(
     home: Path, manager: socket.socket, log_lines: LogLines, trouble: str

@@ -122,6 +122,7 @@ def test_row_that_the_table_refuses_keeps_others_from_theirs(start: Start, url: 
             assert told in str(settled(rig))
 
 
+@pytest.mark.slow("waits for a lock")
 def test_lock_is_waited_for_without_end(start: Start, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row, or the whole table, that another program holds is that target's error until it is free."""
     monkeypatch.setattr("syncd.database.elsewhere.WAIT_S", 1)

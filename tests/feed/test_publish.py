@@ -15,6 +15,7 @@ from support import site
 from support.mariadb import Server, obstacle
 from support.processes import as_nobody
 from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
+from support.variants import mostly_slow
 
 from syncd.config import Config, PublishConfig
 from syncd.database import target
@@ -94,12 +95,15 @@ def start(
     return start
 
 
+MORE = pytest.mark.slow("what is special about MariaDB is tried in test_mysql.py")
 needs_mariadb = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
-PLACES = pytest.mark.parametrize("where", [HERE, ELSEWHERE, pytest.param(MARIADB, marks=needs_mariadb)])
+PLACES = pytest.mark.parametrize(
+    "where", [HERE, ELSEWHERE, pytest.param(MARIADB, marks=[needs_mariadb, MORE])]
+)
 
 
 @PLACES
-@pytest.mark.parametrize("key", [SLUG, CONCERT])
+@pytest.mark.parametrize("key", mostly_slow([SLUG, CONCERT], "they differ in how a row is found"))
 def test_badge_says_that_there_are_places(start: Start, standin: StandIn, where: str, key: str) -> None:
     """A row found by slug or number is full with the last place sold, and is not when it is refunded."""
     with start(where, touch="updatedAt") as on:
@@ -116,7 +120,7 @@ def test_badge_says_that_there_are_places(start: Start, standin: StandIn, where:
         assert (on.state.matched, on.state.unmatched, on.state.written) == (1, 0, 3)
 
 
-@pytest.mark.parametrize("where", [ELSEWHERE, pytest.param(MARIADB, marks=needs_mariadb)])
+@pytest.mark.parametrize("where", [ELSEWHERE, pytest.param(MARIADB, marks=[needs_mariadb, MORE])])
 def test_each_row_costs_a_statement(start: Start, where: str) -> None:
     """The rows of all events are brought up to date at once, each by its own event, also by other letters."""
     statements = []
@@ -503,7 +507,9 @@ def test_setting_that_cannot_work_is_found_by_nobody(
     assert sentence in found[0]
 
 
-@pytest.mark.parametrize("table", ["billetweb_events", "syncd_state", "syncd_availability"])
+@pytest.mark.parametrize(
+    "table", mostly_slow(["billetweb_events", "syncd_state", "syncd_availability"], "each takes a run")
+)
 def test_the_mirror_is_published_into_itself(start: Start, table: str) -> None:
     """A table of syncd's own is refused, and stays as it is; a site's may have such a name elsewhere."""
     there = {"match": {"id": ("id",)}, "set": {"places_left": "places_total"}}

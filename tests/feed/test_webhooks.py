@@ -17,6 +17,7 @@ from support import site
 from support.real_databases import query, url_at
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
 from support.telling import ByHand, configure, later, sent, settled, telling
+from support.variants import mostly_slow
 
 from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
@@ -180,7 +181,9 @@ def test_a_site_is_told_before_its_file_is_written(
     assert left == [72]
 
 
-@pytest.mark.parametrize("name", ["another database", "the same database"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["another database", "the same database"], "each takes several runs")
+)
 def test_a_site_is_told_of_a_row_that_was_not_written(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path, name: str
 ) -> None:
@@ -344,7 +347,17 @@ def test_nobody_can_have_a_gone_endpoint_asked(
     assert len(receiver.got) == 2 + count
 
 
-@pytest.mark.parametrize(("header", "wait_s"), [("7200", 7200), ("1", 5), ("999999", 86_400), ("soon", 5)])
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [
+        ("7200", 7200),
+        ("1", 5),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow("each takes two attempts"))
+            for more in (("999999", 86_400), ("soon", 5))
+        ),
+    ],
+)
 def test_a_receiver_that_asks_for_rest_gets_none(
     rig: Rig, receiver: Receiver, standin: StandIn, header: str, wait_s: int
 ) -> None:

@@ -12,6 +12,7 @@ from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from msgspec import structs
 from support.events import CONCERT, FESTIVAL, kinds
 from support.people import WHOLE, first_of, held, read, served
+from support.variants import mostly_slow
 
 from syncd.billetweb import body as answers
 from syncd.config import Config
@@ -83,7 +84,9 @@ def test_a_doubted_read_loses_a_sale(
         assert not missing(rig, standin)
 
 
-@pytest.mark.parametrize("broken", [fault.truncated, fault.status(503), fault.unauthorized])
+@pytest.mark.parametrize(
+    "broken", mostly_slow([fault.truncated, fault.status(503), fault.unauthorized], "each takes three runs")
+)
 def test_figures_wait_for_attendees(people: Rig, standin: StandIn, broken: fault.Fault) -> None:
     """Where an event's attendees cannot be used, its figures are written, and the run says so."""
     before, left = held(people), places_left(people, FESTIVAL)
@@ -135,7 +138,7 @@ def test_one_large_event_is_never_read_whole(
     assert not missing(people, standin)
 
 
-@pytest.mark.parametrize("broken", [fault.status(504), fault.truncated])
+@pytest.mark.parametrize("broken", mostly_slow([fault.status(504), fault.truncated], "each takes two runs"))
 def test_attendees_of_the_account_that_never_come(
     config: Config, standin: StandIn, instant_retries: None, broken: fault.Fault
 ) -> None:
@@ -189,7 +192,11 @@ def test_a_shared_run_reads_less_than_was_asked_for(people: Rig, standin: StandI
     assert (run.whole, run.events, held(people)[key].used) == (True, [CONCERT], 1)
 
 
-@pytest.mark.parametrize(("events", "sold", "shown"), [(12, 3, 1), (3, 40, 0)], ids=["many small", "few"])
+@pytest.mark.parametrize(
+    ("events", "sold", "shown"),
+    [(12, 3, 1), pytest.param(3, 40, 0, marks=pytest.mark.slow("many runs"))],
+    ids=["many small", "few"],
+)
 def test_most_of_an_account_vanishes_by_itself(
     make_config: MakeConfig, instant_retries: None, events: int, sold: int, shown: int
 ) -> None:
@@ -274,7 +281,7 @@ def test_attendees_that_never_fit_cost_an_event_its_place(large: Rig, standin: S
     assert places_left(large, CONCERT) == left - 1
 
 
-@pytest.mark.parametrize("ignored", ["everything", "to"])
+@pytest.mark.parametrize("ignored", mostly_slow(["everything", "to"], "each takes many requests"))
 def test_an_answer_that_is_always_too_large_is_cut_for_ever(
     large: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, ignored: str
 ) -> None:
@@ -294,7 +301,7 @@ def test_an_answer_that_is_always_too_large_is_cut_for_ever(
     assert 4 < asked.count(f"/event/{CONCERT}/attendees") < 60
 
 
-@pytest.mark.parametrize("how", ["reload", "clock"])
+@pytest.mark.parametrize("how", mostly_slow(["reload", "clock"], "each takes many runs"))
 def test_an_import_anew_makes_nobody_due(
     large: Rig, make_config: MakeConfig, standin: StandIn, how: str
 ) -> None:
@@ -316,7 +323,7 @@ def test_an_import_anew_makes_nobody_due(
     assert places_left(large, CONCERT) == left - 1
 
 
-@pytest.mark.parametrize("size", [4096 * 2, 300])
+@pytest.mark.parametrize("size", mostly_slow([4096 * 2, 300], "each takes many requests"))
 def test_an_import_asks_for_the_same_for_ever(
     make_config: MakeConfig,
     standin: StandIn,

@@ -155,7 +155,11 @@ def test_what_overlaps_is_changed_again(people: Rig, standin: StandIn) -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [fault.truncated, fault.empty, fault.null, fault.html_page, fault.error_object("oops", "Something")],
+    mostly_slow(
+        [fault.truncated, fault.error_object("oops", "Something"), fault.empty, fault.null, fault.html_page],
+        "each takes two runs",
+        always=2,
+    ),
 )
 def test_a_broken_answer_moves_the_cursor(
     people: Rig, config: Config, standin: StandIn, broken: fault.Fault
@@ -290,7 +294,9 @@ def test_full_reads_happen_with_every_run(full: Rig, standin: StandIn) -> None:
     assert read(standin)[-1] == (f"/event/{CONCERT}/attendees", WHOLE)
 
 
-@pytest.mark.parametrize("lacking", [fault.raw(b"[]"), with_rows(lambda rows: rows[:2])])
+@pytest.mark.parametrize(
+    "lacking", mostly_slow([with_rows(lambda rows: rows[:2]), fault.raw(b"[]")], "each takes three runs")
+)
 def test_an_answer_that_lacks_most_is_believed(full: Rig, standin: StandIn, lacking: fault.Fault) -> None:
     """Of a full read without most of an event's attendees nothing is marked, and the run says so."""
     before = held(full)

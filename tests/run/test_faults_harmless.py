@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from support.variants import mostly_slow
 
 from syncd.standin import server as fault
 from syncd.standin.server import Answer, Fault, StandIn, with_rows
@@ -137,7 +138,7 @@ ODD_ROWS: dict[str, tuple[Edit, str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", ODD_ROWS)
+@pytest.mark.parametrize("name", mostly_slow(ODD_ROWS, "each takes two runs", always=6))
 def test_an_odd_value_is_an_error_or_is_lost(rig: Rig, standin: StandIn, name: str) -> None:
     """PHP's ways of writing are understood: the run is good, and the mirror holds what was meant."""
     edit, query, meant = ODD_ROWS[name]
@@ -158,7 +159,7 @@ ODD_ANSWERS: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("name", ODD_ANSWERS)
+@pytest.mark.parametrize("name", mostly_slow(ODD_ANSWERS, "each takes two runs", always=2))
 def test_an_odd_answer_is_an_error_or_changes_something(rig: Rig, standin: StandIn, name: str) -> None:
     """An answer that says the same in another way is good, and nothing of the mirror changes."""
     rig.run()
@@ -181,7 +182,7 @@ PASSING: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("path", ["/events", f"/event/{OUTING}/avail"])
-@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("name", mostly_slow(PASSING, "each takes a run", always=2))
 def test_a_passing_fault_fails_a_run(
     rig: Rig, standin: StandIn, log_lines: LogLines, name: str, path: str
 ) -> None:
@@ -193,7 +194,7 @@ def test_a_passing_fault_fails_a_run(
     assert not log_lines.of("error.")
 
 
-@pytest.mark.parametrize("row", [None, {"name": "no id"}, []])
+@pytest.mark.parametrize("row", mostly_slow([None, {"name": "no id"}, []], "each takes two runs"))
 def test_one_bad_row_of_the_list_costs_the_others(
     rig: Rig, standin: StandIn, log_lines: LogLines, row: object
 ) -> None:

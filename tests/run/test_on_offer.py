@@ -7,6 +7,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from support.events import CONCERT, FESTIVAL, OUTING, WORKSHOP, asked, kinds
 from support.project import README
+from support.variants import mostly_slow
 
 from syncd.standin.server import StandIn, serving, with_rows
 from syncd.standin.world import PARIS, WALL
@@ -24,7 +25,9 @@ def clock(standin: StandIn) -> WaitedFor:
     return WaitedFor(standin.present)
 
 
-@pytest.mark.parametrize("what", ["start_time", "end_time", "session", "event"])
+@pytest.mark.parametrize(
+    "what", mostly_slow(["start_time", "session", "end_time", "event"], "each takes five runs", always=2)
+)
 def test_a_sale_that_begins_or_ends_waits_for_its_turn(
     make_config: MakeConfig, standin: StandIn, clock: WaitedFor, instant_retries: None, what: str
 ) -> None:

@@ -234,10 +234,13 @@ def test_an_event_without_a_figure_is_not_told(make_config: MakeConfig, standin:
 
 @pytest.mark.parametrize(
     "refusal",
-    [
-        fault.error_object("unauthorized", "Your key may not access this resource"),
-        fault.error_object("unauthorized", "Cette clé est limitée à certains événements", 403),
-    ],
+    mostly_slow(
+        [
+            fault.error_object("unauthorized", "Your key may not access this resource"),
+            fault.error_object("unauthorized", "Cette clé est limitée à certains événements", 403),
+        ],
+        "each takes two runs",
+    ),
 )
 def test_a_refusal_in_other_words_stops_the_mirror(
     large: Rig, standin: StandIn, refusal: fault.Fault
