@@ -9,6 +9,7 @@ import certifi
 import httpx
 import pytest
 from support.processes import DaemonProcess, Tables, syncd, write_config
+from support.variants import mostly_slow
 
 from syncd import web
 from syncd.errors import ConfigError
@@ -195,7 +196,7 @@ AWAY: Tables = {"billetweb": {"base_url": "https://127.0.0.1:1/api"}, "sync": {"
 """Nobody answers there, and certificates are needed to ask."""
 
 
-@pytest.mark.parametrize("command", ["check", "once", "run"])
+@pytest.mark.parametrize("command", mostly_slow(["check", "once", "run"], "each starts a process"))
 @pytest.mark.parametrize(
     ("tables", "environ"),
     [

@@ -24,6 +24,7 @@ from support.processes import (
     syncd,
     write_config,
 )
+from support.variants import mostly_slow
 
 from syncd.cli import site
 from syncd.cli.demo import LEFT
@@ -203,7 +204,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize("is_link", mostly_slow([False, True], "each starts a process"))
 def test_demo_overwrites_what_it_did_not_make(name: str, is_link: bool) -> None:
     """A folder with a file of somebody's where the demo would write is refused by name, and left as it is."""
     with short_folder() as home:
@@ -238,6 +239,7 @@ def test_demo_takes_settings_made_of_its_own_for_its_own() -> None:
         assert (home / "billetweb.key").read_text() == FOREIGN["billetweb.key"]
 
 
+@pytest.mark.slow("starts two demos")
 def test_second_demo_spoils_the_first_one_s_settings() -> None:
     """While a demo runs in a folder another one is turned away before it writes: exit code 75."""
     with short_folder() as home, demo("--dir", str(home)) as screen:
@@ -251,10 +253,21 @@ def test_second_demo_spoils_the_first_one_s_settings() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        *("/etc/passwd", "/etc/passwd/demo", "/dev/null", "/proc/demo", "/proc"),
-        *("{}/loop", "{}/loop/demo", "{}/" + "x" * 90, "/tmp/" + "x" * 300, "{}/what?", "{}/two\nlines"),
-    ],
+    mostly_slow(
+        [
+            *("/etc/passwd", "/proc/demo", "{}/loop", "{}/what?", "{}/two\nlines"),
+            *(
+                "/etc/passwd/demo",
+                "/dev/null",
+                "/proc",
+                "{}/loop/demo",
+                "{}/" + "x" * 90,
+                "/tmp/" + "x" * 300,
+            ),
+        ],
+        "each starts a process",
+        always=5,
+    ),
 )
 def test_folder_that_is_none_is_a_traceback(path: str) -> None:
     """Whatever is given as `--dir`, a demo that cannot be there says why in one line: exit code 78."""

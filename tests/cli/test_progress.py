@@ -19,7 +19,6 @@ from typing import Self
 import pytest
 from conftest import LogLines, WaitedFor
 from support.processes import PATIENCE_S, WITH_INSTANT_RETRIES, environment, eventually, syncd, write_config
-from support.variants import mostly_slow
 
 from syncd.cli.progress import Teller, remaining_s, shown
 from syncd.model import Progress, Run
@@ -174,9 +173,8 @@ def test_warning_above_the_bar_holds_a_secret(standin: StandIn, held: Path) -> N
     assert "demo-key" not in once.drawn
 
 
-@pytest.mark.parametrize(
-    "number", mostly_slow([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], "each is a run that is held")
-)
+@pytest.mark.slow("each is a run that is held")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_bar_outlives_a_signal(held: Path, number: signal.Signals) -> None:
     """Ctrl-C or a closed session cancels the run, which is told and summed up; bar gone, cursor back."""
     with Once(held) as once:

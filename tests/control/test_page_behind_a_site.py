@@ -150,6 +150,7 @@ def test_the_page_does_not_work_behind_a_site(address: str, daemon: DaemonProces
         assert f"Run {there.partition('=')[2]}" in client.get(PAGE + there).text
 
 
+@pytest.mark.slow("starts a browser")
 @pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
 def test_the_button_does_not_work_behind_a_site(address: str, daemon: DaemonProcess) -> None:
     """In a browser too, whose requests the page's script makes."""

@@ -239,6 +239,7 @@ def test_bad_configuration_is_started_again_for_each_who_waits(
         client.close()
 
 
+@MORE
 def test_missing_psycopg_is_a_crash_that_is_tried_again(
     home: Path, base_url: str, listening: socket.socket
 ) -> None:

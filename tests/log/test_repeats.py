@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from conftest import LogLines
+from support.variants import mostly_slow
 
 from syncd.log.repeats import EVERY_S, MOST, Repeats
 
@@ -34,7 +35,9 @@ def test_ever_new_things_are_told_without_end() -> None:
 @pytest.mark.parametrize(
     "library", ["uvicorn.error", "asyncio", "apscheduler.executors", "httpx", "any.other"]
 )
-@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR, logging.CRITICAL])
+@pytest.mark.parametrize(
+    "level", mostly_slow([logging.ERROR, logging.WARNING, logging.CRITICAL], "many lines")
+)
 def test_a_library_fills_the_log(log_lines: LogLines, library: str, level: int) -> None:
     """A warning or an error of a library that differs from the one before in numbers alone is told once."""
     for number in range(1000):

@@ -48,7 +48,7 @@ from syncd.run import attendees
 from syncd.standin.server import php_json
 from syncd.standin.world import Row
 
-NEW = int(os.environ.get("SYNCD_EXAMPLES", "24"))
+NEW = int(os.environ.get("SYNCD_EXAMPLES", "12"))
 """How many new lives in all."""
 FIXED = 200 if databases.is_postgresql() else 1000
 MOST_AT_ONCE = 25
