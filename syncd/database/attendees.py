@@ -143,8 +143,8 @@ def take(
     """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
 
     Of the events in which a row changed, those that are `live` become due. A row that is new to the mirror
-    tells of an order only where that was made or paid since `unknown_until`: before, rows that the mirror
-    has not yet may be older than it. None where it has all of them.
+    tells of an order only where that was made or paid since `unknown_until`, when the mirror of attendees
+    began: what is older may only not have been imported yet. None where all of it was.
     """
     taken = _take(connection, writing, slices, unsaid=UNSAID, unknown_until=unknown_until)
     absent = absences.of(connection, ATTENDEES).keys()
@@ -248,6 +248,8 @@ def retain(connection: Connection, mode: AttendeeMode, at: datetime) -> int:
         return 0
     take_your_time(connection)
     erased = _erase(connection, before, mode, at)
+    if before == "none":
+        state.put(connection, state.SINCE, at.replace(microsecond=0))
     state.put(connection, state.KEPT, mode)
     if erased:
         state.put(connection, state.TRACES, value=True)

@@ -61,15 +61,12 @@ class EventAnswer(Struct, frozen=True):
     """The attendees of one event as they were read, to be closed after use.
 
     `whole` says that all of them are to be in the answers, which are several where one would be too large.
-    `unknown_until`: None where they were read or imported before, so that what is new among them happened
-    since.
     """
 
     event_id: str
     answers: list[Spooled]
     began_at: datetime
     whole: bool
-    unknown_until: datetime | None
 
     def close(self) -> None:
         """Forget the answers."""
@@ -79,11 +76,11 @@ class EventAnswer(Struct, frozen=True):
 class Attendees:
     """The attendees in one run; reads raise BilletwebError and StoreError.
 
-    `limited` is what is known of the key, which may have been another then; `imported`, whether an earlier
-    run imported attendees.
+    `limited` is what is known of the key, which may have been another then. `unknown_until` as in
+    `attendees.take`.
     """
 
-    def __init__(self, work: Work, limited: Limited | None, *, imported: bool) -> None:
+    def __init__(self, work: Work, limited: Limited | None, unknown_until: datetime | None) -> None:
         self._work = work
         self._run = work.run
         self._client = work.client
@@ -94,7 +91,7 @@ class Attendees:
         self._limited = limited if limited and work.client.credentials.is_of(limited.key) else None
         self._began = self._now()
         self._import_until = self._began + IMPORT_SHARE * work.config.sync.run_timeout
-        self._was_imported = imported
+        self._unknown_until = unknown_until
         self._imported_at: datetime | None = None
         self._is_unusable = False
         self._live = 0
@@ -187,7 +184,7 @@ class Attendees:
             return structs.replace(cursor, since=began - self._overlap, before=began, back_to=back_to)
         with answer:
             moved = structs.replace(cursor, since=began - self._overlap)
-            await self._take(answer, moved, live, unknown_until=None if cursor.imported_at else cursor.since)
+            await self._take(answer, moved, live)
         return moved
 
     async def _import(self, cursor: Cursor, live: AbstractSet[str]) -> None:
@@ -216,18 +213,14 @@ class Attendees:
                     )
                 else:  # increments overlap, and so do these
                     rest = structs.replace(cursor, before=since and since + OVERLAP)
-                # What was sold before there was a mirror is no news.
-                unknown_until = None if cursor.imported_at else self._began
-                await self._take(answer, rest, live, unknown_until=unknown_until)
+                await self._take(answer, rest, live)
                 span = _next_span(span, answer.size)
             cursor = rest
 
-    async def _take(
-        self, answer: Spooled, cursor: Cursor, live: AbstractSet[str], *, unknown_until: datetime | None
-    ) -> None:
+    async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
         rows = self._decoded([answer])
         taken = await self._work.write(
-            attendees.take, rows, moved=cursor, live=live, unknown_until=unknown_until
+            attendees.take, rows, moved=cursor, live=live, unknown_until=self._unknown_until
         )
         self._work.report.unreadable.add(taken.unreadable)
         self._work.report.advance("attendees", 0, self._live)
@@ -254,9 +247,7 @@ class Attendees:
             answers = [await self._client.attendees(event_id=event_id, since=since)]
         else:
             answers = await self._whole(event_id)
-        began_at -= self._client.ahead
-        is_known = known is not None or self._was_imported or self._imported_at is not None
-        return EventAnswer(event_id, answers, began_at, since is None, None if is_known else began_at)
+        return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None)
 
     async def _whole(self, event_id: str) -> list[Spooled]:
         """Return all attendees of an event; where one answer would be too large, by spans of time.
@@ -289,7 +280,7 @@ class Attendees:
             self._decoded(read.answers, read.event_id),
             began_at=read.began_at,
             whole=read.whole,
-            unknown_until=read.unknown_until,
+            unknown_until=self._unknown_until,
         )
 
     def _full_is_due(self, event_id: str, reads: Reads) -> bool:

@@ -76,7 +76,7 @@ class _Run:
     async def _know(self) -> None:
         """Ask the database for what earlier runs left."""
 
-        def look(connection: Connection) -> tuple[Known, Limited | None, bool]:
+        def look(connection: Connection) -> tuple[Known, Limited | None, datetime | None]:
             """Find what this run goes by, in one transaction."""
             self._stored = rows.present_events(connection)
             self._absent = absences.of(connection, EVENTS)
@@ -86,11 +86,12 @@ class _Run:
                 again=absences.inside(connection, all_of_them=self._run.accept),
             )
             cursor = attendees.cursor(connection)
-            imported = bool(cursor and cursor.imported_at)
-            return known, state.get(connection, state.LIMITED, Limited), imported
+            since = state.get(connection, state.SINCE, datetime) or self._now()  # 0.3 noted no such time
+            unknown_until = None if cursor and cursor.imported_at else since
+            return known, state.get(connection, state.LIMITED, Limited), unknown_until
 
-        self._known, limited, imported = await self._database.read(look)
-        self._attendees = Attendees(self._work, limited, imported=imported)
+        self._known, limited, unknown_until = await self._database.read(look)
+        self._attendees = Attendees(self._work, limited, unknown_until)
 
     def _accepted(self, listed: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
         """Return the events in which somebody says that what is absent is gone, as many as a run can read."""

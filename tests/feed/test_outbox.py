@@ -13,7 +13,7 @@ from support.receiver import Receiver
 from support.telling import ByHand, configure, events, sent, telling
 
 from syncd.database import attendees, runs
-from syncd.model import Peer, Run
+from syncd.model import AttendeeMode, Peer, Run
 from syncd.standin import server as fault
 from syncd.standin.server import StandIn, with_rows
 
@@ -116,15 +116,20 @@ def test_an_order_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     assert len(told(rig, "order.paid")) == len(paid)
 
 
-def test_an_old_order_is_told_while_attendees_are_imported(rig: Rig, standin: StandIn) -> None:
-    """What somebody edits before the import comes to it is new to the mirror and no news; a sale is."""
+def pauses_the_import(rig: Rig) -> fault.Fault:
+    """Return what answers after the time that a run gives the import."""
 
     def takes_long(answer: fault.Answer) -> fault.Answer:
-        """Answer after the time that a run gives the import."""
+        """Answer, late."""
         rig.clock.now_s += 3600
         return answer
 
-    standin.fail("/attendees", takes_long)
+    return takes_long
+
+
+def test_an_old_order_is_told_while_attendees_are_imported(rig: Rig, standin: StandIn) -> None:
+    """What somebody edits before the import comes to it is new to the mirror and no news; a sale is."""
+    standin.fail("/attendees", pauses_the_import(rig))
     rig.run()
     known = {key for (key,) in rig.sql("SELECT id FROM billetweb_attendees")}
     old = standin.attendees(FESTIVAL).keys() - known
@@ -132,14 +137,61 @@ def test_an_old_order_is_told_while_attendees_are_imported(rig: Rig, standin: St
     for attendee_id in old:
         standin.attendance[FESTIVAL].touch(attendee_id, datetime.now(UTC))
     standin.sell(CONCERT)
-    standin.fail("/attendees", takes_long)
+    standin.fail("/attendees", pauses_the_import(rig))
     rig.run()
     assert old <= {key for (key,) in rig.sql("SELECT id FROM billetweb_attendees")}
-    assert [one["data"]["event_id"] for one in told(rig, "order.paid", "order.refunded")] == [CONCERT]
+    assert paid_in(rig) == [CONCERT]
     rig.run()
     standin.refund(FESTIVAL)
     rig.run()
     assert len(told(rig, "order.paid")) == len(told(rig, "order.refunded")) == 1
+
+
+def test_a_sale_before_the_import_is_done_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """What was sold since attendees are mirrored is told, once, whichever run comes to it."""
+    standin.fail("/attendees", fault.status(503), times=3)
+    rig.run()
+    standin.sell(CONCERT)
+    rig.run()
+    rig.run()
+    assert paid_in(rig) == [CONCERT]
+
+
+def test_a_sale_that_a_limited_key_hid_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
+    """So are those of an event that is new to it, and those before it was given all rights."""
+    standin.restricted = True
+    concert = standin.events.pop(CONCERT)
+    rig.run()
+    standin.events[CONCERT] = concert
+    standin.sell(CONCERT)
+    rig.run()
+    assert paid_in(rig) == [CONCERT]
+    standin.sell(FESTIVAL)
+    standin.restricted = False
+    rig.run("manual")
+    assert paid_in(rig) == [CONCERT, FESTIVAL]
+
+
+def test_orders_are_told_when_attendees_are_wanted_again(rig: Rig, standin: StandIn) -> None:
+    """What was sold while nobody was mirrored is no news."""
+    rig.run()
+    mirror(rig, "none")
+    standin.sell(CONCERT, 2)
+    rig.clock.now_s += 3600
+    mirror(rig, "full")
+    rig.run()
+    assert paid_in(rig) == []
+
+
+def paid_in(rig: Rig) -> list[str]:
+    """Return of which events orders were told as paid."""
+    return [one["data"]["event_id"] for one in told(rig, "order.paid")]
+
+
+def mirror(rig: Rig, mode: AttendeeMode) -> None:
+    """Carry a run out with this setting of `sync.attendees`."""
+    configure(rig, structs.replace(rig.config, sync=structs.replace(rig.config.sync, attendees=mode)))
+    rig.run()
 
 
 def test_a_run_of_one_event_keeps_its_orders_from_being_told(rig: Rig, standin: StandIn) -> None:
@@ -183,9 +235,7 @@ def test_orders_outlive_the_wish_for_attendees(rig: Rig, standin: StandIn) -> No
     standin.sell(CONCERT, 2)
     rig.run()
     assert told(rig, "order.paid")
-    none = structs.replace(rig.config, sync=structs.replace(rig.config.sync, attendees="none"))
-    configure(rig, none)
-    rig.run()
+    mirror(rig, "none")
     assert told(rig, "order.paid") == []
 
 
