@@ -1,14 +1,15 @@
 """Work beside the loop, or beside its caller, that is not lost on the way. Imports nothing of syncd."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
+K = TypeVar("K")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -34,6 +35,36 @@ class Background:
         """Cancel those that have not ended."""
         for task in self._tasks:
             task.cancel()
+
+
+class Latest(Generic[K]):
+    """What may hang, done beside all else: of each thing what was wanted last, after what is under way."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[K, Callable[[], Awaitable[None]]] = {}
+        self._tasks: dict[K, asyncio.Task[None]] = {}
+
+    async def carry_out(self, wanted: Mapping[K, Callable[[], Awaitable[None]]], wait_s: float) -> list[K]:
+        """Have this done; return of what that takes longer. It goes on meanwhile."""
+        self._wanted |= wanted
+        for key in wanted:
+            if key not in self._tasks:
+                self._tasks[key] = asyncio.create_task(self._serve(key))
+        if wanted:
+            await asyncio.wait({self._tasks[key] for key in wanted}, timeout=wait_s)
+        return [key for key in wanted if key in self._tasks]
+
+    async def finish(self, wait_s: float) -> None:
+        """Return when all is done, or after so long."""
+        if self._tasks:
+            await asyncio.wait({*self._tasks.values()}, timeout=wait_s)
+
+    async def _serve(self, key: K) -> None:
+        try:
+            while work := self._wanted.pop(key, None):
+                await work()
+        finally:
+            del self._tasks[key]
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

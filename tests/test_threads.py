@@ -3,10 +3,11 @@
 import asyncio
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from syncd.threads import in_thread
+from syncd.threads import Latest, in_thread
 
 
 class Work:
@@ -143,3 +144,29 @@ def test_failure_after_a_cancellation_would_be_reported_as_a_defect() -> None:
         return alarms
 
     assert asyncio.run(main()) == []
+
+
+def test_an_older_state_is_written_over_a_newer_one() -> None:
+    """Of each thing what was wanted last is done last, and what was wanted between is left out."""
+
+    async def main() -> None:
+        done: list[object] = []
+        latest = Latest[str]()
+        may_end = asyncio.Event()
+
+        async def write(what: str) -> None:
+            """Note what is done, the first after a while."""
+            if what == "first":
+                await may_end.wait()
+            done.append(what)
+
+        assert await latest.carry_out({"table": partial(write, "first")}, 0.01) == ["table"]
+        assert await latest.carry_out({"table": partial(write, "between")}, 0.01) == ["table"]
+        assert await latest.carry_out({"file": partial(write, "file")}, 10.0) == []
+        assert await latest.carry_out({"table": partial(write, "last")}, 0.01) == ["table"]
+        may_end.set()
+        await latest.finish(10.0)
+        assert done == ["file", "first", "last"]
+        assert await latest.carry_out({}, 10.0) == []
+
+    asyncio.run(main())

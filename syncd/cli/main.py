@@ -52,6 +52,8 @@ TOKEN_CHARACTERS = 16
 _AFTER_HOST = re.compile(r"^[^:]*://[^/?]*[/?]?")
 SENDING_S = 30.0
 """So long `once` sends webhooks after its run: two attempts that time out. The next one goes on."""
+SETTLING_S = 60.0
+"""So long `once` waits for the site's tables and files: as long as a driver for a server that is silent."""
 EXIT_INTERRUPTED = 130
 SWITCH_S = 0.001
 """So long a thread that works may keep the loop from answering, a few times in each answer; Python's own 5 ms
@@ -267,6 +269,8 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
             stop.ends(account.runner.task)
             await account.runner.wait(run)
             if run.outcome != "cancelled":
+                for late in (account.publishing.writing, account.feeds.writing):
+                    await stop.awaited(late.finish(SETTLING_S))
                 account.webhooks.release(account.clock.now(), set())  # no run follows in this process
                 await stop.awaited(account.webhooks.send_due(SENDING_S))
         finally:
@@ -298,6 +302,12 @@ class _Stop:
         await asyncio.wait({task})
 
     def _come(self) -> None:
+        if self._came:  # the first one waits for a thread that hangs
+            from rich.console import Console  # noqa: PLC0415
+
+            logger.bind(event="cut").warning("ending at once: a second signal")
+            Console(stderr=True).show_cursor()  # which the bar hid
+            os._exit(1)
         self._came = True
         if self._under_way:
             self._under_way.cancel()

@@ -217,6 +217,7 @@ class Daemon:
             self._give_up("the database did not answer, its transaction is rolled back", code)
         self._background.cancel()
         await self._account.close()
+        await self._loop.shutdown_default_executor()  # a thread that hangs would keep the process, unguarded
         if self._guard:
             self._guard.cancel()
         logger.bind(event="stopped").info("stopped")

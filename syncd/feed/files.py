@@ -4,12 +4,12 @@ Each is written beside and renamed over, so that whoever reads it sees the old c
 and only where its content changes, so that its time of change tells of news.
 """
 
-import asyncio
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from loguru import logger
@@ -21,7 +21,7 @@ from syncd.database.engine import Database
 from syncd.database.rows import PublicEvent
 from syncd.errors import StoreError
 from syncd.feed.rendering import render
-from syncd.threads import in_own_thread
+from syncd.threads import Latest, in_own_thread
 
 WAIT_S = 2.0
 """So long a run's end waits for files to be written, less than a stop may take: a disk of the network that
@@ -48,8 +48,7 @@ class Feeds:
         self.written = 0
         self.failed = 0
         self._own: set[str] = set()
-        self._writing: dict[Path, asyncio.Task[None]] = {}
-        self._latest: dict[Path, tuple[FeedConfig, Sequence[PublicEvent], bool]] = {}
+        self.writing = Latest[Path]()
 
     def forget(self) -> None:
         """Forget which files were written: the database that they show is gone."""
@@ -74,25 +73,16 @@ class Feeds:
             events, own, given_up = await database.read(_look_up, now)
             self._own |= own
             is_whole = unread is not None and unread <= given_up
-            for feed in feeds:
-                self._latest[feed.path] = (feed, events, not is_whole and str(feed.path) not in self._own)
-                if feed.path not in self._writing:
-                    self._writing[feed.path] = asyncio.create_task(self._write_latest(feed.path))
-            await asyncio.wait({self._writing[feed.path] for feed in feeds}, timeout=WAIT_S)
-            for path in [feed.path for feed in feeds if feed.path in self._writing]:
+            wanted = {
+                feed.path: partial(self.write, feed, events, not is_whole and str(feed.path) not in self._own)
+                for feed in feeds
+            }
+            for path in await self.writing.carry_out(wanted, WAIT_S):
                 self._tell(path, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")
             if self._own != own:
                 await database.write(state.put, state.FEEDS, sorted(self._own))
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
-
-    async def _write_latest(self, path: Path) -> None:
-        """Write what is wanted at a path, and what came to be wanted meanwhile. Raises nothing."""
-        try:
-            while latest := self._latest.pop(path, None):
-                await self.write(*latest)
-        finally:
-            del self._writing[path]
 
     async def write(self, feed: FeedConfig, events: Sequence[PublicEvent], stays: bool = False) -> None:
         """Bring a feed up to date, but for a file that is there and `stays`. Raises nothing."""

@@ -24,7 +24,11 @@ from syncd.errors import StoreError, SyncdError
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS
 from syncd.text import count, plain
-from syncd.threads import in_thread
+from syncd.threads import Latest, in_own_thread, in_thread
+
+WAIT_S = 10.0
+"""So long a run's end waits for tables elsewhere, twice as long as they wait for a lock: a server that says
+nothing is to hold no run."""
 
 
 class TargetState(Struct, kw_only=True):
@@ -158,6 +162,7 @@ class Publishing:
 
     def __init__(self, config: Config) -> None:
         self.targets: list[Target] = []
+        self.writing = Latest[Target]()
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -193,17 +198,26 @@ class Publishing:
 
     async def examine(self, database: Database) -> None:
         """Look whether every target can be used, and remember what is wrong."""
-        await self._each(partial(_examine, database))
+        work = partial(_guarded, partial(_examine, database))
+        await self._here(work)
+        await asyncio.gather(*(in_own_thread(work, each) for each in self.targets if not each.is_here))
 
     async def settle(self, database: Database, at: datetime) -> None:
-        """Bring every target up to date with the whole mirror; none elsewhere waits for another."""
-        await self._each(partial(_settle, database, at))
+        """Bring every target up to date with the whole mirror, those elsewhere where that is done soon."""
+        work = partial(_guarded, partial(_settle, database, at))
+        await self._here(work)
+        wanted = {each: partial(in_own_thread, work, each) for each in self.targets if not each.is_here}
+        for each in await self.writing.carry_out(wanted, WAIT_S):
+            each.fail(f"it takes longer than {WAIT_S:g} s; it goes on meanwhile")
 
-    async def _each(self, work: Callable[[Target], None]) -> None:
-        await asyncio.gather(*(in_thread(_guarded, each, work) for each in self.targets))
+    async def _here(self, work: Callable[[Target], None]) -> None:
+        """Do this to the targets in the mirror's own database, one by one: it has one writing connection."""
+        for each in self.targets:
+            if each.is_here:
+                await in_thread(work, each)
 
 
-def _guarded(each: Target, work: Callable[[Target], None]) -> None:
+def _guarded(work: Callable[[Target], None], each: Target) -> None:
     try:
         work(each)
     except SyncdError as error:

@@ -1,6 +1,7 @@
 """A site's own table under the real daemon: looked at when it starts and is told to, and shown by syncctl."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,17 @@ def test_site_s_table_is_looked_at_by_the_first_sale(
     assert (target["name"], target["matched"], target["unmatched"]) == ("badge", 1, 1)
     assert (target["last_error"], target["examples"]) == (None, ["no-such-event"])
     assert daemon.stop() == 0
+
+
+def test_a_site_s_server_that_says_nothing_outlasts_a_stop(home: Path, base_url: str) -> None:
+    """A stop does not wait for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"mysql+pymysql://u:p@127.0.0.1:{silent.getsockname()[1]}/site"
+        daemon = DaemonProcess(home, base_url, {"sync": {"run_on_start": False}})
+        with daemon.config.open("a") as file:
+            file.write(PUBLISH + f'database = "{url}"\n')
+        with daemon:
+            peer, _ = silent.accept()
+            assert daemon.stop() == 0
+            peer.close()
+        assert "ending at once" not in daemon.log

@@ -1,5 +1,6 @@
 """A site's own tables: kept true from end to end, in the mirror's database and in another."""
 
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -188,6 +189,48 @@ def test_column_of_fewer_digits_is_written_again_and_again(
         on.rig.portal.call(account.publishing.settle, account.database, datetime.now(UTC))
         assert on.state.last_error is None
         assert on.state.written == written
+
+
+def test_a_server_that_says_nothing_holds_a_run(
+    start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends, and so does the process; the table's error says why, and that it goes on."""
+    monkeypatch.setattr(publish, "WAIT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"mysql+pymysql://u:p@127.0.0.1:{silent.getsockname()[1]}/site"
+        with start(HERE) as on:
+            site.make(on.url)
+            site.add(on.url, SLUG)
+            elsewhere = structs.replace(settings(), name="silent", database=url)
+            config = structs.replace(on.rig.config, publish=(*on.rig.config.publish, elsewhere))
+            on.rig.portal.call(on.rig.account.configure, config)
+            for left in (2, 1):
+                standin.sell(CONCERT)
+                assert on.rig.run().outcome == "ok"
+                assert on.row(SLUG) == (180, left, False)
+                assert on.rig.account.publishing.failing == {"silent"}
+            *_, state = [each.state for each in on.rig.account.publishing.targets]
+            assert state.last_error == "it takes longer than 0.3 s; it goes on meanwhile"
+
+
+@pytest.mark.postgresql_only
+def test_a_locked_table_makes_another_fail(start: Start, standin: StandIn) -> None:
+    """They have one connection, which each waits for until it is free."""
+    with start(HERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        query(on.url, 'CREATE TABLE "Other" (LIKE "Formation" INCLUDING ALL)')
+        other = structs.replace(settings(), name="other", table="Other")
+        config = structs.replace(on.rig.config, publish=(*on.rig.config.publish, other))
+        on.rig.portal.call(on.rig.account.configure, config)
+        on.rig.run()
+        assert on.rig.account.publishing.failing == set()
+        with connected(on.url) as site_itself:
+            site_itself.execute('BEGIN; LOCK TABLE "Formation" IN ACCESS EXCLUSIVE MODE')
+            standin.sell(CONCERT)
+            on.rig.run()
+            site_itself.execute("ROLLBACK")
+        assert on.rig.account.publishing.failing == {"formation"}
 
 
 @PLACES
