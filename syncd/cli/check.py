@@ -28,7 +28,7 @@ class Checked(Struct):
     def add(self, problems: list[str], kind: type[SyncdError]) -> None:
         """Note problems of a kind. The exit code is the configuration's, if any: a person must mend it."""
         self.problems += problems
-        if problems and self.kind is not ConfigError:
+        if problems and (self.kind is None or kind is ConfigError):
             self.kind = kind
 
 

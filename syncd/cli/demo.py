@@ -6,6 +6,7 @@ Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
 import asyncio
 import os
 import shlex
+import shutil
 import signal
 import tempfile
 import threading
@@ -104,6 +105,13 @@ def demo(
             f" every {format_duration(wishes.interval.total_seconds())}. Ctrl-C stops it.\n"
         )
 
+        def cut() -> None:
+            """Leave nothing behind where the process ends at once."""
+            if its_site:
+                its_site.end_page()
+            if folder is None:
+                shutil.rmtree(home, ignore_errors=True)
+
         async def run() -> int:
             """Run the daemon, and show its runs, until it is stopped; return its exit code."""
             screen = _Screen(config, its_site)
@@ -113,6 +121,7 @@ def demo(
                 redact=redact,
                 notifier=Notifier(None),
                 on_run=lambda run: screen.show(daemon, run),
+                on_cut=cut,
                 ends_with_terminal=signal.getsignal(signal.SIGHUP) != signal.SIG_IGN,  # as nohup has it
             )
             try:

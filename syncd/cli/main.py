@@ -62,6 +62,7 @@ make one status in a hundred take 30."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `syncd` and return its exit code."""
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - closed, it is None
     text.any_alphabet()
     arguments = parse(sys.argv[1:] if argv is None else argv)
     redact = Redactor()
@@ -261,11 +262,11 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
     progress = shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to))
     with nullcontext(lambda _: None) if quiet else progress as show:
         account = Account(config, redact, on_progress=show)
+        stop = _Stop()
         try:
             await account.open()
             run = account.runner.request("once", full=full)
             account.runner.serve()
-            stop = _Stop()
             stop.ends(account.runner.task)
             await account.runner.wait(run)
             if run.outcome != "cancelled":

@@ -131,7 +131,6 @@ def _asked(question: str, option: str) -> str:
     if not _may_ask():
         raise ConfigError([NO_TERMINAL.format(option)])
     write(harmless(question))
-    sys.stdout.flush()
     answer = sys.stdin.readline()
     if not answer:
         raise _Ended([ENDED])

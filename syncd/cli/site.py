@@ -123,11 +123,16 @@ class Site:
         return ""
 
     async def close(self) -> None:
-        """End the page."""
+        """Wait for the end of the page."""
+        self.end_page()
+        if self._page:
+            await self._page.wait()
+
+    def end_page(self) -> None:
+        """Have the page end."""
         if self._page:
             with suppress(ProcessLookupError):  # a Ctrl-C is for both
                 self._page.terminate()
-            await self._page.wait()
 
 
 def sql(database: Path, query: str) -> str:

@@ -3,6 +3,7 @@
 They are handed the daemon's verbs and know nothing of how these are done.
 """
 
+import asyncio
 import pwd
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from syncd.account.status import Status, StatusAfter
 from syncd.control.gate import Gate
@@ -32,6 +34,7 @@ from syncd.threads import in_own_thread
 
 B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
+NAME_WITHIN_S = 1.0  # of a user; where names are kept on another machine that is away, the number must do
 MAX_WAIT_S = 60.0  # proxies close what is silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
@@ -136,7 +139,7 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
             Route("/healthz", routes.healthz),
             Route("/metrics", routes.metrics),
         ],
-        middleware=[Middleware(Gate, token=token, refuse=error_answer)],
+        middleware=[Middleware(_Cut), Middleware(Gate, token=token, refuse=error_answer)],
         exception_handlers={
             Refusal: _refuse,
             HTTPException: _refuse_http,
@@ -355,8 +358,8 @@ async def _peer(request: Request) -> Peer:
     assert client is not None
     uid = int(client.host)
     try:
-        user = (await in_own_thread(pwd.getpwuid, uid)).pw_name
-    except KeyError:
+        user = (await asyncio.wait_for(in_own_thread(pwd.getpwuid, uid), NAME_WITHIN_S)).pw_name
+    except (KeyError, TimeoutError):
         user = str(uid)
     return Peer(uid, user, client.port)
 
@@ -416,6 +419,30 @@ def _json(value: object, status: int = 200) -> Response:
 def error_answer(status: int, code: str, message: str) -> Response:
     """Return an error in the one shape that all have."""
     return _json({"error": {"code": code, "message": harmless(message)}}, status)
+
+
+class _Cut:
+    """Answers whom a stop cuts off, if the answer has not begun."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        has_begun = False
+
+        async def answer(message: Message) -> None:
+            """Send a part of the answer."""
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except asyncio.CancelledError:
+            if has_begun:
+                raise
+            await error_answer(409, "stopping", "syncd is stopping")(scope, receive, send)
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

@@ -141,8 +141,7 @@ class PeerProtocol(H11Protocol):
                 self._deadline = None
 
     def _give_up(self) -> None:
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._refuse(408, "too_slow", f"no complete request within {REQUEST_WITHIN_S:g} s")
+        self._refuse(408, "too_slow", f"no complete request within {REQUEST_WITHIN_S:g} s")
         self.transport.close()
 
     def pause_writing(self) -> None:
@@ -175,6 +174,8 @@ class PeerProtocol(H11Protocol):
         self.transport.close()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return  # it has an answer
         answer = error_answer(status, code, message)
         headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         for event in (

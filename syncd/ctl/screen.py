@@ -28,7 +28,7 @@ UNKNOWN_SIZE = (80, 24)
 """What a terminal has that does not know: a serial line."""
 QUITTING = (b"q", b"Q", b"\x04")
 """Ctrl-D too."""
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 """Before these do what they do the terminal is given back; SIGWINCH only has the screen drawn anew."""
 NEWS = b"\0"
 """What the bell gives for an answer of the daemon's; else it gives the number of a signal."""

@@ -51,12 +51,13 @@ EXTEND_S = 10.0
 
 
 class Daemon:
-    """A long-running syncd. `run` returns the exit code; `on_run` is told of each ended run.
+    """A long-running syncd. `run` returns the exit code.
 
     `load_config` reads the configuration again for a reload, masks its secrets and puts its log settings in
     force; it raises ConfigError, with nothing changed. `listening` is a socket to serve instead of making
-    one; `feed_every_s` is how often systemd's watchdog is to be fed. SIGHUP asks for a reload, or for the end
-    of a daemon that `ends_with_terminal`.
+    one; `feed_every_s` is how often systemd's watchdog is to be fed. `on_run` is told of each ended run,
+    `on_cut`, in a thread beside the loop, of an end at once. SIGHUP asks for a reload, or for the end of a
+    daemon that `ends_with_terminal`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Daemon:
         listening: socket.socket | None = None,
         feed_every_s: float | None = None,
         on_run: Callable[[Run], None] = lambda _: None,
+        on_cut: Callable[[], None] = lambda: None,
         ends_with_terminal: bool = False,
     ) -> None:
         self._config = config
@@ -78,6 +80,7 @@ class Daemon:
         self._listening = listening
         self._feed_every_s = feed_every_s
         self._on_run = on_run
+        self._on_cut = on_cut
         self._ends_with_terminal = ends_with_terminal
         self._account = account = Account(config, redact, on_begin=self._began, on_end=self._ended)
         # Verbs of the control server that the account alone has to do with.
@@ -258,6 +261,7 @@ class Daemon:
         def last_word() -> None:
             if self._control:
                 self._control.remove()
+            self._on_cut()
             logger.bind(event="cut").warning("ending at once: {}", why)
 
         last = threading.Thread(target=last_word, daemon=True)

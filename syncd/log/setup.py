@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import select
 import socket
 import struct
 import sys
@@ -148,6 +149,7 @@ class _Sink(ABC):
     def __init__(self, redact: Redactor, stream: TextIO) -> None:
         self._redact = redact
         self._stream = stream
+        self._is_lost = False
 
     def __call__(self, message: "loguru.Message") -> None:
         self._emit(message.record, str(message).rstrip())
@@ -168,8 +170,20 @@ class _Sink(ABC):
     def _write(self, line: str) -> None:
         # Closed, broken or full: there is nowhere left to say so.
         with contextlib.suppress(OSError, ValueError):
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
+            if self._takes_more():
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+
+    def _takes_more(self) -> bool:
+        """Wait until a line can be written; not for long, and once only for a terminal that stands still."""
+        ready = select.poll()
+        try:
+            ready.register(self._stream, select.POLLOUT)
+        except (TypeError, ValueError, OSError):  # no file
+            return True
+        takes = bool(ready.poll(0 if self._is_lost else _SEND_TIMEOUT_S * 1000))
+        self._is_lost = not takes
+        return takes
 
 
 class _TextSink(_Sink):
@@ -177,7 +191,9 @@ class _TextSink(_Sink):
 
     def __init__(self, redact: Redactor, stream: TextIO) -> None:
         super().__init__(redact, stream)
-        self._has_colour = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._has_colour = (
+            stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        )
 
     def _emit(self, record: "loguru.Record", traceback: str) -> None:
         name = record["level"].name

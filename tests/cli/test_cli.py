@@ -325,6 +325,43 @@ def once(config: Path, program: Sequence[str] = FORKED) -> Iterator[Process]:
         process.wait()
 
 
+_HANGING = """
+import pathlib, sys, time, syncd.cli.main as program
+from syncd.database import attendees
+def hang(*_):
+    pathlib.Path({place!r}).touch()
+    time.sleep(60)
+attendees.must_erase = hang
+sys.exit(program.main())
+"""
+
+
+@pytest.mark.sqlite_only("about signals")
+def test_nobody_can_end_a_once_that_hangs(home: Path, base_url: str) -> None:
+    """The first signal waits for a transaction, as long as that takes; the second ends it now."""
+    hangs = home / "hangs"
+    program = [sys.executable, "-c", _HANGING.format(place=f"{hangs}")]
+    with once(write_config(home, base_url), program) as process:
+        eventually(hangs.exists)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 1
+
+
+@pytest.mark.sqlite_only("about streams")
+def test_a_closed_stderr_keeps_syncd_from_its_work(home: Path, base_url: str) -> None:
+    """Without it there is nobody to tell, and the exit code says the same."""
+    config = write_config(home, base_url)
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *SYNCD]
+    assert syncd("once", "--config", config, program=closed).returncode == 0
+    assert query(f"sqlite:///{home}/syncd.db", "SELECT outcome FROM syncd_runs") == [("ok",)]
+    assert syncd("check", "--config", config, program=closed).returncode == 0
+    config.write_text("[billetweb]")
+    assert syncd("check", "--config", config, program=closed).returncode == 78
+
+
 def test_nohup_ends_with_its_terminal(home: Path, standin: StandIn, base_url: str) -> None:
     """Where SIGHUP is ignored from outside, a run goes on over one, and ends by itself."""
     standin.fail("/event/900001/avail", hang)

@@ -5,9 +5,11 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -108,6 +110,21 @@ def test_a_closed_terminal_leaves_the_demo_behind() -> None:
         screen.shows(r"In another terminal:\n")
         assert screen.leave(signal.SIGHUP) == 0
         assert not folder.exists()
+
+
+@pytest.mark.slow("starts a demo and a page")
+def test_a_second_ctrl_c_leaves_the_demo_behind() -> None:
+    """It ends at once, and its files and its page go with it all the same."""
+    with demo("--site") as screen:
+        folder = Path(screen.shows(r"mirrors it into (\S+)/syncd\.db")[1])
+        address = screen.shows(r"opens it once:\n  http://([\d.]+:\d+)")[1]
+        screen.process.send_signal(signal.SIGINT)
+        time.sleep(0.02)  # two at one instant are one
+        assert screen.leave(signal.SIGINT) in (0, 1)
+        assert not folder.exists()
+        host, port = address.split(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port))).close()
 
 
 @pytest.mark.slow("takes many runs")

@@ -14,6 +14,7 @@ from support.control_stub import SECRET, Stub, refused, serving
 from support.processes import short_folder
 
 import syncd
+from syncd.control import api
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
 from syncd.model import Peer
 from syncd.run.runner import Stopping
@@ -373,3 +374,17 @@ def test_a_bug_is_one_clients_error_and_tells_no_secret(path: Path) -> None:
     assert refused(bug) == (500, "internal")
     assert "canary" not in bug.text
     assert status.status_code == 200
+
+
+def test_a_name_that_nobody_tells_holds_a_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the names of users are not to be had, a number does."""
+    told = threading.Event()
+    monkeypatch.setattr(api, "NAME_WITHIN_S", 0.05)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: told.wait(30))
+    stub = Stub()
+    try:
+        (answer,) = answers(path, stub, ("POST", "/v1/pause"))
+    finally:
+        told.set()
+    assert answer.status_code == 200
+    assert stub.asked == [("pause", True, Peer(os.getuid(), f"{os.getuid()}", os.getpid()))]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from conftest import LogLines
 from support.control_stub import Client, Stub, ask, serving
 from support.processes import short_folder
 from support.variants import mostly_slow
@@ -286,3 +287,19 @@ def test_what_took_the_sockets_place_is_removed(
 
     with socket.socket(socket.AF_UNIX) as other:
         asyncio.run(main())
+
+
+def test_rest_of_a_refused_body_is_a_bug(path: Path, log_lines: LogLines) -> None:
+    """What follows an answer, and is no HTTP, ends the connection without a word."""
+
+    async def use(_client: Client) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).startswith(b"HTTP/1.1 404 ")
+        writer.write(b"zz\r\n")
+        await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        assert await is_well(path)
+
+    ask(path, Stub(), use)
+    assert "Traceback" not in log_lines.text

@@ -149,10 +149,11 @@ def test_a_restart_of_the_daemon_ends_the_screen(standin: StandIn) -> None:
         (lambda terminal: terminal.type("q"), 0),
         (lambda terminal: terminal.type("\x04"), 0),
         (lambda terminal: terminal.type("\x03"), -signal.SIGINT),
+        (lambda terminal: terminal.signal(signal.SIGQUIT), -signal.SIGQUIT),
         (lambda terminal: terminal.signal(signal.SIGTERM), -signal.SIGTERM),
         (lambda terminal: terminal.signal(signal.SIGHUP), -signal.SIGHUP),
     ],
-    ids=["q", "Ctrl-D", "Ctrl-C", "SIGTERM", "SIGHUP"],
+    ids=["q", "Ctrl-D", "Ctrl-C", "SIGQUIT", "SIGTERM", "SIGHUP"],
 )
 def test_the_terminal_is_left_in_disorder(daemon: DaemonProcess, leave: Any, code: int) -> None:
     """However it is left, cursor, main screen and settings of the terminal are as before."""

@@ -371,3 +371,39 @@ def test_status_waits_for_run_or_database(daemon: DaemonProcess, standin: StandI
             asked_at = time.monotonic()
             assert daemon.status()["state"] == "running"
             assert time.monotonic() - asked_at < GIVES_UP_S
+
+
+def test_who_asks_during_a_stop_meets_an_unexpected_error(daemon: DaemonProcess) -> None:
+    """A request that the stop cuts off is told so, and there is no traceback."""
+    with locked(daemon.database), ThreadPoolExecutor() as beside:
+        asked = beside.submit(daemon.ask, "POST", "/v1/pause")
+        eventually(lambda: "POST" in daemon.log or asked.running())
+        time.sleep(0.2)
+        assert daemon.stop() == 0
+        status, body = asked.result()
+    assert (status, json.loads(body)["error"]["code"]) in ((409, "stopping"), (503, "database"))
+    assert "Traceback" not in daemon.log
+
+
+_HANGING_FILE = """
+import sys, time, syncd.cli.main as program
+load, times = program.load, []
+def hang(*given):
+    times.append(given)
+    return load(*given) if len(times) == 1 else time.sleep(60)
+program.load = hang
+sys.exit(program.main())
+"""
+
+
+@pytest.mark.slow("waits for the end of a stop")
+def test_a_thread_that_hangs_keeps_a_stopped_daemon(home: Path, base_url: str) -> None:
+    """However a thread of it hangs, it ends in the time of a stop."""
+    daemon = DaemonProcess(home, base_url)
+    daemon._program = [sys.executable, "-c", _HANGING_FILE]
+    with daemon:
+        daemon.ran()
+        daemon.process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        assert daemon.stop() == 0
+        assert "ending at once: stopping took too long" in daemon.log

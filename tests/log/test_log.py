@@ -515,3 +515,21 @@ def test_stderr_not_default(capsys: pytest.CaptureFixture[str]) -> None:
     configure(level="INFO", format="text", redact=Redactor())
     logger.info("said")
     assert capsys.readouterr().err.endswith("INFO    said\n")
+
+
+def test_a_pipe_that_nobody_reads_stops_the_daemon() -> None:
+    """Lines that nothing takes are lost, the first after a second; once it takes lines again it has them."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, os.fdopen(reader, "rb", 0) as pipe:
+        configure(level="INFO", format="text", redact=Redactor(), stream=stream)
+        for _ in range(100):
+            logger.info("lost")
+        while pipe.read(1 << 16)[-1:] == b"x" and select.select([pipe], [], [], 0)[0]:
+            pass
+        logger.info("taken")
+        assert pipe.read(1 << 16).endswith(b"taken\n")
