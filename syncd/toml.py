@@ -67,8 +67,13 @@ def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
 def _unquoted(text: str, line: int) -> str:
     """Return what to say where a line fails for want of quotes, "" otherwise. The value may be a secret."""
     row = text.split("\n")[line - 1] if text and line else ""
-    found = re.match(r"""\s*([\w.-]+)\s*=\s*[^\s"'\[{#=]""", row)
-    return f'{found[1]}: text must stand in quotes, as in {found[1]} = "…"' if found else ""
+    found = re.match(r"""\s*([\w.-]+)\s*=\s*([^\s"'\[{#=].*)""", row)
+    if found:
+        try:
+            tomllib.loads(f"value = {found[2]}")
+        except tomllib.TOMLDecodeError:
+            return f'{found[1]}: text must stand in quotes, as in {found[1]} = "…"'
+    return ""
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
@@ -79,6 +84,8 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
     statement, start = "", 1
     for number, row in enumerate(text.split("\n"), 1):
         statement += row + "\n"
+        if row.rstrip().endswith((",", "[")) and "#" not in row:
+            continue  # a list goes on: to try each of its lines would take as long as it is, squared
         is_header = statement.lstrip().startswith("[")
         with suppress(tomllib.TOMLDecodeError):  # raised while a value goes on in the next line
             found = tomllib.loads(statement)

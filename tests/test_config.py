@@ -657,6 +657,12 @@ def test_a_value_without_quotes_is_a_riddle(write: Write, line: str) -> None:
     ]
 
 
+def test_a_key_that_stands_twice_is_to_be_quoted(write: Write) -> None:
+    """A value that needs no quotes is not said to need them."""
+    (problem,) = problems(write("requests_per_minute = 60\nrequests_per_minute = 50"))
+    assert problem.startswith("config.toml:2: cannot be read: ")
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -45,8 +45,7 @@ UNRECORDED_AT_MOST = 100
 """So many ended runs wait for a database that does not answer: a day of them, and little memory."""
 EVER = datetime.fromtimestamp(0, UTC)
 ANSWER_WITHIN_S = 2.0
-"""So long an answer waits: a run's for its lasting id, where another program holds the database up; that of a
-reload for what is found of the tables to publish to."""
+"""So long an answer waits: a run's for its lasting id, a reload's for what is found of the site's tables."""
 
 
 class Account:
@@ -162,12 +161,12 @@ class Account:
 
     def start(self) -> None:
         """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
-        sync = self.config.sync
+        sync, now = self.config.sync, self.clock.now()
         in_step_with = None if sync.run_on_start else self.facts.last_success_at
-        first = first_slot(self.clock.now(), sync.interval, in_step_with)
-        self.schedule.start(sync.interval, sync.jitter, first)
+        self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
+        self._background.start(upkeep.tidy(self.database, sync.attendees, now))
         if self.publishing.is_late or self.config.feeds:
             self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
         self.webhooks.start()
@@ -190,6 +189,8 @@ class Account:
         self.config = config
         self.publishing.configure(config)
         examining = self._background.start(self.publishing.examine(self.database))
+        if self._at_work is None:
+            self._background.start(upkeep.tidy(self.database, config.sync.attendees, self.clock.now()))
         self.webhooks.configure(config)
         self._background.start(self.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout
@@ -468,9 +469,9 @@ class Account:
         return self.clock.now() - self.config.sync.keep_past
 
     def _full_is_due(self) -> bool:
-        if self.facts.pace and self.facts.pace.exceeds_a_run:
-            return False  # its events take turns, which together are as good
-        return not state.is_recent(self.facts.last_full_at, self.clock.now(), self.config.sync.full_every)
+        takes_turns = self.facts.pace and self.facts.pace.exceeds_a_run  # which together are as good
+        every, now = self.config.sync.full_every, self.clock.now()
+        return not takes_turns and not state.is_recent(self.facts.last_full_at, now, every)
 
     # --- what the client tells
 

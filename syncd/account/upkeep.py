@@ -38,6 +38,15 @@ async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
         )
 
 
+async def tidy(database: Database, mode: AttendeeMode, now: datetime) -> None:
+    """Erase what may no longer be kept, where no run comes soon that would. Raises nothing."""
+    try:
+        if database.is_open:
+            await retain(database, mode, now)
+    except StoreError as error:
+        logger.debug("what may no longer be kept of attendees waits for the next run: {}", error)
+
+
 async def prune(database: Database, clock: Clock, keep: timedelta, before_at: datetime) -> None:
     """Remove changes and deliveries that are too old, after a whole reading that had one before it."""
     deadline_s, removed = clock.running_s() + PRUNE_S, 0

@@ -397,8 +397,8 @@ def _duration(value: str) -> timedelta:
         duration = text.parse_duration(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if duration < timedelta(seconds=1):
-        raise argparse.ArgumentTypeError("at least 1s")
+    if not timedelta(seconds=1) <= duration <= timedelta(days=7):
+        raise argparse.ArgumentTypeError("from 1s to 7d")
     return duration
 
 

@@ -5,6 +5,7 @@ They are handed the daemon's verbs and know nothing of how these are done.
 
 import asyncio
 import pwd
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -342,13 +343,11 @@ class _Routes:
         return _json(document(request.app.routes))
 
     async def _find(self, request: Request) -> Run:
-        try:
-            run_id = int(request.path_params["id"])
-        except ValueError:
-            run_id = MAX_ID + 1
+        named = request.path_params["id"]
+        run_id = int(named) if re.fullmatch(r"-?[0-9]{1,20}", named) else MAX_ID + 1
         run = await self._verbs.find_run(run_id) if abs(run_id) <= MAX_ID else None
         if run is None:
-            raise Refusal(404, "unknown_run", f"there is no run {request.path_params['id']}")
+            raise Refusal(404, "unknown_run", f"there is no run {named}")
         return run
 
 
@@ -403,10 +402,8 @@ def _flag(request: Request, name: str) -> bool:
 
 
 def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    try:
-        number = int(request.query_params.get(name, default))
-    except ValueError:
-        number = most + 1
+    given = request.query_params.get(name, f"{default}")
+    number = int(given) if re.fullmatch(r"-?[0-9]{1,20}", given) else most + 1
     if not least <= number <= most:
         raise Refusal(400, "bad_request", f"{name}: a whole number from {least} to {most}")
     return number

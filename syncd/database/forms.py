@@ -86,7 +86,10 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
     if bare.is_mysql and (refusal := mysql.hidden(connection, bare.table)):
         return structs.replace(bare, problems=[refusal])
     found = inspect(connection)
-    if not found.has_table(name, schema_name):
+    is_there = found.has_table(name, schema_name)
+    if is_there and bare.is_file:  # which finds it by other letters, and then not what is about it
+        is_there = name in {*found.get_table_names(schema_name), *found.get_view_names(schema_name)}
+    if not is_there:
         lacking = f'there is no table "{settings.table}"{_meant(name, found.get_table_names(schema_name))}'
         return structs.replace(bare, problems=[lacking])
     if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):

@@ -189,6 +189,8 @@ def _news(form: Form, row: Mapped, meant: list[Mapped], at: datetime, done: Done
 
 def _is_known(event: Mapped, ours: str) -> bool:
     """Whether a column is known: what follows from what is inside the event is while the places left are."""
+    if ours == "sale_status":
+        return bool(event[ours] != "unknown")
     return ours not in FIGURES or event["places_left"] is not None or bool(event["unlimited"])
 
 

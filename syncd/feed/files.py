@@ -6,7 +6,7 @@ and only where its content changes, so that its time of change tells of news.
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,7 +20,7 @@ from syncd.database import rows, state
 from syncd.database.engine import Database
 from syncd.database.rows import PublicEvent
 from syncd.errors import StoreError
-from syncd.feed.rendering import render
+from syncd.feed.rendering import news, render
 from syncd.threads import Latest, in_own_thread
 
 WAIT_S = 2.0
@@ -112,7 +112,7 @@ def _attempt(feed: FeedConfig, events: Sequence[PublicEvent], stays: bool) -> tu
     try:
         if stays and _look(feed.path):
             return "the file that is there stays until every event was read", False
-        has_news = replace(feed.path, render(feed.format, chosen), feed.mode)
+        has_news = replace(feed.path, render(feed.format, chosen), feed.mode, partial(news, feed.format))
     except (OSError, NotReplaced) as error:
         return _reason(error, feed.path.parent), False
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this feed's and nobody else's
@@ -143,12 +143,12 @@ def obstacle(feed: FeedConfig) -> str | None:
     return None
 
 
-def replace(path: Path, content: bytes, mode: int) -> bool:
+def replace(path: Path, content: bytes, mode: int, news_of: Callable[[bytes], bytes] = bytes) -> bool:
     """Write a file beside and rename it over, where the content or mode differs; return whether it did.
 
-    Raises OSError, and NotReplaced; the old file stays then.
+    `news_of` gives what counts of a content. Raises OSError, and NotReplaced; the old file stays then.
     """
-    if _look(path) == (mode, len(content)) and _content(path) == content:
+    if _look(path) == (mode, len(content)) and news_of(_content(path) or b"") == news_of(content):
         return False
     # Always the same name: what a killed process left is cleared away by the next.
     beside = path.with_name(f".{path.name}.new")

@@ -403,6 +403,7 @@ class Webhooks:
         self.outbox.has_news = False
         if not self._database.is_open or not (self.endpoints or self._must_settle):
             return
+        endpoints = self.endpoints
         try:
             async with self._shared.databases:
                 if self._must_settle and await self._database.read(self._is_unsettled):
@@ -413,7 +414,7 @@ class Webhooks:
                             *(name, number),
                         )
                 counts = await self._database.read(deliveries.counts)
-            self._must_settle = False
+            self._must_settle = self.endpoints is not endpoints  # others were configured meanwhile
             for each in self.endpoints:
                 each.take_counts(counts)
         except StoreError as error:

@@ -9,9 +9,9 @@ begun and not ended; a session that is shown and has not begun. Where none is on
 (all that have not begun) count instead: a figure does not disappear with the end of a sale.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -81,10 +81,15 @@ def with_place(ticket: Ticket, not_places: Sequence[str]) -> Ticket:
     """Give a ticket with its `is_place`; `not_places` are ids, and names in which `*` stands for anything."""
     names = [name.strip().casefold() for name in (ticket.name, ticket.full_name) if name]
     is_place = not any(
-        pattern == ticket.id or any(fnmatchcase(name, pattern.strip().casefold()) for name in names)
+        pattern == ticket.id or any(_is_like(name, pattern.strip().casefold()) for name in names)
         for pattern in not_places
     )
     return ticket if is_place == ticket.is_place else replace(ticket, is_place=is_place)
+
+
+def _is_like(name: str, pattern: str) -> bool:
+    """Tell whether a name is the pattern's; of all characters `*` alone stands for others."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
 # --- what is on offer

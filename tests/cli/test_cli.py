@@ -532,6 +532,7 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
         ["frobnicate"],
         ["once", "--fulll"],
         ["demo", "--interval", "0s"],
+        ["demo", "--interval", "8d"],
         ["demo", "--events", "0"],
     ):
         with pytest.raises(SystemExit) as left:

@@ -89,6 +89,20 @@ def test_a_file_is_written_in_every_run(rig: Rig, folder: Path, standin: StandIn
     assert stats(folder) == before
 
 
+def test_a_calendar_is_written_for_what_it_does_not_show(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """What changes in an event, and stands in no entry, leaves it as it was."""
+    rig.run()
+    before = stats(folder)["events.ics"]
+    standin.events[CONCERT].row["confirmation_message"] = "À bientôt"
+    standin.events[CONCERT].row["views"] = "12"
+    assert rig.run().counts.updated == 1
+    assert stats(folder)["events.ics"] == before
+    standin.events[CONCERT].row["place"] = "Halle"
+    rig.run()
+    assert stats(folder)["events.ics"] != before
+    assert b"LOCATION:Halle" in (folder / "events.ics").read_bytes()
+
+
 def test_an_event_that_is_over_stays_while_runs_fail(rig: Rig, folder: Path, standin: StandIn) -> None:
     """An event leaves the files when it is over, though Billetweb does not answer."""
     rig.run()

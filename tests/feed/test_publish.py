@@ -257,15 +257,19 @@ def test_unlimited_is_taken_for_unknown(start: Start, where: str) -> None:
 
 @PLACES
 def test_unknown_figure_takes_the_place_of_a_known_one(start: Start, standin: StandIn, where: str) -> None:
-    """What is not known is not written, nor is that the event is not full."""
+    """What is not known is not written, nor is that the event is not full. Whether it is on sale is."""
     standin.events[CONCERT].gauges.clear()
-    standin.events[CONCERT].tickets.clear()
-    with start(where, set=SET | {"billetwebUrl": "shop_url"}) as on:
+    for tariff in standin.events[CONCERT].tickets:
+        tariff["quota"] = ""
+        tariff["start_time"] = "2099-01-01 00:00:00"
+    with start(where, set=SET | {"billetwebUrl": "shop_url", "status": "sale_status"}) as on:
         site.make(on.url)
+        query(on.url, 'ALTER TABLE "Formation" ADD COLUMN "status" VARCHAR(9)')
         site.add(on.url, SLUG, placesTotal=9, placesLeft=0, isFull=True)
         assert on.settled() is None
         assert on.row(SLUG) == (9, 0, True)
         assert SLUG in on.row(SLUG, "billetwebUrl")[0]
+        assert on.row(SLUG, "status") == ("coming",)
 
 
 @PLACES
@@ -524,6 +528,7 @@ def problems(config: Config) -> list[str]:
     ("changed", "sentence"),
     [
         ({"table": "Formations"}, 'there is no table "Formations": did you mean "Formation"?'),
+        ({"table": "formation"}, 'there is no table "formation": did you mean "Formation"?'),
         ({"touch": "updateAt"}, 'has no column "updateAt": did you mean "updatedAt"?'),
         (
             {"set": {"placesLeft": "is_full", "isFull": "places_left"}},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
+from sqlalchemy import Connection
 from standardwebhooks import WebhookVerificationError
 from support import site
 from support.real_databases import query, url_at
@@ -529,6 +530,38 @@ def test_a_clock_that_was_ahead_keeps_deliveries_for_years(
     rig.run()
     settled(rig)
     assert len(receiver.got) == 2
+
+
+def test_a_reload_at_the_end_of_a_run_is_forgotten(
+    rig: Rig, receiver: Receiver, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that was gone is asked at its new address, whenever that is configured."""
+    receiver.answers = [Answer(410)]
+    sell(rig, standin)
+    settled(rig, parked=1)
+    counting, may_go_on, counts = threading.Event(), threading.Event(), deliveries.counts
+
+    def held_up(connection: Connection) -> Any:
+        """Count, while somebody configures."""
+        counting.set()
+        assert may_go_on.wait(30)
+        return counts(connection)
+
+    async def reload_meanwhile() -> None:
+        """Take the address over while a run's end looks at what waits."""
+        webhooks = rig.account.webhooks
+        end = asyncio.create_task(webhooks.refresh())
+        await asyncio.to_thread(counting.wait, 30)
+        moved = structs.replace(rig.config.webhooks[0], url=receiver.url + "/new")
+        webhooks.configure(structs.replace(rig.config, webhooks=(moved,)))
+        may_go_on.set()
+        await end
+        await webhooks.refresh()
+
+    monkeypatch.setattr(deliveries, "counts", held_up)
+    rig.portal.call(reload_meanwhile)
+    settled(rig)
+    assert [each.path for each in receiver.got] == ["/hook", "/hook/new"]
 
 
 def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:

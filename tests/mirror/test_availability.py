@@ -437,6 +437,8 @@ def test_a_sale_is_told_wrongly(status: str, tickets: list[Ticket], fields: dict
         (("Repas",), True),
         (("Samedi > *",), False),
         (("Concert", "*repas*"), False),
+        (("Repas du mid[ijk]",), True),
+        (("Repas ?? midi",), True),
     ],
 )
 def test_a_meal_takes_a_place(patterns: tuple[str, ...], is_place: bool) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
 from support.people import WHOLE, first_of, held, read, served
+from support.processes import eventually
 from support.real_databases import url_at
 from support.variants import mostly_slow
 
@@ -18,7 +20,7 @@ from syncd.account import upkeep
 from syncd.billetweb import body as answers
 from syncd.billetweb import fields
 from syncd.config import Config
-from syncd.database import schema
+from syncd.database import schema, state
 from syncd.mirror.diff import LOGGED
 from syncd.model import ATTENDEES, PERSONAL, Attendee
 from syncd.run import attendees
@@ -447,6 +449,20 @@ def test_erasing_goes_unsaid(
             ((cursor,),) = full.sql("SELECT value FROM syncd_cursors")  # by it who sells is still told
             assert "since" in cursor
     assert held(full) == served(standin, full=True)
+
+
+def is_kept(rig: Rig, mode: str) -> bool:
+    return bool(rig.query(state.get, state.KEPT, str) == mode)
+
+
+def test_a_pause_keeps_personal_data(full: Rig, make_config: MakeConfig) -> None:
+    """What is no longer wanted goes with the reload that says so, whether runs come or not."""
+    full.portal.call(lambda: full.account.pause(paused=True))
+    for mode in ("minimal", "none"):
+        assert held(full) != {}
+        full.portal.call(full.account.configure, make_config(sync__attendees=mode))
+        eventually(partial(is_kept, full, mode))
+    assert held(full) == {}
 
 
 @pytest.mark.sqlite_only("on PostgreSQL a vacuum does that, some time")
