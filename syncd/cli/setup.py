@@ -79,6 +79,8 @@ def setup(options: Options, redact: Redactor) -> int:
     """
     path = options.path.absolute()
     before = _before(path, may_replace=options.overwrite)
+    if before is None and path.parent != SYSTEM:
+        _check_path(path)
     _check_options(options)
     if options.key_file is None and not _may_ask():
         raise ConfigError([NO_TERMINAL.format("--key-file")])
@@ -100,6 +102,16 @@ def setup(options: Options, redact: Redactor) -> int:
     _put(path, config, 0o640, group=GROUP)
     _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path, _socket(config))}")
     return 0
+
+
+def _check_path(path: Path) -> None:
+    """Raise ConfigError where the database and the socket beside could not have their places by this path."""
+    if path.suffix in (".db", ".sock"):
+        raise ConfigError([f"--config: {path} would be its own database or socket; end it in .toml"])
+    if {"?", "%"} & {*str(path)}:
+        raise ConfigError(["--config: a ? or % in the path of the database means another thing"])
+    beside = f"{path.with_suffix('.sock')}"
+    _read("--config: the socket beside it", lambda: str(readers.socket(beside)))
 
 
 def _check_options(options: Options) -> None:
@@ -272,7 +284,7 @@ def _values(
 def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
     """Return a configuration with these values, and everything else in it as it was."""
     for (table, key), value in values.items():
-        lines, at = text.splitlines(), key_lines(text)
+        lines, at = text.removesuffix("\n").split("\n"), key_lines(text)
         line = f"{key} = {quoted(value)}"
         if (table, key) in at:
             lines[at[table, key] - 1] = line

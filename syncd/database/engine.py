@@ -237,7 +237,7 @@ def _trouble(url: str) -> str | None:
     if is_file := is_sqlite(url):
         path = sqlite.path_of(url)
         trouble = sqlite.obstacle(path)
-        if trouble or not path.exists():
+        if trouble or (trouble := sqlite.lack_of_room(path)) or not path.exists():
             return trouble
     with _looking(url) as connection:
         revision = _known_revision(connection)

@@ -1,6 +1,7 @@
 """SQLite's side of the database: the file, the lock beside it, its transactions."""
 
 import os
+import shutil
 import sqlite3
 import stat
 from contextlib import closing, suppress
@@ -20,6 +21,8 @@ BUSY_TIMEOUT_MS = 3000
 MODE = 0o640
 """Of a new file, as far as the umask allows it: its group may read it, where the service lets a site do so.
 Others may not, whatever the umask: it may hold people's addresses."""
+LEAST_FREE_BYTES = 1 << 20
+"""A run of a small account writes some hundred KiB before SQLite can give back what it took."""
 WAL_BYTES = 4 << 20
 """What the write-ahead log shrinks to once nobody reads it: it gets no longer without readers, as SQLite
 empties it after 1,000 pages."""
@@ -148,6 +151,14 @@ def obstacle(path: Path, *, in_use: bool = False) -> str | None:
     is_open = in_use and real.with_name(f"{real.name}-wal").exists()
     writable = is_open or os.access(real.parent, os.W_OK | os.X_OK)
     return None if writable else f"the folder {real.parent} is not writable"
+
+
+def lack_of_room(path: Path) -> str | None:
+    """Return that the disk is full which the file is on, or is to be on."""
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"the disk of {path.parent} is full: {free // 1024} KiB are free" if free < LEAST_FREE_BYTES else None
+    )
 
 
 def engine(url: str, *, read_only: bool = False) -> Engine:

@@ -37,6 +37,15 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.parametrize("name", ["x.db", "x.sock", "who?.toml", "100%41.toml", f"{'x' * 100}.toml"])
+def test_a_name_leads_to_settings_that_check_refuses(tmp_path: Path, base_url: str, name: str) -> None:
+    """A path that no database or socket can be beside is refused before anything is asked."""
+    said = setup(tmp_path, base_url, "--config", f"{tmp_path}/{name}")
+    assert said.returncode == 78
+    assert said.stderr.startswith("--config: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
     """The key was tried, both files are there for the owner alone, `check` is content and a run works."""
     said = setup(tmp_path, base_url, "--attendees", "minimal")

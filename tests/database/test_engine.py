@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import BigInteger, Boolean, Float, Integer, Text, create_engine, inspect
 from support.processes import as_nobody, short_folder
 
-from syncd.database import schema
+from syncd.database import schema, sqlite
 from syncd.database.engine import VERSION_TABLE, Database, check, masked, secrets, upgrade
 from syncd.database.lock import FileLock
 from syncd.errors import AlreadyRunning, StoreError
@@ -472,6 +472,13 @@ def test_a_check_creates_nothing_where_nothing_is(tmp_path: Path) -> None:
     """A database that is yet to be created is no problem, and is not created."""
     assert check(url_of(tmp_path / "mirror.db")) is None
     assert snapshot(tmp_path) == {}
+
+
+def test_a_full_disk_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run can write there."""
+    monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 62)
+    trouble = check(url_of(tmp_path / "mirror.db")) or ""
+    assert re.fullmatch(rf"database.url: the disk of {tmp_path} is full: \d+ KiB are free", trouble)
 
 
 def test_a_check_changes_nothing_in_a_database(tmp_path: Path) -> None:
