@@ -166,7 +166,7 @@ class Account:
         self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
-        self._background.start(upkeep.tidy(self.database, sync.attendees, now))
+        self._background.start(upkeep.tidy(self.database, self.config, now, self.paused))
         if self.publishing.is_late or self.config.feeds:
             self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
         self.webhooks.start()
@@ -189,8 +189,7 @@ class Account:
         self.config = config
         self.publishing.configure(config)
         examining = self._background.start(self.publishing.examine(self.database))
-        if self._at_work is None:
-            self._background.start(upkeep.tidy(self.database, config.sync.attendees, self.clock.now()))
+        self._background.start(upkeep.tidy(self.database, config, self.clock.now(), self.paused))
         self.webhooks.configure(config)
         self._background.start(self.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout

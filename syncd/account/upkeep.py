@@ -6,8 +6,10 @@ from loguru import logger
 
 from syncd import text
 from syncd.clock import Clock
+from syncd.config import Config
 from syncd.database import attendees, changes, deliveries, state
 from syncd.database.engine import Database
+from syncd.database.state import Pause
 from syncd.errors import StoreError
 from syncd.model import AttendeeMode
 from syncd.threads import in_thread
@@ -38,11 +40,11 @@ async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
         )
 
 
-async def tidy(database: Database, mode: AttendeeMode, now: datetime) -> None:
-    """Erase what may no longer be kept, where no run comes soon that would. Raises nothing."""
+async def tidy(database: Database, config: Config, now: datetime, paused: Pause | None) -> None:
+    """Erase what may no longer be kept while runs are `paused`, which else do that. Raises nothing."""
     try:
-        if database.is_open:
-            await retain(database, mode, now)
+        if paused and database.is_open:
+            await retain(database, config.sync.attendees, now)
     except StoreError as error:
         logger.debug("what may no longer be kept of attendees waits for the next run: {}", error)
 
