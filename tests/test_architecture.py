@@ -217,6 +217,7 @@ def test_the_daemon_at_rest_keeps_needless_libraries_in_memory() -> None:
     )
 
 
+@pytest.mark.slow("starts a process")
 def test_a_migration_loads_a_highlighter_of_source_code(tmp_path: Path) -> None:
     """A new database is made without pygments, which Mako would take for error pages that nobody sees."""
     loaded = loaded_by(

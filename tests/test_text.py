@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncd import text
@@ -179,6 +179,7 @@ def test_good_text_is_escaped(word: str) -> None:
     assert text.harmless(word) == word
 
 
+@settings(max_examples=30)
 @given(st.text(), st.integers(2, 50))
 def test_foreign_text_has_no_end(said: str, most: int) -> None:
     """A text that is cut keeps its two ends and tells how much is missing; one that fits stays whole."""

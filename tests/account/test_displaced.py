@@ -80,7 +80,7 @@ WAYS = [
 
 
 @ON_A_FILE
-@pytest.mark.parametrize("displace", mostly_slow(WAYS, "each takes two runs", always=3))
+@pytest.mark.parametrize("displace", mostly_slow(WAYS, "each takes two runs", always=2))
 def test_a_run_is_ok_into_a_file_that_nobody_finds(
     rig: Rig, standin: StandIn, log_lines: LogLines, displace: Callable[[Path], None]
 ) -> None:

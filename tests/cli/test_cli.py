@@ -450,7 +450,7 @@ def test_path_of_a_setting_is_a_traceback(home: Path, base_url: str, odd: Path, 
 
 
 @pytest.mark.sqlite_only("about files")
-@pytest.mark.parametrize("tail", mostly_slow(ODD_PATHS, "each starts a process", always=3))
+@pytest.mark.parametrize("tail", mostly_slow(ODD_PATHS, "each starts a process"))
 @pytest.mark.parametrize("command", mostly_slow(["run", "check", "once"], "they read it alike"))
 def test_configuration_that_is_no_file_is_a_traceback(home: Path, odd: Path, tail: str, command: str) -> None:
     """Whatever stands at `--config`, and is no file that can be read, is one line and exit code 78."""

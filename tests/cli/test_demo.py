@@ -139,6 +139,7 @@ def test_demo_waits_for_a_limit_of_its_own() -> None:
         assert screen.leave(signal.SIGINT) == 0
 
 
+@pytest.mark.slow("starts a demo")
 def test_query_that_is_printed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command that looks into the database works as it is printed, with sqlite3 and without."""
     with demo("--attendees", "full") as screen:

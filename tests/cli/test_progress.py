@@ -129,6 +129,7 @@ def held(standin: StandIn, config: Path) -> Iterator[Path]:
 # --- on a terminal
 
 
+@pytest.mark.slow("a run that is held")
 def test_first_import_is_silent(standin: StandIn, held: Path) -> None:
     """A bar shows the events, and is gone in the end: whole log lines are left, and the summary on stdout."""
     with Once(held) as once:
@@ -227,6 +228,7 @@ def test_dumb_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, term: str, *,
     assert len(led_to) == 2 * drawn
 
 
+@pytest.mark.slow("starts a process")
 def test_bar_in_a_pipe(config: Path) -> None:
     """In a pipe stderr holds the two lines of the log, without a control character."""
     done = syncd("once", "--config", config)

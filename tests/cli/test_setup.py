@@ -294,6 +294,7 @@ def test_a_script_waits_for_a_terminal(tmp_path: Path) -> None:
     assert (said.returncode, "account number, digits only" in said.stderr) == (78, True)
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_closed_input_is_a_fault_of_syncd(tmp_path: Path, base_url: str) -> None:
     """Where there is none, nobody is asked; with a key in a file nobody need be."""
     key, config = tmp_path / "key", tmp_path / "config.toml"

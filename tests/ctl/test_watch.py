@@ -22,6 +22,7 @@ from support.processes import (
     short_folder,
 )
 from support.terminal import Terminal
+from support.variants import mostly_slow
 
 from syncd.ctl.drawing import drawn
 from syncd.ctl.http import NoDaemon
@@ -89,6 +90,7 @@ def test_a_sale_is_not_seen_on_the_screen(daemon: DaemonProcess, standin: StandI
         assert re.search(r"│ Concert à la grange +3 +180 +▲ 3 ", terminal.shows("▲ 3"))
 
 
+@pytest.mark.slow("waits for the screen")
 def test_a_run_in_progress_is_hidden(daemon: DaemonProcess, standin: StandIn) -> None:
     """A run shows why it runs and how far it is, for as long as it does."""
     standin.fail("/event/900002/avail", hang)
@@ -368,7 +370,7 @@ def a_sight(**changes: Any) -> Seen:
     return Seen(status | changes, runs, events, {"3": -2})
 
 
-@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("unicode", mostly_slow([True, False], "many sizes"))
 @pytest.mark.parametrize(
     "size", [(1, 1), (10, 5), (20, 80), (40, 12), (80, 24), (81, 25), (139, 50), (140, 20), (300, 90)]
 )

@@ -85,6 +85,7 @@ def told_but_time(daemon: DaemonProcess) -> list[str]:
     return [message for message in daemon.notified if not message.startswith("EXTEND_TIMEOUT")]
 
 
+@pytest.mark.slow("waits for seconds")
 @pytest.mark.sqlite_only("about the service manager")
 def test_busy_service_manager_holds_daemon_up(home: Path, base_url: str) -> None:
     """A manager that does not read for a while loses lines of status; the daemon waits for none of them."""
@@ -347,6 +348,7 @@ def test_missing_database_ends_daemon(home: Path, base_url: str) -> None:
     assert query(f"sqlite:///{folder}/syncd.db", runs) == [("failed", 4), ("ok", 1)]
 
 
+@pytest.mark.slow("waits for seconds")
 def test_dead_billetweb_ends_daemon(home: Path) -> None:
     """Where nothing listens the run fails, with a line that says so, and the daemon stays up."""
     with DaemonProcess(home, "http://127.0.0.1:1/api", instant_retries=True) as daemon:

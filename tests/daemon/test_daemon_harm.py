@@ -208,6 +208,7 @@ def test_removed_socket_ends_all_commands(daemon: DaemonProcess) -> None:
     assert not daemon.socket.exists()
 
 
+@pytest.mark.slow("many requests")
 def test_requests_make_an_endless_run(daemon: DaemonProcess, standin: StandIn) -> None:
     """Thousands of ids in one request, or in many, are refused with what to do; listings stay small."""
     standin.fail("/events", hang, times=None)

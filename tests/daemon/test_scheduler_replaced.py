@@ -181,6 +181,7 @@ def test_a_failed_run_looks_like_a_success(
     assert application.ask("runNow") | {"duration": 0} == OK | {"synced": 6, "duration": 0}
 
 
+@pytest.mark.slow("starts a site of its own")
 def test_a_site_s_own_scheduler_is_missed(application: Application, daemon: DaemonProcess) -> None:
     """What it told is told from the daemon's status: whether it runs, when it ran and will, how it ended."""
     before = application.ask("getStatus")

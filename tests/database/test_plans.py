@@ -220,7 +220,7 @@ def replay(found: list[Any]) -> dict[str, dict[str, dict[str, Any]]]:
     return built
 
 
-properties = settings(max_examples=30, deadline=None)
+properties = settings(max_examples=20, deadline=None)
 
 
 @pytest.mark.slow("many plans, each written")

@@ -110,6 +110,7 @@ def test_turns_starve_an_event() -> None:
     assert min(read_at.values()) >= NOW
 
 
+@pytest.mark.slow("hundreds of runs are simulated")
 def test_an_event_without_a_date_is_never_read_again() -> None:
     """Where not all can be read at once one of them is read in each run; the others keep their bound."""
     dated, undated = ([f"{kind}{number:03}" for number in range(300)] for kind in "du")

@@ -180,7 +180,7 @@ def doubted_table_stays(rig: Rig, before: dict[str, list[tuple[Any, ...]]], what
         assert rig.dump(VICTIM)[table] == before[table]
 
 
-@pytest.mark.parametrize("name", mostly_slow(EVERYWHERE, "each takes three runs", always=8))
+@pytest.mark.parametrize("name", mostly_slow(EVERYWHERE, "each takes three runs", always=5))
 def test_a_fault_in_the_list_of_events_costs_data(
     rig: Rig, standin: StandIn, log_lines: LogLines, name: str
 ) -> None:
@@ -210,7 +210,7 @@ def test_a_fault_in_the_list_of_events_costs_data(
     mostly_slow(
         [*zip(EVERYWHERE, itertools.cycle(READS), strict=False), *itertools.product(OF_ONE_EVENT, READS)],
         "each takes three runs",
-        always=15,
+        always=9,
     ),
     ids="-".join,
 )

@@ -33,6 +33,7 @@ def test_demo_is_sold_out_for_good() -> None:
             sold.setdefault(event_id, set()).add(standin.events[event_id].sold.total())
 
 
+@pytest.mark.slow("many days of sales")
 def test_demo_shows_what_is_long_over() -> None:
     """As many events are coming after an hour as at the start, others among them; each is yet to begin."""
     standin = StandIn(seed=1)
