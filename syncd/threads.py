@@ -59,6 +59,14 @@ class Latest(Generic[K]):
         if self._tasks:
             await asyncio.wait({*self._tasks.values()}, timeout=wait_s)
 
+    async def cancel(self) -> None:
+        """Have nothing more done; what has a thread of its own is left behind."""
+        self._wanted.clear()
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait({*self._tasks.values()})
+
     async def _serve(self, key: K) -> None:
         try:
             while work := self._wanted.pop(key, None):

@@ -168,5 +168,10 @@ def test_an_older_state_is_written_over_a_newer_one() -> None:
         await latest.finish(10.0)
         assert done == ["file", "first", "last"]
         assert await latest.carry_out({}, 10.0) == []
+        may_end.clear()
+        assert await latest.carry_out({"table": partial(write, "first")}, 0.01) == ["table"]
+        await latest.cancel()
+        may_end.set()
+        assert done == ["file", "first", "last"]
 
     asyncio.run(main())

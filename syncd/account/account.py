@@ -177,6 +177,7 @@ class Account:
     async def close(self) -> None:
         """Close the connections and the database."""
         await self.webhooks.stop()
+        await asyncio.gather(self.publishing.writing.cancel(), self.feeds.writing.cancel())
         await self.client.aclose()
         await in_thread(self.database.close)
 

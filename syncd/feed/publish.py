@@ -204,9 +204,10 @@ class Publishing:
 
     async def settle(self, database: Database, at: datetime) -> None:
         """Bring every target up to date with the whole mirror, those elsewhere where that is done soon."""
-        work = partial(_guarded, partial(_settle, database, at))
-        await self._here(work)
-        wanted = {each: partial(in_own_thread, work, each) for each in self.targets if not each.is_here}
+        await self._here(partial(_guarded, partial(_settle, database, at)))
+        wanted = {
+            each: partial(_settle_elsewhere, database, at, each) for each in self.targets if not each.is_here
+        }
         for each in await self.writing.carry_out(wanted, WAIT_S):
             each.fail(f"it takes longer than {WAIT_S:g} s; it goes on meanwhile")
 
@@ -240,14 +241,24 @@ def _examine(database: Database, each: Target) -> None:
 
 def _settle(database: Database, at: datetime, each: Target) -> None:
     """Compare all rows with the mirror and write what differs. Raises SyncdError."""
-    if each.is_here:
-        with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
-            done = each.bring(connection, target.events(connection, each.settings), at)
+    with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
+        done = each.bring(connection, target.events(connection, each.settings), at)
+    each.take(done, at)
+
+
+async def _settle_elsewhere(database: Database, at: datetime, each: Target) -> None:
+    """Do the same in another database, which may hang: of this one nothing is held meanwhile."""
+    try:
+        some = await database.read(target.events, each.settings)
+    except StoreError as error:
+        each.fail(str(error))
     else:
-        with database.begin() as connection:
-            some = target.events(connection, each.settings)
-        with elsewhere.connected(each.url, write=True) as connection:
-            done = each.bring(connection, some, at)
+        await in_own_thread(_guarded, partial(_write_elsewhere, some, at), each)
+
+
+def _write_elsewhere(some: Sequence[Mapped], at: datetime, each: Target) -> None:
+    with elsewhere.connected(each.url, write=True) as connection:
+        done = each.bring(connection, some, at)
     each.take(done, at)
 
 

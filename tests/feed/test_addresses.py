@@ -17,6 +17,7 @@ from support.variants import mostly_slow
 from syncd.feed.addresses import Unreachable, is_public, lead_to
 from syncd.standin.server import StandIn
 
+pytestmark = pytest.mark.sqlite_only("about names and addresses")
 CONCERT = "900006"
 PUBLIC = ["93.184.215.14", "1.1.1.1", "2606:4700:4700::1111", "::ffff:93.184.215.14", "64:ff9b::5db8:d70e"]
 REFUSED = [

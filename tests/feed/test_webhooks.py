@@ -147,8 +147,8 @@ def test_a_site_is_told_before_its_table_is_written(
     sell(rig, standin)
     got(rig, receiver, 1)
     rig.clock.now_s += 1
-    go_on, settle, rows = threading.Event(), publish._settle, list[int]()
-    monkeypatch.setattr(publish, "_settle", lambda *settled: go_on.wait(30) and settle(*settled))
+    go_on, settle, rows = threading.Event(), publish._write_elsewhere, list[int]()
+    monkeypatch.setattr(publish, "_write_elsewhere", lambda *settled: go_on.wait(30) and settle(*settled))
     receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
     standin.sell(FESTIVAL, 1)
     run = rig.request()
