@@ -6,7 +6,7 @@ theirs left. What goes wrong is that target's error, and nobody else's.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -198,29 +198,29 @@ class Publishing:
 
     async def examine(self, database: Database) -> None:
         """Look whether every target can be used, and remember what is wrong."""
-        work = partial(_guarded, partial(_examine, database))
-        await self._here(work)
-        await asyncio.gather(*(in_own_thread(work, each) for each in self.targets if not each.is_here))
+        here, others = self._by_place()
+        for each in here:
+            await _guarded(each, in_thread(_examine, database, each))
+        await asyncio.gather(*(_guarded(each, in_own_thread(_examine, database, each)) for each in others))
 
     async def settle(self, database: Database, at: datetime) -> None:
         """Bring every target up to date with the whole mirror, those elsewhere where that is done soon."""
-        await self._here(partial(_guarded, partial(_settle, database, at)))
-        wanted = {
-            each: partial(_settle_elsewhere, database, at, each) for each in self.targets if not each.is_here
-        }
+        here, others = self._by_place()
+        for each in here:
+            await _guarded(each, in_thread(_settle, database, at, each))
+        wanted = {each: partial(_settle_elsewhere, database, at, each) for each in others}
         for each in await self.writing.carry_out(wanted, WAIT_S):
             each.fail(f"it takes longer than {WAIT_S:g} s; it goes on meanwhile")
 
-    async def _here(self, work: Callable[[Target], None]) -> None:
-        """Do this to the targets in the mirror's own database, one by one: it has one writing connection."""
-        for each in self.targets:
-            if each.is_here:
-                await in_thread(work, each)
+    def _by_place(self) -> tuple[list[Target], list[Target]]:
+        """Return the targets in the mirror's database, which share its connection, and those elsewhere."""
+        here = [each for each in self.targets if each.is_here]
+        return here, [each for each in self.targets if not each.is_here]
 
 
-def _guarded(work: Callable[[Target], None], each: Target) -> None:
+async def _guarded(each: Target, work: Awaitable[None]) -> None:
     try:
-        work(each)
+        await work
     except SyncdError as error:
         each.fail(str(error))
     except Exception as error:  # noqa: BLE001 - a bug with one table ends no run
@@ -248,12 +248,13 @@ def _settle(database: Database, at: datetime, each: Target) -> None:
 
 async def _settle_elsewhere(database: Database, at: datetime, each: Target) -> None:
     """Do the same in another database, which may hang: of this one nothing is held meanwhile."""
-    try:
+
+    async def bring() -> None:
+        """Read here, and write there."""
         some = await database.read(target.events, each.settings)
-    except StoreError as error:
-        each.fail(str(error))
-    else:
-        await in_own_thread(_guarded, partial(_write_elsewhere, some, at), each)
+        await in_own_thread(_write_elsewhere, some, at, each)
+
+    await _guarded(each, bring())
 
 
 def _write_elsewhere(some: Sequence[Mapped], at: datetime, each: Target) -> None:
