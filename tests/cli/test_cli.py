@@ -20,6 +20,7 @@ from support.processes import (
     Process,
     environment,
     eventually,
+    forked_after,
     started,
     syncd,
     write_config,
@@ -307,10 +308,7 @@ def test_once_beside_daemon_writes(home: Path, standin: StandIn, base_url: str) 
         assert len(standin.requests) == before
 
 
-UNDER_NOHUP = [
-    *FORKED[:2],
-    f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {FORKED[2]}",
-]
+UNDER_NOHUP = forked_after("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
 
 
 @contextmanager
@@ -401,7 +399,11 @@ def test_silent_monitor_outlasts_a_signal(
     standin.heal()
 
 
-WITHOUT_RIGHTS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+# All capabilities are given up by this process itself: version 3 of their form, none in any of the sets.
+WITHOUT_RIGHTS = forked_after(
+    "import ctypes; none = (ctypes.c_uint32 * 6)(); "
+    "assert not ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), none)"
+)
 ODD_PATHS = ("", "/fifo", "/loop", "/loop/x", "/plain/x", "/closed/x", "/" + "x" * 300)
 
 
@@ -419,8 +421,7 @@ def odd(home: Path) -> Path:
 
 def unprivileged(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Return a finished `syncd` for which closed folders are closed, though the tests' user be root."""
-    is_root = os.geteuid() == 0
-    return syncd(*arguments, program=[*WITHOUT_RIGHTS, *SYNCD] if is_root else SYNCD)
+    return syncd(*arguments, program=WITHOUT_RIGHTS)
 
 
 @pytest.mark.sqlite_only("about files")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support import site
-from support.processes import FORKED, SYNCCTL, DaemonProcess, eventually
+from support.processes import SYNCCTL, DaemonProcess, eventually, forked_after
 from support.real_databases import query, url_at
 from support.receiver import SECRET, Receiver, receiving
 from support.terminal import Terminal
@@ -135,8 +135,7 @@ SLOW_S = 0.2
 """So long at most an answer of the receiver takes, a good part of what a daemon lives."""
 MARGIN = 1.2
 """A part of the kills comes when all is done."""
-_SHORT_MINUTE = "from syncd.billetweb import limiter; limiter.WINDOW_S = 0.5; "
-SHORT_MINUTE = [*FORKED[:-1], f"{_SHORT_MINUTE}{FORKED[-1]}"]
+SHORT_MINUTE = forked_after("from syncd.billetweb import limiter; limiter.WINDOW_S = 0.5")
 """The request limit outlives a kill; a minute that passes in half a second holds nobody up."""
 
 

@@ -28,11 +28,14 @@ SYNCD = [sys.executable, "-m", "syncd"]
 """A start as a shell has it; the other programs here are forked where that makes no difference."""
 _PROGRAM = "import sys, syncd.cli.main as program; sys.exit(program.main())"
 FORKED = [sys.executable, "-c", _PROGRAM]
-WITH_INSTANT_RETRIES = [
-    sys.executable,
-    "-c",
-    f"import stamina; stamina.set_testing(True, attempts=3); {_PROGRAM}",
-]
+
+
+def forked_after(code: str) -> list[str]:
+    """Return the command of a `syncd` that is forked, and does something else first."""
+    return [*FORKED[:-1], f"{code}; {_PROGRAM}"]
+
+
+WITH_INSTANT_RETRIES = forked_after("import stamina; stamina.set_testing(True, attempts=3)")
 # What is open as standard input becomes the socket that systemd passes on: fd 3, for this process id alone.
 _ACTIVATE = 'export LISTEN_PID=${LISTEN_PID-$$} LISTEN_FDS=${LISTEN_FDS-1}; exec "$@" 3<&0 0</dev/null'
 SOCKET_ACTIVATED = ["sh", "-c", _ACTIVATE, "sh"]
