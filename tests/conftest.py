@@ -87,15 +87,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is about the other database or takes long and, on PostgreSQL, what uses none."""
     other = "sqlite_only" if databases.is_postgresql() else "postgresql_only"
-    left_out = [
+    left_out = {
         item
         for item in items
         if item.get_closest_marker(other)
         or (item.get_closest_marker("slow") and not config.getoption("everything"))
         or (databases.is_postgresql() and "database_kind" not in getattr(item, "fixturenames", ()))
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    }
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
