@@ -196,6 +196,7 @@ AWAY: Tables = {"billetweb": {"base_url": "https://127.0.0.1:1/api"}, "sync": {"
 """Nobody answers there, and certificates are needed to ask."""
 
 
+@pytest.mark.sqlite_only("about proxies")
 @pytest.mark.parametrize("command", mostly_slow(["check", "once", "run"], "each starts a process"))
 @pytest.mark.parametrize(
     ("tables", "environ"),
@@ -225,6 +226,7 @@ def test_odd_exceptions_of_the_proxy_stop_everything(home: Path, standin: StandI
     assert standin.requests[-1].path == "/monitor"
 
 
+@pytest.mark.sqlite_only("about settings")
 def test_reload_takes_half_of_the_settings(home: Path, base_url: str) -> None:
     """Certificates that are gone since the start refuse a reload by their variable; nothing has changed."""
     certificates = home / "ca.pem"

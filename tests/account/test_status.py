@@ -308,6 +308,7 @@ def test_the_last_error_is_one_line_and_goes_with_an_ok_run(
     assert last_error(run) == expected
 
 
+@pytest.mark.sqlite_only("about the clock")
 @pytest.mark.parametrize("stepped", [timedelta(days=-400), timedelta(seconds=-61), timedelta(days=400)])
 def test_a_clock_that_is_set_makes_a_process_younger(make_config: MakeConfig, stepped: timedelta) -> None:
     """How long the daemon has been up is counted by a clock that only ever grows."""

@@ -182,6 +182,7 @@ def test_large_answer_would_be_given_no_time(account: StandIn, base_url: str) ->
     assert len(account.requests) == 1 + 3  # attempts
 
 
+@pytest.mark.slow("unpacks an answer of many MiB")
 def test_large_answer_would_be_held_whole(account: StandIn, base_url: str) -> None:
     """An answer of many megabytes is never in memory as one, neither on its way nor in slices."""
     large = StandIn(events=1, attendees=8_000, now=NOW)

@@ -103,6 +103,7 @@ def test_credential_that_the_unit_does_not_load_passes_for_one(
     assert f"  webhooks  site (credential {home}/credentials/webhook-site)\n" in told
 
 
+@pytest.mark.sqlite_only("about settings")
 def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) -> None:
     """Every mistake in the file is told at once; so is every one outside of it: folders and key together."""
     bad = {"sync": {"interval": "1s", "jitterr": "1s"}, "control": {"mode": "0666"}}
@@ -139,6 +140,7 @@ def test_unusable_database_passes_check(home: Path, base_url: str, capsys: Capsy
     assert (home / "syncd.db").read_bytes().startswith(b"This is a letter")
 
 
+@pytest.mark.sqlite_only("about files")
 def test_socket_that_cannot_be_made_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
     """What would keep the daemon from making its socket is told by `check` already."""
     (home / "plain").touch()
@@ -152,6 +154,7 @@ def test_socket_that_cannot_be_made_passes_check(home: Path, base_url: str, caps
         assert problems[0].startswith(said.format(home))
 
 
+@pytest.mark.sqlite_only("about files")
 def test_feed_that_cannot_be_written_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
     """Each file that could not be written is told with its reason, and none is written by asking."""
     path = write_config(home, base_url)
@@ -217,6 +220,7 @@ def test_later_version_wrote_the_database(home: Path, base_url: str, capsys: Cap
     assert main(["once", "--config", str(path)]) == 69
 
 
+@pytest.mark.sqlite_only("about answers")
 @pytest.mark.parametrize(("fault", "expected"), [(unauthorized, 78), (restricted, 1)])
 def test_refused_key_passes_check(
     home: Path, standin: StandIn, base_url: str, fault: Fault, expected: int
@@ -228,6 +232,7 @@ def test_refused_key_passes_check(
     assert "\nBilletweb: GET /events: " in f"\n{done.stderr}"
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_dead_billetweb_passes_check(home: Path, capsys: Capsys) -> None:
     """Where nothing listens `--online` says so and exits with 1: the settings may be good."""
     code, [problem] = check(write_config(home, "http://127.0.0.1:1/api"), capsys, "--online")
@@ -248,6 +253,7 @@ def test_once_does_not_sync(home: Path, standin: StandIn, base_url: str, capsys:
     assert query(url_at(home / "syncd.db"), 'SELECT "trigger", "full" FROM syncd_runs') == [("once", 1)]
 
 
+@pytest.mark.sqlite_only("about pings")
 def test_monitor_hears_nothing_of_once(home: Path, standin: StandIn, base_url: str) -> None:
     """A run of cron's is told to the monitor like any other; the stand-in plays the monitor here."""
     path = write_config(home, base_url, {"heartbeat": {"url": f"{base_url}/monitor"}})
@@ -348,6 +354,7 @@ def test_nobody_can_end_a_once_that_hangs(home: Path, base_url: str) -> None:
         assert process.wait(PATIENCE_S) == 1
 
 
+@pytest.mark.slow("starts several processes")
 @pytest.mark.sqlite_only("about streams")
 def test_a_closed_stderr_keeps_syncd_from_its_work(home: Path, base_url: str) -> None:
     """Without it there is nobody to tell, and the exit code says the same."""
@@ -360,6 +367,7 @@ def test_a_closed_stderr_keeps_syncd_from_its_work(home: Path, base_url: str) ->
     assert syncd("check", "--config", config, program=closed).returncode == 78
 
 
+@pytest.mark.sqlite_only("about signals")
 def test_nohup_ends_with_its_terminal(home: Path, standin: StandIn, base_url: str) -> None:
     """Where SIGHUP is ignored from outside, a run goes on over one, and ends by itself."""
     standin.fail("/event/900001/avail", hang)
@@ -372,6 +380,7 @@ def test_nohup_ends_with_its_terminal(home: Path, standin: StandIn, base_url: st
     assert query(url_at(home / "syncd.db"), "SELECT outcome FROM syncd_runs") == [("ok",)]
 
 
+@pytest.mark.sqlite_only("about signals")
 @pytest.mark.parametrize(("command", "code"), [("once", 130), ("check", 130), ("run", 0)])
 def test_run_that_never_began_looks_like_success(
     home: Path, base_url: str, monkeypatch: pytest.MonkeyPatch, command: str, code: int
@@ -461,6 +470,7 @@ def test_configuration_that_is_no_file_is_a_traceback(home: Path, odd: Path, tai
     assert "cannot be read: " in line
 
 
+@pytest.mark.sqlite_only("about files")
 def test_missing_configuration_is_a_traceback(home: Path) -> None:
     """No file: 78 and a line with its name, for each command that reads one."""
     for command in ("run", "check"):
@@ -580,6 +590,7 @@ def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys
     parse([word, *options])
 
 
+@pytest.mark.sqlite_only("about files")
 def test_configuration_of_the_environment_is_ignored(
     home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_first_minute_disappoints() -> None:
         assert screen.text.count("In another terminal:") == 1
 
 
+@pytest.mark.slow("starts a demo of its own")
 def test_a_closed_terminal_leaves_the_demo_behind() -> None:
     """When the terminal is closed, it stops as by Ctrl-C."""
     with demo() as screen:

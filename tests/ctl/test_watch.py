@@ -75,6 +75,7 @@ def test_the_screen_hides_how_it_fares(daemon: DaemonProcess) -> None:
         assert terminal.ended() == 0
 
 
+@pytest.mark.slow("waits for the screen")
 def test_a_sale_is_not_seen_on_the_screen(daemon: DaemonProcess, standin: StandIn) -> None:
     """What a run changed is marked, with how many places; the last place that goes makes it full."""
     runs = daemon.status()["run_count"]

@@ -119,6 +119,7 @@ def test_client_during_restart_is_refused(
             assert f'"pid":{successor.pid},'.encode() in answer.read()
 
 
+@pytest.mark.slow("starts several processes")
 def test_failed_start_removes_socket_of_systemd(home: Path, base_url: str, listening: socket.socket) -> None:
     """A start that is refused, since another daemon holds the database, leaves the socket in place."""
     before = look(home / "syncd.sock")
@@ -224,6 +225,7 @@ def test_socket_of_a_wrong_kind_is_served(
     assert not (home / "syncd.db").exists()
 
 
+@pytest.mark.slow("starts several processes")
 def test_bad_configuration_is_started_again_for_each_who_waits(
     home: Path, base_url: str, listening: socket.socket
 ) -> None:

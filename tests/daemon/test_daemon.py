@@ -110,6 +110,7 @@ def test_stop_leaves_socket_or_looks_like_failure(daemon: DaemonProcess, number:
     assert "WARNING" not in daemon.log
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_stop_waits_for_hanging_billetweb(daemon: DaemonProcess, standin: StandIn) -> None:
     """A run that waits for Billetweb is cancelled, and is on record as cancelled."""
     in_mid_run(daemon, standin)
@@ -165,6 +166,7 @@ def test_run_that_was_promised_is_forgotten(daemon: DaemonProcess, standin: Stan
 # --- reloading
 
 
+@pytest.mark.sqlite_only("about what is logged")
 def test_reload_hides_what_it_did(home: Path, base_url: str) -> None:
     """A reload's answer names the keys that changed, those that wait for a restart, and no key's value."""
     with DaemonProcess(home, base_url, NO_RUN) as daemon:
@@ -205,6 +207,7 @@ def test_reload_restarts_or_ignores(home: Path, base_url: str) -> None:
         assert after["next_run_at"] > before["next_run_at"]
 
 
+@pytest.mark.sqlite_only("about what is logged")
 def test_reloads_at_once_write_each_line_twice(home: Path, base_url: str) -> None:
     """Reloads follow one another, whoever asks for them: each is told once, and so is what comes later."""
     count = 12
@@ -221,6 +224,7 @@ def test_reloads_at_once_write_each_line_twice(home: Path, base_url: str) -> Non
         assert daemon.log.count("was read again") == count + 1
 
 
+@pytest.mark.sqlite_only("about settings")
 @pytest.mark.parametrize("way", ["socket", "signal"])
 def test_typo_in_reload_stops_service(home: Path, base_url: str, way: str) -> None:
     """A bad file is refused with every problem, by its lines, and the old settings stay in force."""
@@ -287,6 +291,7 @@ def test_two_daemons_write(
     assert daemon.process.poll() is None
 
 
+@pytest.mark.sqlite_only("about settings")
 def test_bad_configuration_is_found_mistake_by_mistake(home: Path, base_url: str) -> None:
     """Exit code 78, and each problem on a line of its own with its key."""
     tables: Tables = {
@@ -301,6 +306,7 @@ def test_bad_configuration_is_found_mistake_by_mistake(home: Path, base_url: str
     assert len(lines) == len(keys)
 
 
+@pytest.mark.sqlite_only("about credentials")
 def test_missing_credentials_start_without(home: Path, base_url: str) -> None:
     """No key anywhere: exit code 78, so that systemd does not try again for ever."""
     path = write_config(home, base_url)
@@ -311,6 +317,7 @@ def test_missing_credentials_start_without(home: Path, base_url: str) -> None:
     assert not (home / "syncd.sock").exists()
 
 
+@pytest.mark.sqlite_only("about credentials")
 def test_key_in_environment_is_not_needed_in_a_file(home: Path, base_url: str) -> None:
     """The environment gives user and key too; `check` says that the file is good."""
     path = write_config(home, base_url)

@@ -131,6 +131,7 @@ def test_late_slot_after_restart(settings: Callable[[], Config]) -> None:
     assert asyncio.run(next_run_at()) == before + timedelta(hours=1)
 
 
+@pytest.mark.slow("waits for seconds")
 def test_slow_run_is_joined_by_a_second(settings: Callable[[], Config], standin: StandIn) -> None:
     """Slots that come while a run is in progress, by whomever it was asked for, are skipped and counted."""
 

@@ -126,6 +126,7 @@ def ended(watchdog: Watchdog, manager: socket.socket) -> list[bytes]:
 # --- while all is well
 
 
+@pytest.mark.slow("waits for seconds")
 def test_live_daemon_is_restarted(home: Path, manager: socket.socket, log_lines: LogLines) -> None:
     """Pings come at the interval, each after a real request; what is late within reason is no trouble."""
     with (
@@ -183,6 +184,7 @@ def test_hanging_daemon_is_fed(home: Path, manager: socket.socket, log_lines: Lo
     assert line["message"] == f"{reason}: asking systemd for a restart"
 
 
+@pytest.mark.slow("waits for seconds")
 def test_trouble_later_on_is_not_found(home: Path, manager: socket.socket) -> None:
     """A daemon that was well for a while is still watched."""
     trouble = threading.Event()

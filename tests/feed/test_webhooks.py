@@ -348,6 +348,7 @@ def test_nobody_can_have_a_gone_endpoint_asked(
     assert len(receiver.got) == 2 + count
 
 
+@pytest.mark.sqlite_only("about answers")
 @pytest.mark.parametrize(
     ("header", "wait_s"),
     [
@@ -379,6 +380,7 @@ def test_a_receiver_that_asks_for_rest_gets_none(
     assert len(receiver.got) == (3 if wait_s > 60 else 2)
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_a_change_of_secret_loses_deliveries(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
     """With two secrets both sign; with one it alone does."""
     config = structs.replace(rig.config, webhooks=(), webhook_secrets={})
@@ -395,6 +397,7 @@ def test_a_change_of_secret_loses_deliveries(rig: Rig, receiver: Receiver, stand
         one.verified(OTHER_SECRET)
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_a_redirect_leads_elsewhere(rig: Rig, receiver: Receiver, other: Receiver, standin: StandIn) -> None:
     """It is a failure like any other: the body goes to nobody else."""
     receiver.answers = [Answer(307, {"Location": other.url})]
@@ -405,6 +408,7 @@ def test_a_redirect_leads_elsewhere(rig: Rig, receiver: Receiver, other: Receive
     assert other.got == []
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_a_slow_receiver_holds_up_others(
     rig: Rig, receiver: Receiver, other: Receiver, standin: StandIn
 ) -> None:
@@ -423,6 +427,7 @@ def test_a_slow_receiver_holds_up_others(
     assert len(receiver.got) == 2
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_a_receiver_that_never_answers_is_waited_for(
     rig: Rig, receiver: Receiver, standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +443,7 @@ def test_a_receiver_that_never_answers_is_waited_for(
         go_on.set()
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_an_answer_without_end_is_read(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
     """Of an answer so much is read as is allowed; its status counts all the same."""
     receiver.answers = [Answer(200, body=bytes(8 * 1024 * 1024))]
@@ -446,6 +452,7 @@ def test_an_answer_without_end_is_read(rig: Rig, receiver: Receiver, standin: St
     assert sent(rig, "state, status") == [("delivered", 200)]
 
 
+@pytest.mark.sqlite_only("about answers")
 def test_a_receiver_that_is_down_is_a_mystery(rig: Rig, standin: StandIn, receiver: Receiver) -> None:
     """That nobody listens is said, and nothing of the address but its host."""
     nobody = structs.replace(rig.config.webhooks[0], url="http://127.0.0.1:1/canary/of/the/path?token=canary")

@@ -51,6 +51,7 @@ def test_a_library_fills_the_log(log_lines: LogLines, library: str, level: int) 
     assert sum("<fd=0, at 0x0>" in line for line in lines) == 1
 
 
+@pytest.mark.slow("thousands of errors")
 def test_ever_new_errors_fill_the_log(log_lines: LogLines) -> None:
     """However the messages of a library differ, they are bounded."""
     for number in range(26**3):

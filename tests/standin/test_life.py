@@ -16,6 +16,7 @@ def left(standin: StandIn, event_id: str) -> int:
     return int(next(gauge["avail"] for gauge in standin.events[event_id].gauges if gauge["type"] == "event"))
 
 
+@pytest.mark.slow("an hour of the demo")
 def test_demo_is_sold_out_for_good() -> None:
     """In every minute of an hour one event sells out and opens again, and in five all have news."""
     standin = StandIn(seed=1)
