@@ -17,7 +17,11 @@ def load() -> Callable[[], int]:
 
 def main() -> int:
     """Run the program; return its exit code."""
-    return load()()
+    try:
+        run = load()
+    except KeyboardInterrupt:  # as a shell has it: there is nothing yet to be stopped
+        return 130
+    return run()
 
 
 if __name__ == "__main__":

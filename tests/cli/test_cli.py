@@ -394,6 +394,26 @@ def test_run_that_never_began_looks_like_success(
     assert main([command, "--config", str(write_config(home, base_url))]) == code
 
 
+_AT_LOADING = """
+import sys
+class CtrlC:
+    def find_spec(name, *_):
+        if name == "sqlalchemy":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC)
+from syncd.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.sqlite_only("about signals")
+def test_ctrl_c_at_loading_is_a_traceback() -> None:
+    """While libraries are loaded there is nothing to stop, and nothing to report."""
+    # A variable that Python reads while it loads: it is not forked, where all is loaded.
+    done = syncd("once", program=[sys.executable, "-c", _AT_LOADING], PYTHONUTF8="1")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.sqlite_only("about pings")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_silent_monitor_outlasts_a_signal(
