@@ -229,7 +229,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
                 load_config(),
                 load_config=load_config,
                 redact=redact,
-                notifier=Notifier.from_environ(os.environ),
+                notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),
                 listening=listening and listening.dup(),  # the daemon closes its own
                 feed_every_s=watchdog.interval_s(os.environ, os.getpid()),
             )

@@ -344,8 +344,8 @@ class _Routes:
 
     async def _find(self, request: Request) -> Run:
         named = request.path_params["id"]
-        run_id = int(named) if re.fullmatch(r"-?[0-9]{1,20}", named) else MAX_ID + 1
-        run = await self._verbs.find_run(run_id) if abs(run_id) <= MAX_ID else None
+        run_id = _whole(named, -MAX_ID, MAX_ID)
+        run = None if run_id is None else await self._verbs.find_run(run_id)
         if run is None:
             raise Refusal(404, "unknown_run", f"there is no run {named}")
         return run
@@ -402,11 +402,15 @@ def _flag(request: Request, name: str) -> bool:
 
 
 def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    given = request.query_params.get(name, f"{default}")
-    number = int(given) if re.fullmatch(r"-?[0-9]{1,20}", given) else most + 1
-    if not least <= number <= most:
+    number = _whole(request.query_params.get(name, f"{default}"), least, most)
+    if number is None:
         raise Refusal(400, "bad_request", f"{name}: a whole number from {least} to {most}")
     return number
+
+
+def _whole(given: str, least: int, most: int) -> int | None:
+    number = int(given) if re.fullmatch(r"-?[0-9]{1,20}", given) else most + 1
+    return number if least <= number <= most else None
 
 
 def _json(value: object, status: int = 200) -> Response:

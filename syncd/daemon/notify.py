@@ -3,8 +3,6 @@
 import contextlib
 import socket
 import time
-from collections.abc import Mapping
-from typing import Self
 
 _SEND_TIMEOUT_S = 1.0  # a service manager that does not read must not stop the daemon
 
@@ -12,18 +10,13 @@ _SEND_TIMEOUT_S = 1.0  # a service manager that does not read must not stop the 
 class Notifier:
     """A line to the service manager; does nothing where there is none, and never raises.
 
-    `address` is a path or an abstract name written `@name`, as NOTIFY_SOCKET holds it; any other is ignored.
+    `address` is what $NOTIFY_SOCKET holds: a path or an abstract name written `@name`; any other is ignored.
     """
 
     def __init__(self, address: str | None) -> None:
         self._address = None
         if address and address[0] in "/@":
             self._address = address if address[0] == "/" else f"\0{address[1:]}"
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """Give back the notifier that NOTIFY_SOCKET asks for."""
-        return cls(environ.get("NOTIFY_SOCKET"))
 
     def ready(self, **more: str) -> None:
         """Report that starting, or reloading, is over."""

@@ -26,7 +26,7 @@ def manager(address: str) -> Iterator[socket.socket]:
 
 def test_manager_waits_for_readiness(manager: socket.socket, address: str) -> None:
     """Each message is one datagram of the assignments that sd_notify(3) names."""
-    notifier = Notifier.from_environ({"NOTIFY_SOCKET": address})
+    notifier = Notifier(address)
     notifier.ready(STATUS="idle, next run at 12:15")
     notifier.status("run 17: 3/8 événements")
     notifier.ready()
@@ -57,10 +57,10 @@ def test_status_forges_assignments(manager: socket.socket, address: str) -> None
     assert manager.recv(4096) == b"STATUS=failed: MAINPID=1 READY=1 ?"
 
 
-@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
-def test_no_manager_ends_daemon(environ: dict[str, str]) -> None:
+@pytest.mark.parametrize("address", [None, "", "vsock:2:1234"])
+def test_no_manager_ends_daemon(address: str | None) -> None:
     """Started by hand, or with an address of another family, nothing is sent and nothing raised."""
-    Notifier.from_environ(environ).ready(STATUS="idle")
+    Notifier(address).ready(STATUS="idle")
 
 
 @pytest.mark.parametrize("name", ["missing", "x" * 200])

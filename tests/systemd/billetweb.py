@@ -38,7 +38,7 @@ def main() -> None:
         account.app, http=standin._Connection, ws="none", lifespan="off", log_config=None, access_log=False
     )
     with socket.create_server(("127.0.0.1", PORT)) as listening:
-        Notifier.from_environ(os.environ).send(READY="1")
+        Notifier(os.environ.get("NOTIFY_SOCKET")).send(READY="1")
         uvicorn.Server(config).run(sockets=[listening])
 
 
