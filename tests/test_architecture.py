@@ -14,7 +14,7 @@ import syncd
 
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
-    *("__init__", "errors", "model", "text", "clock", "threads", "web"),
+    *("__init__", "errors", "model", "text", "usage", "clock", "threads", "web"),
     *("readers", "toml", "credentials", "consistency", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
@@ -28,7 +28,8 @@ ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threa
     "credentials": {"readers"},
     "consistency": {"readers", "toml"},
     "mirror": {"model"},
-    "ctl": {"__init__", "text"},
+    "usage": {"text"},
+    "ctl": {"__init__", "text", "usage"},
 }
 """What some of them import at most."""
 PROGRAMS = {"ctl", "cli", "daemon", "__main__"}
@@ -175,7 +176,7 @@ def libraries(tree: ast.Module) -> set[str]:
         "ctl.bridge",
         "ctl.panel",
         "ctl.tables",
-        "ctl.usage",
+        "usage",
         "ctl.__init__",
         "text",
         "__init__",
@@ -204,7 +205,7 @@ def test_syncctl_starts_without_loading_the_daemons_libraries() -> None:
     assert loaded & SLOW == set()
     assert {name for name in loaded if name.startswith("syncd.")} == {
         *("syncd.ctl", "syncd.ctl.http", "syncd.ctl.main", "syncd.ctl.panel", "syncd.ctl.tables"),
-        *("syncd.ctl.usage", "syncd.text"),
+        *("syncd.text", "syncd.usage"),
     }
 
 

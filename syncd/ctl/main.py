@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from syncd import __version__, text
-from syncd.ctl import http, panel, tables, usage
+from syncd import __version__, text, usage
+from syncd.ctl import http, panel, tables
 from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, exchange
 from syncd.text import write
 
