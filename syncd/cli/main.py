@@ -20,7 +20,7 @@ import stamina.instrumentation
 from loguru import logger
 from msgspec import structs
 
-from syncd import __version__, text, web
+from syncd import __version__, text, usage, web
 from syncd.billetweb.client import tell_retry
 from syncd.config import Config, load
 from syncd.database import engine
@@ -87,38 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose help opens with its sentence, as that of `syncctl` does."""
-
-    def format_help(self) -> str:
-        """Return the help: the description stands before the usage."""
-        usage, described, rest = super().format_help().split("\n\n", 2)
-        return f"{described}\n\n{usage}\n\n{rest}"
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; what is wrong ends in SystemExit(2), and says what was meant."""
-    top = parser()
-    commands = top.get_default("commands")
-    word = argv[0].partition("=")[0] if argv else ""
-    owners = [name for name, each in commands.items() if word in each._option_string_actions]  # noqa: SLF001
-    if owners and word not in ("-h", "--help"):
-        command = next((each for each in argv if each in owners), owners[0])
-        top.error(f"{word} belongs after the command: `syncd {command} {word}`")
-    if word and not word.startswith("-") and word not in commands:
-        top.error(f"there is no command {word!r}{text.meant(word, commands)} `syncd --help` lists them")
-    arguments, unknown = top.parse_known_args(argv)
-    if unknown:
-        word = next(each for each in argv if each in commands)  # else it had ended above
-        option = unknown[0].partition("=")[0]
-        close = text.meant(option, commands[word]._option_string_actions)  # noqa: SLF001
-        commands[word].error(f"{word} has no {option}{close} `syncd {word} --help` lists what it has")
-    return arguments
+    return usage.parse(parser(), argv, "`syncd demo` shows what it does, and needs no key")
 
 
-def parser() -> Parser:
+def parser() -> usage.Parser:
     """Return the parser of `syncd`'s arguments."""
-    top = Parser(
+    top = usage.Parser(
         prog="syncd",
         description="Mirrors a Billetweb account into a SQL database, every 15 minutes, by itself.",
         epilog=f"{EXIT_CODES}\nexample:\n  {EXAMPLES['check']}",

@@ -40,6 +40,24 @@ EXIT_OK = 0
 EXIT_BAD = 1
 EXIT_GAVE_UP = 5
 EXIT_INTERRUPTED = 130
+FIRST = "`syncctl status` shows what the daemon does and how it fares"
+EXAMPLES = {
+    "status": "syncctl status --check || echo 'syncd needs a look'",
+    "run-now": "syncctl run-now --event 900003 --timeout 5m",
+    "history": "syncctl history -n 5",
+    "events": "syncctl events --free",
+    "watch": "syncctl watch",
+    "doubts": "syncctl doubts",
+    "publish": "syncctl publish",
+    "webhooks": "syncctl webhooks retry --endpoint site",
+    "accept": "syncctl accept --event 900003",
+    "pause": "syncctl pause",
+    "resume": "syncctl resume",
+    "reload": "syncctl reload",
+    "page": "syncctl page --port 8080",
+    "metrics": "syncctl metrics --textfile /var/lib/prometheus/node-exporter/syncd.prom",
+}
+"""A line to copy, by command."""
 
 EPILOG = """\
 exit codes:
@@ -71,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line, `socket` filled in."""
     try:
-        parser = build_parser()
-        args = usage.parse(parser, parser.get_default("commands"), sys.argv[1:] if argv is None else argv)
+        args = usage.parse(build_parser(), sys.argv[1:] if argv is None else argv, FIRST)
     finally:
         write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
     args.socket = args.socket or os.environ.get("SYNCD_SOCKET") or DEFAULT_SOCKET
@@ -137,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
         """Add a command with its help and the options that commands share."""
         command = commands.add_parser(
-            name, help=help_, description=help_, epilog=usage.example(name), **options
+            name, help=help_, description=help_, epilog=f"example:\n  {EXAMPLES[name]}", **options
         )
         # Without SUPPRESS the default would overwrite a --socket given before the command.
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)

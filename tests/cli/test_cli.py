@@ -579,14 +579,17 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
+        ("", "no command given; `syncd demo` shows what it does"),
         ("chekc", "there is no command 'chekc'; did you mean `check`?"),
         ("frobnicate", "there is no command 'frobnicate'; `syncd --help` lists them"),
         ("once --fulll", "once has no --fulll; did you mean `--full`?"),
-        ("--fulll once", "once has no --fulll; did you mean `--full`?"),
+        ("--fulll once", "there is no option --fulll; did you mean `--full`?"),
+        ("--verison", "there is no option --verison; did you mean `--version`?"),
         ("--config=my.toml once", "--config belongs after the command: `syncd once --config`"),
         ("--config my.toml run", "--config belongs after the command: `syncd run --config`"),
         ("--full", "--full belongs after the command: `syncd once --full`"),
-        ("check --full", "check has no --full; `syncd check --help` lists what it has"),
+        ("check --full", "check has no --full; once has"),
+        ("check --x", "check has no --x; `syncd check --help` lists what it has"),
     ],
 )
 def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Capsys) -> None:
