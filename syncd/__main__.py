@@ -19,8 +19,8 @@ def main() -> int:
     """Run the program; return its exit code."""
     try:
         run = load()
-    except KeyboardInterrupt:  # as a shell has it: there is nothing yet to be stopped
-        return 130
+    except KeyboardInterrupt:  # for what is only to be stopped that is a clean end
+        return 0 if sys.argv[1:2] in (["run"], ["demo"]) else 130
     return run()
 
 

@@ -28,11 +28,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> a
     commands: Commands = parser.get_default("commands")
     command = _command(parser, commands, argv, first)
     args, unknown = parser.parse_known_args(argv)
+    unknown = [word for word in unknown if word != "--"]
     if "ids" in args:  # argparse takes no more of them after an option
         args.ids += [word for word in unknown if not word.startswith("-")]
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        commands[command].error(_unknown(parser.prog, commands, command, unknown[0].partition("=")[0]))
+        commands[command].error(_unknown(parser.prog, commands, command, unknown[0]))
     return args
 
 
@@ -60,19 +61,24 @@ def _command(parser: argparse.ArgumentParser, commands: Commands, argv: Sequence
 
 def _too_early(parser: argparse.ArgumentParser, commands: Commands, argv: Sequence[str], option: str) -> str:
     owners = _owners(commands, option)
-    if not owners:
-        known = {name for each in (parser, *commands.values()) for name in _options(each)}
-        return f"there is no option {option}{meant(option, known)} `{parser.prog} --help` lists the commands"
-    command = next((word for word in argv if word in owners), owners[0])
-    return f"{option} belongs after the command: `{parser.prog} {command} {option}`"
+    given = [word for word in argv if word in commands]
+    if owners:
+        command = next((word for word in given if word in owners), owners[0])
+        return f"{option} belongs after the command: `{parser.prog} {command} {option}`"
+    close = meant(option, _options(parser))
+    if close == ";" and given:
+        return _unknown(parser.prog, commands, given[0], option)
+    return f"there is no option {option}{close} `{parser.prog} --help` lists the commands"
 
 
-def _unknown(program: str, commands: Commands, command: str, option: str) -> str:
+def _unknown(program: str, commands: Commands, command: str, word: str) -> str:
     """Return what is wrong with a word that a command does not take."""
-    if not option.startswith("-"):
-        return f"{command} takes no {option!r}; `{program} {command} --help` shows what it takes"
+    if not word.startswith("-"):
+        return f"{command} takes no {word!r}; `{program} {command} --help` shows what it takes"
+    option = word.partition("=")[0]
     if owners := _owners(commands, option):
-        return f"{command} has no {option}; {' and '.join(owners[:3])} {'have' if owners[1:] else 'has'}"
+        some = " and ".join(owners[:3]) + " and others" * bool(owners[3:])
+        return f"{command} has no {option}; {some} {'have' if owners[1:] else 'has'}"
     close = meant(option, _options(commands[command]))
     return f"{command} has no {option}{close} `{program} {command} --help` lists what it has"
 

@@ -64,7 +64,7 @@ def bomb(mib: int, filling: bytes = b" ") -> bytes:
 
 
 class Cost:
-    """What a read took: memory at its peak, and the loop's longest step in seconds of its own work."""
+    """What a read took: memory at its peak, and the most seconds that the loop worked between two looks."""
 
     peak_bytes = 0
     step_s = 0.0
@@ -77,8 +77,10 @@ def failure_of(base_url: str, cost: Cost | None = None) -> BilletwebError:
     async def watch() -> None:
         while True:
             before = time.thread_time()
-            await asyncio.sleep(0.001)  # a loop that spins would fight with the thread that unpacks
-            cost.step_s = max(cost.step_s, time.thread_time() - before)
+            try:
+                await asyncio.sleep(0.001)  # a loop that spins would fight with the thread that unpacks
+            finally:
+                cost.step_s = max(cost.step_s, time.thread_time() - before)
 
     async def main(client: Billetweb) -> BilletwebError:
         watching = asyncio.create_task(watch())

@@ -406,12 +406,12 @@ sys.exit(main())
 """
 
 
-@pytest.mark.sqlite_only("about signals")
-def test_ctrl_c_at_loading_is_a_traceback() -> None:
+@pytest.mark.parametrize(("command", "code"), [("once", 130), ("run", 0)])
+def test_ctrl_c_at_loading_is_a_traceback(command: str, code: int) -> None:
     """While libraries are loaded there is nothing to stop, and nothing to report."""
     # A variable that Python reads while it loads: it is not forked, where all is loaded.
-    done = syncd("once", program=[sys.executable, "-c", _AT_LOADING], PYTHONUTF8="1")
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    done = syncd(command, program=[sys.executable, "-c", _AT_LOADING], PYTHONUTF8="1")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 @pytest.mark.sqlite_only("about pings")
@@ -583,7 +583,10 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
         ("chekc", "there is no command 'chekc'; did you mean `check`?"),
         ("frobnicate", "there is no command 'frobnicate'; `syncd --help` lists them"),
         ("once --fulll", "once has no --fulll; did you mean `--full`?"),
-        ("--fulll once", "there is no option --fulll; did you mean `--full`?"),
+        ("--fulll once", "once has no --fulll; did you mean `--full`?"),
+        ("once -- x", "once takes no 'x'"),
+        ("once a=b", "once takes no 'a=b'"),
+        ("demo --config x", "demo has no --config; run and once and check and others have"),
         ("--verison", "there is no option --verison; did you mean `--version`?"),
         ("--config=my.toml once", "--config belongs after the command: `syncd once --config`"),
         ("--config my.toml run", "--config belongs after the command: `syncd run --config`"),

@@ -263,7 +263,6 @@ def test_consent_to_one_event_takes_the_others(other_daemon: DaemonProcess, full
     assert vanished(daemon) == {"900003"}
 
 
-@pytest.mark.slow("many runs, asked for by commands")
 def test_consent_inside_one_event_goes_further(other_daemon: DaemonProcess, full_account: StandIn) -> None:
     """Where events lack all their tickets, `accept --event` believes it of that event alone."""
     daemon = other_daemon

@@ -225,7 +225,6 @@ def test_socket_of_a_wrong_kind_is_served(
     assert not (home / "syncd.db").exists()
 
 
-@pytest.mark.slow("starts several processes")
 def test_bad_configuration_is_started_again_for_each_who_waits(
     home: Path, base_url: str, listening: socket.socket
 ) -> None:

@@ -110,7 +110,6 @@ def test_stop_leaves_socket_or_looks_like_failure(daemon: DaemonProcess, number:
     assert "WARNING" not in daemon.log
 
 
-@pytest.mark.sqlite_only("about answers")
 def test_stop_waits_for_hanging_billetweb(daemon: DaemonProcess, standin: StandIn) -> None:
     """A run that waits for Billetweb is cancelled, and is on record as cancelled."""
     in_mid_run(daemon, standin)

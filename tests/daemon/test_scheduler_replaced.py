@@ -138,7 +138,7 @@ def daemon(home: Path, base_url: str, application: Application) -> Iterator[Daem
         yield process
 
 
-@pytest.mark.slow("runs again and again")
+@pytest.mark.slow("two runs, and what a site is told of each")
 def test_a_site_s_page_stays_as_it_was(
     application: Application, daemon: DaemonProcess, home: Path, standin: StandIn
 ) -> None:

@@ -348,7 +348,6 @@ def test_nobody_can_have_a_gone_endpoint_asked(
     assert len(receiver.got) == 2 + count
 
 
-@pytest.mark.sqlite_only("about answers")
 @pytest.mark.parametrize(
     ("header", "wait_s"),
     [
