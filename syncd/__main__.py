@@ -1,6 +1,7 @@
 """The start of `syncd`, which is `python -m syncd` too."""
 
 import gc
+import signal
 import sys
 from collections.abc import Callable
 
@@ -21,7 +22,10 @@ def main() -> int:
         run = load()
     except KeyboardInterrupt:  # for what is only to be stopped that is a clean end
         return 0 if sys.argv[1:2] in (["run"], ["demo"]) else 130
-    return run()
+    code = run()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # what it ended with is settled, while Python takes itself down
+    return code
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def demo(
             if its_site:
                 its_site.end_page()
             if folder is None:
-                shutil.rmtree(home, ignore_errors=True)
+                remove(home)
 
         async def run() -> int:
             """Run the daemon, and show its runs, until it is stopped; return its exit code."""
@@ -190,11 +190,14 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
     """Give the demo's folder, held against a second demo. Raises ConfigError, AlreadyRunning."""
     if folder is None:
         try:
-            made = tempfile.TemporaryDirectory(prefix="syncd-demo-")
+            made = Path(tempfile.mkdtemp(prefix="syncd-demo-"))
         except OSError as error:
             raise ConfigError([f"no temporary folder ({error.strerror}): choose one with --dir"]) from None
-        with made as name:
-            yield Path(name)
+        try:
+            yield made
+        finally:
+            with _unheard():
+                remove(made)
         return
     try:
         home = folder.resolve()
@@ -211,6 +214,31 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
         yield home
     finally:
         lock.release()
+
+
+def remove(home: Path) -> None:
+    """Remove a folder into which others may be writing; where that fails, something of it is left.
+
+    It is renamed first: nobody makes a file in it any more while it is emptied.
+    """
+    leaving = home.with_name(f"{home.name}-removed")
+    with suppress(OSError):  # it is gone, as both ends of a demo remove it
+        home.rename(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Hear no signal that would end the process before what is under way is done."""
+    before = {
+        number: signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_path(home: Path) -> None:

@@ -41,8 +41,10 @@ RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
 STOP_WITHIN_S = 4.5
 """After so long a stop gives up waiting for anything at all."""
+TIDY_WITHIN_S = 1.0
+"""So long an end at once waits for the removal of its files: only a disk that hangs takes longer."""
 LAST_WORD_S = 0.2
-"""So long an end at once waits for its line in the log: whoever reads that may be what hangs."""
+"""So long it waits for its line in the log: whoever reads that may be what hangs."""
 WAITING_SHARE = 0.75
 """The part of all connections that may wait for a run; the others are for those who want an answer now."""
 EXTEND_EVERY_S = 1.0
@@ -258,15 +260,18 @@ class Daemon:
     def _give_up(self, why: str, code: int) -> None:
         """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
 
-        def last_word() -> None:
+        def tidy() -> None:
             if self._control:
                 self._control.remove()
             self._on_cut()
+
+        def tell() -> None:
             logger.bind(event="cut").warning("ending at once: {}", why)
 
-        last = threading.Thread(target=last_word, daemon=True)
-        last.start()
-        last.join(LAST_WORD_S)
+        for step, within_s in ((tidy, TIDY_WITHIN_S), (tell, LAST_WORD_S)):
+            thread = threading.Thread(target=step, daemon=True)
+            thread.start()
+            thread.join(within_s)
         os._exit(code)
 
     def _on_hangup(self) -> None:

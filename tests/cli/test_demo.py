@@ -1,6 +1,7 @@
 """`syncd demo`, the first thing that anybody sees: as a real process, with its own stand-in."""
 
 import http.client
+import itertools
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +31,7 @@ from support.processes import (
 from support.variants import mostly_slow
 
 from syncd.cli import site
-from syncd.cli.demo import LEFT
+from syncd.cli.demo import LEFT, remove
 
 
 class Screen:
@@ -63,11 +65,20 @@ class Screen:
         self._reader.join()
 
 
+def _is_refused(address: str) -> bool:
+    host, port = address.split(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @contextmanager
-def demo(*arguments: str) -> Iterator[Screen]:
+def demo(*arguments: str, **environ: str) -> Iterator[Screen]:
     command = [*SYNCD, "demo", "--interval", "1s", "--events", "3", *arguments]
     with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment(**environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         screen = Screen(process)
         try:
@@ -116,16 +127,47 @@ def test_a_closed_terminal_leaves_the_demo_behind() -> None:
 @pytest.mark.slow("starts a demo and a page")
 def test_a_second_ctrl_c_leaves_the_demo_behind() -> None:
     """It ends at once, and its files and its page go with it all the same."""
-    with demo("--site") as screen:
-        folder = Path(screen.shows(r"mirrors it into (\S+)/syncd\.db")[1])
+    with short_folder() as temporary, demo("--site", TMPDIR=f"{temporary}") as screen:
         address = screen.shows(r"opens it once:\n  http://([\d.]+:\d+)")[1]
+        assert list(temporary.iterdir())
         screen.process.send_signal(signal.SIGINT)
         time.sleep(0.02)  # two at one instant are one
         assert screen.leave(signal.SIGINT) in (0, 1)
-        assert not folder.exists()
-        host, port = address.split(":")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, int(port))).close()
+        assert not list(temporary.iterdir())
+        eventually(lambda: _is_refused(address))
+
+
+@pytest.mark.slow("starts a demo")
+def test_ctrl_c_after_the_last_line_is_an_error() -> None:
+    """What takes itself down already ends as it was going to."""
+    with short_folder() as temporary, demo(TMPDIR=f"{temporary}") as screen:
+        screen.shows(r"In another terminal:\n")
+        screen.process.send_signal(signal.SIGINT)
+        screen.shows(r" stopped\n")
+        assert screen.leave(signal.SIGINT) == 0
+        assert not list(temporary.iterdir())
+
+
+def test_files_made_meanwhile_keep_the_folder(tmp_path: Path) -> None:
+    """Whoever still writes while a demo is cut off keeps nothing of its folder there."""
+    home = tmp_path / "demo"
+    home.mkdir()
+    over = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            if over.is_set():
+                return
+            with suppress(OSError):
+                (home / f"{number}").write_bytes(b"")
+
+    with ThreadPoolExecutor() as threads:
+        writing = threads.submit(write)
+        eventually(lambda: len(list(home.iterdir())) > 100)
+        remove(home)
+        over.set()
+        writing.result()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow("takes many runs")
