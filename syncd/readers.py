@@ -10,10 +10,9 @@ import os
 import re
 import stat
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 
-from syncd.text import parse_duration
+from syncd.text import alike, parse_duration
 
 
 def short_text(path: Path, *, private: bool = False) -> str:
@@ -200,12 +199,7 @@ def kinds(value: object, *allowed: str) -> tuple[str, ...]:
         raise must(f"be a list of some of {', '.join(allowed)}", value)
     if not value:
         raise ValueError(f"must name at least one of {', '.join(allowed)}")
-    for word in value:
-        if not isinstance(word, str) or word not in allowed:
-            near = get_close_matches(word, allowed, n=1, cutoff=0.6) if isinstance(word, str) else []
-            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(allowed)}"
-            raise ValueError(f"{_shown(word)} is nothing that is told: {hint}")
-    return tuple(dict.fromkeys(value))
+    return tuple(dict.fromkeys(_among(word, allowed, "nothing that is told") for word in value))
 
 
 def signing_secrets(text: str) -> list[str]:
@@ -339,28 +333,32 @@ def table(value: object) -> str:
     return table
 
 
+_NO_COLUMN = "no column of an event"
+
+
 def matched(value: object, *allowed: str) -> dict[str, tuple[str, ...]]:
     """Return one column of theirs, with the columns of ours that may stand in it."""
     if not isinstance(value, dict) or len(value) != 1:
         raise must('be one column of the site\'s table, as { billetwebId = ["ext_id", "id"] }', value)
     ((theirs, ours),) = value.items()
     columns = ours if isinstance(ours, list) and ours else [ours]
-    return {text(theirs): tuple(_column(column, allowed) for column in columns)}
+    return {text(theirs): tuple(_among(column, allowed, _NO_COLUMN) for column in columns)}
 
 
 def assigned(value: object, *allowed: str) -> dict[str, str]:
     """Return columns of theirs, each with the one of ours that it gets."""
     if not isinstance(value, dict) or not value:
         raise must('be columns of the site\'s table, as { placesLeft = "places_left" }', value)
-    return {text(theirs): _column(ours, allowed) for theirs, ours in value.items()}
+    return {text(theirs): _among(ours, allowed, _NO_COLUMN) for theirs, ours in value.items()}
 
 
-def _column(value: object, allowed: tuple[str, ...]) -> str:
+def _among(value: object, allowed: tuple[str, ...], otherwise: str) -> str:
+    """Return a word that is allowed; one that is not is `otherwise`, and the error says what was meant."""
     if isinstance(value, str) and value in allowed:
         return value
-    meant = get_close_matches(value, allowed, n=1, cutoff=0.5) if isinstance(value, str) else []
-    hint = f'did you mean "{meant[0]}"?' if meant else f"there are {', '.join(allowed)}"
-    raise ValueError(f"{_shown(value)} is no column of an event: {hint}")
+    close = alike(value, allowed) if isinstance(value, str) else None
+    hint = f'did you mean "{close}"?' if close else f"there are {', '.join(allowed)}"
+    raise ValueError(f"{_shown(value)} is {otherwise}: {hint}")
 
 
 def must(what: str, value: object) -> ValueError:

@@ -316,12 +316,13 @@ def run_summary(run: Json) -> str:
     return "\n".join(lines)
 
 
-def meant(word: str, names: Iterable[str]) -> str:
-    """Return what follows the naming of a word that is none of these: which was meant, where one is alike."""
+def alike(word: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return the name that a word was probably meant to be, in whatever letters; None where none is alike."""
     from difflib import get_close_matches  # noqa: PLC0415 - for a slip alone
 
-    close = get_close_matches(word, [*names], 1)
-    return f"; did you mean `{close[0]}`?" if close else ";"
+    by_letters = {name.lower(): name for name in names}
+    close = get_close_matches(word.lower(), by_letters, 1, likeness)
+    return by_letters[close[0]] if close else None
 
 
 def count(number: int, noun: str) -> str:

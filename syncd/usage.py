@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from syncd.text import meant
+from syncd.text import alike
 
 Commands = Mapping[str, argparse.ArgumentParser]
 
@@ -45,7 +45,7 @@ def _command(parser: argparse.ArgumentParser, commands: Commands, argv: Sequence
         if not word.startswith("-"):
             if word not in commands:
                 lists = f"`{parser.prog} --help` lists them"
-                parser.error(f"there is no command {word!r}{meant(word, commands)} {lists}")
+                parser.error(f"there is no command {word!r}{_meant(alike(word, commands))} {lists}")
             return word
         if name not in own:
             parser.error(_too_early(parser, commands, argv, name))
@@ -65,10 +65,10 @@ def _too_early(parser: argparse.ArgumentParser, commands: Commands, argv: Sequen
     if owners:
         command = next((word for word in given if word in owners), owners[0])
         return f"{option} belongs after the command: `{parser.prog} {command} {option}`"
-    close = meant(option, _options(parser))
-    if close == ";" and given:
+    close = alike(option, _options(parser))
+    if given and not close:
         return _unknown(parser.prog, commands, given[0], option)
-    return f"there is no option {option}{close} `{parser.prog} --help` lists the commands"
+    return f"there is no option {option}{_meant(close)} `{parser.prog} --help` lists the commands"
 
 
 def _unknown(program: str, commands: Commands, command: str, word: str) -> str:
@@ -79,8 +79,12 @@ def _unknown(program: str, commands: Commands, command: str, word: str) -> str:
     if owners := _owners(commands, option):
         some = " and ".join(owners[:3]) + " and others" * bool(owners[3:])
         return f"{command} has no {option}; {some} {'have' if owners[1:] else 'has'}"
-    close = meant(option, _options(commands[command]))
-    return f"{command} has no {option}{close} `{program} {command} --help` lists what it has"
+    close = alike(option, _options(commands[command]))
+    return f"{command} has no {option}{_meant(close)} `{program} {command} --help` lists what it has"
+
+
+def _meant(close: str | None) -> str:
+    return f"; did you mean `{close}`?" if close else ";"
 
 
 def _owners(commands: Commands, option: str) -> list[str]:

@@ -4,7 +4,6 @@ The table is another program's: what may be in which column is looked at before 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from msgspec import Struct, structs
@@ -38,6 +37,7 @@ from sqlalchemy.types import JSON, TypeEngine
 from syncd.config import PublishConfig
 from syncd.database import mysql, schema
 from syncd.database.engine import VERSION_TABLE
+from syncd.text import alike
 
 LARGE = 10_000
 """Rows from which on a key without an index is felt: each write reads the table through."""
@@ -122,9 +122,8 @@ def _columns(settings: PublishConfig) -> list[str]:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    by_case = {each.lower(): each for each in known}
-    meant = get_close_matches(name.lower(), by_case, n=1, cutoff=0.6)
-    return f': did you mean "{by_case[meant[0]]}"?' if meant else ""
+    close = alike(name, known)
+    return f': did you mean "{close}"?' if close else ""
 
 
 def _misfits(form: Form, columns: Mapping[str, ReflectedColumn]) -> Iterable[str]:
