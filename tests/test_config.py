@@ -478,6 +478,7 @@ url = 7\r
         ("interval = '5m'", 'config.toml:1: interval: unknown; did you mean "sync.interval"?'),
         ("[snyc]", 'config.toml:1: snyc: unknown; did you mean "sync"?'),
         ("[log]\ninterval = 1", 'config.toml:2: log.interval: unknown; did you mean "sync.interval"?'),
+        ("[log]\nLEVEL = 'INFO'", 'config.toml:2: log.LEVEL: unknown; did you mean "level"?'),
         ("sync = 5", "config.toml:1: sync: must be a table, written [sync], not 5"),
         ("[[sync]]", "config.toml:1: sync: must be a table, written [sync], not a list"),
         ('"a\\nb" = 1', "config.toml:1: a\\nb: unknown"),

@@ -581,6 +581,7 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
     [
         ("", "no command given; `syncd demo` shows what it does"),
         ("chekc", "there is no command 'chekc'; did you mean `check`?"),
+        ("CHECK", "there is no command 'CHECK'; did you mean `check`?"),
         ("frobnicate", "there is no command 'frobnicate'; `syncd --help` lists them"),
         ("once --fulll", "once has no --fulll; did you mean `--full`?"),
         ("--fulll once", "once has no --fulll; did you mean `--full`?"),
