@@ -1,15 +1,18 @@
 """Prometheus text from what the daemon remembers, made anew at each scrape: nothing is counted twice.
 
-monitoring/metrics.md has the table of them. Names and labels stay; what is not known has no sample, for
-zero would be a lie.
+The table in monitoring/metrics.md says of each metric its type, its labels and what it is; here is only where
+its value comes from. Names and labels stay; what is not known has no sample, for zero would be a lie.
 """
 
 import os
 import platform
+import re
 import resource
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -26,8 +29,15 @@ from syncd.text import plain
 
 NAME_LENGTH = 100
 """Of an event's name so much stands in a label: enough to know it, and few bytes at each scrape."""
-Samples = Iterable[tuple[Sequence[str], float | None]]
-Values = Mapping[str, tuple[str, float | None]]
+FAMILIES = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+TABLE = Path(__file__).parents[1] / "monitoring/metrics.md"
+ROW = re.compile(r"^\| `syncd_(\w+)` \| (gauge|counter) \| (.*?) \| (.*) \|$", re.MULTILINE)
+
+Value = float | datetime | None
+"""None: not known. An instant is told in seconds since 1970."""
+Values = Mapping[str, Value] | Mapping[tuple[str, str], Value] | Mapping[tuple[str, str, str], Value]
+"""By label, or by labels where there are two or three."""
+Metrics = dict[str, Value | Values]
 
 
 class Sources(Struct, frozen=True, kw_only=True):
@@ -51,161 +61,100 @@ class _Collector(Collector):
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        """Give every metric, part by part."""
-        sources = self._sources
-        yield from _daemon(sources.status, sources.clock_jumps)
-        yield from _runs(sources)
-        yield from _mirror(sources.status)
-        yield from _events(sources.facts)
-        yield from _budget(sources.status.budget)
-        yield from _targets(sources.status, sources.targets)
-        yield from _feeds(sources.status.feeds)
-        yield from _webhooks(sources.endpoints)
-        yield from _process()
+        """Give every metric of which something is known."""
+        status, facts = self._sources.status, self._sources.facts
+        metrics: Metrics = {
+            **_daemon(status, self._sources.clock_jumps),
+            **_runs(status, facts, self._sources.requests),
+            **(_last_run(status.last_run) if status.last_run else {}),
+            **_mirror(status),
+            **_events(facts),
+            **(_budget(status.budget) if status.budget else {}),
+            **_targets(status, self._sources.targets),
+            **_feeds(status.feeds),
+            **_webhooks(self._sources.endpoints),
+            **_process(),
+        }
+        return (_family(name, found) for name, found in metrics.items() if found is not None)
 
 
-# --- what is told
+@cache
+def _table() -> dict[str, tuple[str, list[str], str]]:
+    """Return the type, the labels and the text of each metric, by its name."""
+    return {
+        name: (kind, re.findall("`(.*?)`", labels), text)
+        for name, kind, labels, text in ROW.findall(TABLE.read_text("utf-8"))
+    }
 
 
-def _daemon(status: Status, clock_jumps: int) -> Iterator[Metric]:
+def _family(name: str, found: float | datetime | Values) -> Metric:
+    kind, labels, text = _table()[name]
+    family: GaugeMetricFamily | CounterMetricFamily = FAMILIES[kind](f"syncd_{name}", text, labels=labels)
+    for key, value in found.items() if isinstance(found, Mapping) else [((), found)]:
+        if value is not None:
+            number = value.timestamp() if isinstance(value, datetime) else float(value)
+            family.add_metric([key] if isinstance(key, str) else key, number)
+    return family
+
+
+def _daemon(status: Status, clock_jumps: int) -> Metrics:
     database = status.database.partition(":")[0].partition("+")[0]
-    build = (status.version, platform.python_version(), database)
-    yield _gauges(
-        "build_info",
-        "1, with the version of syncd, that of Python and the kind of database as labels.",
-        ("version", "python", "database"),
-        [(build, 1)],
-    )
-    yield _gauges("info", "1, as build_info: an older name of it.", ("version",), [((status.version,), 1)])
-    yield _gauges(
-        "health",
-        "1 for the health that `syncctl status` shows, 0 for the others.",
-        ("health",),
-        [((name,), name == status.health) for name in get_args(Health)],
-    )
-    is_paused = not status.is_running and status.state != "stopping"
-    next_at = status.next_run_at
-    yield from _each_gauge(
-        {
-            "start_time_seconds": ("When the daemon started.", status.started_at.timestamp()),
-            "paused": ("1 while scheduled runs are paused.", is_paused),
-            "interval_seconds": ("Time between scheduled runs.", status.interval_s),
-            "next_run_timestamp_seconds": (
-                "When the next scheduled run is.",
-                next_at.timestamp() if next_at else None,
-            ),
-        }
-    )
-    skipped = status.slots_skipped
-    yield _counters("slots_skipped", "Scheduled runs that were not started, by reason.", "reason", skipped)
-    yield from _each_counter(
-        {
-            "slots_missed": (
-                "Scheduled runs whose time passed while the machine slept or was too busy.",
-                status.slots_missed,
-            ),
-            "clock_jumps": ("Steps of the machine's clock.", clock_jumps),
-        }
-    )
+    return {
+        "build_info": {(status.version, platform.python_version(), database): 1},
+        "info": {status.version: 1},
+        "health": {name: name == status.health for name in get_args(Health)},
+        "start_time_seconds": status.started_at,
+        "paused": not status.is_running and status.state != "stopping",
+        "interval_seconds": status.interval_s,
+        "next_run_timestamp_seconds": status.next_run_at,
+        "slots_skipped_total": status.slots_skipped,
+        "slots_missed_total": status.slots_missed,
+        "clock_jumps_total": clock_jumps,
+    }
 
 
-def _runs(sources: Sources) -> Iterator[Metric]:
-    status, facts = sources.status, sources.facts
-    totals = CounterMetricFamily(
-        "syncd_runs",
-        "Runs that ended since the daemon started; unknown_event: for nothing but an event's id that somebody"
-        " mistyped.",
-        labels=("trigger", "outcome"),
-    )
-    for labels, count in sorted(facts.totals.items()):
-        totals.add_metric(list(labels), count)
-    yield totals
-    yield _counters("rows", "Rows of the mirror by what became of them in runs.", "kind", facts.rows)
-    yield _counters("upstream_requests", "Requests to Billetweb by HTTP status.", "status", sources.requests)
-    yield from _each_gauge(
-        {
-            "run_in_progress": ("1 while a run is in progress.", status.current_run is not None),
-            "consecutive_failures": (
-                "Failed runs of the whole account in a row.",
-                status.consecutive_failures,
-            ),
-            "last_success_timestamp_seconds": (
-                "End of the latest run of the whole account with outcome ok.",
-                status.last_success_at.timestamp() if status.last_success_at else None,
-            ),
-        }
-    )
-    if status.last_run:
-        yield from _last_run(status.last_run)
+def _runs(status: Status, facts: Facts, requests: Mapping[str, int]) -> Metrics:
+    return {
+        "runs_total": facts.totals,
+        "rows_total": facts.rows,
+        "upstream_requests_total": requests,
+        "run_in_progress": status.current_run is not None,
+        "consecutive_failures": status.consecutive_failures,
+        "last_success_timestamp_seconds": status.last_success_at,
+    }
 
 
-def _last_run(run: Run) -> Iterator[Metric]:
-    yield _gauges(
-        "last_run_outcome",
-        "1 for the outcome of the latest run, 0 for the others.",
-        ("outcome",),
-        [((outcome,), outcome == run.outcome) for outcome in get_args(Outcome)],
-    )
-    yield from _each_gauge(
-        {
-            "last_run_timestamp_seconds": (
-                "End of the latest run, whatever its outcome.",
-                run.finished_at.timestamp() if run.finished_at else None,
-            ),
-            "last_run_duration_seconds": ("How long the latest run took.", run.duration_s),
-            "last_run_requests": ("Requests to Billetweb in the latest run.", run.requests),
-            "last_run_events_synced": ("Events that the latest run brought up to date.", run.synced),
-            "last_run_events_failed": ("Events that it could not bring up to date.", run.failed),
-        }
-    )
+def _last_run(run: Run) -> Metrics:
+    return {
+        "last_run_outcome": {outcome: outcome == run.outcome for outcome in get_args(Outcome)},
+        "last_run_timestamp_seconds": run.finished_at,
+        "last_run_duration_seconds": run.duration_s,
+        "last_run_requests": run.requests,
+        "last_run_events_synced": run.synced,
+        "last_run_events_failed": run.failed,
+    }
 
 
-def _mirror(status: Status) -> Iterator[Metric]:
-    oldest_at = status.oldest_figure_at
-    yield from _each_gauge(
-        {
-            "events_live": ("Live events in the mirror.", status.events_live),
-            "events_full": ("Live events with no place left.", status.events_full),
-            "events_unread": (
-                "Live events whose availability was not read yet.",
-                status.events_unread,
-            ),
-            "oldest_figure_timestamp_seconds": (
-                "When the availability of that live event was read that was not read for longest.",
-                oldest_at.timestamp() if oldest_at else None,
-            ),
-            "doubts": (
-                "Absences too large to be believed yet: see `syncctl doubts`.",
-                # None counted yet is not none: nothing is known before the database is open.
-                None if status.events_live is None else status.doubts,
-            ),
-        }
-    )
+def _mirror(status: Status) -> Metrics:
+    return {
+        "events_live": status.events_live,
+        "events_full": status.events_full,
+        "events_unread": status.events_unread,
+        "oldest_figure_timestamp_seconds": status.oldest_figure_at,
+        # None counted yet is not none: nothing is known before the database is open.
+        "doubts": None if status.events_live is None else status.doubts,
+    }
 
 
-def _events(facts: Facts) -> Iterator[Metric]:
+def _events(facts: Facts) -> Metrics:
     """Tell of each live event, where the configuration has not that left out. What is unknown is not told."""
     known = [event for event in facts.places if event.unlimited or event.places_left is not None]
     labelled = [((event.id, _short(event.name or "")), event) for event in known]
-    labels = ("event_id", "name")
-    yield _gauges(
-        "event_places_left",
-        "Places left of a live event; no sample where they are unlimited or unknown.",
-        labels,
-        [(values, event.places_left) for values, event in labelled],
-    )
-    yield _gauges(
-        "event_places",
-        "Places of a live event in all; no sample where they are unlimited or unknown.",
-        labels,
-        [(values, event.places_total) for values, event in labelled],
-    )
-    yield _gauges(
-        "event_full",
-        "1 where a live event has no place left, 0 where it has; no sample where that is unknown.",
-        labels,
-        [(values, event.is_full) for values, event in labelled],
-    )
+    return {
+        "event_places_left": {labels: event.places_left for labels, event in labelled},
+        "event_places": {labels: event.places_total for labels, event in labelled},
+        "event_full": {labels: event.is_full for labels, event in labelled},
+    }
 
 
 def _short(name: str) -> str:
@@ -213,154 +162,58 @@ def _short(name: str) -> str:
     return shown if len(shown) <= NAME_LENGTH else f"{shown[: NAME_LENGTH - 1]}…"
 
 
-def _budget(budget: BudgetStatus | None) -> Iterator[Metric]:
-    if budget is None:
-        return
-    yield from _each_gauge(
-        {
-            "budget_requests": ("Requests that a run may send for the refresh rotation.", budget.requests),
-            "budget_full_requests": (
-                "Requests that reading all live events with a date takes.",
-                budget.full_requests,
-            ),
-            "budget_refresh_seconds": (
-                "Each live event is refreshed at least every so many seconds.",
-                budget.refresh_s,
-            ),
-            "budget_waiting": (
-                "Events with a reason to be read that wait for the next run.",
-                budget.waiting,
-            ),
-            "increment_permitted": (
-                "1 where the key may read the changes of the whole account since the last run.",
-                budget.increment != "not permitted",
-            ),
-        }
-    )
+def _budget(budget: BudgetStatus) -> Metrics:
+    return {
+        "budget_requests": budget.requests,
+        "budget_full_requests": budget.full_requests,
+        "budget_refresh_seconds": budget.refresh_s,
+        "budget_waiting": budget.waiting,
+        "increment_permitted": budget.increment != "not permitted",
+    }
 
 
-def _targets(status: Status, targets: Sequence[TargetState]) -> Iterator[Metric]:
-    yield from _each_gauge(
-        {
-            "publish_targets": ("Tables of a site's own that are kept true.", status.publish.targets),
-            "publish_targets_failing": ("Those of them that have an error.", status.publish.failing),
-        }
-    )
-
-    def each(name: str, text: str, values: Iterable[float | None]) -> Metric:
-        samples = zip([(target.name,) for target in targets], values, strict=True)
-        return _gauges(f"publish_{name}", text, ("target",), samples)
-
-    yield each(
-        "failing",
-        "1 while a target has an error: see `syncctl publish`.",
-        [target.last_error is not None for target in targets],
-    )
-    yield each("rows_matched", "Rows of a target that belong to an event.", [t.matched for t in targets])
-    yield each(
-        "rows_unmatched",
-        "Rows of a target whose key matches no event.",
-        [None if target.matched is None else target.unmatched for target in targets],
-    )
-    yield each(
-        "rows_vanished",
-        "Rows of a target whose event vanished; they stay as they are.",
-        [None if target.matched is None else target.vanished for target in targets],
-    )
-    yield each(
-        "last_write_timestamp_seconds",
-        "When a row of a target was last written.",
-        [target.last_write_at.timestamp() if target.last_write_at else None for target in targets],
-    )
-    written = {target.name: target.written for target in targets}
-    yield _counters("publish_rows_written", "Rows of a target that were written.", "target", written)
-    errors = {target.name: target.errors for target in targets}
-    yield _counters("publish_errors", "How often something was wrong with a target.", "target", errors)
+def _targets(status: Status, targets: Sequence[TargetState]) -> Metrics:
+    looked_at = [target for target in targets if target.matched is not None]
+    return {
+        "publish_targets": status.publish.targets,
+        "publish_targets_failing": status.publish.failing,
+        "publish_failing": {target.name: target.last_error is not None for target in targets},
+        "publish_rows_matched": {target.name: target.matched for target in looked_at},
+        "publish_rows_unmatched": {target.name: target.unmatched for target in looked_at},
+        "publish_rows_vanished": {target.name: target.vanished for target in looked_at},
+        "publish_last_write_timestamp_seconds": {target.name: target.last_write_at for target in targets},
+        "publish_rows_written_total": {target.name: target.written for target in targets},
+        "publish_errors_total": {target.name: target.errors for target in targets},
+    }
 
 
-def _feeds(feeds: FeedsStatus) -> Iterator[Metric]:
-    yield from _each_gauge(
-        {
-            "feeds": ("Files that are written for others.", feeds.files),
-            "feeds_failing": ("Those of them that could not be written the last time.", feeds.failing),
-        }
-    )
-    yield from _each_counter(
-        {
-            "feeds_written": ("How often a file was written, for it had news.", feeds.written),
-            "feeds_errors": ("How often a file could not be written.", feeds.errors),
-        }
-    )
+def _feeds(feeds: FeedsStatus) -> Metrics:
+    return {
+        "feeds": feeds.files,
+        "feeds_failing": feeds.failing,
+        "feeds_written_total": feeds.written,
+        "feeds_errors_total": feeds.errors,
+    }
 
 
-def _webhooks(endpoints: Sequence[EndpointState]) -> Iterator[Metric]:
-    yield from _each_gauge({"webhooks_endpoints": ("Endpoints that webhooks are sent to.", len(endpoints))})
-
-    def each(name: str, text: str, values: Mapping[str, int]) -> Metric:
-        return _gauges(name, text, ("endpoint",), [((key,), value) for key, value in values.items()])
-
-    waiting, parked = (
-        "Deliveries that wait to be sent, or to be sent again.",
-        ("Deliveries that are not tried any more: see `syncctl webhooks`."),
-    )
-    yield each("webhooks_pending", waiting, {each.name: each.pending for each in endpoints})
-    yield each("webhooks_parked", parked, {each.name: each.parked for each in endpoints})
-    delivered = {each.name: each.delivered for each in endpoints}
-    yield _counters("webhooks_delivered", "Deliveries that an endpoint took.", "endpoint", delivered)
-    failed = {each.name: each.failed for each in endpoints}
-    yield _counters("webhooks_failed", "Attempts that an endpoint did not take.", "endpoint", failed)
+def _webhooks(endpoints: Sequence[EndpointState]) -> Metrics:
+    return {
+        "webhooks_endpoints": len(endpoints),
+        "webhooks_pending": {each.name: each.pending for each in endpoints},
+        "webhooks_parked": {each.name: each.parked for each in endpoints},
+        "webhooks_delivered_total": {each.name: each.delivered for each in endpoints},
+        "webhooks_failed_total": {each.name: each.failed for each in endpoints},
+    }
 
 
-def _process() -> Iterator[Metric]:
+def _process() -> Metrics:
     """Tell of the process itself; the library's own needs /proc/stat, which systemd's ProcSubset= hides."""
-    yield from _each_counter(
-        {"process_cpu_seconds": ("Processor time that the daemon took.", time.process_time())}
-    )
-    resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf(
-        "SC_PAGESIZE"
-    )
-    yield from _each_gauge(
-        {
-            "process_resident_memory_bytes": ("Memory that the daemon holds.", resident),
-            "process_threads": ("Threads of the daemon.", threading.active_count()),
-            "process_open_fds": ("Files and connections that the daemon holds open.", _open_files()),
-            "process_max_fds": (
-                "How many it may hold open.",
-                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            ),
-        }
-    )
-
-
-def _open_files() -> int:
-    return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - less the one that this listing opens
-
-
-# --- how it is told
-
-
-def _gauges(name: str, text: str, labels: Sequence[str], samples: Samples) -> Metric:
-    family = GaugeMetricFamily(f"syncd_{name}", text, labels=labels)
-    for values, number in samples:
-        if number is not None:
-            family.add_metric(values, float(number))
-    return family
-
-
-def _counters(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(f"syncd_{name}", text, labels=(label,))
-    for value, count in sorted(counts.items()):
-        family.add_metric([value], count)
-    return family
-
-
-def _each_gauge(values: Values) -> Iterator[Metric]:
-    for name, (text, value) in values.items():
-        if value is not None:
-            yield GaugeMetricFamily(f"syncd_{name}", text, value=float(value))
-
-
-def _each_counter(values: Values) -> Iterator[Metric]:
-    for name, (text, value) in values.items():
-        if value is not None:
-            yield CounterMetricFamily(f"syncd_{name}", text, value=float(value))
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return {
+        "process_cpu_seconds_total": time.process_time(),
+        "process_resident_memory_bytes": pages * os.sysconf("SC_PAGESIZE"),
+        "process_threads": threading.active_count(),
+        # Less the one that this listing opens.
+        "process_open_fds": len(os.listdir("/proc/self/fd")) - 1,  # noqa: PTH208
+        "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
