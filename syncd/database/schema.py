@@ -1,16 +1,20 @@
-"""The tables, as SQLAlchemy Core. Imports nothing of syncd. The migrations in `migrations/` create them.
+"""The tables, as SQLAlchemy Core. The migrations in `migrations/` create them.
 
-The mirrored tables and `syncd_runs`, `syncd_changes`, `syncd_deliveries`, `syncd_cursors` are public: other
-programs read them, and the views, which stand in the migrations alone.
+The mirrored tables, whose columns are the fields of their records, and `syncd_runs`, `syncd_changes`,
+`syncd_deliveries`, `syncd_cursors` are public: other programs read them, and the views, which stand in the
+migrations alone.
 `syncd_absences`, `syncd_reads`, `syncd_requests` and `syncd_state` are private.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
+from msgspec import Struct, structs
 from sqlalchemy import JSON as _JSON
 from sqlalchemy import (
     BigInteger,
@@ -30,6 +34,19 @@ from sqlalchemy import (
     and_,
     func,
     or_,
+)
+
+from syncd.model import (
+    ATTENDEES,
+    EVENTS,
+    GAUGES,
+    SESSIONS,
+    TICKETS,
+    Attendee,
+    Event,
+    Gauge,
+    Session,
+    Ticket,
 )
 
 REVISION = "0006"
@@ -143,125 +160,49 @@ WIDE = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData()
 
 
-def _mirrored(name: str, *columns: "Column[Any] | Index") -> Table:
+_TYPES: dict[Any, Any] = {
+    str: Text,
+    Literal: Text,
+    bool: Boolean,
+    int: BigInteger,
+    datetime: Instant,
+    Decimal: Money,
+    list: JSON,
+    dict: JSON,
+}
+
+
+def _mirrored(
+    name: str, kind: type[Struct], *more: Column[Any], key: Sequence[str] = ("id",), **types: Any
+) -> Table:
+    """Return the table of a record: a column for each field, of its type unless `types` has another."""
+
+    def column(field: structs.FieldInfo) -> Column[Any]:
+        kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+        return Column(
+            field.name,
+            types.get(field.name) or _TYPES[get_origin(kinds[0]) or kinds[0]],
+            primary_key=field.name in key,
+            nullable=NoneType in kinds,
+            index=field.name == "event_id" and field.name not in key,
+        )
+
     return Table(
         name,
         metadata,
-        *columns,
-        Column("extra", JSON, nullable=False),
+        *map(column, structs.fields(kind)),
+        *more,
         Column("first_seen_at", Instant, nullable=False),
         Column("changed_at", Instant, nullable=False),
         Column("vanished_at", Instant),
     )
 
 
-def _places() -> list[Column[Any]]:
-    return [
-        Column("places_total", BigInteger),
-        Column("places_left", BigInteger),
-        Column("unlimited", Boolean, nullable=False),
-    ]
-
-
-events = _mirrored(
-    "billetweb_events",
-    Column("id", Text, primary_key=True),
-    Column("account", Text, nullable=False),
-    Column("ext_id", Text),
-    Column("name", Text),
-    Column("starts_at", Instant),
-    Column("ends_at", Instant),
-    Column("multiple", Boolean, nullable=False),
-    Column("place", Text),
-    Column("shop_url", Text),
-    Column("online", Boolean),
-    Column("tax_rate", Money),
-    Column("tags", JSON, nullable=False),
-    Column("image_url", Text),
-    Column("cover_url", Text),
-    Column("description", Text),
-    Column("confirmation_message", Text),
-    *_places(),
-    Column("is_full", Boolean, nullable=False),
-    Column("sale_status", Text, nullable=False),
-    Column("availability_at", Instant),
-)
-
-gauges = _mirrored(
-    "billetweb_gauges",
-    Column("event_id", Text, primary_key=True),
-    Column("session_id", Text, primary_key=True),
-    Column("type", Text, primary_key=True),
-    Column("gauge_id", Text, primary_key=True),
-    Column("name", Text),
-    *_places(),
-    Column("status", Text),
-)
-
-tickets = _mirrored(
-    "billetweb_tickets",
-    Column("id", Text, primary_key=True),
-    Column("event_id", Text, nullable=False, index=True),
-    Column("position", Integer, nullable=False),
-    Column("name", Text),
-    Column("full_name", Text),
-    Column("category", Text),
-    Column("price", Money),
-    Column("commission", Money),
-    Column("tax", Money),
-    *_places(),
-    Column("is_full", Boolean, nullable=False),
-    Column("visibility", Text),
-    Column("label", Text),
-    Column("description", Text),
-    Column("instructions", Text),
-    Column("sale_starts_at", Instant),
-    Column("sale_ends_at", Instant),
-    Column("form", Text),
-    Column("is_place", Boolean, nullable=False),
-)
-
-sessions = _mirrored(
-    "billetweb_sessions",
-    Column("id", Text, primary_key=True),
-    Column("event_id", Text, nullable=False, index=True),
-    Column("name", Text),
-    Column("starts_at", Instant),
-    Column("ends_at", Instant),
-    Column("place", Text),
-    Column("description", Text),
-    Column("instructions", Text),
-    Column("visibility", Text),
-    *_places(),
-    Column("places_sold", BigInteger),
-    Column("is_full", Boolean, nullable=False),
-    Column("tickets", JSON, nullable=False),
-    Column("last_update_at", Instant),
-)
-
-attendees = _mirrored(
-    "billetweb_attendees",
-    Column("id", Text, primary_key=True),
-    Column("event_id", Text, nullable=False, index=True),
-    *(
-        Column(name, Text)
-        for name in ("ticket_id", "session_id", "order_id", "order_ext_id", "ext_id", "barcode", "category")
-    ),
-    Column("price", Money),
-    Column("order_price", Money),
-    Column("used", WIDE),
-    Column("used_at", Instant),
-    Column("disabled", Boolean),
-    Column("order_paid", Boolean),
-    *(Column(name, Text) for name in ("order_payment_type", "order_origin", "order_accreditation")),
-    *(Column(name, Text) for name in ("pass_id", "seating_location")),
-    *(Column(name, Instant) for name in ("ordered_at", "paid_at", "last_update_at")),
-    *(Column(name, Text) for name in ("firstname", "name", "email", "order_firstname", "order_name")),
-    *(Column(name, Text) for name in ("order_email", "order_language", "reduction_code")),
-    Column("authorization_code", Text),
-    Column("custom", JSON),
-    Column("custom_order", JSON),
-)
+events = _mirrored(EVENTS, Event, Column("availability_at", Instant))
+gauges = _mirrored(GAUGES, Gauge, key=("event_id", "session_id", "type", "gauge_id"))
+tickets = _mirrored(TICKETS, Ticket, position=Integer)
+sessions = _mirrored(SESSIONS, Session)
+attendees = _mirrored(ATTENDEES, Attendee, used=WIDE)
 
 runs = Table(
     "syncd_runs",
