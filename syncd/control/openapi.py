@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct, inspect
+from msgspec import Struct
 from starlette.routing import BaseRoute, Route
 
 from syncd import __version__
-from syncd.model import Json, SaleStatus
+from syncd.model import Json, RunError, SaleStatus
 
 H = TypeVar("H", bound=Callable[..., Any])
 Method = Literal["GET", "POST"]
@@ -169,24 +169,7 @@ def _schemas(operations: Iterable[described]) -> Json:
         given += operation.answer.values() if isinstance(operation.answer, dict) else [operation.answer]
         taken += [operation.body] if operation.body else []
     _, schemas = msgspec.json.schema_components([*given, *taken], ref_template=REF)
-    whole = {kind.__name__ for each in given for kind in _records(each)}
-    for name, schema in schemas.items():
-        if name in whole:
-            schema["required"] = [*schema["properties"]]
+    _, whole = msgspec.json.schema_components(given, ref_template=REF)
+    for name in whole.keys() - {RunError.__name__}:  # which leaves out what it does not have
+        schemas[name]["required"] = [*schemas[name]["properties"]]
     return schemas
-
-
-def _records(kind: Any) -> set[type[Struct]]:
-    """Return the records in a type that are always given with all of their fields."""
-    found: set[type[Struct]] = set()
-    todo: list[Any] = [inspect.type_info(kind)]
-    while todo:
-        info = todo.pop()
-        if isinstance(info, inspect.StructType) and info.cls not in found:
-            found.add(info.cls)
-            todo += [field.type for field in info.fields]
-        elif isinstance(info, inspect.UnionType):
-            todo += info.types
-        elif isinstance(info, inspect.ListType):
-            todo.append(info.item_type)
-    return {record for record in found if not record.__struct_config__.omit_defaults}
