@@ -224,14 +224,6 @@ def signing_secrets(text: str) -> list[str]:
     return secrets
 
 
-_POSTGRESQL = re.compile(
-    r"postgresql(?:\+psycopg)?://"
-    r"(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-    r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?",
-    re.IGNORECASE,
-)
-
-
 PRISMA = ("schema", "connection_limit", "pool_timeout", "pgbouncer", "socket_timeout", "statement_cache_size")
 """Parameters of Prisma's own, which libpq refuses (prisma.io, "PostgreSQL database connector")."""
 
@@ -268,14 +260,27 @@ def _of_prisma(url: str) -> str:
     return f"{base}?{'&'.join(words)}" if words else base
 
 
-def _postgresql(url: str) -> str:
-    parts = _POSTGRESQL.fullmatch(url)
+_SERVER = (
+    r"://(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?"
+)
+
+
+def _parameters(url: str, scheme: str, example: str) -> str:
+    """Return the parameters in the URL of a server's database, whose scheme is as this pattern."""
+    parts = re.fullmatch(scheme + _SERVER, url, re.IGNORECASE)
     if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
         raise ValueError(
-            'must be as "postgresql://user:password@host:5432/database": an / @ : ? or # in one of these is '
-            "written %2F %40 %3A %3F %23"
+            f'must be as "{example}": an / @ : ? or # in one of these is written %2F %40 %3A %3F %23'
         )
-    if re.search("password", parts["parameters"] or "", re.IGNORECASE):  # only there it is known to be one
+    return parts["parameters"] or ""
+
+
+def _postgresql(url: str) -> str:
+    parameters = _parameters(
+        url, r"postgresql(?:\+psycopg)?", "postgresql://user:password@host:5432/database"
+    )
+    if re.search("password", parameters, re.IGNORECASE):  # only there it is known to be one
         raise ValueError(
             'a password stands before the host, as in "postgresql://user:password@host/database"'
         )
@@ -294,22 +299,14 @@ def other_database(value: object) -> str:
     return url
 
 
-_MYSQL = re.compile(
-    r"(?:mysql|mariadb)(?:\+pymysql)?://"
-    r"(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-    r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?"
-)
 _MYSQL_PARAMETERS = ("unix_socket", "ssl_ca", "ssl_cert", "ssl_key", "ssl_check_hostname")
 
 
 def _mysql(url: str) -> str:
-    parts = _MYSQL.fullmatch(url)
-    if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
-        raise ValueError(
-            'must be as "mysql://user:password@host:3306/database": an / @ : ? or # in one of these is '
-            "written %2F %40 %3A %3F %23"
-        )
-    for parameter in filter(None, (parts["parameters"] or "").split("&")):
+    parameters = _parameters(
+        url, r"(?:mysql|mariadb)(?:\+pymysql)?", "mysql://user:password@host:3306/database"
+    )
+    for parameter in filter(None, parameters.split("&")):
         if parameter.partition("=")[0] not in _MYSQL_PARAMETERS:  # others' programs have others
             raise ValueError(
                 f"of the parameters behind the question mark only {', '.join(_MYSQL_PARAMETERS)} do"
