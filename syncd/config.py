@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
@@ -222,18 +222,10 @@ _PLACES = ("path", "key_from", "credentials")
 
 
 _TABLES: Mapping[str, type[Struct]] = {
-    "billetweb": BilletwebConfig,
-    "sync": SyncConfig,
-    "database": DatabaseConfig,
-    "control": ControlConfig,
-    "log": LogConfig,
-    "heartbeat": HeartbeatConfig,
-    "metrics": MetricsConfig,
+    table.name: table.type for table in fields(Config) if hasattr(table.type, "__struct_config__")
 }
 _LISTS: Mapping[str, type[Struct]] = {
-    "publish": PublishConfig,
-    "feeds": FeedConfig,
-    "webhooks": WebhookConfig,
+    table.name: get_args(table.type)[0] for table in fields(Config) if get_origin(table.type) is tuple
 }
 """Those of which there may be several, each written with two brackets."""
 

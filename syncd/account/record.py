@@ -20,10 +20,6 @@ Tell = Callable[[Connection, Run, str | None, datetime], None]
 """Told of a run's end, and how the one before it ended."""
 
 
-def tell_nobody(_connection: Connection, _run: Run, _before: str | None, _at: datetime) -> None:
-    """Let nobody know."""
-
-
 class Past(Struct, frozen=True):
     """What a database just opened says of the past. `stock`: as `take_stock` returns it."""
 
@@ -48,9 +44,7 @@ class Ended(Struct, frozen=True):
         return self.report.pace if self.report else None
 
 
-def look_back(
-    connection: Connection, now: datetime, live_since: datetime, *, tell: Tell = tell_nobody
-) -> Past:
+def look_back(connection: Connection, now: datetime, live_since: datetime, *, tell: Tell) -> Past:
     """Return what is on record; what an earlier process left unfinished is closed, and told of."""
     for run in runs.close_interrupted(connection, now):
         tell(connection, run, runs.outcome_before(connection, run), now)
@@ -88,7 +82,7 @@ def finish(
     live_since: datetime,
     last_full_at: datetime | None,
     *,
-    tell: Tell = tell_nobody,
+    tell: Tell,
 ) -> tuple[int, Readings]:
     """Put a run's end on record; return its id, and where the readings of the whole account stand then.
 

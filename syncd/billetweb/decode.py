@@ -233,7 +233,7 @@ def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Gau
 
     Raises DecodeError, naming row and field, for a row that is no object or has no type.
     """
-    found = [_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", before, required="type")]
+    found = (_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", before, required="type"))
     return _keyed((_gauge_key(gauge), gauge, unreadable) for gauge, unreadable in found)
 
 
@@ -243,11 +243,10 @@ def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[st
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
     row and field, for a row that is no object or has no id.
     """
-    found = [
-        (Ticket(event_id=event_id, position=n, **row.values), row.unreadable)
+    return _keyed(
+        (row.values["id"], Ticket(event_id=event_id, position=n, **row.values), row.unreadable)
         for n, row in enumerate(_each(body, _TICKET, "tickets", before), before + 1)
-    ]
-    return _keyed((ticket.id, ticket, unreadable) for ticket, unreadable in found)
+    )
 
 
 def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[str, Session]:
@@ -256,11 +255,10 @@ def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[s
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
     row and field, for a row that is no object or has no id.
     """
-    found = [
-        (Session(event_id=event_id, **row.values), row.unreadable)
+    return _keyed(
+        (row.values["id"], Session(event_id=event_id, **row.values), row.unreadable)
         for row in _each(body, _SESSION, "sessions", before)
-    ]
-    return _keyed((session.id, session, unreadable) for session, unreadable in found)
+    )
 
 
 def decode_attendees(

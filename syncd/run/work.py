@@ -23,10 +23,6 @@ T = TypeVar("T")
 OnDoubt = Callable[[Connection, datetime, Doubt], None]
 
 
-def doubt_silently(_connection: Connection, _at: datetime, _doubt: Doubt) -> None:
-    """Tell nobody else."""
-
-
 class Work(Struct, frozen=True, kw_only=True):
     """One run's surroundings.
 
@@ -41,7 +37,7 @@ class Work(Struct, frozen=True, kw_only=True):
     report: Report
     full_asked: bool = False
     follow: Follow = follow_nothing
-    doubted: OnDoubt = doubt_silently
+    doubted: OnDoubt
 
     async def write(
         self,

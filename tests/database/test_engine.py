@@ -153,10 +153,9 @@ def test_a_migration_is_not_forgotten_in_the_code() -> None:
 
 
 def test_an_installed_package_does_not_lack_its_migrations() -> None:
-    """The scripts, their environment and their template are data of the package."""
+    """The scripts and their environment are data of the package."""
     folder = resources.files("syncd") / "database" / "migrations"
     assert (folder / "env.py").is_file()
-    assert (folder / "script.py.mako").is_file()
     assert any(file.name.startswith(schema.REVISION) for file in (folder / "versions").iterdir())
 
 

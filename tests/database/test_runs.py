@@ -22,6 +22,7 @@ from syncd.database.engine import Database
 from syncd.database.runs import History
 from syncd.database.state import Reads, Try
 from syncd.errors import StoreError
+from syncd.feed.outbox import Outbox
 from syncd.mirror.diff import plan_listed
 from syncd.model import Counts, Outcome, Peer, Run, RunError
 from syncd.run.report import Report
@@ -30,6 +31,7 @@ NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 LATE = NOW + timedelta(days=1)
 KEEP_PAST = timedelta(days=30)
+TELL = Outbox().ended
 
 
 @pytest.fixture(scope="module")
@@ -377,12 +379,12 @@ def test_a_restart_changes_what_status_says(
         counted.take(ended)
         with opened.begin(write=True) as connection:
             ended.id, readings = record.finish(
-                connection, Ended(ended), LATE, LATE - KEEP_PAST, counted.last_full_at
+                connection, Ended(ended), LATE, LATE - KEEP_PAST, counted.last_full_at, tell=TELL
             )
             counted.last_full_at = readings.ended_at
             counted.take_stock(*record.take_stock(connection, LATE - KEEP_PAST))
     with opened.begin(write=True) as connection:
-        read.take_over(record.look_back(connection, LATE, LATE - KEEP_PAST))
+        read.take_over(record.look_back(connection, LATE, LATE - KEEP_PAST, tell=TELL))
     if not found:
         counted.take_stock(read_figures(opened), 0, 0)
     remembered = [name for name in Facts.__struct_fields__ if name not in GROWN]
@@ -413,7 +415,7 @@ def test_half_of_a_runs_end_is_on_record(database: Database, url: str) -> None:
         report.read_at = {"1": NOW + MINUTE}
         report.tries = {"1": Try(NOW, 2)}
         with database.begin(write=True) as connection:
-            record.finish(connection, Ended(ended, report), LATE, NOW, None)
+            record.finish(connection, Ended(ended, report), LATE, NOW, None, tell=TELL)
 
     def on_record() -> tuple[object, ...]:
         with database.begin() as connection:

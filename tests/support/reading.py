@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Mirror:
         self.url = url
         self.clock = StandsStill()
         self._account = Account(_config(url), str, clock=self.clock)  # whose client is asked nothing
+        self._outbox = self._account.webhooks.outbox
         self.database = self._account.database
         self.database.open()
 
@@ -92,11 +94,14 @@ class Mirror:
             database=self.database,
             clock=self.clock,
             report=report,
+            doubted=self._outbox.doubted,
         )
         yield Reading(self, work)
         asyncio.run(sweep(work))
         run.state, run.outcome, run.finished_at = "done", "ok", self.clock.now()
-        self.write(record.finish, Ended(run, report), self.clock.now(), self.clock.now() - KEEP_PAST, None)
+        now = self.clock.now()
+        finish = partial(record.finish, tell=self._outbox.ended)
+        self.write(finish, Ended(run, report), now, now - KEEP_PAST, None)
 
     def take(self, event: Event, *read: Gauge | Ticket | Session) -> "Reading":
         """Have a run read these rows of one event and nothing else."""
