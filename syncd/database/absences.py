@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, or_, select
 
 from syncd.database import bulk, schema
 from syncd.mirror.absence import READS, Absence, Scope
@@ -163,7 +163,7 @@ def doubts(
             table=table,
             event_id=scope_id,
             absent=absent,
-            of=scope.of if scope else _size(connection, table, scope_id, now),
+            of=scope.of if scope else _size(connection, table, scope_id, first, now),
             since=first,
             reads=reads,
             examples=_examples(connection, table, scope_id),
@@ -186,11 +186,15 @@ def _examples(connection: Connection, table: str, event_id: str | None) -> list[
     return [plain(row_id, EXAMPLE_CHARACTERS) for row_id in found]
 
 
-def _size(connection: Connection, table: str, event_id: str | None, now: datetime) -> int:
-    """Return how many rows a complete read of a scope should hold."""
+def _size(connection: Connection, table: str, event_id: str | None, first: datetime, now: datetime) -> int:
+    """Return how many rows a complete read of a scope should hold, as `listing.note` has it for the list."""
     rows = schema.MIRRORED[table].c
-    of_event = and_(rows.vanished_at.is_(None), rows.event_id == event_id) if event_id else schema.live(now)
-    return connection.scalar(select(func.count()).where(of_event)) or 0
+    if event_id:
+        here = and_(rows.vanished_at.is_(None), rows.event_id == event_id)
+    else:
+        absent = select(ABSENT.row_id).where(_scope(table, None))
+        here = and_(schema.live(now), or_(rows.first_seen_at <= first, rows.id.in_(absent)))
+    return connection.scalar(select(func.count()).where(here)) or 0
 
 
 def _scope(table: str, event_id: str | None) -> ColumnElement[bool]:

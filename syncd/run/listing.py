@@ -1,6 +1,7 @@
 """The list of events: what a run begins with, and what it says of the events that it lacks."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 from loguru import logger
@@ -40,7 +41,7 @@ async def read(work: Work) -> Decoded[str, Event]:
         work.report.fail("events", Malformed(f"{more} more rows of the list cannot be used"), times=more)
     if not listed.bad:  # one of the absent may be among the bad rows: no evidence
         work.report.sizes[EVENTS, None] = await work.database.write(
-            _note, work.run.id, listed.records, work.clock.now()
+            note, work.run.id, listed.records.keys(), work.clock.now()
         )
     return listed
 
@@ -84,13 +85,19 @@ async def _with_kept(
     return structs.replace(listed, records=records)
 
 
-def _note(connection: Connection, run_id: int, listed: Mapping[str, Event], now: datetime) -> int:
-    """Note what the list lacks; return how many events it should hold."""
+def note(connection: Connection, run_id: int, listed: AbstractSet[str], now: datetime) -> int:
+    """Note what the list lacks; return how many events it should hold.
+
+    Those that came since it lacks others do not count: another account's list would bring its own, too.
+    """
     expected = rows.expected_events(connection, now)
-    lacking = lack(EVENTS, expected, listed.keys(), absences.of(connection, EVENTS), now)
+    lacking = lack(EVENTS, expected, listed, absences.of(connection, EVENTS), now)
     if lacking.is_news:
         absences.note(connection, run_id, EVENTS, None, lacking.absences)
-    return lacking.of
+    if not lacking.absences:
+        return lacking.of
+    since = min(each.since for each in lacking.absences.values())
+    return len(expected - (rows.events_seen_after(connection, since) & listed))
 
 
 async def resolve(work: Work, listed: Mapping[str, Event]) -> None:

@@ -237,6 +237,27 @@ def test_an_account_is_gone_with_its_list(mirror: Mirror, ids: str, shown: str) 
     assert (vanished(run), run.doubted, mirror.absent(EVENTS)) == ("".join(lacking), [], {})
 
 
+@pytest.mark.parametrize("others", ["56", "56789"])
+def test_another_accounts_list_takes_the_place_of_ones_own(mirror: Mirror, others: str) -> None:
+    """Events that come with the loss of the others are no evidence that these are gone."""
+    with mirror.run() as run:
+        for event_id in "1234":
+            run.event_of_list(event(event_id))
+    for shown in (others, others, f"{others}0"):
+        mirror.clock.at += 2 * FULL_EVERY
+        with mirror.run() as run:
+            run.listed(*shown)
+            mirror.clock.at += QUARTER
+            for event_id in shown:
+                run.event_of_list(event(event_id))
+        assert (vanished(run), run.doubted, run.run.failed) == ("", ["events"], 4)
+        assert [(doubt.absent, doubt.of) for doubt in mirror.doubts()] == [(4, 4)]
+    for gone in ("4", "0"):  # once most of ours are there, few are absent, of theirs too
+        with mirror.run() as run:
+            run.listed("1", "2", "3", *others)
+        assert (vanished(run), run.doubted) == (gone, [])
+
+
 def test_a_list_without_a_few_events_waits_for_a_person(mirror: Mirror) -> None:
     """They vanish with the second run whose list lacks them."""
     with mirror.run() as run:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import structs
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Engine, create_engine
 
 from support.real_databases import Rows, is_postgresql, query
 from syncd.account import record
@@ -34,7 +34,7 @@ from syncd.database.attendees import Slice, Taken
 from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
-from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, lack, plan_event, plan_listed, row_id
+from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, plan_event, plan_listed, row_id
 from syncd.model import (
     ATTENDEES,
     EVENTS,
@@ -48,6 +48,7 @@ from syncd.model import (
     Session,
     Ticket,
 )
+from syncd.run import listing
 from syncd.run.report import Report
 from syncd.run.sweep import sweep
 from syncd.run.work import Work
@@ -154,15 +155,8 @@ class Reading:
 
     def listed(self, *ids: str) -> None:
         """Read the list of events, which holds these, and no word of what is in them."""
-        lacking = self._mirror.query(self._lacking, ids)
-        self._report.sizes[EVENTS, None] = lacking.of
-        if lacking.is_news:
-            self._mirror.write(absences.note, self.run.id, EVENTS, None, lacking.absences)
-
-    def _lacking(self, connection: Connection, ids: tuple[str, ...]) -> Any:
-        expected = rows.expected_events(connection, self._mirror.clock.now())
-        known = absences.of(connection, EVENTS)
-        return lack(EVENTS, expected, set(ids), known, self._mirror.clock.now())
+        now = self._mirror.clock.now()
+        self._report.sizes[EVENTS, None] = self._mirror.write(listing.note, self.run.id, set(ids), now)
 
     def event_of_list(self, event: Event) -> EventPlan:
         """Read an event of which the list alone is read."""
