@@ -62,9 +62,9 @@ def problems(urls: Iterable[str], *, direct: Iterable[str] = ()) -> list[str]:
     return found
 
 
-def is_loopback(url: httpx.URL) -> bool:
-    """Tell whether an address is one of this machine."""
-    host = url.host.rstrip(".")
+def is_loopback(host: str) -> bool:
+    """Tell whether the host in an address is this machine."""
+    host = host.rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -76,7 +76,7 @@ def is_loopback(url: httpx.URL) -> bool:
 def _goes_out(url: httpx.URL) -> bool:
     """Tell whether a proxy is for this address: one of another machine that $NO_PROXY does not name."""
     entries = re.split(r"[\s,]+", getproxies_environment().get("no", "").lower())
-    return not is_loopback(url) and not any(_is_meant(entry, url) for entry in entries if entry)
+    return not is_loopback(url.host) and not any(_is_meant(entry, url) for entry in entries if entry)
 
 
 def _is_meant(entry: str, url: httpx.URL) -> bool:

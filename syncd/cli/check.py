@@ -15,7 +15,7 @@ from syncd.config import BilletwebConfig, Config, ControlConfig, Secret
 from syncd.control.server import socket_obstacle
 from syncd.database import engine
 from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
-from syncd.feed import files, publish, webhooks
+from syncd.feed import addresses, files, publish
 
 
 class Checked(Struct):
@@ -49,7 +49,7 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     for warning in warnings:
         logger.bind(event="publish.slow").warning("{}", warning)
     found.add([obstacle for feed in config.feeds if (obstacle := files.obstacle(feed))], ConfigError)
-    found.add(webhooks.check(config), ConfigError)
+    found.add(addresses.check(config), ConfigError)
     if online and (refusal := asyncio.run(_ask_billetweb(config))):
         is_key = isinstance(refusal, AuthError)
         advice = "; `syncd setup --overwrite` asks for another" if is_key else ""

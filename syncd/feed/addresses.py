@@ -7,7 +7,10 @@ changes nothing. Leans on the tables of `ipaddress`.
 import socket
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from urllib.parse import urlsplit
 
+from syncd import web
+from syncd.config import Config
 from syncd.threads import in_own_thread
 
 Address = IPv4Address | IPv6Address
@@ -70,3 +73,17 @@ async def resolve(host: str, port: int) -> list[Address]:
     if not found:
         raise Unreachable(f"there is no address for {host}")
     return found
+
+
+def check(config: Config) -> list[str]:
+    """Return what is wrong with the addresses of endpoints, as far as that shows without asking."""
+    problems = []
+    for each in config.webhooks:
+        host = urlsplit(each.url).hostname or ""
+        with suppress(ValueError):  # a name, which may lead elsewhere when it is sent to
+            if not (each.private or web.is_loopback(host) or is_public(ip_address(host))):
+                problems.append(
+                    f"webhooks {each.name}: {host} is no address of the public internet;"
+                    " `private = true` allows it"
+                )
+    return problems

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -27,7 +26,7 @@ from syncd.database import deliveries
 from syncd.database.deliveries import Counts, Due, Tried
 from syncd.database.engine import Database
 from syncd.errors import ConfigError, StoreError, SyncdError
-from syncd.feed.addresses import Address, Unreachable, is_public, lead_to
+from syncd.feed.addresses import Address, Unreachable, lead_to
 from syncd.feed.outbox import Outbox
 from syncd.text import format_duration, plain
 from syncd.threads import in_thread
@@ -225,7 +224,7 @@ class Endpoint:
             self._client = await in_thread(
                 web.client, self.settings.url, direct=True, timeout=timeout, limits=limits, headers=HEADERS
             )
-        is_local = web.is_loopback(self.url)
+        is_local = web.is_loopback(self.url.host)
         port = self.url.port or {"http": 80, "https": 443}[self.url.scheme]
         addresses = await lead_to(self.url.host, port, private=self.settings.private, loopback=is_local)
         for address in addresses[:-1]:
@@ -484,17 +483,3 @@ class UnknownDelivery(SyncdError):
     """A delivery or an endpoint that somebody named and that is not there."""
 
     kind = "unknown_delivery"
-
-
-def check(config: Config) -> list[str]:
-    """Return what is wrong with the addresses of endpoints, as far as that shows without asking."""
-    problems = []
-    for each in config.webhooks:
-        url = httpx.URL(each.url)
-        with suppress(ValueError):  # a name, which may lead elsewhere when it is sent to
-            if not (each.private or web.is_loopback(url) or is_public(ip_address(url.host))):
-                problems.append(
-                    f"webhooks {each.name}: {url.host} is no address of the public internet;"
-                    " `private = true` allows it"
-                )
-    return problems
