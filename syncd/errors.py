@@ -129,3 +129,9 @@ class AlreadyRunning(SyncdError):
     """Another syncd holds this database or this socket."""
 
     kind = "already_running"
+
+
+class UnknownDelivery(SyncdError):
+    """A delivery or an endpoint that somebody named and that is not there."""
+
+    kind = "unknown_delivery"

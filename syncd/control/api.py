@@ -26,9 +26,9 @@ from syncd.control.gate import Gate
 from syncd.control.openapi import LINES, TEXT, Event, described, document
 from syncd.control.page import Page, Shown
 from syncd.database.deliveries import Delivery
-from syncd.errors import ConfigError, StoreError, SyncdError
+from syncd.errors import ConfigError, StoreError, SyncdError, UnknownDelivery
 from syncd.feed.publish import TargetState
-from syncd.feed.webhooks import EndpointState, UnknownDelivery
+from syncd.feed.webhooks import EndpointState
 from syncd.model import Doubt, Peer, Progress, Run
 from syncd.text import EVENT_NAME, harmless, names_an_event
 from syncd.threads import in_own_thread

@@ -25,7 +25,7 @@ from syncd.config import Config, Secret, WebhookConfig
 from syncd.database import deliveries
 from syncd.database.deliveries import Counts, Due, Tried
 from syncd.database.engine import Database
-from syncd.errors import ConfigError, StoreError, SyncdError
+from syncd.errors import ConfigError, StoreError, UnknownDelivery
 from syncd.feed.addresses import Address, Unreachable, lead_to
 from syncd.feed.outbox import Outbox
 from syncd.text import format_duration, plain
@@ -477,9 +477,3 @@ class Webhooks:
             )
         await self.refresh()
         return count
-
-
-class UnknownDelivery(SyncdError):
-    """A delivery or an endpoint that somebody named and that is not there."""
-
-    kind = "unknown_delivery"

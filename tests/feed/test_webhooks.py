@@ -22,7 +22,7 @@ from support.variants import mostly_slow
 
 from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
-from syncd.errors import StoreError
+from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed import files, publish, webhooks
 from syncd.standin import server as fault
 from syncd.standin.server import StandIn
@@ -614,11 +614,11 @@ def test_an_endpoint_under_another_name_loses_deliveries(
 def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> None:
     """An id or a name that is not there is refused, and nothing is done."""
     retry = rig.account.webhooks.retry
-    with pytest.raises(webhooks.UnknownDelivery, match="no delivery msg_0"):
+    with pytest.raises(UnknownDelivery, match="no delivery msg_0"):
         rig.portal.call(lambda: retry(ids=["msg_0"], endpoint=None))
-    with pytest.raises(webhooks.UnknownDelivery, match="no endpoint nobody: there are site"):
+    with pytest.raises(UnknownDelivery, match="no endpoint nobody: there are site"):
         rig.portal.call(lambda: retry(ids=[], endpoint="nobody"))
-    with pytest.raises(webhooks.UnknownDelivery):
+    with pytest.raises(UnknownDelivery):
         rig.portal.call(lambda: retry(ids=["msg_0"], endpoint="site"))
 
 

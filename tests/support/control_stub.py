@@ -15,8 +15,9 @@ from syncd.account.status import Status, StatusAfter, after
 from syncd.control.api import application
 from syncd.control.server import ControlServer
 from syncd.database.deliveries import Delivery
+from syncd.errors import UnknownDelivery
 from syncd.feed.publish import TargetState
-from syncd.feed.webhooks import EndpointState, UnknownDelivery
+from syncd.feed.webhooks import EndpointState
 from syncd.log.redact import Redactor
 from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
 
