@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from syncd.account import record, upkeep
 from syncd.account.record import Ended
 from syncd.account.schedule import Schedule, first_slot
-from syncd.account.status import Facts, State, Status, budget_status, feeds_status, last_error
+from syncd.account.status import Facts, State, Status, budget_status, feeds_status
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
@@ -111,6 +111,8 @@ class Account:
         async with self._opening:  # a run and a command may both come first
             if not self.database.is_open:
                 await to_the_end(self._open())  # when cancelled too: what is open holds the lock
+                if self.webhooks.is_held and self.runner.current is None:  # else its end does that
+                    self._background.start(self._let_out())
 
     async def _open(self) -> None:
         await in_thread(self.database.open)
@@ -136,10 +138,8 @@ class Account:
 
         Only a run may do so, as it begins: one in progress goes by what it read in the other database.
         """
-        if not self.database.is_open:
-            return
-        how = self.database.displacement() or await self.database.read(outdated)
-        if how is None:
+        how = self.database.is_open and (self.database.displacement() or await self.database.read(outdated))
+        if not how:
             return
         logger.bind(event="database.displaced").error("{}; what is there now is opened instead", how)
         async with self._opening, self._recording:
@@ -166,7 +166,7 @@ class Account:
         self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
-        self._background.start(upkeep.tidy(self.database, self.config, now, self.paused))
+        self._tidy()
         if self.publishing.is_late or self.config.feeds:
             self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
         self.webhooks.start()
@@ -190,7 +190,8 @@ class Account:
         self.config = config
         self.publishing.configure(config)
         examining = self._background.start(self.publishing.examine(self.database))
-        self._background.start(upkeep.tidy(self.database, config, self.clock.now(), self.paused))
+        self._tidy()
+        self._background.start(self._take_stock())
         self.webhooks.configure(config)
         self._background.start(self.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout
@@ -201,6 +202,12 @@ class Account:
         if self._at_work is None or self._at_work.client is not before:
             await before.aclose()
         await asyncio.wait({examining}, timeout=ANSWER_WITHIN_S)
+
+    def _tidy(self) -> None:
+        """Have erased what may no longer be kept. A run in progress writes on as it began: after its end."""
+        if self._at_work is None:
+            now, mode = self.clock.now(), self.config.sync.attendees
+            self._background.start(upkeep.tidy(self.database, mode, now))
 
     async def _fire(self) -> None:
         """Do what a scheduled slot asks for, and return when that has ended."""
@@ -278,8 +285,8 @@ class Account:
         facts, interval, refused = self.facts, self.config.sync.interval, self.client.refused
         health, reason = facts.health(interval, refused=refused, displaced=self.database.displacement())
         return Status(
+            **facts.told(),
             pid=os.getpid(),
-            started_at=facts.started_at,
             uptime_s=round(self.clock.running_s() - self._began_s, 1),
             state=self._state(),
             health=health,
@@ -287,32 +294,18 @@ class Account:
             is_running=not self.paused and not self.runner.is_stopping,
             interval_s=interval.total_seconds(),
             next_run_at=None if self.paused else self.schedule.next_at,
-            run_count=facts.run_count,
-            consecutive_failures=facts.consecutive_failures,
-            last_run=facts.last_run,
-            last_success_at=facts.last_success_at,
-            last_error=last_error(facts.last_run),
             current_run=self.runner.current,
             queued_runs=1 if self.runner.queued else 0,
             database=masked(self.database.url),
-            events_live=facts.events_live,
-            events_full=facts.events_full,
-            events_nearly_full=facts.events_nearly_full,
-            oldest_figure_at=facts.oldest_figure_at,
-            oldest_figure_age_s=facts.oldest_figure_age_s(),
-            events_unread=facts.events_unread,
-            doubts=facts.doubts,
             publish=self.publishing.status(),
             webhooks=self.webhooks.status(),
             feeds=feeds_status(self.config.feeds, self.feeds),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
-            latest_outcomes=[*facts.latest_outcomes],
             paused_since=self.paused.since if self.paused else None,
             paused_by=self.paused.by if self.paused else None,
             skipping="paused" if self.paused else "credentials" if refused else None,
-            database_bytes=facts.database_bytes,
         )
 
     def _state(self) -> State:
@@ -323,7 +316,11 @@ class Account:
     # --- runs
 
     async def _try_to_record(self, run: Run) -> None:
+        current = self.runner.current
+        if current and current is not run and current.id < 0:
+            return  # it began before, and gets its id before
         try:
+            await self._put_ends_on_record()
             await self._put_on_record(run)
         except StoreError as error:  # it has no lasting id yet, and gets one with its beginning
             logger.debug("{} is not on record yet: {}", run_name(run.id), error)
@@ -414,16 +411,19 @@ class Account:
         if work and work.client is not self.client:
             self.client.take_over(work.client.quiet)
             await work.client.aclose()
-        await self._let_out(run.started_at or EVER, is_cut=run.outcome == "cancelled")
+        if work and work.config.sync.attendees != self.config.sync.attendees:
+            self._tidy()
+        await self._let_out(run.started_at or EVER)
         self._on_end(run)
 
-    async def _let_out(self, since: datetime = EVER, *, is_cut: bool = False) -> None:
-        """Write the site's tables elsewhere, unless a run was cut, and its files; then endpoints are told."""
-        if self.database.is_open and not is_cut:
-            await self.publishing.settle(self.database, self.clock.now())
-        await self.feeds.follow(self.config.feeds, self.database, self.clock.now(), self.facts.events_unread)
-        # A run in progress, or the next start, writes first what this one did not.
-        if not self.runner.is_stopping and self.runner.current is None:
+    async def _let_out(self, since: datetime = EVER) -> None:
+        """Write the site's tables elsewhere, unless all stops, and its files; then endpoints are told."""
+        now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
+        if can_write:
+            await self.publishing.settle(self.database, now)
+        can_write &= await self.feeds.follow(self.config.feeds, self.database, now, self.facts.events_unread)
+        # A run in progress, the next one, or the next start, writes first what was not written now.
+        if can_write and not self.runner.is_stopping and self.runner.current is None:
             waits = not self.paused and not self.client.refused  # else no run comes by itself
             failing = {*self.publishing.failing, *self.feeds.failing(self.config.feeds)}
             self.webhooks.release(since, failing if waits else set())
@@ -434,7 +434,8 @@ class Account:
         while self._unrecorded:
             before_at = self.facts.last_full_at
             async with self._recording:
-                await to_the_end(self._put_end())  # when cancelled too: it would be put there twice
+                if self._unrecorded:  # somebody else may have done it meanwhile
+                    await to_the_end(self._put_end())  # when cancelled too: it would be put there twice
             if before_at and self.facts.last_full_at != before_at:
                 await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
 
@@ -462,8 +463,7 @@ class Account:
 
     async def _places(self) -> list[Places]:
         """Return the places of each live event, as far as the metrics are to tell them."""
-        most = self.config.metrics.events
-        return await self.database.read(rows.places, self._live_since(), most) if most else []
+        return await self.database.read(rows.places, self._live_since(), self.config.metrics.events)
 
     def _live_since(self) -> datetime:
         return self.clock.now() - self.config.sync.keep_past

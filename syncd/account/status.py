@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct, field, structs
 
@@ -201,10 +201,16 @@ class Facts(Struct, kw_only=True):
         if run.outcome == "ok":
             self.last_success_at = run.finished_at
 
-    def oldest_figure_age_s(self) -> float | None:
-        """Return how old the oldest figure of a live event is."""
+    def told(self) -> dict[str, Any]:
+        """Return what status tells of these alone, by its names."""
+        same = {name: getattr(self, name) for name in self.__struct_fields__ if hasattr(Status, name)}
         at = self.oldest_figure_at
-        return None if at is None else round(max((self.now() - at).total_seconds(), 0.0), 1)
+        age_s = None if at is None else round(max((self.now() - at).total_seconds(), 0.0), 1)
+        return same | {
+            "latest_outcomes": [*self.latest_outcomes],
+            "oldest_figure_age_s": age_s,
+            "last_error": last_error(self.last_run),
+        }
 
     def health(  # noqa: PLR0911  # a ladder
         self, interval: timedelta, *, refused: bool, displaced: str | None = None

@@ -6,10 +6,8 @@ from loguru import logger
 
 from syncd import text
 from syncd.clock import Clock
-from syncd.config import Config
 from syncd.database import attendees, changes, deliveries, state
 from syncd.database.engine import Database
-from syncd.database.state import Pause
 from syncd.errors import StoreError
 from syncd.model import AttendeeMode
 from syncd.threads import in_thread
@@ -40,11 +38,11 @@ async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
         )
 
 
-async def tidy(database: Database, config: Config, now: datetime, paused: Pause | None) -> None:
-    """Erase what may no longer be kept while runs are `paused`, which else do that. Raises nothing."""
+async def tidy(database: Database, mode: AttendeeMode, now: datetime) -> None:
+    """Erase what may no longer be kept, before a run does. Raises nothing."""
     try:
-        if paused and database.is_open:
-            await retain(database, config.sync.attendees, now)
+        if database.is_open:
+            await retain(database, mode, now)
     except StoreError as error:
         logger.debug("what may no longer be kept of attendees waits for the next run: {}", error)
 

@@ -60,15 +60,15 @@ class Feeds:
 
     async def follow(
         self, feeds: Sequence[FeedConfig], database: Database, now: datetime, unread: int | None
-    ) -> None:
-        """Bring every feed up to date with what the mirror holds, where that is done soon. Raises nothing.
+    ) -> bool:
+        """Bring every feed up to date, where that is done soon; tell whether the mirror could be read.
 
         After a failed run too: an event may be over. What another mirror left at a path says more than a
         young one could: it stays until this one has read every live event. `unread`: so many it never has,
         None where that is not known.
         """
         if not feeds or not database.is_open:
-            return
+            return not feeds
         try:
             events, own, given_up = await database.read(_look_up, now)
             self._own |= own
@@ -83,6 +83,8 @@ class Feeds:
                 await database.write(state.put, state.FEEDS, sorted(self._own))
         except StoreError as error:
             logger.debug("the feeds wait for the next run: {}", error)
+            return False
+        return True
 
     async def write(self, feed: FeedConfig, events: Sequence[PublicEvent], stays: bool = False) -> None:
         """Bring a feed up to date, but for a file that is there and `stays`. Raises nothing."""

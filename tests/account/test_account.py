@@ -121,6 +121,18 @@ def test_an_end_is_lost_while_the_database_fails(rig: Rig, standin: StandIn, log
     ]
 
 
+def test_a_run_by_hand_is_on_record_before_the_one_that_it_follows(rig: Rig) -> None:
+    """Ids are given in the order in which runs began, for by them it is known which one was the latest."""
+    refuse(rig.url, "INSERT ON syncd_runs")
+    failed = rig.run()
+    allow(rig.url, "INSERT ON syncd_runs")
+    good = rig.wait(asked_for(rig))
+    assert rig.sql("SELECT id, outcome FROM syncd_runs ORDER BY id") == [
+        (failed.id, "failed"),
+        (good.id, "ok"),
+    ]
+
+
 def test_a_run_is_denied_before_the_database_is_open(rig: Rig) -> None:
     """While nobody can look for it, nobody says that there is none."""
     run = rig.run()
@@ -830,6 +842,10 @@ def test_a_timer_sends_what_billetweb_asked_not_to(
     assert query(url_at(home / "syncd.db"), "SELECT name FROM syncd_state WHERE name = 'quiet'") == []
 
 
+def tells_of(rig: Rig, count: int) -> bool:
+    return len(rig.account.facts.places) == count
+
+
 @pytest.mark.parametrize(("most", "told"), [(6, 6), (5, 0), (0, 0)])
 def test_metrics_tell_of_more_events_than_they_may(
     make_config: MakeConfig, standin: StandIn, most: int, told: int
@@ -844,3 +860,6 @@ def test_metrics_tell_of_more_events_than_they_may(
         if told:
             assert (places["900006"].places_left, places["900006"].places_total) == (3, 180)
             assert places["900004"].unlimited
+        for events, shown in ((0, 0), (most, told)):
+            rig.portal.call(rig.account.configure, make_config(metrics__events=events))
+            eventually(partial(tells_of, rig, shown))

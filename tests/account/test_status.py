@@ -243,7 +243,7 @@ def test_a_restart_shows_no_budget_and_no_doubt() -> None:
     assert budget
     assert (budget.requests, budget.full_requests, budget.waiting) == (48, 1000, 3)
     assert (facts.events_live, facts.events_full, facts.events_unread, facts.doubts) == (398, 5, 10, 2)
-    assert facts.oldest_figure_age_s() == INTERVAL.total_seconds()
+    assert facts.told()["oldest_figure_age_s"] == INTERVAL.total_seconds()
 
 
 def test_readings_by_turns_are_taken_for_none() -> None:

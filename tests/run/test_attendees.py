@@ -455,14 +455,34 @@ def is_kept(rig: Rig, mode: str) -> bool:
     return bool(rig.query(state.get, state.KEPT, str) == mode)
 
 
-def test_a_pause_keeps_personal_data(full: Rig, make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_pause_keeps_personal_data(full: Rig, make_config: MakeConfig, paused: bool) -> None:
     """What is no longer wanted goes with the reload that says so, whether runs come or not."""
-    full.portal.call(lambda: full.account.pause(paused=True))
+    full.portal.call(lambda: full.account.pause(paused=paused))
     for mode in ("minimal", "none"):
         assert held(full) != {}
         full.portal.call(full.account.configure, make_config(sync__attendees=mode))
         eventually(partial(is_kept, full, mode))
     assert held(full) == {}
+
+
+@pytest.mark.parametrize(("mode", "emails"), [("minimal", 0), ("none", 0), ("full", 1)])
+def test_a_run_in_progress_brings_back_what_a_reload_erased(
+    full: Rig, make_config: MakeConfig, standin: StandIn, mode: str, emails: int
+) -> None:
+    """What a reload says of attendees is done when the run is over that began before; paused or not."""
+    full.portal.call(lambda: full.account.pause(paused=True))
+    standin.fail("/events", fault.hang)
+    before = len(standin.requests)
+    run = full.request("manual", full=True)
+    eventually(lambda: len(standin.requests) > before)
+    full.portal.call(full.account.configure, make_config(billetweb__concurrency=1, sync__attendees=mode))
+    standin.heal()
+    assert full.wait(run).outcome == "ok"
+    eventually(partial(is_kept, full, mode))
+    found = full.sql("SELECT count(*) FROM billetweb_attendees WHERE order_email IS NOT NULL")
+    assert min(found[0][0], 1) == emails
+    assert bool(held(full)) is (mode != "none")
 
 
 @pytest.mark.sqlite_only("on PostgreSQL a vacuum does that, some time")
