@@ -121,6 +121,7 @@ def _runs(status: Status, facts: Facts, requests: Mapping[str, int]) -> Metrics:
         "run_in_progress": status.current_run is not None,
         "consecutive_failures": status.consecutive_failures,
         "last_success_timestamp_seconds": status.last_success_at,
+        "last_synced_timestamp_seconds": facts.synced_at,
     }
 
 

@@ -168,6 +168,7 @@ def test_figures_are_those_of_the_status() -> None:
         "publish_targets_failing": 1,
         "next_run_timestamp_seconds": START.timestamp() + 900,
         "last_success_timestamp_seconds": START.timestamp() - 900,
+        "last_synced_timestamp_seconds": START.timestamp(),
         "oldest_figure_timestamp_seconds": START.timestamp(),
         "events_unread": 0,
         "last_run_timestamp_seconds": START.timestamp(),
