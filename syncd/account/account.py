@@ -206,8 +206,7 @@ class Account:
     def _tidy(self) -> None:
         """Have erased what may no longer be kept. A run in progress writes on as it began: after its end."""
         if self._at_work is None:
-            now, mode = self.clock.now(), self.config.sync.attendees
-            self._background.start(upkeep.tidy(self.database, mode, now))
+            self._background.start(upkeep.tidy(self.database, self.config, self.clock.now()))
 
     async def _fire(self) -> None:
         """Do what a scheduled slot asks for, and return when that has ended."""
@@ -373,7 +372,7 @@ class Account:
         )
         if self.publishing.is_late or config.feeds:
             self.webhooks.hold(self.clock.now())
-        await upkeep.retain(self.database, config.sync.attendees, self.clock.now())
+        await upkeep.retain(self.database, config, self.clock.now())
         await execute(self._at_work)
         self.database.prove()  # it may be gone since the last thing was written
 

@@ -6,21 +6,22 @@ from loguru import logger
 
 from syncd import text
 from syncd.clock import Clock
+from syncd.config import Config
 from syncd.database import attendees, changes, deliveries, state
 from syncd.database.engine import Database
 from syncd.errors import StoreError
-from syncd.model import AttendeeMode
 from syncd.threads import in_thread
 
 PRUNE_S = 1.0
 """So long may old changes be removed after a run; less than a stop may take. The next reading goes on."""
 
 
-async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
+async def retain(database: Database, config: Config, now: datetime) -> None:
     """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too."""
-    if not await database.read(attendees.must_erase, mode):
+    user, mode = config.billetweb.user, config.sync.attendees
+    if not await database.read(attendees.is_other, user, mode):
         return
-    erased = await database.write(attendees.retain, mode, now)
+    erased = await database.write(attendees.retain, user, mode, now)
     if erased:
         what = "all that was mirrored" if mode == "none" else "the personal data"
         log = logger.bind(event="attendees.erased", erased=erased)
@@ -38,11 +39,11 @@ async def retain(database: Database, mode: AttendeeMode, now: datetime) -> None:
         )
 
 
-async def tidy(database: Database, mode: AttendeeMode, now: datetime) -> None:
+async def tidy(database: Database, config: Config, now: datetime) -> None:
     """Erase what may no longer be kept, before a run does. Raises nothing."""
     try:
         if database.is_open:
-            await retain(database, mode, now)
+            await retain(database, config, now)
     except StoreError as error:
         logger.debug("what may no longer be kept of attendees waits for the next run: {}", error)
 

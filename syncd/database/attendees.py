@@ -232,17 +232,23 @@ def _is_news(change: Change, unknown_until: datetime | None) -> bool:
 # --- erasing
 
 
-def must_erase(connection: Connection, mode: AttendeeMode) -> bool:
-    """Tell whether `sync.attendees` was another before, or erased data may still be in the files."""
+def is_other(connection: Connection, user: str, mode: AttendeeMode) -> bool:
+    """Tell whether account or `sync.attendees` was another, or erased data may still be in the files."""
     kept = state.get(connection, state.KEPT, str) or "none"
-    return kept != mode or bool(state.get(connection, state.TRACES, bool))
+    is_of = state.get(connection, state.ACCOUNT, str)
+    return (is_of, kept) != (user, mode) or bool(state.get(connection, state.TRACES, bool))
 
 
-def retain(connection: Connection, mode: AttendeeMode, at: datetime) -> int:
+def retain(connection: Connection, user: str, mode: AttendeeMode, at: datetime) -> int:
     """Erase what `mode` does not allow to keep; return of how many attendees.
 
-    Where more is to be kept than before, all of it is imported.
+    Where more is to be kept than before, all of it is imported; and where the account is another one.
     """
+    is_of = state.get(connection, state.ACCOUNT, str)
+    if is_of != user:
+        state.put(connection, state.ACCOUNT, user)
+    if is_of not in (None, user):
+        _begin_anew(connection, at)
     before = state.get(connection, state.KEPT, str) or "none"
     if before == mode:
         return 0
@@ -254,6 +260,14 @@ def retain(connection: Connection, mode: AttendeeMode, at: datetime) -> int:
     if erased:
         state.put(connection, state.TRACES, value=True)
     return erased
+
+
+def _begin_anew(connection: Connection, at: datetime) -> None:
+    """Forget how far another account was read: of this one nothing was, and its old orders are no news."""
+    connection.execute(schema.cursors.delete().where(schema.cursors.c.name == NAME))
+    state.put(connection, state.SEEN, None)
+    state.put(connection, state.SINCE, at.replace(microsecond=0))
+    _forget_reads(connection)
 
 
 def _erase(connection: Connection, before: str, mode: AttendeeMode, at: datetime) -> int:

@@ -335,7 +335,7 @@ from syncd.database import attendees
 def hang(*_):
     pathlib.Path({place!r}).touch()
     time.sleep(60)
-attendees.must_erase = hang
+attendees.is_other = hang
 sys.exit(program.main())
 """
 

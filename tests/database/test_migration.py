@@ -323,7 +323,8 @@ def test_what_0_3_remembered_of_reads_is_forgotten(url: str) -> None:
     insert_few(url)
     insert_state(url)
     database = opened(url)
-    with database.begin() as connection:
+    with database.begin(write=True) as connection:
+        assert attendees.retain(connection, "12345", "full", NOW) == 0
         assert attendees.cursor(connection) == Cursor(
             since=NOW - timedelta(hours=1), imported_at=NOW - timedelta(hours=9)
         )
@@ -334,8 +335,8 @@ def test_what_0_3_remembered_of_reads_is_forgotten(url: str) -> None:
             WEEKEND: Reads(due_at=NOW - timedelta(hours=2)),
         }
         assert state.request_ages_s(connection, NOW.timestamp(), 60.0) == [5.0]
-        assert not attendees.must_erase(connection, "full")
-        assert attendees.must_erase(connection, "minimal")
+        assert not attendees.is_other(connection, "12345", "full")
+        assert attendees.is_other(connection, "12345", "minimal")
     database.close()
 
 

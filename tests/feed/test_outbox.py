@@ -194,6 +194,24 @@ def mirror(rig: Rig, mode: AttendeeMode) -> None:
     rig.run()
 
 
+def test_orders_of_another_account_are_told_from_before_it_was_mirrored(rig: Rig, standin: StandIn) -> None:
+    """All attendees of another account are imported from the beginning, and its old orders are no news."""
+    rig.run()
+    (before,) = rig.sql("SELECT count(*) FROM billetweb_attendees")
+    rig.sql("DELETE FROM billetweb_attendees")  # another account's are not in there
+    standin.user = "67890"
+    configure(
+        rig,
+        structs.replace(rig.config, billetweb=structs.replace(rig.config.billetweb, user=standin.user)),
+    )
+    assert rig.run().outcome == "ok"
+    assert rig.sql("SELECT count(*) FROM billetweb_attendees") == [before]
+    assert paid_in(rig) == []
+    standin.sell(CONCERT)
+    rig.run()
+    assert paid_in(rig) == [CONCERT]
+
+
 def test_a_run_of_one_event_keeps_its_orders_from_being_told(rig: Rig, standin: StandIn) -> None:
     """An order that a run of its event finds is told, also where only the import read its attendees yet."""
     rig.run()
