@@ -58,8 +58,22 @@ def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
             .where(runs.c.state == state)
             .values(state="done", outcome=outcome, finished_at=at, **more)
         )
+    for row in running:
+        here = runs.c.id == row["id"]
+        connection.execute(runs.update().where(here).values(_changes_by(connection, row["id"])))
     found = (find(connection, row["id"]) for row in running)
     return [run for run in found if run]
+
+
+def _changes_by(connection: Connection, run_id: int) -> dict[str, int]:
+    """Return the rows that the last run changed, by what became of them; only its part of the log is read."""
+    columns = schema.changes.c
+    before = select(columns.seq).where(columns.run_id != run_id).order_by(columns.seq.desc()).limit(1)
+    query = select(columns.kind, func.count()).where(
+        columns.seq > func.coalesce(before.scalar_subquery(), 0), columns.run_id == run_id
+    )
+    found = connection.execute(query.group_by(columns.kind)).all()
+    return dict.fromkeys(Counts.__struct_fields__, 0) | {row[0]: row[1] for row in found}
 
 
 def outcome_before(connection: Connection, run: Run) -> Outcome | None:

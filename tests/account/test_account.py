@@ -426,18 +426,23 @@ def test_the_error_that_ended_a_run_is_told_as_another(
     assert "refused" in told["message"]
 
 
-def test_an_interrupted_run_is_for_ever_running(make_config: MakeConfig) -> None:
-    """What a killed process left open is closed as failed when the database is opened, and counted."""
+def test_an_interrupted_run_is_for_ever_running(make_config: MakeConfig, standin: StandIn) -> None:
+    """What a killed process left open is closed as failed by the next, with the count of what it changed."""
     config = make_config()
     with rig_on(config) as rig:
         rig.run()
-    rig.sql("UPDATE syncd_runs SET state = 'running', outcome = NULL, finished_at = NULL")
+        standin.sell("900006", 1)
+        assert rig.run().counts.updated > 0
+    before = rig.sql("SELECT inserted, updated FROM syncd_runs ORDER BY id")
+    left = "state = 'running', outcome = NULL, finished_at = NULL, updated = 0"
+    rig.sql(f"UPDATE syncd_runs SET {left} WHERE id = 2")
     with rig_on(config) as rig:
-        ((outcome, errors),) = rig.sql("SELECT outcome, errors FROM syncd_runs")
+        assert rig.sql("SELECT inserted, updated FROM syncd_runs ORDER BY id") == before
+        ((outcome, errors),) = rig.sql("SELECT outcome, errors FROM syncd_runs WHERE id = 2")
         assert outcome == "failed"
         assert '"interrupted"' in errors
         assert rig.account.facts.consecutive_failures == 1
-        assert rig.run().id == 2
+        assert rig.run().id == 3
 
 
 def test_a_run_that_never_began_counts_as_failed(make_config: MakeConfig) -> None:
