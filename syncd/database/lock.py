@@ -55,6 +55,7 @@ class FileLock:
         except BlockingIOError:
             holder = content.decode().strip() or "unknown"
             raise AlreadyRunning(f"another syncd (process {holder}) holds {self._what}") from None
+        give_to_folder(fd, self._path.parent)
         os.fchmod(fd, 0o600)  # which a umask may have kept from being so
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -69,6 +70,16 @@ class FileLock:
         if self._fd is not None:
             fd, self._fd = self._fd, None  # a thread that gives up on a stop may come here too
             os.close(fd)
+
+
+def give_to_folder(fd: int, folder: Path) -> None:
+    """Have a file that root opened belong to the owner of its folder: the daemon may be another user.
+
+    So does SQLite with the files that it makes beside a database.
+    """
+    owner = folder.stat()
+    if os.geteuid() == 0 != owner.st_uid:
+        os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def identity(path: Path, *, follow_links: bool = True) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from syncd.database.lock import FileLock, identity
+from syncd.database.lock import FileLock, give_to_folder, identity
 from syncd.errors import StoreError
 
 BUSY_TIMEOUT_MS = 3000
@@ -122,6 +122,7 @@ def _made_private(path: Path) -> tuple[int, int]:
                 path,
             )
     else:
+        give_to_folder(fd, path.parent)
         os.fchmod(fd, os.fstat(fd).st_mode & 0o777 | 0o600)  # a umask may take even the owner's own right
         found = os.fstat(fd)
         os.close(fd)

@@ -17,6 +17,7 @@ from syncd.database.sqlite import WAL_BYTES
 
 pytestmark = pytest.mark.sqlite_only("a server looks after its own files")
 GROUP = 61_235
+OTHER = 65534
 """A group that nobody has."""
 READER = f"""
 import os, sqlite3, sys
@@ -86,6 +87,21 @@ def test_a_reader_is_locked_out() -> None:
         assert read_by_the_group(path) == "[]\n"
         database.close()
         assert read_by_the_group(path) == "[]\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+def test_a_run_by_root_locks_the_daemon_out() -> None:
+    """What root makes in the daemon's folder, as by `syncd once`, belongs to the daemon."""
+    with short_folder() as folder:
+        os.chown(folder, OTHER, GROUP)
+        database = Database(f"sqlite:///{folder}/syncd.db")
+        database.open()
+        with database.begin(write=True) as connection:
+            connection.exec_driver_sql("INSERT INTO syncd_state VALUES ('paused', 'true')")
+        found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in folder.iterdir()}
+        database.close()
+    ours = ("syncd.db", "syncd.db.lock", "syncd.db-wal", "syncd.db-shm")
+    assert found == dict.fromkeys(ours, (OTHER, GROUP))
 
 
 @pytest.mark.parametrize(
