@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from support import site
+from support.faults import with_rows
 from support.processes import PATIENCE_S, DaemonProcess, environment, eventually, short_folder
 from support.project import README, ROOT
 
-from syncd.standin.server import StandIn, serving, with_rows
+from syncd.standin.server import StandIn, serving
 
 BLOCK = re.compile(r"^```\n(\$ .*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^\$ (.*(?:\n    .*)*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from support import faults as wire
 from support.processes import (
     WITH_INSTANT_RETRIES,
     DaemonProcess,
@@ -17,7 +18,6 @@ from support.processes import (
 from support.real_databases import is_postgresql, query
 
 from syncd.database import schema
-from syncd.standin import server as wire
 from syncd.standin.server import Fault, StandIn, serving
 
 KEY = "canary/k3y+with%20signs&=#~"

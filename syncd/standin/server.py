@@ -3,26 +3,23 @@
 It speaks the wire style of the Billetweb API (page /events and what consumers of the API report): bare
 arrays, credentials in the Authorization header or in the query, errors as objects under any status, a limit
 of calls a minute. The account behind it is invented (`world.py`); what a query shows of it is `shown.py`'s. A
-`Fault` turns an answer into a faulty one; every case known of the real service has a name here. Leans on
-Starlette and uvicorn.
+`Fault` turns an answer into a faulty one; those that the demo has, and that others are made of, have a name
+here. Leans on Starlette and uvicorn.
 """
 
 import asyncio
 import base64
-import codecs
-import gzip
 import json
 import socket
 import struct
 import time
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from email.utils import formatdate
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import parse_qsl
 
 import uvicorn
@@ -40,7 +37,6 @@ from syncd.standin.shown import Shown
 WINDOW_S = 60.0
 MAX_REQUESTS = 10_000
 DRIP_STEP_S = 0.05
-MIB = 1024 * 1024
 
 
 class Request(Struct, frozen=True):
@@ -107,66 +103,14 @@ def rate_limiting(retry_after: str | None = None) -> Fault:
     return raw(body, 429, {} if retry_after is None else {"retry-after": retry_after})
 
 
-def redirect(host: str = "localhost", path: str = "/api/elsewhere") -> Fault:
-    """Return a fault that sends the client to another name of this same server."""
-    return lambda answer: Answer(b"", 302, {"location": f"http://{host}:{answer.port}{path}"})
-
-
 def drip(seconds: float) -> Fault:
     """Return a fault that lets the right body trickle, evenly, for so long."""
     return lambda answer: replace(answer, delivery="drip", drip_s=seconds)
 
 
-def oversized(mib: int = 65) -> Fault:
-    """Return a fault that adds so many MiB of blanks to the right body, gzip-encoded: little on the wire."""
-
-    def add_blanks(answer: Answer) -> Answer:
-        """Return the answer with its blanks, packed piece by piece."""
-        packer = zlib.compressobj(level=1, wbits=zlib.MAX_WBITS | 16)
-        packed = [
-            packer.compress(answer.body),
-            *(packer.compress(b" " * MIB) for _ in range(mib)),
-            packer.flush(),
-        ]
-        return replace(answer, body=b"".join(packed), headers={**answer.headers, "content-encoding": "gzip"})
-
-    return add_blanks
-
-
-def with_rows(edit: Callable[[list[Any]], list[Any]]) -> Fault:
-    """Return a fault that edits the rows of an answer: null, repeated or missing rows, rows without id."""
-
-    def edited(answer: Answer) -> Answer:
-        rows = json.loads(answer.body)
-        return replace(answer, body=php_json(edit(rows))) if isinstance(rows, list) else answer
-
-    return edited
-
-
 def truncated(answer: Answer) -> Answer:
     """Return the first half of the body as if it were all."""
     return replace(answer, body=answer.body[: len(answer.body) // 2])
-
-
-def bom(answer: Answer) -> Answer:
-    """Return the right body behind a UTF-8 byte order mark."""
-    return replace(answer, body=codecs.BOM_UTF8 + answer.body)
-
-
-def gzipped(answer: Answer) -> Answer:
-    """Return the right body, compressed: no fault at all."""
-    headers = {**answer.headers, "content-encoding": "gzip"}
-    return replace(answer, body=gzip.compress(answer.body), headers=headers)
-
-
-def cut(answer: Answer) -> Answer:
-    """Return an answer whose connection ends in mid-body."""
-    return replace(answer, delivery="cut")
-
-
-def reset(answer: Answer) -> Answer:
-    """Return no answer: the connection is reset."""
-    return replace(answer, delivery="reset")
 
 
 def hang(answer: Answer) -> Answer:
@@ -175,12 +119,7 @@ def hang(answer: Answer) -> Answer:
 
 
 unauthorized = error_object("unauthorized", "Wrong user or key")
-unauthorized_401 = error_object("unauthorized", "Wrong user or key", 401)
 restricted = error_object("unauthorized", "Your key has limited rights to specific events")
-challenge = html('Just a moment...<script src="/cdn-cgi/challenge-platform/h/b/orchestrate"></script>', 403)
-html_page = html("<h1>Billetweb</h1>")
-empty = raw(b"")
-null = raw(b"null")
 
 
 class _Planned(Struct):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
+from support import faults as fault
+from support.faults import with_rows
 from support.processes import DaemonProcess, eventually, syncd, write_config
 from support.real_databases import allow, query, refuse, url_at
 from support.variants import mostly_slow
@@ -22,8 +24,7 @@ from syncd.database.engine import Database
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.log.redact import Redactor
 from syncd.model import MAX_ERRORS, Quiet, Run
-from syncd.standin import server as fault
-from syncd.standin.server import Fault, StandIn, with_rows
+from syncd.standin.server import Fault, StandIn
 
 DAY_S = 86_400.0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import stamina
+from support import faults
 from support.clients import KEY, NOW, client_of
 from support.variants import mostly_slow
 
@@ -25,7 +26,6 @@ from syncd.errors import (
     TooLargeError,
     TransportError,
 )
-from syncd.standin import server as standin
 from syncd.standin.server import StandIn, serving
 
 MIB = 1024 * 1024
@@ -51,7 +51,7 @@ def _at_once() -> Iterator[None]:
 
 def fail_with(account: StandIn, body: bytes, coding: str, status: int = 200) -> None:
     headers = {"content-encoding": coding} if coding else {}
-    account.fail("*", standin.raw(body, status, headers), times=None)
+    account.fail("*", faults.raw(body, status, headers), times=None)
 
 
 @functools.cache
@@ -149,7 +149,7 @@ def test_packed_answer_loses_its_end(
     account: StandIn, base_url: str, pack: Callable[[bytes], bytes], size: int
 ) -> None:
     """An answer arrives whole, packed or not; what comes behind a packed one is none of it."""
-    rows = standin.php_json([{"id": "7", "name": "x" * size}, {"id": "8", "name": "end"}])
+    rows = faults.php_json([{"id": "7", "name": "x" * size}, {"id": "8", "name": "end"}])
     packed = pack(rows)
     fail_with(account, packed, "" if packed == rows else "Gzip")
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import stamina
 from msgspec.structs import replace
+from support import faults
 from support.clients import KEY, NOW, client_of, received
 
 from syncd import __version__
@@ -28,7 +29,6 @@ from syncd.errors import (
     TooLargeError,
     TransportError,
 )
-from syncd.standin import server as standin
 from syncd.standin.server import Answer, Fault, StandIn, serving
 
 EVENT_ID = "900005"  # with sessions
@@ -69,43 +69,43 @@ def broken_gzip(answer: Answer) -> Answer:
 
 
 def cut_gzip(answer: Answer) -> Answer:
-    return standin.truncated(standin.gzipped(answer))
+    return faults.truncated(faults.gzipped(answer))
 
 
 def as_status(code: int) -> Fault:
     return lambda answer: msgspec.structs.replace(answer, status=code)
 
 
-CHALLENGE_503 = standin.html('<script src="/cdn-cgi/challenge-platform/h/g"></script>', 503)
+CHALLENGE_503 = faults.html('<script src="/cdn-cgi/challenge-platform/h/g"></script>', 503)
 ROWS: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
     # case: what Billetweb does, the error, its status, how often the request is sent in all
-    "too many calls": (standin.rate_limiting(), RateLimited, 429, 3),
-    "too many calls, as 200": (standin.error_object("rate_limiting", "…"), RateLimited, 200, 3),
-    "challenge page": (standin.challenge, ChallengeError, 403, 1),
+    "too many calls": (faults.rate_limiting(), RateLimited, 429, 3),
+    "too many calls, as 200": (faults.error_object("rate_limiting", "…"), RateLimited, 200, 3),
+    "challenge page": (faults.challenge, ChallengeError, 403, 1),
     "challenge page, as 503": (CHALLENGE_503, ChallengeError, 503, 1),
-    "block page without its marker": (standin.status(403), ChallengeError, 403, 1),
-    "wrong key, as 200": (standin.unauthorized, AuthError, 200, 1),
-    "wrong key, as 401": (standin.unauthorized_401, AuthError, 401, 1),
-    "bare 401": (standin.status(401), AuthError, 401, 1),
-    "restricted key": (standin.restricted, RestrictedError, 200, 1),
-    "unknown event, as 200": (standin.error_object("not_found", "Unknown event"), StatusError, 200, 1),
-    "unknown event, as 404": (standin.status(404), StatusError, 404, 1),
+    "block page without its marker": (faults.status(403), ChallengeError, 403, 1),
+    "wrong key, as 200": (faults.unauthorized, AuthError, 200, 1),
+    "wrong key, as 401": (faults.unauthorized_401, AuthError, 401, 1),
+    "bare 401": (faults.status(401), AuthError, 401, 1),
+    "restricted key": (faults.restricted, RestrictedError, 200, 1),
+    "unknown event, as 200": (faults.error_object("not_found", "Unknown event"), StatusError, 200, 1),
+    "unknown event, as 404": (faults.status(404), StatusError, 404, 1),
     "list with 404": (as_status(404), StatusError, 404, 1),
     "list with 302": (as_status(302), StatusError, 302, 1),
-    "server error": (standin.status(500), TransportError, 500, 3),
-    "maintenance": (standin.status(503), TransportError, 503, 3),
+    "server error": (faults.status(500), TransportError, 500, 3),
+    "maintenance": (faults.status(503), TransportError, 503, 3),
     "list with 500": (as_status(500), TransportError, 500, 3),
-    "connection reset": (standin.reset, TransportError, None, 3),
-    "connection cut in mid-body": (standin.cut, TransportError, None, 3),
-    "page for browsers": (standin.html_page, DecodeError, 200, 1),
-    "nothing": (standin.empty, DecodeError, 200, 1),
-    "null": (standin.null, DecodeError, 200, 1),
-    "half a list": (standin.truncated, DecodeError, 200, 1),
-    "object without error": (standin.raw(b'{"id": "1"}'), DecodeError, 200, 1),
-    "text": (standin.raw(b'"[]"'), DecodeError, 200, 1),
+    "connection reset": (faults.reset, TransportError, None, 3),
+    "connection cut in mid-body": (faults.cut, TransportError, None, 3),
+    "page for browsers": (faults.html_page, DecodeError, 200, 1),
+    "nothing": (faults.empty, DecodeError, 200, 1),
+    "null": (faults.null, DecodeError, 200, 1),
+    "half a list": (faults.truncated, DecodeError, 200, 1),
+    "object without error": (faults.raw(b'{"id": "1"}'), DecodeError, 200, 1),
+    "text": (faults.raw(b'"[]"'), DecodeError, 200, 1),
     "broken compression": (broken_gzip, DecodeError, 200, 1),
     "truncated compression": (cut_gzip, DecodeError, 200, 1),
-    "oversized answer": (standin.oversized(65), TooLargeError, 200, 1),
+    "oversized answer": (faults.oversized(65), TooLargeError, 200, 1),
 }
 
 
@@ -121,7 +121,7 @@ def test_failure_would_be_taken_for_another_or_for_data(account: StandIn, base_u
     assert len(account.requests) == sent
 
 
-@pytest.mark.parametrize("fault", [as_status(203), standin.bom, standin.gzipped])
+@pytest.mark.parametrize("fault", [as_status(203), faults.bom, faults.gzipped])
 def test_unusual_success_would_be_refused(account: StandIn, base_url: str, fault: Fault) -> None:
     """Any 2xx with an array is a success, compressed or behind a byte order mark too."""
     account.fail("/events", fault, times=None)
@@ -225,7 +225,7 @@ def test_credentials_would_follow_a_redirect(account: StandIn, base_url: str, co
     """A redirect is an error: the other host hears nothing, nor does this one a second time."""
     elsewhere = StandIn(now=NOW, key=KEY)
     with serving(elsewhere) as other_url:
-        account.fail("/events", standin.raw(b"", code, {"location": f"{other_url}/events"}))
+        account.fail("/events", faults.raw(b"", code, {"location": f"{other_url}/events"}))
         error = failure_of(base_url)
     assert type(error) is StatusError
     assert elsewhere.requests == []
@@ -275,7 +275,7 @@ def test_cookies_pile_up(account: StandIn, base_url: str) -> None:
 # -- limits
 
 
-@pytest.mark.parametrize("fault", [standin.hang, standin.drip(30)], ids=["hang", "drip"])
+@pytest.mark.parametrize("fault", [faults.hang, faults.drip(30)], ids=["hang", "drip"])
 def test_slow_answer_would_hold_the_run(account: StandIn, base_url: str, fault: Fault) -> None:
     """An answer that does not begin, and one whose next byte always comes in time, end by the time-out."""
     account.fail("/events", fault, times=None)
@@ -290,7 +290,7 @@ def test_small_answer_would_fill_the_memory(
 ) -> None:
     """An answer that unpacks to more than is allowed is given up on the way, not when it is whole."""
     monkeypatch.setattr(answers, "MAX_BODY_BYTES", 1024 * 1024)
-    packed = standin.oversized(96)(Answer(b"[]"))
+    packed = faults.oversized(96)(Answer(b"[]"))
     account.fail("/events", lambda _: packed)
     tracemalloc.start()
     try:
@@ -306,7 +306,7 @@ def test_small_answer_would_fill_the_memory(
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_burst_would_wake_the_protection(account: StandIn, base_url: str, concurrency: int) -> None:
     """No more requests are under way at once than configured, and all are served in the end."""
-    account.fail("*", standin.hang, times=None)
+    account.fail("*", faults.hang, times=None)
 
     async def main() -> None:
         async with client_of(base_url, concurrency=concurrency) as client:
@@ -323,13 +323,13 @@ def test_burst_would_wake_the_protection(account: StandIn, base_url: str, concur
 
 def test_counters_would_not_tell_what_happened(account: StandIn, base_url: str) -> None:
     """Requests are counted as sent, answers by their status, and a missing one as none."""
-    for fault in (standin.status(503), standin.reset):
+    for fault in (faults.status(503), faults.reset):
         account.fail("/events", fault)
 
     async def main() -> None:
         async with client_of(base_url) as client:
             await client.events()
-            account.fail("/events", standin.restricted)
+            account.fail("/events", faults.restricted)
             with pytest.raises(RestrictedError):
                 await client.events()
             assert client.requests == len(account.requests) == 4
@@ -340,7 +340,7 @@ def test_counters_would_not_tell_what_happened(account: StandIn, base_url: str) 
 
 def test_malformed_row_would_not_say_where_it_was(account: StandIn, base_url: str) -> None:
     """A row without its id is named with its request, as an unusable event or as the failure of a read."""
-    without_id: Fault = standin.with_rows(lambda rows: [{"name": "no id"}, *rows[1:]])
+    without_id: Fault = faults.with_rows(lambda rows: [{"name": "no id"}, *rows[1:]])
     account.fail("/events", without_id)
     account.fail(f"/event/{EVENT_ID}/tickets", without_id)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 import stamina
+from support import faults
 from support.clients import KEY, NOW, client_of
 
 from syncd.billetweb import answers, decode
@@ -27,7 +28,6 @@ from syncd.errors import (
     TooLargeError,
     TransportError,
 )
-from syncd.standin import server as standin
 from syncd.standin.server import Answer, Fault, StandIn, serving
 from syncd.threads import in_thread
 
@@ -124,21 +124,21 @@ def test_answer_is_used_up_by_reading(base_url: str) -> None:
 
 FAILURES: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
     # case: what Billetweb does, the error, its status, how often the request is sent in all
-    "too many calls": (standin.rate_limiting(), RateLimited, 429, 3),
-    "challenge page": (standin.challenge, ChallengeError, 403, 1),
-    "refused key": (standin.unauthorized, RestrictedError, 200, 1),  # that was good for the list of events
-    "restricted key": (standin.restricted, RestrictedError, 200, 1),
-    "unknown event": (standin.error_object("not_found", "Unknown event"), StatusError, 200, 1),
-    "maintenance": (standin.status(503), TransportError, 503, 3),
-    "connection reset": (standin.reset, TransportError, None, 3),
-    "connection cut in mid-body": (standin.cut, TransportError, None, 3),
-    "page for browsers": (standin.html_page, DecodeError, 200, 1),
-    "nothing": (standin.empty, DecodeError, 200, 1),
-    "null": (standin.null, DecodeError, 200, 1),
-    "oversized answer": (standin.oversized(65), TooLargeError, 200, 1),
-    "oversized refusal": (standin.raw(b'{"error": "' + b"x" * 2_000_000), DecodeError, 200, 1),
-    "half a list": (standin.truncated, DecodeError, 200, 1),
-    "row without id": (standin.with_rows(lambda rows: [*rows, {"event": "1"}]), DecodeError, 200, 1),
+    "too many calls": (faults.rate_limiting(), RateLimited, 429, 3),
+    "challenge page": (faults.challenge, ChallengeError, 403, 1),
+    "refused key": (faults.unauthorized, RestrictedError, 200, 1),  # that was good for the list of events
+    "restricted key": (faults.restricted, RestrictedError, 200, 1),
+    "unknown event": (faults.error_object("not_found", "Unknown event"), StatusError, 200, 1),
+    "maintenance": (faults.status(503), TransportError, 503, 3),
+    "connection reset": (faults.reset, TransportError, None, 3),
+    "connection cut in mid-body": (faults.cut, TransportError, None, 3),
+    "page for browsers": (faults.html_page, DecodeError, 200, 1),
+    "nothing": (faults.empty, DecodeError, 200, 1),
+    "null": (faults.null, DecodeError, 200, 1),
+    "oversized answer": (faults.oversized(65), TooLargeError, 200, 1),
+    "oversized refusal": (faults.raw(b'{"error": "' + b"x" * 2_000_000), DecodeError, 200, 1),
+    "half a list": (faults.truncated, DecodeError, 200, 1),
+    "row without id": (faults.with_rows(lambda rows: [*rows, {"event": "1"}]), DecodeError, 200, 1),
 }
 
 
@@ -157,7 +157,7 @@ def test_failure_would_be_taken_for_another_or_for_data(account: StandIn, base_u
 
 def test_one_fault_would_spoil_a_second_answer(account: StandIn, base_url: str) -> None:
     """What was received before a retry is not found in the answer after it."""
-    account.fail("/attendees", standin.cut)
+    account.fail("/attendees", faults.cut)
     once = read(base_url, ids)
     assert len(once) == len(set(once)) == sum(len(account.attendees(event_id)) for event_id in account.events)
 
@@ -174,9 +174,9 @@ def test_restricted_key_would_end_the_run(account: StandIn, base_url: str) -> No
 @pytest.mark.slow("waits for a slow answer")
 def test_large_answer_would_be_given_no_time(account: StandIn, base_url: str) -> None:
     """These reads have twice the time of others, and then no more."""
-    account.fail("/attendees", standin.drip(2.5))
+    account.fail("/attendees", faults.drip(2.5))
     assert read(base_url, ids, timeout_s=2.0)
-    account.fail("/attendees", standin.hang, times=None)
+    account.fail("/attendees", faults.hang, times=None)
     with pytest.raises(TransportError, match=r"no complete answer within 0\.4 s"):
         read(base_url, ids, timeout_s=0.2)
     assert len(account.requests) == 1 + 3  # attempts
@@ -186,9 +186,9 @@ def test_large_answer_would_be_given_no_time(account: StandIn, base_url: str) ->
 def test_large_answer_would_be_held_whole(account: StandIn, base_url: str) -> None:
     """An answer of many megabytes is never in memory as one, neither on its way nor in slices."""
     large = StandIn(events=1, attendees=8_000, now=NOW)
-    body = standin.php_json([row | {"event": FESTIVAL} for row in large.attendees(FESTIVAL).values()])
+    body = faults.php_json([row | {"event": FESTIVAL} for row in large.attendees(FESTIVAL).values()])
     assert len(body) > 9 * 1024 * 1024
-    packed = standin.gzipped(Answer(body))  # or the server would hold it whole, in this same process
+    packed = faults.gzipped(Answer(body))  # or the server would hold it whole, in this same process
     account.fail("/attendees", lambda _: packed)
 
     def count(answer: Spooled) -> int:
@@ -208,7 +208,7 @@ def test_small_answer_would_fill_the_disk(
 ) -> None:
     """An answer that unpacks to more than is allowed is given up on the way."""
     monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1024 * 1024)
-    packed = standin.oversized(96)(Answer(b"[]"))
+    packed = faults.oversized(96)(Answer(b"[]"))
     account.fail("/attendees", lambda _: packed)
     tracemalloc.start()
     try:

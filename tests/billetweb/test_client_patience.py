@@ -11,6 +11,7 @@ import stamina
 import stamina.instrumentation
 from loguru import logger
 from msgspec import structs
+from support import faults
 from support.clients import KEY, NOW, Noted, VirtualTime, client_of, limiter_on, nothing, received
 
 from syncd.billetweb.client import (
@@ -23,7 +24,6 @@ from syncd.billetweb.client import (
 )
 from syncd.billetweb.limiter import WINDOW_S, RateLimiter
 from syncd.errors import AuthError, BilletwebError, ChallengeError, RateLimited, TransportError
-from syncd.standin import server as standin
 from syncd.standin.server import Fault, StandIn, serving
 
 RetryHook = stamina.instrumentation.RetryHook
@@ -72,7 +72,7 @@ async def fails(client: Billetweb, kind: type[BilletwebError]) -> BilletwebError
 
 def test_hiccup_would_fail_a_run(account: StandIn, base_url: str) -> None:
     """What passes by itself is over by the third attempt, and the answer is the right one."""
-    for fault in (standin.status(503), standin.reset):
+    for fault in (faults.status(503), faults.reset):
         account.fail("/events", fault)
 
     async def main() -> None:
@@ -91,7 +91,7 @@ def test_server_that_asks_for_rest_would_be_hammered(
     waits: list[float] = []
     virtual = VirtualTime()
     limiter = limiter_on(virtual)
-    account.fail("/events", standin.raw(b"", 503, header), times=None)
+    account.fail("/events", faults.raw(b"", 503, header), times=None)
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
@@ -114,7 +114,7 @@ def test_server_that_asks_for_rest_would_be_hammered(
 def test_rest_longer_than_a_run_would_hold_the_run(account: StandIn, base_url: str) -> None:
     """A 503 that asks for more than the time of the retries fails its request at once, and is heeded."""
     header = {"retry-after": str(RETRY_WITHIN_S + 1)[:-2]}
-    account.fail("/events", standin.raw(b"", 503, header))
+    account.fail("/events", faults.raw(b"", 503, header))
     virtual = VirtualTime()
 
     async def main() -> None:
@@ -133,7 +133,7 @@ def test_rest_longer_than_a_run_would_hold_the_run(account: StandIn, base_url: s
 
 def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_url: str) -> None:
     """However long a request had to wait for its turn, a hiccup after that is asked again."""
-    account.fail("/events", standin.rate_limiting())
+    account.fail("/events", faults.rate_limiting())
 
     with freezegun.freeze_time(real_asyncio=True) as frozen, stamina.set_testing(False):
 
@@ -152,7 +152,7 @@ def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_ur
 
 def test_retries_would_go_on_for_ever(account: StandIn, base_url: str) -> None:
     """When the time for retries is over, the attempt under way was the last."""
-    account.fail("/events", standin.rate_limiting(), times=None)
+    account.fail("/events", faults.rate_limiting(), times=None)
 
     with freezegun.freeze_time(real_asyncio=True) as frozen, stamina.set_testing(False):
 
@@ -170,8 +170,8 @@ def test_retries_would_go_on_for_ever(account: StandIn, base_url: str) -> None:
 
 def test_retry_would_go_unsaid_or_unnamed(account: StandIn, base_url: str) -> None:
     """Each retry is a line with the request, the reason and the wait, the limiter's pause included."""
-    account.fail("/events", standin.rate_limiting("42"))
-    account.fail("/events", standin.status(503))
+    account.fail("/events", faults.rate_limiting("42"))
+    account.fail("/events", faults.status(503))
     lines: list[str] = []
     sink = logger.add(lines.append, level="INFO", format="{message}")
 
@@ -211,8 +211,8 @@ def test_rate_limit_would_be_met_again_at_once() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "rest_s"),
     [
-        (standin.rate_limiting(), RateLimited, 60),
-        (standin.raw(b"", 503, {"retry-after": "120"}), TransportError, 120),
+        (faults.rate_limiting(), RateLimited, 60),
+        (faults.raw(b"", 503, {"retry-after": "120"}), TransportError, 120),
     ],
     ids=["rate limit", "maintenance"],
 )
@@ -240,7 +240,7 @@ def test_wish_for_rest_would_be_ignored(
 ) -> None:
     """The rest after too many calls is the one asked for, and a minute where none is."""
     virtual = VirtualTime()
-    account.fail("/events", standin.rate_limiting(retry_after))
+    account.fail("/events", faults.rate_limiting(retry_after))
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
@@ -264,7 +264,7 @@ def queue_of_one(virtual: VirtualTime) -> tuple[asyncio.Event, RateLimiter]:
 def test_request_in_the_queue_would_sit_a_long_rest_out(account: StandIn, base_url: str) -> None:
     """One that waits for the ceiling when Billetweb asks for more than a run waits is given up after that."""
     virtual = VirtualTime()
-    account.fail("/events", standin.rate_limiting("1800"))
+    account.fail("/events", faults.rate_limiting("1800"))
 
     async def main() -> None:
         first_has_failed, limiter = queue_of_one(virtual)
@@ -314,7 +314,7 @@ def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: 
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"), [(standin.unauthorized, AuthError), (standin.challenge, ChallengeError)]
+    ("fault", "kind"), [(faults.unauthorized, AuthError), (faults.challenge, ChallengeError)]
 )
 def test_request_in_the_queue_would_follow_a_refused_one(
     account: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError]
@@ -349,7 +349,7 @@ def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn,
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
             for number, wait_s in enumerate(waits_s, 1):
-                account.fail("/events", standin.challenge)
+                account.fail("/events", faults.challenge)
                 assert "not sent" not in str(await fails(client, ChallengeError))
                 assert len(account.requests) == number
                 virtual.now_s += wait_s - 1
@@ -359,7 +359,7 @@ def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn,
                 assert len(account.requests) == number
                 virtual.now_s += 1
             await client.events()
-            account.fail("/events", standin.challenge)
+            account.fail("/events", faults.challenge)
             await fails(client, ChallengeError)
             virtual.now_s += 300
             await client.events()
@@ -369,7 +369,7 @@ def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn,
 
 def test_one_challenge_would_count_for_each_request_under_way(account: StandIn, base_url: str) -> None:
     """Four requests that meet the same challenge together wait five minutes, not forty."""
-    account.fail("*", hanging(standin.challenge), times=4)
+    account.fail("*", hanging(faults.challenge), times=4)
     virtual = VirtualTime()
 
     async def main() -> None:
@@ -380,7 +380,7 @@ def test_one_challenge_would_count_for_each_request_under_way(account: StandIn, 
             errors = await asyncio.gather(*reads, return_exceptions=True)
             assert [type(error) for error in errors] == [ChallengeError] * 4
             virtual.now_s += 300
-            account.fail("/events", standin.challenge)
+            account.fail("/events", faults.challenge)
             await fails(client, ChallengeError)  # asked again, and now it is the second challenge
             virtual.now_s += 599
             assert "not sent" in str(await fails(client, ChallengeError))
@@ -394,10 +394,10 @@ def test_one_challenge_would_count_for_each_request_under_way(account: StandIn, 
 
 RESTS: dict[str, tuple[Fault, type[BilletwebError], int, float]] = {
     # case: what Billetweb does, the error, its status, how long nothing is sent then
-    "too many calls": (standin.rate_limiting("3600"), RateLimited, 429, 3600),
-    "maintenance": (standin.raw(b"", 503, {"retry-after": "3600"}), TransportError, 503, 3600),
-    "challenge": (standin.challenge, ChallengeError, 403, CHALLENGE_WAIT_S),
-    "refused key": (standin.unauthorized_401, AuthError, 401, REFUSED_S),
+    "too many calls": (faults.rate_limiting("3600"), RateLimited, 429, 3600),
+    "maintenance": (faults.raw(b"", 503, {"retry-after": "3600"}), TransportError, 503, 3600),
+    "challenge": (faults.challenge, ChallengeError, 403, CHALLENGE_WAIT_S),
+    "refused key": (faults.unauthorized_401, AuthError, 401, REFUSED_S),
 }
 
 
@@ -456,7 +456,7 @@ def test_clock_that_is_set_would_prolong_or_end_a_rest(
 
 def test_challenge_after_a_restart_would_count_as_the_first(account: StandIn, base_url: str) -> None:
     """A client that is given a challenge's rest, over or not, waits twice as long after the next one."""
-    account.fail("/events", standin.challenge, times=2)
+    account.fail("/events", faults.challenge, times=2)
     virtual, noted = VirtualTime(), Noted()
 
     async def main() -> None:
@@ -474,7 +474,7 @@ def test_challenge_after_a_restart_would_count_as_the_first(account: StandIn, ba
 
 def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url: str) -> None:
     """A refusal is known by the digest of user and key, which does not tell them; another key is tried."""
-    account.fail("/events", standin.unauthorized, times=2)
+    account.fail("/events", faults.unauthorized, times=2)
     virtual, noted = VirtualTime(), Noted()
 
     async def main() -> None:
@@ -503,7 +503,7 @@ def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url:
 
 def test_stop_would_wait_for_an_answer(account: StandIn, base_url: str) -> None:
     """A cancelled request ends at once, and its place is free for the next one."""
-    account.fail("/events", standin.hang)
+    account.fail("/events", faults.hang)
 
     async def main() -> None:
         async with client_of(base_url, concurrency=1, timeout_s=3600) as client:

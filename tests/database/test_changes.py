@@ -8,6 +8,7 @@ from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from support import faults as fault
 from support.reading import event
 from support.real_databases import allow, query, refuse, url_at
 
@@ -15,7 +16,6 @@ from syncd.database import changes, deliveries, rows
 from syncd.database.deliveries import Message
 from syncd.database.engine import Database
 from syncd.mirror.diff import plan_listed
-from syncd.standin import server as fault
 from syncd.standin.server import StandIn
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import WAIT_S, LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
+from support import faults as fault
 
 from syncd.account.status import FeedsStatus
 from syncd.config import Config, FeedConfig
@@ -17,7 +18,6 @@ from syncd.database import rows
 from syncd.feed import files
 from syncd.feed.rendering import render
 from syncd.model import FeedFormat
-from syncd.standin import server as fault
 from syncd.standin.server import StandIn
 
 CONCERT = "900006"

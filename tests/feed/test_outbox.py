@@ -9,13 +9,14 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from sqlalchemy.event import listen
+from support import faults as fault
+from support.faults import with_rows
 from support.receiver import Receiver
 from support.telling import ByHand, configure, events, sent, telling
 
 from syncd.database import attendees, runs
 from syncd.model import AttendeeMode, Peer, Run
-from syncd.standin import server as fault
-from syncd.standin.server import StandIn, with_rows
+from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL = "900006", "900001"
 

@@ -14,6 +14,7 @@ from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from sqlalchemy import Connection
 from standardwebhooks import WebhookVerificationError
+from support import faults as fault
 from support import site
 from support.real_databases import query, url_at
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
@@ -24,7 +25,6 @@ from syncd.config import FeedConfig, PublishConfig
 from syncd.database import deliveries
 from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed import files, publish, webhooks
-from syncd.standin import server as fault
 from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL, SLUG = "900006", "900001", "fete-des-lucioles"

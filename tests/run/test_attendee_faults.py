@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from msgspec import structs
+from support import faults as fault
 from support.events import CONCERT, FESTIVAL, kinds
+from support.faults import with_rows
 from support.people import WHOLE, first_of, held, read, served
 from support.variants import mostly_slow
 
 from syncd.billetweb import body as answers
 from syncd.config import Config
 from syncd.run import attendees
-from syncd.standin import server as fault
-from syncd.standin.server import StandIn, php_json, serving, with_rows
+from syncd.standin.server import StandIn, php_json, serving
 
 At = Callable[[int], None]
 

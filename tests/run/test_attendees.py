@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
+from support import faults as fault
 from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
+from support.faults import with_rows
 from support.people import WHOLE, first_of, held, read, served
 from support.processes import eventually
 from support.real_databases import url_at
@@ -24,9 +26,8 @@ from syncd.database import schema, state
 from syncd.mirror.diff import LOGGED
 from syncd.model import ATTENDEES, PERSONAL, Attendee
 from syncd.run import attendees
-from syncd.standin import server as fault
 from syncd.standin.people import FIRSTNAMES, NAMES
-from syncd.standin.server import StandIn, with_rows
+from syncd.standin.server import StandIn
 
 TABLE = schema.attendees.name
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from msgspec import structs
+from support import faults as fault
+from support.faults import with_rows
 from support.variants import mostly_slow
 
 from syncd.model import Run
-from syncd.standin import server as fault
-from syncd.standin.server import Answer, Fault, StandIn, php_json, with_rows
+from syncd.standin.server import Answer, Fault, StandIn, php_json
 
 FESTIVAL, VICTIM, CONCERT = KEPT = ("900001", "900005", "900006")  # the second has sessions
 WHAT_NEXT = {

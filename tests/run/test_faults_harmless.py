@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from support import faults as fault
+from support.faults import with_rows
 from support.variants import mostly_slow
 
-from syncd.standin import server as fault
-from syncd.standin.server import Answer, Fault, StandIn, with_rows
+from syncd.standin.server import Answer, Fault, StandIn
 from syncd.standin.world import ZERO_DATE, StandInEvent, number
 
 FESTIVAL, WEEKEND, WORKSHOP, OPEN_DAY, OUTING, CONCERT = (str(900001 + turn) for turn in range(6))

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from support.events import CONCERT, FESTIVAL, OUTING, WORKSHOP, asked, kinds
+from support.faults import with_rows
 from support.project import README
 from support.variants import mostly_slow
 
-from syncd.standin.server import StandIn, serving, with_rows
+from syncd.standin.server import StandIn, serving
 from syncd.standin.world import PARIS, WALL
 
 ZERO = "0000-00-00 00:00:00"

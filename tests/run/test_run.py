@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from support import faults as fault
 from support.events import CONCERT, FESTIVAL, HOUR_S, OPEN_DAY, OUTING, WEEKEND, WORKSHOP, asked, kinds
+from support.faults import with_rows
 from support.real_databases import allow, refuse
 
 from syncd.database import changes, schema
 from syncd.model import MAX_ERRORS
-from syncd.standin import server as fault
-from syncd.standin.server import StandIn, with_rows
+from syncd.standin.server import StandIn
 from syncd.standin.world import PARIS, WALL, StandInEvent, number
 
 MIRRORED = ("billetweb_events", "billetweb_gauges", "billetweb_tickets", "billetweb_sessions")

@@ -7,14 +7,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from msgspec import structs
+from support import faults as fault
 from support.events import CONCERT, FESTIVAL, OUTING, WEEKEND, WORKSHOP, asked, kinds
+from support.faults import with_rows
 from support.variants import mostly_slow
 
 from syncd.config import Config
 from syncd.database import rows
 from syncd.model import Run, Trigger
-from syncd.standin import server as fault
-from syncd.standin.server import StandIn, serving, with_rows
+from syncd.standin.server import StandIn, serving
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 SHARE = 4

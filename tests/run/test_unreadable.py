@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from support.events import CONCERT, FESTIVAL, OUTING, kinds
+from support.faults import with_rows
 from support.variants import mostly_slow
 
 from syncd.database import rows
 from syncd.mirror.diff import KINDS
-from syncd.standin.server import Fault, StandIn, with_rows
+from syncd.standin.server import Fault, StandIn
 
 Row = dict[str, Any]
 

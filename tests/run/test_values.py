@@ -5,10 +5,11 @@ import random
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from support.events import CONCERT, FESTIVAL, kinds
+from support.faults import with_rows
 from support.real_databases import is_postgresql
 
 from syncd.billetweb import body, client
-from syncd.standin.server import StandIn, with_rows
+from syncd.standin.server import StandIn
 from syncd.standin.world import Row
 
 

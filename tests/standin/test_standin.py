@@ -9,10 +9,11 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+from support import faults as wire
 from support.odd_wire import as_numbers, with_empty_lists, without_dates
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
-from syncd.standin import server as wire
+from syncd.standin import server
 from syncd.standin.life import FAULT_EVERY, Life
 from syncd.standin.server import Fault, StandIn, serving
 from syncd.standin.world import ZERO_DATE, Row, StandInEvent, instant, number
@@ -134,7 +135,7 @@ def test_requests_are_not_on_record(
     standin: StandIn, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Path, query, headers and method of the latest requests are kept, in order; no more than those."""
-    monkeypatch.setattr(wire, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(server, "MAX_REQUESTS", 2)
     client.get("/events")
     client.get("/events", params={"past": "1"}, headers={"User-Agent": "syncd/1"})
     assert client.post(f"/event/{FESTIVAL}/avail").status_code == 405

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from support import faults as fault
+from support.faults import with_rows
 from support.witness import Witness
-from syncd.standin import server as fault
-from syncd.standin.server import Fault, with_rows
+from syncd.standin.server import Fault
 from syncd.standin.world import PARIS, WALL, Row, StandInEvent
 
 POOL = 12

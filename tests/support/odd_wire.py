@@ -1,6 +1,7 @@
 """Faults of the stand-in that only tests use: right rows, spelled as Billetweb is not known to spell them."""
 
-from syncd.standin.server import Answer, with_rows
+from support.faults import with_rows
+from syncd.standin.server import Answer
 from syncd.standin.world import ZERO_DATE, Row
 
 NUMBERS = {
