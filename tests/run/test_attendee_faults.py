@@ -225,13 +225,14 @@ def test_most_of_an_account_vanishes_by_itself(
 def test_erased_data_stays_where_somebody_reads(
     make_config: MakeConfig, people: Rig, log_lines: LogLines
 ) -> None:
-    """While a reader holds the write-ahead log that is said, and the next run tries again."""
+    """While a reader holds the write-ahead log the reload says so, and each run, which tries again."""
     path = Path(people.url.removeprefix("sqlite:///"))
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT COUNT(*) FROM billetweb_attendees").fetchall()
         config = make_config(sync__attendees="none", billetweb__concurrency=1)
         people.portal.call(people.account.configure, config)
+        people.until(lambda: len(log_lines.of("attendees.traces")) == 1)
         for _ in range(2):
             log_lines.clear()
             people.run()
