@@ -31,10 +31,12 @@ class Background:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def cancel(self) -> None:
-        """Cancel those that have not ended."""
+    async def cancel(self) -> None:
+        """Cancel those that have not ended; what they do in a thread is done before this returns."""
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait({*self._tasks})
 
 
 class Latest(Generic[K]):

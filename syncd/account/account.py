@@ -166,7 +166,8 @@ class Account:
         self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
         self._background.start(self.publishing.examine(self.database))
-        self._tidy()
+        if not runs_now:
+            self._tidy()
         if self.publishing.is_late or self.config.feeds:
             self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
         self.webhooks.start()
@@ -177,7 +178,8 @@ class Account:
     async def close(self) -> None:
         """Close the connections and the database."""
         await self.webhooks.stop()
-        await asyncio.gather(self.publishing.writing.cancel(), self.feeds.writing.cancel())
+        others = self.publishing.writing.cancel(), self.feeds.writing.cancel()
+        await asyncio.gather(self._background.cancel(), *others)
         await self.client.aclose()
         await in_thread(self.database.close)
 
@@ -353,19 +355,18 @@ class Account:
         if run.trigger == "manual" or full_asked:  # a person says that the credentials are good
             self.client.reset()
         client, config = self.client, self.config  # a reload meanwhile is for the next run
-        report = Report(
-            run,
-            redact=self._redact,
-            requests=lambda: client.requests,
-            on_progress=self._advanced,
-            waits=lambda: self._limiter.waits(self.clock.now()),
-        )
         self._at_work = Work(
             config=config,
             client=client,
             database=self.database,
             clock=self.clock,
-            report=report,
+            report=Report(
+                run,
+                redact=self._redact,
+                requests=lambda: client.requests,
+                on_progress=self._advanced,
+                waits=lambda: self._limiter.waits(self.clock.now()),
+            ),
             full_asked=full_asked,
             follow=self._follow,
             doubted=self.webhooks.outbox.doubted,
@@ -422,8 +423,8 @@ class Account:
             await self.publishing.settle(self.database, now)
         can_write &= await self.feeds.follow(self.config.feeds, self.database, now, self.facts.events_unread)
         # A run in progress, the next one, or the next start, writes first what was not written now.
-        if can_write and not self.runner.is_stopping and self.runner.current is None:
-            waits = not self.paused and not self.client.refused  # else no run comes by itself
+        waits = not (self.database.is_open and (self.paused or self.client.refused))  # else none comes
+        if not self.runner.is_stopping and self.runner.current is None and (can_write or not waits):
             failing = {*self.publishing.failing, *self.feeds.failing(self.config.feeds)}
             self.webhooks.release(since, failing if waits else set())
         await self.webhooks.refresh()

@@ -41,7 +41,7 @@ RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
 STOP_WITHIN_S = 4.5
 """After so long a stop gives up waiting for anything at all."""
-TIDY_WITHIN_S = 1.0
+TIDY_WITHIN_S = 0.3
 """So long an end at once waits for the removal of its files: only a disk that hangs takes longer."""
 LAST_WORD_S = 0.2
 """So long it waits for its line in the log: whoever reads that may be what hangs."""
@@ -220,7 +220,7 @@ class Daemon:
         self._control.remove()
         if not ended:
             self._give_up("the database did not answer, its transaction is rolled back", code)
-        self._background.cancel()
+        await self._background.cancel()
         await self._account.close()
         await self._loop.shutdown_default_executor()  # a thread that hangs would keep the process, unguarded
         if self._guard:

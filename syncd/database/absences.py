@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, or_, select
 
 from syncd.database import bulk, schema
-from syncd.mirror.absence import READS, Absence, Scope
+from syncd.mirror.absence import FEW_ROWS, READS, Absence, Scope
 from syncd.model import EVENTS, Doubt
 from syncd.text import plain
 
@@ -187,14 +187,26 @@ def _examples(connection: Connection, table: str, event_id: str | None) -> list[
 
 
 def _size(connection: Connection, table: str, event_id: str | None, first: datetime, now: datetime) -> int:
-    """Return how many rows a complete read of a scope should hold, as `listing.note` has it for the list."""
+    """Return how many rows a complete read of a scope should hold, of which some are absent since `first`."""
+    if event_id is None:
+        return list_size(connection, now, first)
     rows = schema.MIRRORED[table].c
-    if event_id:
-        here = and_(rows.vanished_at.is_(None), rows.event_id == event_id)
-    else:
-        absent = select(ABSENT.row_id).where(_scope(table, None))
-        here = and_(schema.live(now), or_(rows.first_seen_at <= first, rows.id.in_(absent)))
+    here = and_(rows.vanished_at.is_(None), rows.event_id == event_id)
     return connection.scalar(select(func.count()).where(here)) or 0
+
+
+def list_size(connection: Connection, now: datetime, first: datetime) -> int:
+    """Return how many events the list should hold, of which some are absent since `first`.
+
+    Those that came since do not count, where there were many before: another account's list brings its own.
+    Of few events, one takes another's place in everyday life.
+    """
+    rows = schema.events.c
+    absent = select(ABSENT.row_id).where(_scope(EVENTS, None))
+    was_there = or_(rows.first_seen_at <= first, rows.id.in_(absent))
+    query = select(func.count(), func.count().filter(was_there)).where(schema.live(now))
+    expected, before = connection.execute(query).one()
+    return before if before > FEW_ROWS else expected
 
 
 def _scope(table: str, event_id: str | None) -> ColumnElement[bool]:

@@ -112,7 +112,6 @@ def put(connection: Connection, messages: Iterable[Message], at: datetime) -> No
 
 GONE = "the endpoint answered that it is gone (410)"
 ORPHAN = "the endpoint is not configured"
-LATE = "it could not be sent in time"
 
 
 def remembered(connection: Connection, endpoint: str) -> Remembered:
@@ -192,14 +191,10 @@ def take_back(connection: Connection, endpoints: Sequence[str], now: datetime) -
     _unpark(connection, and_(D.endpoint.in_([*endpoints]), D.error == ORPHAN), now)
 
 
-def park_late(connection: Connection, endpoint: str, late: datetime) -> int:
-    """Park what waits for an endpoint that was to be tried until `late` at most; return how many."""
-    return _park(connection, and_(D.endpoint == endpoint, schema.PENDING, D.retry_until <= late), LATE)
-
-
-def _park(connection: Connection, here: ColumnElement[bool], error: str) -> int:
-    parked = schema.deliveries.update().where(here).values(state="parked", next_at=None, error=error)
-    return connection.execute(parked).rowcount
+def _park(connection: Connection, here: ColumnElement[bool], error: str) -> None:
+    connection.execute(
+        schema.deliveries.update().where(here).values(state="parked", next_at=None, error=error)
+    )
 
 
 def revive(connection: Connection, endpoint: str, now: datetime) -> None:

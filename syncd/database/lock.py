@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from syncd.errors import AlreadyRunning
@@ -55,7 +56,8 @@ class FileLock:
         except BlockingIOError:
             holder = content.decode().strip() or "unknown"
             raise AlreadyRunning(f"another syncd (process {holder}) holds {self._what}") from None
-        give_to_folder(fd, self._path.parent)
+        if found.st_uid == 0:
+            give_to_folder(fd, self._path.parent)
         os.fchmod(fd, 0o600)  # which a umask may have kept from being so
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -79,7 +81,8 @@ def give_to_folder(fd: int, folder: Path) -> None:
     """
     owner = folder.stat()
     if os.geteuid() == 0 != owner.st_uid:
-        os.fchown(fd, owner.st_uid, owner.st_gid)
+        with suppress(OSError):  # where root may not do so, it is as it was
+            os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def identity(path: Path, *, follow_links: bool = True) -> tuple[int, int] | None:

@@ -122,11 +122,6 @@ def expected_events(connection: Connection, now: datetime) -> set[str]:
     return {*connection.scalars(select(schema.events.c.id).where(schema.live(now)))}
 
 
-def events_seen_after(connection: Connection, at: datetime) -> set[str]:
-    """Return the events that were first seen later than that."""
-    return {*connection.scalars(select(schema.events.c.id).where(schema.events.c.first_seen_at > at))}
-
-
 def events_with_sessions(connection: Connection) -> set[str]:
     """Return the ids of the events that have a session not marked vanished."""
     sessions = schema.sessions.c

@@ -73,7 +73,7 @@ def _changes_by(connection: Connection, run_id: int) -> dict[str, int]:
         columns.seq > func.coalesce(before.scalar_subquery(), 0), columns.run_id == run_id
     )
     found = connection.execute(query.group_by(columns.kind)).all()
-    return dict.fromkeys(Counts.__struct_fields__, 0) | {row[0]: row[1] for row in found}
+    return dict.fromkeys(COUNTS, 0) | {row[0]: row[1] for row in found}
 
 
 def outcome_before(connection: Connection, run: Run) -> Outcome | None:

@@ -61,7 +61,7 @@ class Feeds:
     async def follow(
         self, feeds: Sequence[FeedConfig], database: Database, now: datetime, unread: int | None
     ) -> bool:
-        """Bring every feed up to date, where that is done soon; tell whether the mirror could be read.
+        """Bring every feed up to date, where that is done soon; tell whether the mirror's database let it.
 
         After a failed run too: an event may be over. What another mirror left at a path says more than a
         young one could: it stays until this one has read every live event. `unread`: so many it never has,

@@ -28,7 +28,7 @@ from syncd.database.engine import Database
 from syncd.errors import ConfigError, StoreError, UnknownDelivery
 from syncd.feed.addresses import Address, Unreachable, lead_to
 from syncd.feed.outbox import Outbox
-from syncd.text import count, format_duration, plain
+from syncd.text import format_duration, plain
 from syncd.threads import in_thread
 
 STEPS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
@@ -167,24 +167,10 @@ class Endpoint:
                 return None
             if isinstance(found, datetime):
                 return max((found - now).total_seconds(), 0.001)
-            if (late := now - timedelta(seconds=STEPS_S[-1])) >= found.retry_until:
-                await self._park_late(database, late)
-                return 0.0
             self._came = (found, *await self._attempt(found))
         await self._conclude(database, *self._came)  # until then nothing is sent: backoff would be forgotten
         self._came = None
         return 0.0
-
-    async def _park_late(self, database: Database, late: datetime) -> None:
-        """Park what was to be sent before `late`, as over a long stop: old news would only mislead."""
-        async with self._shared.databases:
-            number = await database.write(deliveries.park_late, self.settings.name, late)
-            self.take_counts(await database.read(deliveries.counts))
-        name = self.settings.name
-        logger.bind(event="webhook.parked").error(
-            "webhook {}: {} could not be sent within {}; `syncctl webhooks retry --endpoint {}` does it now",
-            *(name, count(number, "delivery"), format_duration(KEEP_TRYING_S), name),
-        )
 
     def _next(self, connection: Connection, now: datetime) -> Due | datetime | None:
         known = deliveries.remembered(connection, self.settings.name)

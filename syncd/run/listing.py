@@ -86,18 +86,14 @@ async def _with_kept(
 
 
 def note(connection: Connection, run_id: int, listed: AbstractSet[str], now: datetime) -> int:
-    """Note what the list lacks; return how many events it should hold.
-
-    Those that came since it lacks others do not count: another account's list would bring its own, too.
-    """
+    """Note what the list lacks; return how many events it should hold."""
     expected = rows.expected_events(connection, now)
     lacking = lack(EVENTS, expected, listed, absences.of(connection, EVENTS), now)
     if lacking.is_news:
         absences.note(connection, run_id, EVENTS, None, lacking.absences)
     if not lacking.absences:
         return lacking.of
-    since = min(each.since for each in lacking.absences.values())
-    return len(expected - (rows.events_seen_after(connection, since) & listed))
+    return absences.list_size(connection, now, min(each.since for each in lacking.absences.values()))
 
 
 async def resolve(work: Work, listed: Mapping[str, Event]) -> None:

@@ -231,7 +231,7 @@ class Runner:
         try:
             error = await self._bounded(run)
         except asyncio.CancelledError:
-            run.outcome = "cancelled"
+            self.is_stopping, run.outcome = True, "cancelled"
             run.add_error(RunError("run", "cancelled", "syncd was stopped; what was synced before stays"))
             raise
         finally:

@@ -162,11 +162,12 @@ def test_files_made_meanwhile_keep_the_folder(tmp_path: Path) -> None:
                 (home / f"{number}").write_bytes(b"")
 
     with ThreadPoolExecutor() as threads:
-        writing = threads.submit(write)
-        eventually(lambda: len(list(home.iterdir())) > 100)
-        remove(home)
-        over.set()
-        writing.result()
+        threads.submit(write)
+        try:
+            eventually(lambda: len(list(home.iterdir())) > 100)
+            remove(home)
+        finally:
+            over.set()
     assert not list(tmp_path.iterdir())
 
 

@@ -16,8 +16,8 @@ from syncd.database.engine import Database
 from syncd.database.sqlite import WAL_BYTES
 
 pytestmark = pytest.mark.sqlite_only("a server looks after its own files")
+OTHER = 61_234
 GROUP = 61_235
-OTHER = 65534
 """A group that nobody has."""
 READER = f"""
 import os, sqlite3, sys
@@ -91,7 +91,7 @@ def test_a_reader_is_locked_out() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 def test_a_run_by_root_locks_the_daemon_out() -> None:
-    """What root makes in the daemon's folder, as by `syncd once`, belongs to the daemon."""
+    """What root makes in the daemon's folder, as by `syncd once`, belongs to the folder's owner."""
     with short_folder() as folder:
         os.chown(folder, OTHER, GROUP)
         database = Database(f"sqlite:///{folder}/syncd.db")

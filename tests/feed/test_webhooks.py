@@ -233,9 +233,6 @@ def test_a_failed_start_lets_old_news_out(
     rig.until(lambda: rig.account.facts.consecutive_failures == 1)
     file.rmdir()
     (tmp_path / "away.db").rename(file)
-    later(rig, 60)
-    rig.portal.call(asyncio.sleep, 0.1)
-    assert receiver.got == []
     rig.portal.call(lambda: rig.account.deliveries(1, delivered_too=False))  # as does `syncctl webhooks`
     got(rig, receiver, 1)
     assert rows == [72]
@@ -316,28 +313,6 @@ def test_a_dead_endpoint_is_tried_for_ever(
     assert got(rig, receiver, 3).body == receiver.got[0].body
     settled(rig)
     assert sent(rig, "state") == ["delivered"]
-
-
-def test_old_news_is_told_after_a_long_stop(
-    rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
-) -> None:
-    """What nobody could send for more than three days is parked unsent; what is new goes out."""
-    receiver.answers = [BUSY]
-    sell(rig, standin)
-    got(rig, receiver, 1)
-    later(rig, timedelta(days=3, hours=2).total_seconds())
-    settled(rig, parked=1)
-    assert len(receiver.got) == 1
-    (record,) = log_lines.of("webhook.parked")
-    assert "site: 1 delivery could not be sent within 3 d;" in record["message"]
-    ((state, error),) = sent(rig, "state, error")
-    assert (state, error) == ("parked", "it could not be sent in time")
-    sell(rig, standin)
-    rig.until(lambda: len(receiver.got) > 1)
-    old, *others = [each.body for each in receiver.got]
-    assert old not in others
-    assert rig.portal.call(lambda: rig.account.webhooks.retry(ids=[], endpoint="site")) == 1
-    rig.until(lambda: receiver.got[-1].body == old)
 
 
 def test_an_outage_fills_the_journal(

@@ -258,6 +258,24 @@ def test_another_accounts_list_takes_the_place_of_ones_own(mirror: Mirror, other
         assert (vanished(run), run.doubted) == (gone, [])
 
 
+@pytest.mark.parametrize("ids", ["1", "123"])
+def test_a_new_event_in_the_place_of_another_is_doubted_for_ever(mirror: Mirror, ids: str) -> None:
+    """In a small account, events that are deleted while others are made vanish with the second run."""
+    with mirror.run() as run:
+        for event_id in ids:
+            run.event_of_list(event(event_id))
+    found = []
+    for _ in range(2):
+        mirror.clock.at += QUARTER
+        with mirror.run() as run:
+            run.listed(*"5678")
+            mirror.clock.at += QUARTER
+            for event_id in "5678":
+                run.event_of_list(event(event_id))
+        found.append((vanished(run), run.doubted))
+    assert found == [("", ["events"]), (ids, [])]
+
+
 def test_a_list_without_a_few_events_waits_for_a_person(mirror: Mirror) -> None:
     """They vanish with the second run whose list lacks them."""
     with mirror.run() as run:
