@@ -250,6 +250,26 @@ def test_a_pause_holds_webhooks_for_ever(
     got(rig, receiver, 1)
 
 
+def test_a_mirror_that_cannot_be_read_holds_webhooks_for_ever(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no file shows yet is told with the next run; at once where no run comes by itself."""
+
+    def fail(*_: object) -> None:
+        raise StoreError("database is locked")
+
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    monkeypatch.setattr(files, "_look_up", fail)
+    sell(rig, standin)
+    rig.portal.call(asyncio.sleep, 0.1)
+    assert receiver.got == []
+    rig.portal.call(lambda: rig.account.pause(paused=True))
+    got(rig, receiver, 1)
+    standin.sell(CONCERT, 1)
+    rig.run("manual")
+    got(rig, receiver, 2)
+
+
 def test_a_later_pause_holds_webhooks_for_ever(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:

@@ -283,6 +283,19 @@ def test_a_run_that_is_not_to_be_counts_as_failed() -> None:
     asyncio.run(scene())
 
 
+def test_who_ends_the_task_stops_nothing() -> None:
+    """As `syncd once` does on a signal: what is seen to at a run's end knows that all stops."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            run = await it.busy()
+            it.runner.task.cancel()
+            await it.done(run)
+            assert (run.outcome, it.runner.is_stopping) == ("cancelled", True)
+
+    asyncio.run(scene())
+
+
 def test_a_stop_that_is_announced_takes_runs_on() -> None:
     """From the first word of a stop on no request is taken, while the run in progress goes on."""
 
