@@ -189,6 +189,7 @@ def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
 
 def in_a_long_transaction(daemon: DaemonProcess) -> None:
     """Bring a daemon to where it puts a run's end on record, which takes minutes."""
+    eventually(lambda: query(daemon.database, "SELECT name FROM syncd_state"))  # as its start does
     stall(daemon.database, "INSERT ON syncd_state")
     daemon.ask("POST", "/v1/runs", {})
     eventually(lambda: b'"state":"done"' in daemon.ask("GET", "/v1/runs/1")[1])
