@@ -261,14 +261,14 @@ def _of_prisma(url: str) -> str:
 
 
 _SERVER = (
-    r"://(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"://(?:[^\s:@/?#]+(?::[^\s:@/?#]*)?@)?(?:[^\s:@/?#\[\]]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"/[^\s/?#]+(?:\?(?P<parameters>[^\s#]*))?"
 )
 
 
 def _parameters(url: str, scheme: str, example: str) -> str:
     """Return the parameters in the URL of a server's database, whose scheme is as this pattern."""
-    parts = re.fullmatch(scheme + _SERVER, url, re.IGNORECASE)
+    parts = re.fullmatch(scheme + _SERVER, url)
     if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
         raise ValueError(
             f'must be as "{example}": an / @ : ? or # in one of these is written %2F %40 %3A %3F %23'
@@ -278,7 +278,7 @@ def _parameters(url: str, scheme: str, example: str) -> str:
 
 def _postgresql(url: str) -> str:
     parameters = _parameters(
-        url, r"postgresql(?:\+psycopg)?", "postgresql://user:password@host:5432/database"
+        url, r"(?i:postgresql(?:\+psycopg)?)", "postgresql://user:password@host:5432/database"
     )
     if re.search("password", parameters, re.IGNORECASE):  # only there it is known to be one
         raise ValueError(

@@ -235,6 +235,7 @@ def test_list_arrives_changed(write: Write) -> None:
         ("database = 'mysql://u:p@p@h/d'", "is written %2F %40 %3A %3F %23"),
         ("database = 'mariadb://h:65536/d'", 'must be as "mysql://user:password@host:3306/database"'),
         ("database = 'mysql+mysqldb://h/d'", 'must be as "mysql://user:password@host:3306/database"'),
+        ("database = 'mysql+PyMySQL://h/d'", 'must be as "mysql://user:password@host:3306/database"'),
         ("database = 'mysql://h/d?sslaccept=strict'", "only unix_socket, ssl_ca, ssl_cert"),
         ("database = 'sqlite:///a.db'", "must have the absolute path of the file, and so four slashes"),
         ("database = 'a.db'", 'must be "sqlite:///" and the path of a file'),

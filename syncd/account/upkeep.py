@@ -17,7 +17,10 @@ PRUNE_S = 1.0
 
 
 async def retain(database: Database, config: Config, now: datetime) -> None:
-    """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too."""
+    """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too.
+
+    Where more is to be kept, or the account is another one, all of it is imported from then on.
+    """
     user, mode = config.billetweb.user, config.sync.attendees
     if not await database.read(attendees.is_other, user, mode):
         return
