@@ -1,7 +1,6 @@
 """The start of `syncd`, which is `python -m syncd` too."""
 
 import gc
-import signal
 import sys
 from collections.abc import Callable
 
@@ -23,8 +22,9 @@ def main() -> int:
     except KeyboardInterrupt:  # for what is only to be stopped that is a clean end
         return 0 if sys.argv[1:2] in (["run"], ["demo"]) else 130
     code = run()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # what it ended with is settled, while Python takes itself down
+    from syncd.daemon.signals import hear_no_more  # noqa: PLC0415
+
+    hear_no_more()  # what it ended with is settled, while Python takes itself down
     return code
 
 

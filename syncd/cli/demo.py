@@ -24,6 +24,7 @@ from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, Config, load
 from syncd.daemon.daemon import Daemon
 from syncd.daemon.notify import Notifier
+from syncd.daemon.signals import hear_no_more
 from syncd.database.lock import FileLock
 from syncd.errors import ConfigError
 from syncd.feed.files import NotReplaced, replace
@@ -196,8 +197,8 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
         try:
             yield made
         finally:
-            with _unheard():
-                remove(made)
+            hear_no_more()
+            remove(made)
         return
     try:
         home = folder.resolve()
@@ -225,20 +226,6 @@ def remove(home: Path) -> None:
     with suppress(OSError):  # it is gone, as both ends of a demo remove it
         home.rename(leaving)
     shutil.rmtree(leaving, ignore_errors=True)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Hear no signal that would end the process before what is under way is done."""
-    before = {
-        number: signal.signal(number, signal.SIG_IGN)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_path(home: Path) -> None:

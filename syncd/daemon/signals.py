@@ -39,5 +39,11 @@ class Signals:
                 self._heard(signal.Signals(heard[0]))
 
 
+def hear_no_more() -> None:
+    """Have no signal end this process any more, which is ending by itself. Called from the main thread."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _do_nothing(_number: int, _frame: object) -> None:
     """Be a handler, so that the signal ends nothing."""
