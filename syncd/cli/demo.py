@@ -40,6 +40,8 @@ NO_LIMIT = 1_000_000
 """Requests a minute that nobody reaches: the stand-in has no other users to be spared."""
 FOR_THE_OWNER = 0o600
 CONFIG_NAME, KEY_NAME, DATABASE_NAME, SOCKET_NAME = "config.toml", "billetweb.key", "syncd.db", "syncd.sock"
+REMOVALS = 3
+"""So often a folder is emptied: a file that was being made as it was renamed is there by the second time."""
 LONGEST_FOLDER_BYTES = 96  # the socket's whole path may have 107
 MARK = "# The demo's configuration. Change it and run: syncctl reload\n"
 """So a demo's configuration begins, one of 0.3 too; another, copied from it, has another `base_url`."""
@@ -220,12 +222,14 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
 def remove(home: Path) -> None:
     """Remove a folder into which others may be writing; where that fails, something of it is left.
 
-    It is renamed first: nobody makes a file in it any more while it is emptied.
+    It is renamed first: then no file is made in it any more but by who was about to, so it is emptied again
+    where that made one meanwhile.
     """
     leaving = home.with_name(f"{home.name}-removed")
     with suppress(OSError):  # it is gone, as both ends of a demo remove it
         home.rename(leaving)
-    shutil.rmtree(leaving, ignore_errors=True)
+    for _ in range(REMOVALS):
+        shutil.rmtree(leaving, ignore_errors=True)
 
 
 def _check_path(home: Path) -> None:
