@@ -21,7 +21,7 @@ from syncd import consistency, readers
 from syncd.credentials import Credentials
 from syncd.model import AttendeeMode, Event, FeedFormat
 from syncd.text import alike
-from syncd.toml import Problems, parse
+from syncd.toml import Problems, parse, setup_command
 
 
 class Secret:
@@ -245,7 +245,7 @@ def load(
     values = {name: _read_table(name, _TABLES[name], table, problems) for name, table in tables.items()}
     lists = {name: _read_list(name, document.get(name, []), problems) for name in _LISTS}
     consistency.check_times(values["sync"], minimum_interval, problems)
-    _take_user(values["billetweb"], tables["billetweb"], environ, problems)
+    _take_user(values["billetweb"], tables["billetweb"], path, environ, problems)
     _take_database(values["database"], credentials, problems)
     _complete_publish(lists["publish"], credentials, problems)
     consistency.check_columns(lists["publish"], problems)
@@ -334,19 +334,23 @@ def _unknown(name: str, table: str, known: Iterable[str]) -> str:
 
 
 def _take_user(
-    values: dict[str, Any], table: dict[str, object], environ: Mapping[str, str], problems: Problems
+    values: dict[str, Any],
+    table: dict[str, object],
+    path: Path,
+    environ: Mapping[str, str],
+    problems: Problems,
 ) -> None:
     if "BILLETWEB_USER" in environ:
         with problems.of(outside="$BILLETWEB_USER"):
             values["user"] = readers.user(environ["BILLETWEB_USER"].strip())
     elif table.get("user", "") == "":
         with problems.of("billetweb", "user"):
-            raise ValueError("missing: `syncd setup` asks for it; or write the account number here")
+            raise ValueError(f"missing: {setup_command(path)} asks for it; or write the account number here")
 
 
 def _take_database(values: dict[str, Any], credentials: Credentials, problems: Problems) -> None:
     if "database-url" in credentials:
-        with problems.of(outside='credential "database-url"'):
+        with problems.of(outside=credentials.place("database-url")):
             values["url"] = readers.database(credentials.text("database-url"))
 
 
@@ -367,7 +371,7 @@ def _complete_publish(rows: list[dict[str, Any]], credentials: Credentials, prob
                 raise ValueError(_TAKEN.format(name))
             names.add(name)
             if (credential := f"publish-{name}") in credentials:
-                with problems.of(outside=f'credential "{credential}"'):
+                with problems.of(outside=credentials.place(credential)):
                     values["database"] = readers.other_database(credentials.text(credential))
 
 
@@ -383,7 +387,7 @@ def _find_secrets(
                 raise ValueError(_TAKEN.format(name))
             found[name] = ()
             if (credential := f"webhook-{name}") in credentials:
-                with problems.of(outside=f'credential "{credential}"'):
+                with problems.of(outside=credentials.place(credential)):
                     found[name] = _secrets(credentials.text(credential))
             elif file:
                 with problems.of(table, "secret_file"):
@@ -412,7 +416,7 @@ def _find_key(
         with problems.of(outside="$BILLETWEB_KEY"):
             return readers.key(environ["BILLETWEB_KEY"], user), "$BILLETWEB_KEY"
     elif "billetweb-key" in credentials:
-        with problems.of(outside='credential "billetweb-key"'):
+        with problems.of(outside=credentials.place("billetweb-key")):
             key = readers.key(credentials.text("billetweb-key"), user)
             return key, f"{credentials.used['billetweb-key']}"
     elif values.get("key_file"):
@@ -421,12 +425,12 @@ def _find_key(
             return readers.key(readers.short_text(file, private=True), user), f"{file}"
     elif "key_file" in values:  # otherwise it was refused, and noted, already
         with problems.of(outside="API key"):
-            raise ValueError(f"missing: {_where_the_key_goes(credentials.beside)}")
+            raise ValueError(f"missing: {_where_the_key_goes(path, credentials.beside)}")
     return "", ""
 
 
-def _where_the_key_goes(folder: Path) -> str:
+def _where_the_key_goes(path: Path, folder: Path) -> str:
     """Return what to do where no key was found; a credential's file would be in that folder."""
     is_closed = os.path.lexists(folder) and not os.access(folder, os.X_OK)
     hint = f"; this user may not look into {folder}" if is_closed else ""
-    return f"`syncd setup` writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"
+    return f"{setup_command(path)} writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"

@@ -25,6 +25,10 @@ class Credentials:
         except OSError:  # none, or a closed folder
             return False
 
+    def place(self, name: str) -> str:
+        """Return what is said where one is no good: which file to look at."""
+        return f"credential {self.folder / name}"
+
     def text(self, name: str) -> str:
         """Return what it says. Raises OSError, and ValueError also where everybody may read it."""
         path = self.used[name] = self.folder / name

@@ -87,7 +87,7 @@ def text(value: object) -> str:
 def texts(value: object) -> tuple[str, ...]:
     """Return a list of such texts."""
     if not isinstance(value, list):
-        raise must('be a list of texts, such as ["7003", "Repas*"]', value)
+        raise must('be a list of texts in quotes, such as ["one", "two"]', value)
     return tuple(text(item) for item in value)
 
 
@@ -128,7 +128,7 @@ def user(value: object) -> str:
     """Return an account number."""
     user = text(value)
     if not (user.isascii() and user.isdigit()):  # not shown: the key may stand here by mistake
-        raise ValueError("must be the account number, digits only")
+        raise ValueError("must be digits only, such as 12345")
     return user
 
 
@@ -162,7 +162,9 @@ def mode(value: object) -> int:
     """Return the mode of a socket or a file, which is written in octal."""
     mode = int(value, 8) if isinstance(value, str) and re.fullmatch("0?[0-7]{3}", value) else 0
     if mode & 0o602 != 0o600:  # noqa: PLR2004 - chmod's own way of writing it
-        raise must('be octal like "0660", with read and write for the owner and no write for others', value)
+        raise must(
+            'be octal in quotes like "0640", with read and write for the owner, no write for others', value
+        )
     return mode
 
 
@@ -228,7 +230,7 @@ PRISMA = ("schema", "connection_limit", "pool_timeout", "pgbouncer", "socket_tim
 """Parameters of Prisma's own, which libpq refuses (prisma.io, "PostgreSQL database connector")."""
 
 
-def database(value: object) -> str:
+def database(value: object, *, others: str = "") -> str:
     """Return the URL of a SQLite file or a PostgreSQL database. Not shown when refused: for its password.
 
     A PostgreSQL URL may be one of Prisma's or Heroku's.
@@ -241,7 +243,7 @@ def database(value: object) -> str:
     if not re.fullmatch("sqlite:///(?!:memory:$)[^?]+", url):
         raise ValueError(
             'must be "sqlite:///" and the path of a file, as in "sqlite:////var/lib/syncd/syncd.db", or name '
-            'a database of PostgreSQL, as in "postgresql://user@host/database"'
+            f'a database of PostgreSQL, as in "postgresql://user@host/database"{others}'
         )
     path = url.removeprefix("sqlite:///")
     if not Path(path).parent.is_dir() and Path("/", path).parent.is_dir():
@@ -293,7 +295,7 @@ def other_database(value: object) -> str:
         return ""
     if re.match("mysql|mariadb", text(value)):
         return _mysql(text(value))
-    url = database(value)
+    url = database(value, others=', or of MySQL, as in "mysql://user@host/database"')
     if url.startswith("sqlite:") and not url.startswith("sqlite:////"):
         raise ValueError('must have the absolute path of the file, and so four slashes: "sqlite:////…"')
     return url

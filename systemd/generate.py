@@ -22,6 +22,7 @@ from syncd import __version__
 from syncd.cli import main as cli
 from syncd.config import Config, DatabaseConfig
 from syncd.ctl import main as ctl
+from syncd.toml import USUAL
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "config.toml"
@@ -75,7 +76,7 @@ once and shows how the daemon fares.""",
             "NO_COLOR": "If set, neither the log nor the progress of `once` has colours on a terminal.",
         },
         "FILES": {
-            cli.DEFAULT_CONFIG: "The configuration, see syncd.toml(5).",
+            f"{USUAL}": "The configuration, see syncd.toml(5).",
             "/etc/syncd/credentials/billetweb-key": "The API key, where the supplied unit takes it from.",
             DatabaseConfig().url.removeprefix("sqlite:///"): "The database.",
             ctl.DEFAULT_SOCKET: "The socket for syncctl(1) and other programs: HTTP and JSON.",
@@ -291,7 +292,7 @@ def config_page(toml: str) -> str:
     # The paragraphs between tell how the supplied file is to be read, which is no matter here.
     first, *_, last = preface.replace("\n# ", "\n").removeprefix("# ").split("\n#\n")
     lines = header("syncd.toml", 5, "configuration of syncd")
-    lines += [".SH SYNOPSIS", *flowed(cli.DEFAULT_CONFIG)]
+    lines += [".SH SYNOPSIS", *flowed(f"{USUAL}")]
     lines += [*SETTING, ".SH DESCRIPTION", *paragraphs((first, KEYS, last))]
     lines += config_keys(f"[{rest}")
     return "\n".join([*lines, ".SH SEE ALSO", *flowed("syncd(8), syncctl(1)")]) + "\n"

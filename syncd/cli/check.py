@@ -1,7 +1,6 @@
 """`syncd check`: every problem of configuration, database and surroundings at once, or what was found."""
 
 import asyncio
-import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -10,12 +9,13 @@ from msgspec import Struct, field
 
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
-from syncd.cli.typed import program
-from syncd.config import BilletwebConfig, Config, ControlConfig, Secret
+from syncd.cli import typed
+from syncd.config import BilletwebConfig, Config, Secret
 from syncd.control.server import socket_obstacle
 from syncd.database import engine
 from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
 from syncd.feed import addresses, files, publish
+from syncd.toml import setup_command
 
 
 class Checked(Struct):
@@ -52,7 +52,7 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     found.add(addresses.check(config), ConfigError)
     if online and (refusal := asyncio.run(_ask_billetweb(config))):
         is_key = isinstance(refusal, AuthError)
-        advice = "; `syncd setup --overwrite` asks for another" if is_key else ""
+        advice = f"; {setup_command(config.path, '--overwrite')} asks for another" if is_key else ""
         found.add([f"Billetweb: {refusal}{advice}"], ConfigError if is_key else type(refusal))
     if not found.problems:
         found.good = _told(config)
@@ -84,10 +84,9 @@ async def _ask_billetweb(config: Config) -> BilletwebError | None:
 
 def _told(config: Config) -> list[str]:
     """Return what a good configuration leads to, a line each."""
-    run = f"{program('syncd')} run --config {shlex.quote(f'{config.path}')}"
-    syncctl = program("syncctl")
-    socket = config.control.socket
-    named = "" if socket == ControlConfig().socket else f" --socket {shlex.quote(f'{socket}')}"
+    unit = typed.unit(config.path.absolute())
+    service = f"`systemctl start {unit}` under systemd, else " if unit else ""
+    starts = f"{service}`{typed.syncd('run', config.path)}`"
     holds = engine.contents(config.database.url) or "empty yet; the first run fills it"
 
     def source(name: str) -> str:
@@ -103,5 +102,5 @@ def _told(config: Config) -> list[str]:
         f"database  {engine.masked(config.database.url)}: {holds}{source('database-url')}",
         f"socket    {config.control.socket}",
         *(f"{kind:9} {', '.join(names)}" for kind, names in parts.items() if names),
-        f"next      `systemctl start syncd` under systemd, else `{run}`; then `{syncctl}{named} status`",
+        f"next      {starts}; then `{typed.status(config.control.socket)}`",
     ]

@@ -28,6 +28,7 @@ from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
 from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode, Run
+from syncd.toml import USUAL
 
 EXIT_CODES = """exit codes:
   0   done; a clean stop by SIGTERM or SIGINT
@@ -46,7 +47,6 @@ EXAMPLES = {
 }
 """A line to copy, by command."""
 EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, AlreadyRunning: 75}
-DEFAULT_CONFIG = "/etc/syncd/config.toml"
 TOKEN_CHARACTERS = 16
 """No token is shorter: 16 characters are 64 bits as hexadecimal digits."""
 _AFTER_HOST = re.compile(r"^[^:]*://[^/?]*[/?]?")
@@ -136,9 +136,9 @@ def parser() -> usage.Parser:
         command.add_argument(
             "--config",
             type=Path,
-            default=Path(os.environ.get("SYNCD_CONFIG") or DEFAULT_CONFIG),
+            default=Path(os.environ.get("SYNCD_CONFIG") or USUAL),
             metavar="FILE",
-            help=f"the configuration (default: $SYNCD_CONFIG, else {DEFAULT_CONFIG})",
+            help=f"the configuration (default: $SYNCD_CONFIG, else {USUAL})",
         )
     demo = add("demo", "Try it: the real daemon against a built-in Billetweb stand-in; needs no key.")
     demo.add_argument("--dir", type=Path, help="where to keep its files (default: a folder that is removed)")

@@ -9,7 +9,6 @@ import errno
 import getpass
 import grp
 import os
-import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -21,8 +20,8 @@ from msgspec import Struct, structs
 
 from syncd import readers, web
 from syncd.billetweb.client import Billetweb
+from syncd.cli import typed
 from syncd.cli.check import asking
-from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, ControlConfig, Secret, SyncConfig
 from syncd.credentials import credentials_beside
 from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError
@@ -33,8 +32,6 @@ from syncd.run.listing import is_live
 from syncd.text import count, harmless, write
 from syncd.toml import key_lines, quoted
 
-SYSTEM = Path("/etc/syncd")
-"""Where the service looks. Elsewhere a person runs syncd as themselves, with everything in one folder."""
 GROUP = "syncd"
 KEY_NAME = "billetweb-key"
 SAMPLE_USER = "12345"
@@ -78,13 +75,15 @@ def setup(options: Options, redact: Redactor) -> int:
     Billetweb cannot be asked. Nothing is written then.
     """
     path = options.path.absolute()
-    before = _before(path, may_replace=options.overwrite)
-    if before is None and path.parent != SYSTEM:
+    before, base_url = _before(path, may_replace=options.overwrite)
+    if before is None and not typed.unit(path):
         _check_path(path)
-    _check_options(options)
+    account = _account(options, base_url)
     if options.key_file is None and not _may_ask():
-        raise ConfigError([NO_TERMINAL.format("--key-file")])
-    user, key, found = _good_credentials(options, redact)
+        raise ConfigError([NO_TERMINAL.format("--key-file" if options.user else "--user and --key-file")])
+    if base_url and options.base_url is None and not options.offline:
+        _say(f"The key is tried at {account.base_url}: billetweb.base_url in {path} says so.")
+    user, key, found = _good_credentials(options, account, redact)
     if found:
         may = "may" if found.attendees else "may not"
         _say(f"The key is good. The account has {count(found.events, 'event')}, {found.live} of them live.")
@@ -98,8 +97,15 @@ def setup(options: Options, redact: Redactor) -> int:
     for each in (path, key_path):
         if each.is_symlink() or (each.exists() and not each.is_file()):
             raise ConfigError([f"{each} is no regular file: nothing was written"])
-    _put(key_path, f"{key.value}\n", 0o600)
     _put(path, config, 0o640, group=GROUP)
+    try:
+        _put(key_path, f"{key.value}\n", 0o600)
+    except ConfigError:  # one of both would fit neither account
+        if before is None:
+            path.unlink()
+        else:
+            _put(path, before, 0o640, group=GROUP)
+        raise
     _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path, _socket(config))}")
     return 0
 
@@ -114,21 +120,22 @@ def _check_path(path: Path) -> None:
     _read("--config: the socket beside it", lambda: str(readers.socket(beside)))
 
 
-def _check_options(options: Options) -> None:
+def _account(options: Options, base_url: str | None) -> BilletwebConfig:
+    """Return where to try the key: at the address that is given, else that of the configuration there."""
     if options.user is not None:
         _read("the account number", lambda: readers.user(options.user))
-    if options.base_url is not None:
-        _read("--base-url", lambda: readers.web_address(options.base_url))
     if options.database is not None:
         _read("--database", lambda: readers.database(options.database))
+    account = BilletwebConfig(user="")
+    what, address = "--base-url", options.base_url
+    if address is None:
+        what, address = "billetweb.base_url", base_url
+    if address is not None:
+        account = structs.replace(account, base_url=_read(what, lambda: readers.web_address(address)))
     # Found here, and not with each key that is tried.
-    if not options.offline and (problems := web.problems([_account(options).base_url])):
+    if not options.offline and (problems := web.problems([account.base_url])):
         raise ConfigError(problems)
-
-
-def _account(options: Options, user: str = "") -> BilletwebConfig:
-    account = BilletwebConfig(user=user)
-    return account if options.base_url is None else structs.replace(account, base_url=options.base_url)
+    return account
 
 
 # --- asking
@@ -162,7 +169,9 @@ def _asked_mode() -> AttendeeMode:
         _say("One of these three words, please.")
 
 
-def _good_credentials(options: Options, redact: Redactor) -> tuple[str, Secret, Found | None]:
+def _good_credentials(
+    options: Options, account: BilletwebConfig, redact: Redactor
+) -> tuple[str, Secret, Found | None]:
     """Return the account number, the key, and what they showed; what was typed may be typed again."""
     user = options.user or ""
     for _ in range(TRIES):
@@ -170,7 +179,8 @@ def _good_credentials(options: Options, redact: Redactor) -> tuple[str, Secret, 
             user = options.user or _number(before=user)
             key = Secret(_key(options.key_file, user))
             redact.add(key.value)
-            return user, key, None if options.offline else asyncio.run(_try(options, user, key))
+            account = structs.replace(account, user=user)
+            return user, key, None if options.offline else asyncio.run(_try(account, key))
         except _Ended:
             raise
         except (AuthError, ConfigError) as error:
@@ -210,10 +220,10 @@ def _read(what: str, reader: Callable[[], str]) -> str:
         raise ConfigError([f"{what}: {(isinstance(error, OSError) and error.strerror) or error}"]) from None
 
 
-async def _try(options: Options, user: str, key: Secret) -> Found:
+async def _try(account: BilletwebConfig, key: Secret) -> Found:
     """Ask for the list of events and for the latest attendees: three requests at most."""
     now = datetime.now(UTC)
-    async with asking(_account(options, user), key) as client:
+    async with asking(account, key) as client:
         events = (await client.events()).records.values()
         # A key for chosen events is refused the account's attendees, and gets those of each event.
         is_open = await _may_read(client, None) or (
@@ -235,13 +245,15 @@ async def _may_read(client: Billetweb, event_id: str | None) -> bool:
 # --- writing
 
 
-def _before(path: Path, *, may_replace: bool) -> str | None:
-    """Return the configuration that is there, None where none is. Raises ConfigError where it is in use."""
+def _before(path: Path, *, may_replace: bool) -> tuple[str | None, str | None]:
+    """Return the configuration that is there and its `base_url`. Raises ConfigError where it is in use."""
+    text: str | None = None
     try:
         text = readers.content(path, 1 << 20).decode("utf-8-sig")
-        user = tomllib.loads(text).get("billetweb", {}).get("user")
+        account = tomllib.loads(text).get("billetweb", {})
+        user, base_url = account.get("user"), account.get("base_url")
     except FileNotFoundError:
-        text, user = None, None
+        user = base_url = None
     except (OSError, ValueError, AttributeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise ConfigError([f"{path} is there and cannot be read ({reason}); it is left as it is"]) from None
@@ -251,7 +263,7 @@ def _before(path: Path, *, may_replace: bool) -> str | None:
             raise ConfigError([f"{path} is for an account already: nothing was written. {OVERWRITE}"])
         if os.path.lexists(key):
             raise ConfigError([f"{key} is there already: nothing was written. {OVERWRITE}"])
-    return text
+    return text, base_url
 
 
 def _sample() -> str:
@@ -266,7 +278,7 @@ def _values(
 ) -> dict[tuple[str, str], str]:
     """Return what the configuration is to say, by table and key."""
     values = {("billetweb", "user"): user}
-    if is_new and path.parent != SYSTEM:
+    if is_new and not typed.unit(path):
         values["database", "url"] = f"sqlite:///{path.with_suffix('.db')}"
         values["control", "socket"] = f"{path.with_suffix('.sock')}"
     elif is_new and path.stem != "config":
@@ -327,24 +339,20 @@ def _group(name: str) -> int | None:
         return None
 
 
-def _socket(config: str) -> str:
+def _socket(config: str) -> Path:
     """Return the socket that a configuration leads to."""
     control = tomllib.loads(config).get("control")
     named = control.get("socket") if isinstance(control, dict) else None
-    return f"{named or ControlConfig().socket}"
+    return Path(f"{named or ControlConfig().socket}")
 
 
-def _next(path: Path, socket: str) -> str:
+def _next(path: Path, socket: Path) -> str:
     """Return the commands that come next, a line each."""
-    named = "" if socket == f"{ControlConfig().socket}" else f"--socket {shlex.quote(socket)} "
-    if path.parent == SYSTEM:
-        unit = "syncd" if path.stem == "config" else f"syncd@{path.stem}"
-        return f"  systemctl enable --now {unit}\n  syncctl {named}status"
-    config, syncd, syncctl = shlex.quote(str(path)), program("syncd"), program("syncctl")
-    return (
-        f"  {syncd} check --online --config {config}\n  {syncd} run --config {config}\n\n"
-        f"and in another terminal:\n  {syncctl} {named}status"
-    )
+    status = typed.status(socket)
+    if unit := typed.unit(path):
+        return f"  systemctl enable --now {unit}\n  {status}"
+    check, run = typed.syncd("check --online", path), typed.syncd("run", path)
+    return f"  {check}\n  {run}\n\nand in another terminal:\n  {status}"
 
 
 def _say(line: str) -> None:

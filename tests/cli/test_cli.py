@@ -29,6 +29,7 @@ from support.real_databases import query, url_at
 from support.variants import mostly_slow
 
 from syncd import __version__
+from syncd.cli import typed
 from syncd.cli.main import main, parse, parser
 from syncd.database.engine import masked
 from syncd.standin.server import Fault, StandIn, error_object, hang, restricted, truncated, unauthorized
@@ -59,6 +60,15 @@ def check(path: Path, capsys: Capsys, *options: str) -> tuple[int, list[str]]:
 # --- check
 
 
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [("/etc/syncd/config.toml", "syncd"), ("/etc/syncd/a.toml", "syncd@a"), ("/srv/config.toml", None)],
+)
+def test_another_account_s_service_is_started(path: str, unit: str | None) -> None:
+    """What comes next names the unit that reads this configuration, if any does."""
+    assert typed.unit(Path(path)) == unit
+
+
 def test_check_of_good_settings_complains(
     home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,10 +81,7 @@ def test_check_of_good_settings_complains(
         f"  account   12345, with the key from {home}/key",
         f"  database  {masked(url_at(home / 'syncd.db'))}: empty yet; the first run fills it",
         f"  socket    {home}/syncd.sock",
-        (
-            f"  next      `systemctl start syncd` under systemd, else `syncd run --config {path}`;"
-            f" then `syncctl --socket {home}/syncd.sock status`"
-        ),
+        (f"  next      `syncd run --config {path}`; then `syncctl --socket {home}/syncd.sock status`"),
     ]
     assert sorted(file.name for file in home.iterdir()) == ["config.toml", "key"]
     assert main(["check", "--online", "--config", str(path)]) == 0
@@ -122,7 +129,7 @@ def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) 
         "control.socket",
         "Billetweb",
     ]
-    assert "`syncd setup --overwrite` asks for another" in problems[-1]
+    assert f"`syncd setup --overwrite --config {path}` asks for another" in problems[-1]
 
 
 @pytest.mark.sqlite_only("about files; a server that is none is in test_postgresql.py")

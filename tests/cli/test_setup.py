@@ -67,10 +67,7 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
         f"  account   12345, with the key from {key}",
         f"  database  sqlite:///{tmp_path}/config.db: empty yet; the first run fills it",
         f"  socket    {tmp_path}/config.sock",
-        (
-            f"  next      `systemctl start syncd` under systemd, else `syncd run --config {config}`;"
-            f" then `syncctl --socket {tmp_path}/config.sock status`"
-        ),
+        (f"  next      `syncd run --config {config}`; then `syncctl --socket {tmp_path}/config.sock status`"),
     ]
     assert syncd("once", "--config", str(config)).returncode == 0
     with config.open("a") as file:
@@ -185,6 +182,33 @@ def test_settings_that_are_there_are_overwritten(tmp_path: Path, base_url: str) 
     assert f"{path} is for an account already: nothing was written. --overwrite puts" in said.stderr
 
 
+def test_another_key_is_tried_elsewhere(tmp_path: Path, base_url: str, standin: StandIn) -> None:
+    """Where the configuration names an address, there: the daemon will ask that one too."""
+    assert setup(tmp_path, base_url).returncode == 0
+    options = ["--config", str(tmp_path / "config.toml"), "--user", "12345", "--key-file", "-", "--overwrite"]
+    asked = len(standin.requests)
+    said = syncd("setup", *options, stdin=f"{KEY}\n")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"The key is tried at {base_url}: billetweb.base_url in ")
+    assert len(standin.requests) > asked
+    said = syncd("setup", *options, "--base-url", "http://127.0.0.1:9/api", stdin=f"{KEY}\n")
+    assert said.returncode == 1
+
+
+def test_a_key_that_cannot_be_written_leaves_another_account_without_one(
+    tmp_path: Path, base_url: str
+) -> None:
+    """Configuration and key are both written, or neither."""
+    path, folder = tmp_path / "config.toml", tmp_path / "credentials"
+    folder.write_text("no folder")
+    said = setup(tmp_path, base_url, "--offline")
+    assert (said.returncode, f"cannot write {folder}/billetweb-key" in said.stderr) == (78, True)
+    assert not path.exists()
+    path.write_text("[billetweb]\nuser = '54321'\n")
+    assert setup(tmp_path, base_url, "--offline", "--overwrite").returncode == 78
+    assert path.read_text() == "[billetweb]\nuser = '54321'\n"
+
+
 def test_a_key_that_is_there_is_overwritten(tmp_path: Path, base_url: str) -> None:
     """Also where there is no configuration."""
     key = tmp_path / "credentials/billetweb-key"
@@ -288,10 +312,12 @@ def test_a_script_waits_for_a_terminal(tmp_path: Path) -> None:
     config = str(tmp_path / "config.toml")
     said = syncd("setup", "--config", config, "--key-file", "-")
     assert (said.returncode, "give --user" in said.stderr) == (78, True)
+    said = syncd("setup", "--config", config)
+    assert (said.returncode, "give --user and --key-file" in said.stderr) == (78, True)
     said = syncd("setup", "--config", config, "--user", "12345")
     assert (said.returncode, "give --key-file" in said.stderr) == (78, True)
     said = syncd("setup", "--config", config, "--user", "me@example.org", "--key-file", "-")
-    assert (said.returncode, "account number, digits only" in said.stderr) == (78, True)
+    assert (said.returncode, "account number: must be digits only" in said.stderr) == (78, True)
 
 
 @pytest.mark.slow("starts several processes")
