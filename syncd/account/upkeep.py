@@ -7,13 +7,13 @@ from loguru import logger
 from syncd import text
 from syncd.clock import Clock
 from syncd.config import Config
-from syncd.database import attendees, changes, deliveries, state
+from syncd.database import attendees, changes, deliveries, schema, state
 from syncd.database.engine import Database
 from syncd.errors import StoreError
 from syncd.threads import in_thread
 
 PRUNE_S = 1.0
-"""So long may old changes be removed after a run; less than a stop may take. The next reading goes on."""
+"""So long may old rows of a table be removed after a run: for both less than a stop may take. The next goes on."""
 
 
 async def retain(database: Database, config: Config, now: datetime) -> None:
@@ -53,19 +53,19 @@ async def tidy(database: Database, config: Config, now: datetime) -> None:
 
 async def prune(database: Database, clock: Clock, keep: timedelta, before_at: datetime) -> None:
     """Remove changes and deliveries that are too old, after a whole reading that had one before it."""
-    deadline_s, removed = clock.running_s() + PRUNE_S, 0
+    removed = {schema.changes: 0, schema.deliveries: 0}
     try:
-        doomed = await database.read(changes.old, keep, clock.now(), before_at)
-        count = changes.PRUNED_AT_ONCE
-        while count == changes.PRUNED_AT_ONCE and clock.running_s() < deadline_s:
-            count = await database.write(changes.prune, doomed)
-            removed += count
-        await database.write(deliveries.prune, keep, clock.now(), before_at)
+        for table, old in ((schema.changes, changes.old), (schema.deliveries, deliveries.old)):
+            deadline_s, count = clock.running_s() + PRUNE_S, changes.PRUNED_AT_ONCE
+            doomed = await database.read(old, keep, clock.now(), before_at)
+            while count == changes.PRUNED_AT_ONCE and clock.running_s() < deadline_s:
+                count = await database.write(changes.prune, table, doomed)
+                removed[table] += count
     except StoreError as error:
         logger.bind(event="error.database").warning(
             "old changes could not be removed: {}; tried again after the next whole reading", error
         )
-    if removed:
-        old = text.format_duration(keep.total_seconds())
-        log = logger.bind(event="changes.pruned", removed=removed)
-        log.info("{} older than {} removed from the log of changes", text.count(removed, "change"), old)
+    if gone := removed[schema.changes]:
+        age = text.format_duration(keep.total_seconds())
+        log = logger.bind(event="changes.pruned", removed=gone)
+        log.info("{} older than {} removed from the log of changes", text.count(gone, "change"), age)

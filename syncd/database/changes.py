@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, select
 
 from syncd.database import bulk, schema
 from syncd.mirror.diff import Change
 
 COLUMNS = ("run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff")
 PRUNED_AT_ONCE = 10_000
-"""So many changes are removed in one transaction: a tenth of a second or so, in which nobody else writes."""
+"""So many rows are removed in one transaction: a tenth of a second or so, in which nobody else writes."""
 
 
 def log(connection: Connection, run_id: int, at: datetime, changes: Iterable[Change]) -> None:
@@ -46,7 +46,8 @@ def old(
     return at < since if first_young is None else and_(at < since, seq < first_young)
 
 
-def prune(connection: Connection, doomed: ColumnElement[bool]) -> int:
-    """Remove the first changes for which that holds, PRUNED_AT_ONCE at most; return how many."""
-    first = select(schema.changes.c.seq).where(doomed).order_by(schema.changes.c.seq).limit(PRUNED_AT_ONCE)
-    return connection.execute(schema.changes.delete().where(schema.changes.c.seq.in_(first))).rowcount
+def prune(connection: Connection, table: Table, doomed: ColumnElement[bool]) -> int:
+    """Remove the first rows for which that holds, PRUNED_AT_ONCE at most; return how many."""
+    seq = table.c.seq
+    first = select(seq).where(doomed).order_by(seq).limit(PRUNED_AT_ONCE)
+    return connection.execute(table.delete().where(seq.in_(first))).rowcount

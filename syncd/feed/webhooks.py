@@ -23,7 +23,7 @@ from syncd.billetweb.answers import retry_after_s
 from syncd.clock import Clock
 from syncd.config import Config, Secret, WebhookConfig
 from syncd.database import deliveries
-from syncd.database.deliveries import Counts, Due, Tried
+from syncd.database.deliveries import Counts, Due, Remembered, Tried
 from syncd.database.engine import Database
 from syncd.errors import ConfigError, StoreError, UnknownDelivery
 from syncd.feed.addresses import Address, Unreachable, lead_to
@@ -272,7 +272,8 @@ class Endpoint:
             if is_gone:
                 deliveries.park(connection, self.settings.name, digest)
             elif wait_s:
-                deliveries.rest(connection, self.settings.name, now + timedelta(seconds=wait_s))
+                until = now + timedelta(seconds=wait_s)
+                deliveries.remember(connection, self.settings.name, Remembered(quiet_until=until))
             return deliveries.counts(connection)
 
         async with self._shared.databases:

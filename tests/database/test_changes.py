@@ -12,7 +12,7 @@ from support import faults as fault
 from support.reading import event
 from support.real_databases import allow, query, refuse, url_at
 
-from syncd.database import changes, deliveries, rows
+from syncd.database import changes, deliveries, rows, schema
 from syncd.database.deliveries import Message
 from syncd.database.engine import Database
 from syncd.mirror.diff import plan_listed
@@ -62,7 +62,7 @@ def prune(database: Database, now: datetime, read_at: datetime, *, times: int = 
     removed = 0
     for _ in range(times):
         with database.begin(write=True) as connection:
-            count = changes.prune(connection, old)
+            count = changes.prune(connection, schema.changes, old)
         removed += count
         if count < changes.PRUNED_AT_ONCE:
             break
@@ -153,7 +153,7 @@ def test_delivery_that_bears_an_instant_of_long_ago_goes_while_it_is_young(
         at = NOW + age * DAY
         with database.begin(write=True) as connection:
             deliveries.put(connection, [Message(str(age), "site", "run.failed", "", "{}")], at)
-            deliveries.prune(connection, KEEP, at, at)
+            changes.prune(connection, schema.deliveries, deliveries.old(connection, KEEP, at, at))
         found = [name for (name,) in query(url, "SELECT id FROM syncd_deliveries ORDER BY seq")]
         assert [name for name in found if not name.isdigit()] == names
 
@@ -280,6 +280,20 @@ def test_trouble_with_old_changes_spoils_a_good_run(rig: Rig, standin: StandIn, 
     allow(rig.url, "DELETE ON syncd_changes")
     rig.run("manual", full=True)
     assert count(rig) == run.counts.updated
+
+
+def test_more_deliveries_come_than_go(rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full run all those are gone that are too old, however many they are."""
+    monkeypatch.setattr(changes, "PRUNED_AT_ONCE", 3)
+    rig.run()
+    at = datetime.now(UTC)
+    messages = [Message(f"msg_{number}", "site", "event.new", "", "{}") for number in range(10)]
+    with rig.account.database.begin(write=True) as connection:
+        deliveries.put(connection, messages[:9], at - timedelta(days=402))
+        deliveries.put(connection, messages[9:], at)
+    rig.sql("UPDATE syncd_deliveries SET state = 'delivered'")
+    assert rig.run("manual", full=True).outcome == "ok"
+    assert rig.sql("SELECT id FROM syncd_deliveries") == [("msg_9",)]
 
 
 class Ticks(WaitedFor):

@@ -14,7 +14,8 @@ from support.faults import with_rows
 from support.receiver import Receiver
 from support.telling import ByHand, configure, events, sent, telling
 
-from syncd.database import attendees, runs
+from syncd.database import attendees, deliveries, runs
+from syncd.database.deliveries import Message
 from syncd.model import AttendeeMode, Peer, Run
 from syncd.standin.server import StandIn
 
@@ -357,3 +358,25 @@ def test_all_attendees_are_read_for_one_order(rig: Rig) -> None:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
     steps = [str(step[-1]) for step in plan if "billetweb_attendees" in step[-1]]
     assert steps == ["SEARCH billetweb_attendees USING INDEX ix_billetweb_attendees_event_id (event_id=?)"]
+
+
+@pytest.mark.sqlite_only("counts its steps")
+def test_what_is_due_is_looked_for_anew_for_each_that_waits(rig: Rig) -> None:
+    """Four times as many events in wait take some four times as long to find the next in, and not sixteen."""
+    at, steps = rig.clock.now(), list[int]()
+    for more in (200, 600):
+        ids = [f"{more}{one}" for one in range(more)]
+        messages = [Message(f"msg_{each}", "site", "event.new", each, "") for each in ids]
+        with rig.account.database.begin(write=True) as connection:
+            deliveries.put(connection, messages, at)
+        with rig.account.database.begin() as connection:
+            counted = list[None]()
+            driver: Any = connection.connection.driver_connection
+            driver.set_progress_handler(lambda counted=counted: counted.append(None), 100)
+            found = deliveries.next_due(connection, "site", at)
+            driver.set_progress_handler(None, 0)
+        assert isinstance(found, deliveries.Due)
+        assert found.id == "msg_2000"
+        steps.append(len(counted))
+    assert steps[0] > 5
+    assert steps[1] < 7 * steps[0]

@@ -22,7 +22,7 @@ from support.telling import ByHand, configure, later, sent, settled, telling
 from support.variants import mostly_slow
 
 from syncd.config import FeedConfig, PublishConfig
-from syncd.database import deliveries
+from syncd.database import changes, deliveries, schema
 from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed import files, publish, webhooks
 from syncd.standin.server import StandIn
@@ -680,8 +680,9 @@ def test_deliveries_pile_up_for_ever(rig: Rig, receiver: Receiver, standin: Stan
 
     def prune(later: timedelta) -> int:
         at = rig.clock.now() + later
-        count: int = rig.portal.call(lambda: rig.account.database.write(deliveries.prune, keep, at, at))
-        return count
+        with rig.account.database.begin(write=True) as connection:
+            old = deliveries.old(connection, keep, at, at)
+            return changes.prune(connection, schema.deliveries, old)
 
     assert prune(10 * keep) == 0  # a clock that is ahead: the latest is as old
     rig.sql("UPDATE syncd_deliveries SET created_at = '2020-01-02 03:04:05' WHERE seq = 1")
