@@ -13,7 +13,7 @@ from syncd.errors import StoreError
 from syncd.threads import in_thread
 
 PRUNE_S = 1.0
-"""So long may old rows of a table be removed after a run: for both less than a stop may take. The next goes on."""
+"""So long may old rows of a table be removed after a run; for both it is less than a stop may take."""
 
 
 async def retain(database: Database, config: Config, now: datetime) -> None:
