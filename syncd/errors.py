@@ -15,7 +15,8 @@ A room's own stand beside what raises them.
     │       └─ TooLargeError one that is too large to be read; ask for less
     │           └─ TooManyRows of rows that are each small enough
     ├─ StoreError            the database cannot be read or written now
-    │   └─ ValueRefused      it works, and will not hold this value: that item's error, no outage
+    │   ├─ ValueRefused      it works, and will not hold this value: that item's error, no outage
+    │   └─ TransactionLost   it gave a transaction up in the middle: what follows would stand alone
     ├─ RunCancelled          a run that is not to be after all
     └─ AlreadyRunning        another syncd holds this database or this socket
 
@@ -43,14 +44,25 @@ class ConfigError(SyncdError):
 
 
 class BilletwebError(SyncdError):
-    """A request to Billetweb that gave no usable answer; `wait_s` is how long one asked to wait."""
+    """A request to Billetweb that gave no usable answer; `wait_s` is how long one asked to wait.
+
+    `is_sent`: whether it was asked at all; where that is pointless for now it is not.
+    """
 
     kind = "billetweb"
 
-    def __init__(self, message: str, *, status: int | None = None, wait_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        wait_s: float | None = None,
+        is_sent: bool = True,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.wait_s = wait_s
+        self.is_sent = is_sent
 
 
 class TransportError(BilletwebError):
@@ -117,6 +129,10 @@ class ValueRefused(StoreError):
     """The database works, and will not hold a value: one that is too large, or of another alphabet."""
 
     kind = "value"
+
+
+class TransactionLost(StoreError):
+    """The database gave a transaction up in the middle: what was written is gone, what follows has no end."""
 
 
 class RunCancelled(SyncdError):

@@ -121,6 +121,7 @@ class Billetweb:
         """Go on where the client of earlier settings was; but ask again with a key that was refused to it."""
         self.statuses = before.statuses  # the same counter: a run in progress still counts there
         self.ahead = before.ahead
+        self._is_noted = before._is_noted
         self.take_over(before.quiet)
         self.reset()
 
@@ -319,17 +320,20 @@ class Billetweb:
                 f"not sent: Billetweb asked for {minutes:.0f} min of rest",
                 status=asked.status if asked else None,
                 wait_s=self._limiter.paused_s,
+                is_sent=False,
             )
         if refused := self._lasting("credentials"):
             raise AuthError(
                 "not sent: Billetweb refused the user or the key before",
                 status=refused.status,
+                is_sent=False,
             )
         if challenge := self._lasting("challenge"):
             minutes = self._left_s / 60
             raise ChallengeError(
                 f"not sent: Billetweb's protection asked for a browser; asked again in {minutes:.0f} min",
                 status=challenge.status,
+                is_sent=False,
             )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from syncd.database import mysql, postgresql, sqlite
 from syncd.database.engine import is_sqlite, reason
-from syncd.errors import StoreError
+from syncd.errors import StoreError, TransactionLost
 
 WAIT_S = 5
 """How long a lock of the site's is waited for: longer than its own programs hold one, and no run's time."""
@@ -36,11 +36,23 @@ def _engine(url: str, *, write: bool) -> Engine:
 
 @contextmanager
 def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
-    """Do something in a transaction that goes on where this fails. Raises StoreError, as above."""
-    with _in_words(), connection.begin_nested():
-        if patient and connection.dialect.name == "postgresql":
-            connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
-        yield
+    """Do something in a transaction that goes on where this fails. Raises StoreError, as above.
+
+    Raises TransactionLost where SQLite gave the whole transaction up, as it does for a full disk.
+    """
+    try:
+        with _in_words(), connection.begin_nested():
+            if patient and connection.dialect.name == "postgresql":
+                connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
+            yield
+    except Exception as error:
+        driver = connection.connection.driver_connection
+        if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
+            first: BaseException = error
+            while first.__context__:  # what came after only says that there is nothing to go back to
+                first = first.__context__
+            raise TransactionLost(f"SQLite gave the transaction up: {first}") from None
+        raise
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from syncd.database.engine import Database, masked
 from syncd.database.forms import Form
 from syncd.database.rows import Writing
 from syncd.database.target import Done, Mapped
-from syncd.errors import StoreError, SyncdError
+from syncd.errors import StoreError, SyncdError, TransactionLost
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS
 from syncd.text import count, plain
@@ -72,7 +72,7 @@ class Target:
         self._form: Form | None = None
 
     def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
-        """Write what follows from these events, in their transaction. Raises nothing of the target's.
+        """Write what follows from these events, in their transaction. Raises nothing but TransactionLost.
 
         What goes wrong is told at the end of the run, which tries it again.
         """
@@ -83,6 +83,9 @@ class Target:
                 form = self._form or self.look(connection)
                 some = target.events(connection, self.settings, ids)
                 done = target.bring(connection, form, some, at, all_of_them=False)
+        except TransactionLost:
+            self.waits = True  # the transaction is repeated without it
+            raise
         except Exception as error:  # noqa: BLE001 - a bug with one table ends no run; it is told at its end
             self.waits = True  # a lock is not to be waited for with each event
             why = error if isinstance(error, StoreError) else type(error).__name__

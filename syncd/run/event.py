@@ -101,8 +101,9 @@ class Events:
         except (BilletwebError, ValueRefused) as error:
             run.failed += 1
             report.fail(subject, error)
-            # Where nothing came through yet, it is not this event that fails.
-            self._tried(event.id, failed=bool(run.synced) or not isinstance(error, PASSING))
+            if isinstance(error, ValueRefused) or error.is_sent:  # else it stays the next in turn
+                # Where nothing came through yet, it is not this event that fails.
+                self._tried(event.id, failed=bool(run.synced) or not isinstance(error, PASSING))
             return
         run.counts.unchanged += plan.unchanged
         report.sizes |= {(lack.table, event.id): lack.of for lack in plan.lacks}

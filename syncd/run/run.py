@@ -53,6 +53,7 @@ class _Run:
         self._database = work.database
         self._now = work.clock.now
         self._stored: dict[str, datetime | None] = {}
+        self._unlisted: set[str] = set()  # they may be back with the next list: who sold is due then
 
     async def execute(self) -> None:
         """Take the steps in their order; see the module."""
@@ -64,6 +65,7 @@ class _Run:
         if self._run.whole:
             live_since = self._now() - self._config.sync.keep_past
             live = {key: event for key, event in listed.items() if listing.is_live(event, live_since)}
+            self._unlisted = self._stored.keys() - listed.keys()
             pace = self._pace([*live.values()])
             self._bound_by(pace, self._cost(live.values()))
             wanted |= await self._in_turn(live, pace, self._accepted(listed, pace))
@@ -193,10 +195,10 @@ class _Run:
     async def _ask_who_sold(self, live: Mapping[str, Event], pace: Pace) -> Increment:
         if self._config.sync.attendees == "none" and (self._run.full or not pace.in_turns):
             if pace.in_turns:
-                await self._attendees.skip(live.keys())
+                await self._attendees.skip(live.keys() | self._unlisted)
             return "not needed"
         try:
-            await self._attendees.catch_up(live.keys())
+            await self._attendees.catch_up(live.keys() | self._unlisted)
         except (BilletwebError, ValueRefused) as error:
             self._work.report.fail("attendees", error)
             return "failed"

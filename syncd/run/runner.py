@@ -186,6 +186,7 @@ class Runner:
     def serve(self) -> None:
         """Start taking runs on."""
         self._task = asyncio.create_task(self._serve(), name="runner")
+        self._task.add_done_callback(self._drop_queued)  # also of a task that is cancelled before it begins
 
     @property
     def task(self) -> "asyncio.Task[None]":
@@ -208,19 +209,19 @@ class Runner:
         return bool(done)
 
     async def _serve(self) -> None:
-        try:
-            while True:
-                await self._asked.wait()
-                self._asked.clear()
-                run, self.queued = self.queued, None
-                if run:
-                    self.current = run
-                    await self._carry_out(run)
-        finally:
-            if self.queued:
-                _close(self.queued, "cancelled")
-                self._tell_end(self.queued)
-                self.queued = None
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            run, self.queued = self.queued, None
+            if run:
+                self.current = run
+                await self._carry_out(run)
+
+    def _drop_queued(self, _task: object) -> None:
+        if self.queued:
+            _close(self.queued, "cancelled")
+            self._tell_end(self.queued)
+            self.queued = None
 
     async def _carry_out(self, run: Run) -> None:
         run.state = "running"

@@ -12,6 +12,7 @@ from syncd.clock import Clock
 from syncd.config import Config
 from syncd.database.engine import Database
 from syncd.database.rows import Follow, Writing, follow_nothing
+from syncd.errors import TransactionLost
 from syncd.mirror.diff import Change
 from syncd.model import Doubt, Run
 from syncd.run.report import Report, tell_news
@@ -57,7 +58,12 @@ class Work(Struct, frozen=True, kw_only=True):
 
         async def carry_out() -> T:
             writing = Writing(self.run.id, self.clock.now(), follow)
-            result = await self.database.write(query, writing, *args, **kwargs)
+            try:
+                result = await self.database.write(query, writing, *args, **kwargs)
+            except TransactionLost:  # by a table of the site's, which is passed over from then on
+                written.clear()
+                writing = Writing(self.run.id, self.clock.now(), follow)
+                result = await self.database.write(query, writing, *args, **kwargs)
             self.run.counts.add(writing.counts)
             tell_news(self.run, written)
             return result

@@ -385,6 +385,27 @@ def test_event_that_cannot_be_written_fills_its_row(start: Start, standin: Stand
         assert on.row(SLUG) == (180, 0, True)
 
 
+@pytest.mark.sqlite_only("which can give a whole transaction up for one statement")
+def test_a_transaction_that_a_trigger_ends_loses_the_event(start: Start, standin: StandIn) -> None:
+    """The event is written all the same, once and with its changes; what the site's trigger did is told."""
+    with start(HERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        on.settled()
+        standin.sell(CONCERT, 3)
+        query(on.url, """CREATE TRIGGER ends_it BEFORE UPDATE ON "Formation"
+                         BEGIN SELECT RAISE(ROLLBACK, 'closed'); END""")
+        run = on.rig.run()
+        assert (run.outcome, run.counts.updated > 0) == ("ok", True)
+        told = on.rig.sql("SELECT count(*) FROM syncd_changes WHERE run_id = ?", run.id)
+        assert told == [(run.counts.updated,)]
+        assert on.rig.sql("SELECT is_full FROM billetweb_events WHERE id = ?", CONCERT) == [(1,)]
+        assert "SQLite gave the transaction up: closed" in str(on.rig.account.publishing.targets[0].state.last_error)
+        query(on.url, "DROP TRIGGER ends_it")
+        on.settled()
+        assert on.row(SLUG) == (180, 0, True)
+
+
 @PLACES
 def test_key_means_the_wrong_event(start: Start, standin: StandIn, where: str) -> None:
     """The first of our columns that has the key decides; one that several events have is an error."""

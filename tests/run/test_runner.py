@@ -296,6 +296,20 @@ def test_who_ends_the_task_stops_nothing() -> None:
     asyncio.run(scene())
 
 
+def test_who_ends_the_task_before_it_began_waits_for_ever() -> None:
+    """A run that was asked for before ends as cancelled, and whoever waits for it hears so."""
+
+    async def scene() -> None:
+        it = Bench(timedelta(seconds=LONG_S))
+        run = it.runner.request("once")
+        it.runner.serve()
+        it.runner.task.cancel()
+        await it.done(run)
+        assert (run.outcome, it.began) == ("cancelled", [])
+
+    asyncio.run(scene())
+
+
 def test_a_stop_that_is_announced_takes_runs_on() -> None:
     """From the first word of a stop on no request is taken, while the run in progress goes on."""
 

@@ -92,6 +92,27 @@ def test_a_sale_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
     assert turn(large, standin)[1][0] == WORKSHOP
 
 
+def test_a_sale_is_forgotten_with_a_list_that_lacks_its_event(large: Rig, standin: StandIn) -> None:
+    """An event that sold while the list lacked it is read as soon as that holds it again."""
+    while CONCERT in turn(large, standin)[1]:
+        pass
+    standin.sell(CONCERT)
+    standin.fail("/events", with_rows(lambda rows: [row for row in rows if row["id"] != CONCERT]), times=1)
+    run, read = turn(large, standin)
+    assert CONCERT not in read
+    assert turn(large, standin)[1][0] == CONCERT
+
+
+def test_an_event_that_was_not_asked_loses_its_turn(large: Rig, standin: StandIn) -> None:
+    """Where nothing more is sent in a run, those that were not reached come first in the next."""
+    read = {*turn(large, standin)[1], *turn(large, standin)[1]}
+    standin.fail("/event/*/avail", fault.challenge, times=1)
+    _, (refused,) = turn(large, standin)
+    large.clock.now_s += 3600.0
+    (not_asked,) = standin.events.keys() - read - {refused}
+    assert turn(large, standin)[1][0] == not_asked
+
+
 def test_a_sale_is_read_again_and_again(large: Rig, standin: StandIn) -> None:
     """Increments overlap: a row that was told before makes its event due no second time."""
     standin.sell(CONCERT)
