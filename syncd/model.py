@@ -13,7 +13,7 @@ tables. Instants end in `_at` and are aware UTC; money is Decimal; `_s` is secon
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, TypedDict
 
 from msgspec import Struct, field, structs
 
@@ -170,6 +170,16 @@ class Peer(Struct, frozen=True):
     uid: int
     user: str
     pid: int
+
+
+class Wish(TypedDict, total=False):
+    """What somebody wants of a run; `join`: the one in progress will do. No `events` are all of them."""
+
+    full: bool
+    accept: bool
+    events: Sequence[str]
+    join: bool
+    requested_by: Peer | None
 
 
 class RunError(Struct, frozen=True, omit_defaults=True):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import Unpack
 
 from loguru import logger
 from sqlalchemy import Connection
@@ -33,7 +34,7 @@ from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
 from syncd.feed.webhooks import Webhooks
 from syncd.mirror.diff import Change
-from syncd.model import Doubt, Json, Peer, Quiet, Run, RunError
+from syncd.model import Doubt, Json, Quiet, Run, RunError, Wish
 from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
 from syncd.run.runner import Runner
@@ -110,7 +111,8 @@ class Account:
         """Open the database where it is not open yet. Raises StoreError, and AlreadyRunning."""
         async with self._opening:  # a run and a command may both come first
             if not self.database.is_open:
-                await to_the_end(self._open())  # when cancelled too: what is open holds the lock
+                async with self._recording:  # an end that got on record meanwhile would count twice
+                    await to_the_end(self._open())  # when cancelled too: what is open holds the lock
                 if self.webhooks.is_held and self.runner.current is None:  # else its end does that
                     self._background.start(self._let_out())
 
@@ -224,19 +226,9 @@ class Account:
 
     # --- what may be asked of it
 
-    async def request(
-        self,
-        *,
-        full: bool = False,
-        accept: bool = False,
-        events: Sequence[str] = (),
-        join: bool = False,
-        requested_by: Peer | None = None,
-    ) -> Run:
+    async def request(self, **wish: Unpack[Wish]) -> Run:
         """Return the run that serves a request made by hand. Raises Stopping and TooManyEvents."""
-        run = self.runner.request(
-            "manual", full=full, accept=accept, events=events, join=join, requested_by=requested_by
-        )
+        run = self.runner.request("manual", **wish)
         if self.database.is_open:
             recording = self._background.start(self._try_to_record(run))
             await asyncio.wait({recording}, timeout=ANSWER_WITHIN_S)

@@ -91,7 +91,7 @@ class Billetweb:
         self.quiet: Quiet | None = None
         self._quiet_until_s = 0.0
         self._on_quiet = on_quiet
-        self._is_noted = False
+        self.is_noted = False
         self.ahead = timedelta(0)
         self.requests = 0
         self.statuses: Counter[str] = Counter()
@@ -110,7 +110,7 @@ class Billetweb:
         """Keep quiet as an earlier client was asked to; a refusal is that of the key that was refused."""
         if quiet is None:
             return
-        self._is_noted = True
+        self.is_noted = True
         if quiet.key and not self.credentials.is_of(quiet.key):
             return
         self._be_quiet(quiet)
@@ -121,7 +121,7 @@ class Billetweb:
         """Go on where the client of earlier settings was; but ask again with a key that was refused to it."""
         self.statuses = before.statuses  # the same counter: a run in progress still counts there
         self.ahead = before.ahead
-        self._is_noted = before._is_noted
+        self.is_noted = before.is_noted
         self.take_over(before.quiet)
         self.reset()
 
@@ -302,14 +302,14 @@ class Billetweb:
             key=self.credentials.digest() if kind == "credentials" else "",
         )
         self._be_quiet(quiet)
-        self._is_noted = True
+        self.is_noted = True
         if self._on_quiet:
             await self._on_quiet(quiet)
 
     async def _forget_quiet(self) -> None:
         """Forget a time that is over, since an answer came; one that began meanwhile goes on."""
-        if self._is_noted and not self._left_s:
-            self.quiet, self._is_noted = None, False
+        if self.is_noted and not self._left_s:
+            self.quiet, self.is_noted = None, False
             if self._on_quiet:
                 await self._on_quiet(None)
 

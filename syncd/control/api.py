@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, Unpack
 
 import msgspec
 from msgspec import Struct, field
@@ -29,7 +29,7 @@ from syncd.database.deliveries import Delivery
 from syncd.errors import ConfigError, StoreError, SyncdError, UnknownDelivery
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
-from syncd.model import Doubt, Peer, Progress, Run
+from syncd.model import Doubt, Peer, Progress, Run, Wish
 from syncd.text import EVENT_NAME, harmless, names_an_event
 from syncd.threads import in_own_thread
 
@@ -48,9 +48,7 @@ KEEP_ALIVE_S = 5.0
 class Verbs(Shown, Protocol):
     """What the daemon can do for whoever is let into the socket, beside what the page shows."""
 
-    async def request_run(
-        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
-    ) -> Run:
+    async def request_run(self, **wish: Unpack[Wish]) -> Run:
         """Return the run that serves the request. Raises Stopping."""
 
     async def wait(self, run: Run, seconds: float) -> None:
@@ -173,20 +171,11 @@ class _Routes:
     async def status(self, _request: Request) -> Response:
         return _json(self._verbs.status())
 
-    async def start(
-        self,
-        request: Request,
-        events: Sequence[str] = (),
-        *,
-        full: bool = False,
-        accept: bool = False,
-        join: bool = False,
-    ) -> Run:
+    async def start(self, request: Request, **wish: Unpack[Wish]) -> Run:
         """Return the run that serves whoever sent the request, queued or in progress."""
-        _check_ids(events)
-        return await self._verbs.request_run(
-            full=full, accept=accept, events=events, join=join, requested_by=await _peer(request)
-        )
+        _check_ids(wish.get("events", ()))
+        wish["requested_by"] = await _peer(request)
+        return await self._verbs.request_run(**wish)
 
     @described(
         "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
@@ -199,7 +188,7 @@ class _Routes:
     async def accept(self, request: Request) -> Response:
         """Answer with the run that marks vanished what is still absent."""
         asked = await _body(request, AcceptRequest)
-        return _json(await self.start(request, asked.events, accept=True), status=202)
+        return _json(await self.start(request, events=asked.events, accept=True), status=202)
 
     @described(
         "What is absent upstream and not believed gone yet.",
@@ -294,7 +283,7 @@ class _Routes:
         """Answer with the latest runs; a POST asks for one."""
         if request.method == "POST":
             asked = await _body(request, RunRequest)
-            run = await self.start(request, asked.events, full=asked.full, join=asked.join)
+            run = await self.start(request, events=asked.events, full=asked.full, join=asked.join)
             return _json(run, status=202)
         limit = _integer(request, "limit", 20, 1, MAX_RUNS)
         before = None

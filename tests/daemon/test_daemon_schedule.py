@@ -80,7 +80,7 @@ class Living:
 
 async def by_request(daemon: Daemon) -> Run:
     """Return the run that serves a request made by hand."""
-    return await daemon.request_run(full=False, accept=False, events=[], join=False, requested_by=BY_HAND)
+    return await daemon.request_run(requested_by=BY_HAND)
 
 
 def test_nothing_runs_by_itself(settings: Callable[[], Config]) -> None:

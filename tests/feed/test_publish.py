@@ -393,14 +393,19 @@ def test_a_transaction_that_a_trigger_ends_loses_the_event(start: Start, standin
         site.add(on.url, SLUG)
         on.settled()
         standin.sell(CONCERT, 3)
-        query(on.url, """CREATE TRIGGER ends_it BEFORE UPDATE ON "Formation"
-                         BEGIN SELECT RAISE(ROLLBACK, 'closed'); END""")
+        query(
+            on.url,
+            """CREATE TRIGGER ends_it BEFORE UPDATE ON "Formation"
+                         BEGIN SELECT RAISE(ROLLBACK, 'closed'); END""",
+        )
         run = on.rig.run()
         assert (run.outcome, run.counts.updated > 0) == ("ok", True)
         told = on.rig.sql("SELECT count(*) FROM syncd_changes WHERE run_id = ?", run.id)
         assert told == [(run.counts.updated,)]
         assert on.rig.sql("SELECT is_full FROM billetweb_events WHERE id = ?", CONCERT) == [(1,)]
-        assert "SQLite gave the transaction up: closed" in str(on.rig.account.publishing.targets[0].state.last_error)
+        assert "SQLite gave the transaction up: closed" in str(
+            on.rig.account.publishing.targets[0].state.last_error
+        )
         query(on.url, "DROP TRIGGER ends_it")
         on.settled()
         assert on.row(SLUG) == (180, 0, True)

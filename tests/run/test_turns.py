@@ -98,7 +98,7 @@ def test_a_sale_is_forgotten_with_a_list_that_lacks_its_event(large: Rig, standi
         pass
     standin.sell(CONCERT)
     standin.fail("/events", with_rows(lambda rows: [row for row in rows if row["id"] != CONCERT]), times=1)
-    run, read = turn(large, standin)
+    _, read = turn(large, standin)
     assert CONCERT not in read
     assert turn(large, standin)[1][0] == CONCERT
 

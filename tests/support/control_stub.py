@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
@@ -19,7 +19,7 @@ from syncd.errors import UnknownDelivery
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
 from syncd.log.redact import Redactor
-from syncd.model import Doubt, Json, Peer, Progress, Run, RunError
+from syncd.model import Doubt, Json, Peer, Progress, Run, RunError, Wish
 
 Client = httpx.AsyncClient
 SECRET = "canary-of-the-daemon"
@@ -130,12 +130,11 @@ class Stub:
             slots_missed=0,
         )
 
-    async def request_run(
-        self, *, full: bool, accept: bool, events: Sequence[str], join: bool, requested_by: Peer
-    ) -> Run:
-        self._note("accept" if accept else "run", full, list(events), join, requested_by)
-        run = Run(id=43, trigger="manual", full=full, events=list(events), requested_by=requested_by)
-        run.accept = accept
+    async def request_run(self, **wish: Unpack[Wish]) -> Run:
+        full, events, peer = wish.get("full", False), [*wish.get("events", ())], wish.get("requested_by")
+        run = Run(id=43, trigger="manual", full=full, events=events, requested_by=peer)
+        run.accept = wish.get("accept", False)
+        self._note("accept" if run.accept else "run", full, events, wish.get("join", False), peer)
         return run
 
     async def find_run(self, run_id: int) -> Run | None:
