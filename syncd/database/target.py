@@ -4,6 +4,7 @@ Values go past SQLAlchemy's types, as the driver has them: the table is another 
 a column what that wrote there.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,21 +14,16 @@ from typing import Any
 
 from msgspec import Struct, field
 from sqlalchemy import (
-    VARCHAR,
-    Boolean,
     ColumnElement,
     Connection,
     Float,
     Integer,
     RowMapping,
-    Text,
     Update,
     bindparam,
-    cast,
     or_,
     select,
     true,
-    union_all,
     update,
 )
 from sqlalchemy.exc import DBAPIError
@@ -43,8 +39,8 @@ Mapped = RowMapping
 """A row, by its columns."""
 KEYS_AT_ONCE = 500
 """So many keys stand in one question; SQLite takes 32,766 values, and older ones 999."""
-DIGITS = 19
-"""So many has the largest number of 64 bits."""
+NUMBER = re.compile("0|[1-9][0-9]{0,17}")
+"""A key as a column of numbers may have it: in 64 bits, without a zero before it."""
 LISTED = 10
 """So many keys that match nothing are shown; more would fill a screen."""
 KEY = "the key"
@@ -129,7 +125,7 @@ def bring(
 def _typed(form: Form, keys: Iterable[str]) -> list[Any]:
     """Return the keys as their column holds them."""
     if isinstance(form.types[form.key], Integer):
-        return [int(key) for key in keys if key.isascii() and key.isdecimal() and len(key) < DIGITS]
+        return [int(key) for key in keys if NUMBER.fullmatch(key)]
     return [*keys]
 
 
@@ -231,19 +227,17 @@ def _write(
     connection: Connection, form: Form, names: Sequence[str], values: list[dict[str, Any]], done: Done
 ) -> None:
     """Write many rows in one go; where one is refused one after the other, so that the others get theirs."""
-    alone = _alone(form, names)
+    statement = _statement(form, names)
     try:
         with connection.begin_nested():
-            together = _together(form, names, values)
-            result = connection.execute(alone, values) if together is None else connection.execute(together)
-            done.written += max(result.rowcount, 0)
+            done.written += max(connection.execute(statement, values).rowcount, 0)
     except DBAPIError as refused:
         if not _is_about_a_value(refused):
             raise
         for each in values:
             try:
                 with connection.begin_nested():
-                    done.written += connection.execute(alone, each).rowcount
+                    done.written += connection.execute(statement, each).rowcount
             except DBAPIError as error:
                 if not _is_about_a_value(error):
                     raise
@@ -259,54 +253,11 @@ def _new(name: str) -> str:
     return f"new {name}"
 
 
-def _alone(form: Form, names: Sequence[str]) -> Update:
-    """Return what writes these columns of one row."""
-    wanted = bindparam(KEY, type_=NullType())
-    statement = _statement(form, {name: bindparam(_new(name), type_=NullType()) for name in names}, wanted)
-    # What is compared exactly is no use to MySQL's index.
-    return statement.where(statement.table.c[form.key] == wanted) if form.is_mysql else statement
-
-
-def _together(form: Form, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Update | None:
-    """Return one statement that writes these columns of many rows, None where each is to be written alone.
-
-    So it is in a file, where a statement costs no journey, and for columns of other types than numbers and
-    flags: a server takes a text or an instant in a list of rows for another thing than by itself.
-    """
-    touch, kinds = form.settings.touch, form.types
-    figures = [name for name in names if name != touch]
-    if (
-        len(rows) == 1
-        or form.is_file
-        or not isinstance(kinds[form.key], Integer | Text | VARCHAR)
-        or not all(isinstance(kinds[name], Integer | Boolean) for name in figures)
-    ):
-        return None
-
-    def typed(name: str, value: object) -> ColumnElement[Any]:
-        kind = kinds[name] if isinstance(kinds[name], Integer | Boolean) else Text()
-        return _bound(value) if form.is_mysql else cast(_bound(value), kind)  # PostgreSQL's would be text
-
-    news = union_all(
-        *(
-            select(
-                typed(form.key, row[KEY]).label(KEY),
-                *(typed(name, row[_new(name)]).label(_new(name)) for name in figures),
-            )
-            for row in rows
-        )
-    ).subquery("news")
-    values: dict[str, ColumnElement[Any]] = {name: news.c[_new(name)] for name in figures}
-    if touch and touch in names:
-        values[touch] = _bound(rows[0][_new(touch)])
-    statement = _statement(form, values, news.c[KEY])
-    keys = [_bound(row[KEY]) for row in rows]
-    return statement.where(statement.table.c[form.key].in_(keys)) if form.is_mysql else statement
-
-
-def _statement(form: Form, news: Mapping[str, ColumnElement[Any]], wanted: ColumnElement[Any]) -> Update:
+def _statement(form: Form, names: Sequence[str]) -> Update:
     """Return what writes these columns of the row with a key, where one of them differs."""
     theirs, settings = form.table, form.settings
+    wanted = bindparam(KEY, type_=NullType())
+    news = {name: bindparam(_new(name), type_=NullType()) for name in names}
     differs = [
         same(form, name, theirs.c[name]).is_distinct_from(same(form, name, new))
         for name, new in news.items()
@@ -314,6 +265,8 @@ def _statement(form: Form, news: Mapping[str, ColumnElement[Any]], wanted: Colum
     ]
     key = same(form, form.key, theirs.c[form.key])
     statement = update(theirs).where(key == same(form, form.key, wanted), or_(*differs))
+    if form.is_mysql:  # what is compared exactly is no use to its index
+        statement = statement.where(theirs.c[form.key] == wanted)
     if settings.unless:
         statement = statement.where(theirs.c[settings.unless].is_not(true()))
     return statement.values({theirs.c[name]: new for name, new in news.items()})

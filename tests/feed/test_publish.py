@@ -426,6 +426,22 @@ def test_key_means_the_wrong_event(start: Start, standin: StandIn, where: str) -
         assert on.row("twice") == (None, None, False)
 
 
+def test_number_with_a_zero_before_it_is_taken_for_another(
+    start: Start, standin: StandIn, log_lines: LogLines
+) -> None:
+    """A slug such as 0042 is not the 42 of their column: the row waits for no end of a run."""
+    standin.events[CONCERT].row["ext_id"] = "0042"
+    with start(HERE, match={"placesTotal": ("ext_id", "id")}, set={"placesLeft": "places_left"}) as on:
+        site.make(on.url)
+        site.add(on.url, "x", placesTotal=42)
+        on.settled()
+        log_lines.clear()
+        standin.sell(CONCERT)
+        assert on.settled() is None
+        assert "tried again at the end of the run" not in log_lines.text
+        assert on.state.unmatched == 1
+
+
 @PLACES
 def test_number_as_a_key_matches_nothing(start: Start, where: str) -> None:
     """A key column of numbers is found by the event's number, and an instant gets the event's."""
