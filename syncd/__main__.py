@@ -1,6 +1,7 @@
 """The start of `syncd`, which is `python -m syncd` too."""
 
 import gc
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,10 +18,13 @@ def load() -> Callable[[], int]:
 
 def main() -> int:
     """Run the program; return its exit code."""
+    lasts = sys.argv[1:2] in (["run"], ["demo"])  # until it is stopped: that is a clean end from the start
+    if lasts:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run = load()
-    except KeyboardInterrupt:  # for what is only to be stopped that is a clean end
-        return 0 if sys.argv[1:2] in (["run"], ["demo"]) else 130
+    except KeyboardInterrupt:
+        return 0 if lasts else 130
     code = run()
     from syncd.daemon.signals import hear_no_more  # noqa: PLC0415
 

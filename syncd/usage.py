@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 
-from syncd.text import alike
+from syncd.text import alike, names_an_event, write
+
+TYPE_CHECKING = False  # importing typing would cost a tenth of the start of `syncctl`
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 Commands = Mapping[str, argparse.ArgumentParser]
 
@@ -18,13 +23,37 @@ class Parser(argparse.ArgumentParser):
         usage, described, rest = super().format_help().split("\n\n", 2)
         return f"{described}\n\n{usage}\n\n{rest}"
 
+    def error(self, message: str) -> NoReturn:
+        """Raise Wrong."""
+        raise Wrong(self, message)
+
+
+class Wrong(Exception):
+    """What is wrong with a command line, and the parser whose usage helps."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
+
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> argparse.Namespace:
     """Return the parsed command line; what is wrong with it ends in SystemExit(2), as with argparse.
 
     The parser has its commands as a default, under that name. `first` is told to who gives none: which
-    command shows what.
+    command shows what. Raises OSError where nothing can be written.
     """
+    try:
+        return _parse(parser, argv, first)
+    except Wrong as wrong:
+        if "--json" not in argv or "--json" not in _options(wrong.parser):
+            argparse.ArgumentParser.error(wrong.parser, str(wrong))
+        write(json.dumps({"error": {"code": "usage", "message": str(wrong)}}, indent=2) + "\n")
+        raise SystemExit(2) from None
+    finally:
+        write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> argparse.Namespace:
     commands: Commands = parser.get_default("commands")
     command = _command(parser, commands, argv, first)
     args, unknown = parser.parse_known_args(argv)
@@ -74,7 +103,9 @@ def _too_early(parser: argparse.ArgumentParser, commands: Commands, argv: Sequen
 def _unknown(program: str, commands: Commands, command: str, word: str) -> str:
     """Return what is wrong with a word that a command does not take."""
     if not word.startswith("-"):
-        return f"{command} takes no {word!r}; `{program} {command} --help` shows what it takes"
+        takes_events = "--event" in _options(commands[command]) and names_an_event(word)
+        close = f"--event {word}" if takes_events else None
+        return f"{command} takes no {word!r}{_meant(close)} `{program} {command} --help` shows what it takes"
     option = word.partition("=")[0]
     if owners := _owners(commands, option):
         some = " and ".join(owners[:3]) + " and others" * bool(owners[3:])

@@ -103,7 +103,7 @@ Answers go to standard output, complaints to standard error.""",
             "The next run may mend it.",
             "failing": "Three runs in a row failed, or the data are older than four intervals, or Billetweb "
             "refuses the user or the key, or the database is gone. Somebody has to look: `status` says why, "
-            "and with which command to go on. A pause by itself is no bad health.",
+            "and with which command to go on. After two intervals a pause is bad health: the data are old.",
         },
         "ENVIRONMENT": {
             "SYNCD_SOCKET": "The daemon's socket, unless --socket names one.",
@@ -255,7 +255,8 @@ def invocation(action: argparse.Action) -> str:
     """Return how an option is written, value included; or one of a command's words."""
     if action.choices and not action.option_strings:
         return " | ".join(map(bold, action.choices))
-    value = f" \\fI{roff(action.metavar or action.dest.upper())}\\fR" if action.nargs != 0 else ""
+    named = " | ".join(map(str, action.choices or ())) or action.metavar or action.dest.upper()
+    value = f" \\fI{roff(named)}\\fR" if action.nargs != 0 else ""
     return ", ".join(bold(option) + value for option in action.option_strings) or value.lstrip()
 
 
@@ -382,7 +383,7 @@ def entry(tag: str, text: str) -> list[str]:
 def flowed(text: str) -> list[str]:
     """Return a text as lines of roff, none of which is taken for a request."""
     words = " ".join(text.split())
-    references = re.sub(r"([\w.]+)(\(\d\))", r"`\1`\2", words)
+    references = re.sub(r"([\w.-]+)(\(\d\))", r"`\1`\2", words)
     marked = re.sub("`([^`]+)`", r"\\fB\1\\fR", roff(references))
     lines = textwrap.wrap(marked, 79, break_long_words=False, break_on_hyphens=False)
     return [f"\\&{line}" if line[0] in ".'" else line for line in lines]

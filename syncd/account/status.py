@@ -17,7 +17,7 @@ from syncd.feed.publish import PublishStatus
 from syncd.feed.webhooks import WebhooksStatus
 from syncd.mirror.agenda import Increment, Pace
 from syncd.model import UNKNOWN_EVENT, Outcome, Run
-from syncd.text import about
+from syncd.text import about, format_duration
 
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
@@ -224,13 +224,19 @@ class Facts(Struct, kw_only=True):
             return "failing", f"{self.consecutive_failures} runs in a row failed"
         age = self.now() - self.synced_at if self.synced_at else None
         if age and age > LOST_AFTER * interval:
-            return "failing", f"the data are {_minutes(age)} old, over {LOST_AFTER} intervals"
+            return (
+                "failing",
+                f"the data are {format_duration(age.total_seconds())} old, over {LOST_AFTER} intervals",
+            )
         if self.last_success_at is None:
             return "degraded", "no successful run yet"
         if self.whole_outcome != "ok":
             return "degraded", f"the last run ended {self.whole_outcome}"
         if age and age > STALE_AFTER * interval:
-            return "degraded", f"the data are {_minutes(age)} old, over {STALE_AFTER} intervals"
+            return (
+                "degraded",
+                f"the data are {format_duration(age.total_seconds())} old, over {STALE_AFTER} intervals",
+            )
         return "ok", ""
 
 
@@ -266,7 +272,3 @@ def last_error(run: Run | None) -> str | None:
     error = run.errors[0]
     more = f" (and {run.errors_total - 1} more)" if run.errors_total > 1 else ""
     return " ".join(f"{about(error.subject)}{error.message}{more}".split())
-
-
-def _minutes(age: timedelta) -> str:
-    return f"{age.total_seconds() / 60:.0f} min"

@@ -236,8 +236,8 @@ def _check_path(home: Path) -> None:
     """Raise ConfigError where a path cannot be a folder of the demo's."""
     if len(os.fsencode(home)) > LONGEST_FOLDER_BYTES:
         raise ConfigError(["--dir: too long a path for a socket; choose a shorter one"])
-    if not str(home).isprintable() or "?" in str(home):  # a database's address ends there
-        raise ConfigError(["--dir: the path holds a ? or what cannot be printed; choose another"])
+    if not str(home).isprintable() or {"?", "%"} & {*str(home)}:  # a database's address has them for others
+        raise ConfigError(["--dir: the path holds a ?, a % or what cannot be printed; choose another"])
 
 
 def _not_of_the_demo(home: Path, key: str) -> Path | None:

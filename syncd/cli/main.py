@@ -36,7 +36,8 @@ EXIT_CODES = """exit codes:
   2   wrong usage
   69  `once`, `check`: the database cannot be opened
   75  another syncd holds this database or this socket
-  78  bad configuration, or missing or refused credentials
+  78  bad configuration, or no credentials; `check --online`, `setup`: they are refused
+  130 interrupted, with nothing done
 """
 EXAMPLES = {
     "run": "syncd run --config config.toml",
@@ -64,8 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of `syncd` and return its exit code."""
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - closed, it is None
     text.any_alphabet()
-    arguments = parse(sys.argv[1:] if argv is None else argv)
     redact = Redactor()
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+    except OSError as error:  # of a help or a version
+        _complain([f"cannot write the answer: {error.strerror}"], redact)
+        return 1
     log.configure(level="INFO", format="auto", redact=redact)
     stamina.instrumentation.set_on_retry_hooks([tell_retry])
     try:

@@ -50,7 +50,6 @@ format = "{format}"
 """
 PAGE_WITHIN_S = 20.0
 """Only what hangs takes longer; the demo goes on without the page then."""
-_SYNCCTL = "import sys; from syncd.ctl.main import main; sys.exit(main())"
 
 
 class Site:
@@ -109,7 +108,7 @@ class Site:
 
     async def _start_page(self, socket: Path) -> str:
         """Start `syncctl page`, a program of its own, and return its address; "" where it does not start."""
-        command = [sys.executable, "-c", _SYNCCTL, "--socket", f"{socket}", "page"]
+        command = [sys.executable, "-m", "syncd.ctl", "--socket", f"{socket}", "page"]
         with suppress(OSError, TimeoutError):
             self._page = await asyncio.create_subprocess_exec(
                 *command,

@@ -147,6 +147,7 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
         },
     )
     app.state.redact = redact
+    app.router.redirect_slashes = False  # to an address of its own making, which is wrong behind a proxy
     return app
 
 
@@ -446,7 +447,9 @@ CODE_OF = {403: "foreign", 404: "unknown_route", 405: "wrong_method", 413: "too_
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODE_OF.get(error.status_code, "bad_request")
-    answer = error_answer(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    answer = error_answer(
+        error.status_code, code, f"{request.method} {request.scope['path']}: {error.detail}"
+    )
     answer.headers.update(error.headers or {})
     return answer
 

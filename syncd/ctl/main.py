@@ -88,10 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line, `socket` filled in."""
-    try:
-        args = usage.parse(build_parser(), sys.argv[1:] if argv is None else argv, FIRST)
-    finally:
-        write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
+    args = usage.parse(build_parser(), sys.argv[1:] if argv is None else argv, FIRST)
     args.socket = args.socket or os.environ.get("SYNCD_SOCKET") or DEFAULT_SOCKET
     return args
 
@@ -109,7 +106,7 @@ def perform(args: argparse.Namespace) -> int:
         return exit_code
     message = str(failure)
     if isinstance(failure, NoDaemon) and failure.is_absent:
-        message = f"{message} {advice()}"
+        message = f"{message} {advice(args.socket)}"
     if message and args.json:
         write(as_json({"error": {"code": failure.code, "message": message}}))
     elif message:
@@ -119,16 +116,21 @@ def perform(args: argparse.Namespace) -> int:
     return failure.exit_code
 
 
-def advice() -> str:
+def advice(socket: str) -> str:
     """Return what to do about a daemon that is not there: a failed service would only fail again."""
-    import subprocess  # noqa: PLC0415 - for this sentence alone
+    import re  # noqa: PLC0415 - for this sentence alone, as the next
+    import subprocess  # noqa: PLC0415
 
-    ask = ["systemctl", "is-active", "syncd"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
-        if found.stdout.strip() in (b"failed", b"activating"):
-            return "The service does not come up: `systemctl status syncd` and `syncd check` tell why."
-    start = "systemctl start syncd" if os.path.isdir(SYSTEMD) else "syncd run"  # noqa: PTH112 - starts fast
+    start = "syncd run"
+    if named := re.fullmatch(r"/run/syncd/(?:([^/]+)/)?syncd\.sock", socket):
+        unit = f"syncd@{named[1]}" if named[1] else "syncd"
+        ask = ["systemctl", "is-active", unit]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
+            if found.stdout.strip() in (b"failed", b"activating"):
+                return f"The service does not come up: `systemctl status {unit}` and `syncd check` tell why."
+        if os.path.isdir(SYSTEMD):  # noqa: PTH112 - starts fast
+            start = f"systemctl start {unit}"
     return f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET."
 
 
@@ -341,7 +343,8 @@ def webhooks(args: argparse.Namespace) -> int:
     if args.verb:
         wanted = {"ids": args.ids, "endpoint": args.endpoint}
         answer = ask_json(args.socket, "POST", "/v1/webhooks/retry", wanted)
-        write_answer(args, answer, lambda: f"Sent again: {answer['retried']}.")
+        more = "`syncctl webhooks` shows how that goes"
+        write_answer(args, answer, lambda: f"Being sent again: {answer['retried']}; {more}.")
     else:
         answer = ask_json(args.socket, "GET", "/v1/webhooks")
         write_answer(args, answer, lambda: tables.webhooks_table(answer, datetime.now(UTC), _width(args)))

@@ -90,7 +90,8 @@ def answer(command: str, status: Json, now: datetime) -> str:
         restart = f"\n`systemctl restart syncd` is needed for {', '.join(map(plain, late))}." if late else ""
         failing = (status.get("publish") or {}).get("failing")
         publish = f"\nPublish: {_publish(status)}." if failing else ""
-        return told + restart + publish
+        again = "\n`syncctl run-now` tries the key." if {"API key", "billetweb.user"} & {*changed} else ""
+        return told + restart + publish + again
     if command == "resume":
         on = "on again" if changed else "on already"
         return f"Scheduled runs are {on}; the next one {next_run(status, now)}."
@@ -161,7 +162,7 @@ def _freshness(status: Json) -> str:
     told = f"{count(unread, 'event')} never read; " if unread else ""
     told += f"oldest availability {format_duration(age_s)} old"
     if budget:
-        told += f", limit {format_duration(budget['refresh_s'])}"
+        told += f", read every {format_duration(budget['refresh_s'])}"
         told += f"; {budget['waiting']} more to read" if budget["waiting"] and not unread else ""
     return told
 

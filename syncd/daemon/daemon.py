@@ -168,6 +168,7 @@ class Daemon:
                 self._notifier,
                 self._feed_every_s,
                 path=path,
+                is_inherited=self._listening is not None,
                 schedule_is_alive=lambda: self._account.schedule.is_alive,
                 slot_overdue_s=self._account.schedule.overdue_s,
                 run_overdue_s=self._account.runner.overdue_s,

@@ -24,10 +24,10 @@ its time-out, and so may that which puts the run's end on record. SQLite's waits
 class Watchdog(threading.Thread):
     """Pings systemd each `every_s` seconds while all proofs succeed; asks for a restart when one fails.
 
-    `schedule_is_alive` says whether a next slot will come, `slot_overdue_s` and `run_overdue_s` how late the
-    schedule and the run in progress are; all are called from this thread. A trouble must last for half of
-    `every_s`, so that a moment's load, or a clock just stepped, restarts nothing. By then less than twice
-    `every_s` has passed since the last ping.
+    `is_inherited`: systemd made the socket. `schedule_is_alive` says whether a next slot will come,
+    `slot_overdue_s` and `run_overdue_s` how late the schedule and the run in progress are; all are called
+    from this thread. A trouble must last for half of `every_s`, so that a moment's load, or a clock just
+    stepped, restarts nothing. By then less than twice `every_s` has passed since the last ping.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Watchdog(threading.Thread):
         every_s: float,
         *,
         path: Path,
+        is_inherited: bool,
         schedule_is_alive: Callable[[], bool],
         slot_overdue_s: Callable[[], float],
         run_overdue_s: Callable[[], float],
@@ -44,6 +45,7 @@ class Watchdog(threading.Thread):
         self._notifier = notifier
         self._every_s = every_s
         self._path = path
+        self._is_inherited = is_inherited
         self._schedule_is_alive = schedule_is_alive
         self._slot_overdue_s = slot_overdue_s
         self._run_overdue_s = run_overdue_s
@@ -84,6 +86,8 @@ class Watchdog(threading.Thread):
         try:
             answer = _first_line(self._path, timeout_s)
         except OSError as error:
+            if self._is_inherited and isinstance(error, FileNotFoundError):
+                return None  # systemd's unit of the socket makes it anew, and no restart of this one
             return f"the control server does not answer: {error}"
         return None if b" 200 " in answer else f"the control server answers {answer!r}"
 

@@ -473,7 +473,9 @@ class Webhooks:
         """Have deliveries sent again now; return how many. Raises StoreError, UnknownDelivery."""
         names = [each.settings.name for each in self.endpoints]
         if endpoint is not None and endpoint not in names:
-            raise UnknownDelivery(f"there is no endpoint {endpoint}: there are {', '.join(names) or 'none'}")
+            raise UnknownDelivery(
+                f"there is no endpoint {endpoint}; configured: {', '.join(names) or 'none'}"
+            )
         count, unknown = await self._database.write(
             deliveries.retry, self._clock.now(), ids=ids, endpoint=endpoint, configured=names
         )

@@ -98,11 +98,11 @@ def test_three_failures_in_a_row_and_not_two_wake_somebody(
     [
         (["ok"], 2 * INTERVAL, ("ok", "")),
         (["ok"], 2 * INTERVAL + MOMENT, ("degraded", "the data are 30 min old, over 2 intervals")),
-        (["ok"], 4 * INTERVAL, ("degraded", "the data are 60 min old, over 2 intervals")),
-        (["ok"], 4 * INTERVAL + MOMENT, ("failing", "the data are 60 min old, over 4 intervals")),
-        (["ok"], timedelta(days=30), ("failing", "the data are 43200 min old, over 4 intervals")),
-        (["ok", "failed"], 5 * INTERVAL, ("failing", "the data are 75 min old, over 4 intervals")),
-        (["partial"], 5 * INTERVAL, ("failing", "the data are 75 min old, over 4 intervals")),
+        (["ok"], 4 * INTERVAL, ("degraded", "the data are 1 h old, over 2 intervals")),
+        (["ok"], 4 * INTERVAL + MOMENT, ("failing", "the data are 1 h old, over 4 intervals")),
+        (["ok"], timedelta(days=30), ("failing", "the data are 30 d old, over 4 intervals")),
+        (["ok", "failed"], 5 * INTERVAL, ("failing", "the data are 1 h 15 min old, over 4 intervals")),
+        (["partial"], 5 * INTERVAL, ("failing", "the data are 1 h 15 min old, over 4 intervals")),
         (["failed"], 5 * INTERVAL, ("degraded", "no successful run yet")),
         (["ok"], -5 * INTERVAL, ("ok", "")),
     ],
@@ -134,7 +134,7 @@ def test_a_failed_run_does_not_make_old_data_young() -> None:
         facts.take(ended("failed", clock.at))
     assert facts.health(INTERVAL, refused=False) == (
         "failing",
-        "the data are 75 min old, over 4 intervals",
+        "the data are 1 h 15 min old, over 4 intervals",
     )
     facts.take(ended("partial", clock.at))
     assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended partial")

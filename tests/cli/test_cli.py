@@ -402,23 +402,40 @@ def test_run_that_never_began_looks_like_success(
 
 
 _AT_LOADING = """
-import sys
-class CtrlC:
+import os, signal, sys
+class Stop:
     def find_spec(name, *_):
         if name == "sqlalchemy":
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, CtrlC)
+            os.kill(os.getpid(), signal.SIGNAL)
+sys.meta_path.insert(0, Stop)
 from syncd.__main__ import main
 sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(("command", "code"), [("once", 130), ("run", 0)])
-def test_ctrl_c_at_loading_is_a_traceback(command: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [("once", "SIGINT", 130), ("run", "SIGINT", 0), ("run", "SIGTERM", 0), ("demo", "SIGTERM", 0)],
+)
+def test_a_stop_at_loading_is_a_traceback(command: str, number: str, code: int) -> None:
     """While libraries are loaded there is nothing to stop, and nothing to report."""
+    program = _AT_LOADING.replace("SIGNAL", number)
     # A variable that Python reads while it loads: it is not forked, where all is loaded.
-    done = syncd(command, program=[sys.executable, "-c", _AT_LOADING], PYTHONUTF8="1")
+    done = syncd(command, program=[sys.executable, "-c", program], PYTHONUTF8="1")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_help_that_nobody_reads_is_an_error() -> None:
+    """A closed pipe is no fault; a full disk is one, told in a line."""
+    for argv, target, code in (
+        ("--help", "| true", 0),
+        ("--version", "| true", 0),
+        ("--help", "> /dev/full", 1),
+    ):
+        line = f"{shlex.join([*SYNCD, argv])} {target}"
+        piped = ["bash", "-o", "pipefail", "-c", line]
+        done = subprocess.run(piped, capture_output=True, text=True, check=False, env=environment())
+        assert (done.returncode, "Exception ignored" in done.stderr) == (code, False), done.stderr
 
 
 @pytest.mark.sqlite_only("about pings")

@@ -307,6 +307,8 @@ def test_a_huge_body_is_refused_before_it_fills_the_memory(
         ("GET", "/v1", (404, "unknown_route")),
         ("GET", "/v2/status", (404, "unknown_route")),
         ("GET", "/v1/runs/42/steps", (404, "unknown_route")),
+        ("GET", "/v1/status/", (404, "unknown_route")),
+        ("POST", "/v1/runs/", (404, "unknown_route")),
         ("POST", "/v1/status", (405, "wrong_method")),
         ("GET", "/v1/pause", (405, "wrong_method")),
         ("GET", "/v1/reload", (405, "wrong_method")),
@@ -323,6 +325,12 @@ def test_an_unknown_route_is_an_error_of_the_usual_shape(
     stub = Stub()
     (answer,) = answers(path, stub, (method, target))
     assert (refused(answer), stub.asked) == (expected, [])
+
+
+def test_an_error_names_the_socket(path: Path) -> None:
+    """It names the route that was asked for, also where the host is none."""
+    (answer,) = answers(path, Stub(), ("GET", "/v1/nothing"), headers={"Host": "["})
+    assert answer.json()["error"]["message"] == "GET /v1/nothing: Not Found"
 
 
 @pytest.mark.parametrize(

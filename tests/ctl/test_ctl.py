@@ -120,7 +120,7 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
         ),
         ("webhooks", "site      example.org        1       0  "),
         ("webhooks", "\n    2 attempts since May 08 10:00: HTTP 503; again in "),
-        ("webhooks retry msg_7f", "Sent again: 2.\n"),
+        ("webhooks retry msg_7f", "Being sent again: 2; `syncctl webhooks` shows how that goes.\n"),
         ("accept", "Run 43 ok: 12 events synced, 0 failed, in 3.2 s\n"),
         ("accept --no-wait", "Run 43 is queued"),
         ("pause", "Scheduled runs are paused, "),
@@ -362,11 +362,10 @@ def test_a_stopped_daemon_is_told_from_a_bad_answer(
     directory: Path, left: Callable[[Path], None], command: str, capsys: Capsys
 ) -> None:
     """Where nothing listens every command is exit code 3 and says how to start the daemon."""
-    start = "systemctl start syncd" if Path(ctl.SYSTEMD).is_dir() else "syncd run"
     left(directory / "s")
     assert ctl.main([command, "--socket", str(directory / "s")]) == 3
     out, err = capsys.readouterr()
-    assert f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET." in err
+    assert "Start it with `syncd run`, or name its socket: --socket or $SYNCD_SOCKET." in err
     assert out == ""
 
 
@@ -539,6 +538,7 @@ def test_an_error_is_one_json_document_for_a_script(
         ("history --timeout 5m", "history has no --timeout; run-now and accept have"),
         ("status --chek", "status has no --chek; did you mean `--check`?"),
         ("events 7", "events takes no '7'"),
+        ("run-now 900003", "run-now takes no '900003'; did you mean `--event 900003`?"),
         ("webhooks retry --jsno 7", "webhooks has no --jsno; did you mean `--json`?"),
     ],
 )
@@ -565,10 +565,10 @@ def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys
 @pytest.mark.parametrize(
     ("machine", "advice"),
     [  # where systemd's folder is, and what systemd says
-        ((".", "failed"), "`systemctl status syncd` and `syncd check`"),
-        ((".", "activating"), "`systemctl status syncd` and `syncd check`"),
-        ((".", "inactive"), "`systemctl start syncd`"),
-        ((".", ""), "`systemctl start syncd`"),
+        ((".", "failed"), "`systemctl status syncd@nobody` and `syncd check`"),
+        ((".", "activating"), "`systemctl status syncd@nobody` and `syncd check`"),
+        ((".", "inactive"), "`systemctl start syncd@nobody`"),
+        ((".", ""), "`systemctl start syncd@nobody`"),
         (("none", ""), "`syncd run`"),
     ],
 )
@@ -581,11 +581,11 @@ def test_a_failed_service_is_to_be_started_again(
     """
     systemd, state = machine
     systemctl = directory / "systemctl"
-    systemctl.write_text(f'#!/bin/sh\n[ "$*" = "is-active syncd" ] && echo "{state}"\nexit 3\n')
+    systemctl.write_text(f'#!/bin/sh\n[ "$*" = "is-active syncd@nobody" ] && echo "{state}"\nexit 3\n')
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
     monkeypatch.setattr(ctl, "SYSTEMD", str(directory / systemd))
-    assert ctl.main(["status", "--socket", str(directory / "s")]) == 3
+    assert ctl.main(["status", "--socket", "/run/syncd/nobody/syncd.sock"]) == 3
     assert advice in capsys.readouterr().err
 
 
@@ -620,6 +620,14 @@ def test_wrong_usage_reaches_no_daemon(daemon: Daemon, argv: str, capsys: Capsys
         ctl.main(argv.split())
     assert "usage: syncctl" in capsys.readouterr().err
     assert daemon.asked == []
+
+
+def test_wrong_usage_is_no_json_for_a_script(daemon: Daemon, capsys: Capsys) -> None:
+    """With --json it is the one document on stdout, as every error."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        ctl.main(["history", "-n", "0", "--json"])
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["error"]["code"], err, daemon.asked) == ("usage", "", [])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from support.canned_daemon import ENDED, EVENT, STATUS, STEPS, Daemon, serving, 
 import syncd
 
 SOURCES = str(Path(syncd.__file__).parent.parent)
-SYNCCTL = [sys.executable, "-c", "import sys; from syncd.ctl.main import main; sys.exit(main())"]
+SYNCCTL = [sys.executable, "-m", "syncd.ctl"]
 
 
 @pytest.fixture
@@ -71,6 +71,25 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -
     assert "Run 43 goes on" in out
     assert err == ""
     assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43/progress"]
+
+
+_AT_LOADING = """
+import os, runpy, signal, sys
+class CtrlC:
+    def find_spec(name, *_):
+        if name == "argparse":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC)
+runpy.run_module("syncd.ctl", run_name="__main__")
+"""
+
+
+def test_ctrl_c_at_loading_is_a_traceback() -> None:
+    """It ends by the signal, as later on, and without a word."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_LOADING], capture_output=True, text=True, check=False, cwd=SOURCES
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_loop_of_the_shell_goes_on_after_ctrl_c(daemon: Daemon) -> None:

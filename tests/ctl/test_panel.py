@@ -66,7 +66,7 @@ def test_the_panel_is_more_than_a_screen() -> None:
         "latest runs  ✓ – ✗ ! ✓",
         "next run     in 12 min 57 s (2027-05-08 12:15)",
         "events       12 live, 2 full, 1 nearly full",
-        "freshness    oldest availability 4 min old, limit 15 min; 3 more to read",
+        "freshness    oldest availability 4 min old, read every 15 min; 3 more to read",
         "database     sqlite:////var/lib/syncd/syncd.db, 1.2 MB",
     ]
 
@@ -205,7 +205,8 @@ def test_marks_that_the_output_cannot_take() -> None:
             {"changed": ["sync.interval", "API key"], "needs_restart": ["database.url"]},
             (
                 "The configuration was read again; sync.interval, API key changed.\n"
-                "`systemctl restart syncd` is needed for database.url."
+                "`systemctl restart syncd` is needed for database.url.\n"
+                "`syncctl run-now` tries the key."
             ),
         ),
     ],

@@ -94,11 +94,13 @@ def watching(
     alive: Callable[[], bool] = lambda: True,
     slot: Callable[[], float] = lambda: 0.0,
     run: Callable[[], float] = lambda: 0.0,
+    is_inherited: bool = False,
 ) -> Iterator[Watchdog]:
     watchdog = Watchdog(
         Notifier(str(home / "notify")),
         EVERY_S,
         path=home / "s",
+        is_inherited=is_inherited,
         schedule_is_alive=alive,
         slot_overdue_s=slot,
         run_overdue_s=run,
@@ -182,6 +184,14 @@ def test_hanging_daemon_is_fed(home: Path, manager: socket.socket, log_lines: Lo
     [line] = log_lines.of("watchdog")
     assert line["level"] == "CRITICAL"
     assert line["message"] == f"{reason}: asking systemd for a restart"
+
+
+def test_socket_of_systemd_that_is_gone_restarts_the_daemon(home: Path, manager: socket.socket) -> None:
+    """A restart would inherit the same one: `systemctl restart syncd.socket` helps, as the log says."""
+    with watching(home, is_inherited=True) as watchdog:
+        assert manager.recv(4096) == PING
+        assert manager.recv(4096) == PING
+        assert watchdog.is_alive()
 
 
 @pytest.mark.slow("waits for seconds")

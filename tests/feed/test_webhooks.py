@@ -662,7 +662,7 @@ def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> 
     retry = rig.account.webhooks.retry
     with pytest.raises(UnknownDelivery, match="no delivery msg_0"):
         rig.portal.call(lambda: retry(ids=["msg_0"], endpoint=None))
-    with pytest.raises(UnknownDelivery, match="no endpoint nobody: there are site"):
+    with pytest.raises(UnknownDelivery, match="no endpoint nobody; configured: site"):
         rig.portal.call(lambda: retry(ids=[], endpoint="nobody"))
     with pytest.raises(UnknownDelivery):
         rig.portal.call(lambda: retry(ids=["msg_0"], endpoint="site"))
