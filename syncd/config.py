@@ -175,7 +175,7 @@ class WebhookConfig(Struct, frozen=True, kw_only=True):
     url: Annotated[str, readers.endpoint]
     secret_file: Annotated[Path | None, readers.path] = None
     on: Annotated[tuple[str, ...], readers.kinds, *TOLD]
-    events: Annotated[tuple[str, ...], readers.texts] = ()
+    events: Annotated[tuple[str, ...], readers.event_names] = ()
     private: Annotated[bool, readers.flag] = False
 
 
@@ -365,7 +365,10 @@ def _complete_publish(rows: list[dict[str, Any]], credentials: Credentials, prob
             if not values.get("name"):
                 if "name" not in values or "table" not in values:  # refused, and noted, already
                     continue
-                values["name"] = readers.name(values["table"].rpartition(".")[2])
+                try:
+                    values["name"] = readers.name(values["table"].rpartition(".")[2])
+                except ValueError:
+                    raise ValueError('missing, and the table\'s cannot be one: give `name = "…"`') from None
             name = values["name"]
             if name in names:
                 raise ValueError(_TAKEN.format(name))

@@ -12,7 +12,7 @@ import stat
 from datetime import timedelta
 from pathlib import Path
 
-from syncd.text import alike, parse_duration
+from syncd.text import alike, names_an_event, parse_duration
 
 
 def short_text(path: Path, *, private: bool = False) -> str:
@@ -69,7 +69,8 @@ def key(text: str, user: str | None) -> str:
 def _decoded(text: str) -> str:
     """Return a text that was written in Base64 in clear, any other one as it is."""
     try:
-        clear = base64.b64decode(text, validate=True).decode("ascii")
+        padding = "=" * (-len(text) % 4)  # a double click does not take it along
+        clear = base64.b64decode(text + padding, validate=True).decode("ascii")
     except ValueError:
         return text
     return clear if ":" in clear else text
@@ -89,6 +90,14 @@ def texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise must('be a list of texts in quotes, such as ["one", "two"]', value)
     return tuple(text(item) for item in value)
+
+
+def event_names(value: object) -> tuple[str, ...]:
+    """Return a list of ids or `ext_id`s of events."""
+    for name in texts(value):
+        if not names_an_event(name):
+            raise ValueError(f"{_shown(name)} is no event's id or ext_id (behind event= in its address)")
+    return texts(value)
 
 
 def flag(value: object) -> bool:
@@ -226,7 +235,10 @@ def signing_secrets(text: str) -> list[str]:
     return secrets
 
 
-PRISMA = ("schema", "connection_limit", "pool_timeout", "pgbouncer", "socket_timeout", "statement_cache_size")
+PRISMA = (
+    *("schema", "connection_limit", "pool_timeout", "pgbouncer", "socket_timeout", "statement_cache_size"),
+    *("sslaccept", "sslidentity"),
+)
 """Parameters of Prisma's own, which libpq refuses (prisma.io, "PostgreSQL database connector")."""
 
 
@@ -258,7 +270,9 @@ def _of_prisma(url: str) -> str:
     schema = next((word.partition("=")[2] for word in words if word.startswith("schema=")), "")
     words = [word for word in words if word.partition("=")[0] not in PRISMA]
     if schema and not any(word.startswith("options=") for word in words):
-        words.append(f"options=-csearch_path%3D{schema}")
+        # In quotes PostgreSQL takes capitals for what they are, as Prisma does.
+        name = schema if re.fullmatch("[a-z_][a-z0-9_]*", schema) else f"%22{schema}%22"
+        words.append(f"options=-csearch_path%3D{name}")
     return f"{base}?{'&'.join(words)}" if words else base
 
 

@@ -68,7 +68,7 @@ def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
         place = f"{path}:{line}" if line else f"{path}"
-        reason = _unquoted(text, line) or f"cannot be read: {_reason(error)}"
+        reason = _unquoted(text, line) or _spread(text, line) or f"cannot be read: {_reason(error)}"
         if isinstance(error, FileNotFoundError):
             reason += f"; {setup_command(path)} makes one, --config or $SYNCD_CONFIG names another"
         raise ConfigError([_one_line(f"{place}: {reason}")]) from None
@@ -84,6 +84,15 @@ def _unquoted(text: str, line: int) -> str:
         except tomllib.TOMLDecodeError:
             return f'{found[1]}: text must stand in quotes, as in {found[1]} = "…"'
     return ""
+
+
+def _spread(text: str, line: int) -> str:
+    """Return what to say where a line fails for a table in braces that is written as JavaScript has it."""
+    row = text.split("\n")[line - 1] if text and line else ""
+    found = re.match(r"\s*([\w.-]+)\s*=\s*\{([^}]*|.*,\s*\}.*)$", row)
+    if not found:
+        return ""
+    return f"{found[1]}: what stands in {{ }} is one line, without a comma at its end"
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:

@@ -175,6 +175,9 @@ def test_target_without_a_name_is_told_by_none(write: Write, tmp_path: Path) -> 
     assert problems(write(PUBLISH * 2), environ) == [
         f"config.toml:7: publish[2].name: {TAKEN.format('Formation')}",
     ]
+    assert problems(write(PUBLISH.replace('"Formation"', '"Ma table"')), environ) == [
+        'config.toml:2: publish[1].name: missing, and the table\'s cannot be one: give `name = "…"`',
+    ]
     assert problems(write(PUBLISH), credential(tmp_path, "publish-Formation", CANARY) | CREDENTIALS)[
         0
     ].startswith('credential publish-Formation: must be "sqlite:///" and')
@@ -374,6 +377,7 @@ def test_two_endpoints_share_a_name(write: Write, tmp_path: Path) -> None:
         ("on = ['event.ful']", '"event.ful" is nothing that is told: did you mean "event.full"?'),
         ("on = [['doubt']]", "a list is nothing that is told"),
         ("events = 'e1'", "must be a list of texts"),
+        ("events = ['Fête du pain']", '"Fête du pain" is no event\'s id or ext_id'),
         ("private = 1", "must be true or false"),
         ("secret = 'x'", "no secret is read from here"),
     ],
@@ -507,6 +511,8 @@ def test_message_does_not_say_what_to_do(write: Write, text: str, expected: str)
     ("content", "expected"),
     [
         (b"a = 1\nb = = 2\n", "config.toml:2: cannot be read: Invalid value"),
+        (b"a = 1\nb = {\n  c = 1,\n}\n", "config.toml:2: b: what stands in { } is one line, without a comma"),
+        (b"b = { c = 1, }\n", "config.toml:1: b: what stands in { } is one line, without a comma"),
         (b"a = \xff\n", "config.toml:1: cannot be read: that file is not UTF-8 text"),
         (b"a = " + b"[" * 20_000, "config.toml: cannot be read: "),
         (b"a = " + b"1" * 5_000, "config.toml: cannot be read: "),
@@ -636,6 +642,7 @@ def test_key_without_a_range_test() -> None:
     [
         ("postgres://u:p@h/site", "postgresql://u:p@h/site"),
         ("postgresql://u:p@h/site?schema=public", "postgresql://u:p@h/site?options=-csearch_path%3Dpublic"),
+        ("postgres://h/d?schema=My&sslaccept=strict", "postgresql://h/d?options=-csearch_path%3D%22My%22"),
         (
             "postgres://h/site?sslmode=require&schema=app&connection_limit=5&pgbouncer=true",
             "postgresql://h/site?sslmode=require&options=-csearch_path%3Dapp",
@@ -774,6 +781,14 @@ def test_key_as_billetweb_prints_it_is_refused(write: Write, tmp_path: Path, spe
     assert load(path, {}).key == Secret(CANARY)
     assert load(path, {"BILLETWEB_KEY": spelling}).key == Secret(CANARY)
     assert load(path, credential(tmp_path, "billetweb-key", spelling)).key == Secret(CANARY)
+
+
+def test_padding_that_a_double_click_leaves_out_is_missed(write: Write) -> None:
+    """The key is understood without the signs of equality at its end."""
+    coded = base64.b64encode(f"1234:{CANARY}".encode()).decode()
+    assert coded.endswith("=")
+    environ = {"BILLETWEB_USER": "1234", "BILLETWEB_KEY": coded.rstrip("=")}
+    assert load(write(""), environ).key == Secret(CANARY)
 
 
 @pytest.mark.parametrize("spelling", [f"99999:{CANARY}", base64.b64encode(f"7:{CANARY}".encode()).decode()])

@@ -98,7 +98,7 @@ def _amount(price: Decimal) -> str:
 
 def _ics(events: Sequence[PublicEvent]) -> bytes:
     """Return a calendar of the events whose start is known: a calendar has no place for others."""
-    from icalendar import Calendar  # noqa: PLC0415 - megabytes that only this format needs
+    from icalendar import Calendar, Timezone  # noqa: PLC0415 - megabytes that only this format needs
 
     calendar = Calendar()
     calendar.add("prodid", PRODUCT)
@@ -106,6 +106,8 @@ def _ics(events: Sequence[PublicEvent]) -> bytes:
     for event in events:
         if event.shown["starts_at"]:
             calendar.add_component(_calendar_event(event))
+    if not calendar.subcomponents:  # RFC 5545 wants one (section 3.6)
+        calendar.add_component(Timezone.from_tzid("UTC"))
     content: bytes = calendar.to_ical()
     return content
 
