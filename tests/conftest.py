@@ -379,6 +379,15 @@ def migrated() -> bytes:
         return (folder / "empty.db").read_bytes()
 
 
+def migrated_at(path: Path) -> str:
+    """Return the URL of the database that a path stands for; a file is there, a copy of `migrated`."""
+    url = databases.url_at(path)
+    if url.startswith("sqlite"):
+        path.touch(mode=0o600)
+        path.write_bytes(migrated())
+    return url
+
+
 @contextmanager
 def rig_on(config: Config, clock: WaitedFor | None = None) -> Iterator[Rig]:
     """Give a rig on this configuration, and stop it afterwards.

@@ -81,6 +81,7 @@ def room(module: str) -> str:
     return module.partition(".")[0]
 
 
+@functools.cache
 def names(module: str) -> set[str]:
     """Return all that a module imports, at its head or inside a function, by full names."""
     found = set()

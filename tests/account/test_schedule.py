@@ -203,7 +203,9 @@ def test_a_bug_in_one_run_does_not_end_the_schedule(told: list["loguru.Record"])
     assert record["exception"] is not None
 
 
-def test_a_stop_in_the_middle_of_a_run_looks_like_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stop_in_the_middle_of_a_run_looks_like_no_error(
+    caplog: pytest.LogCaptureFixture, told: list["loguru.Record"]
+) -> None:
     """Stopping leaves no job, no task and no next slot, and tells of no error, while a run is under way."""
     with world() as there:
 
@@ -215,6 +217,7 @@ def test_a_stop_in_the_middle_of_a_run_looks_like_no_error(caplog: pytest.LogCap
         assert at_s(there.fired) == [900]
     assert schedule.next_at is None
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+    assert told == []
 
 
 def test_a_stop_at_the_instant_of_a_slot_starts_no_run() -> None:

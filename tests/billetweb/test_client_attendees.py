@@ -1,12 +1,12 @@
 """The client's read of attendees, over real HTTP: what is asked for, and an answer taken in slices."""
 
 import asyncio
-import tempfile
+import resource
+import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -220,13 +220,17 @@ def test_small_answer_would_fill_the_disk(
     assert peak < 48 * 1024 * 1024
 
 
-def test_full_disk_would_be_a_crash(
-    account: StandIn, base_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_would_be_a_crash(account: StandIn, base_url: str) -> None:
     """Where there is no room for a large answer the read fails as one that may be asked again."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     body = b"[" + b" " * 2 * bodies.IN_MEMORY_BYTES + b"]"
     account.fail("/attendees", lambda _: Answer(body), times=None)
-    with pytest.raises(TransportError, match="no room for the answer in the temporary folder: No such file"):
-        read(base_url, ids)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the process would end
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bodies.IN_MEMORY_BYTES, limits[1]))
+    try:
+        with pytest.raises(TransportError, match="no room for the answer in the temporary folder: File too"):
+            read(base_url, ids)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert len(account.requests) == 3

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -408,10 +409,26 @@ def run(stub: Stub, use: Callable[[Client], Awaitable[None]]) -> None:
 
 
 def test_looking_keeps_others_waiting() -> None:
-    """Many who look at once are all answered."""
+    """Many who look at once are all answered, and so is whoever asks while a page is written."""
+    written, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[str, object]):
+        def __getitem__(self, name: str) -> object:
+            written.set()
+            assert go_on.wait(10)
+            return super().__getitem__(name)
+
+    class Large(Shown):
+        async def events(self, *, ended_too: bool) -> list[Json]:
+            return [Slow(EVENT)]
 
     async def use(client: Client) -> None:
-        answers = await asyncio.gather(*(client.get("/") for _ in range(20)))
+        looking = asyncio.create_task(client.get("/"))
+        assert await asyncio.to_thread(written.wait, 30)
+        assert (await client.get("/v1/status")).status_code == 200
+        assert not looking.done()
+        go_on.set()
+        answers = await asyncio.gather(looking, *(client.get("/") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
 
-    run(Shown({}), use)
+    run(Large(), use)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import resource
 import select
 import socket
@@ -55,10 +54,15 @@ async def is_well(path: Path) -> bool:
     return (await asyncio.wait_for(raw(path, STATUS), 30)).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("case", mostly_slow(HALVES, "each waits", always=3))
-def test_half_a_request_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    """A request has a deadline for its first and its last byte; who misses it is told, and hung up on."""
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a request be waited for a moment only."""
     monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.2)
+
+
+@pytest.mark.parametrize("case", mostly_slow(HALVES, "each waits", always=3))
+def test_half_a_request_is_waited_for(path: Path, impatient: None, case: str) -> None:
+    """A request has a deadline for its first and its last byte; who misses it is told, and hung up on."""
     stub = Stub()
 
     async def use(_client: Client) -> None:
@@ -72,9 +76,8 @@ def test_half_a_request_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatc
     assert stub.asked == []
 
 
-def test_slow_letters_make_a_request(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_letters_make_a_request(path: Path, impatient: None) -> None:
     """A byte now and then does not put the deadline off."""
-    monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.3)
 
     def letters() -> bytes:
         with socket.socket(socket.AF_UNIX) as peer:
@@ -90,9 +93,8 @@ def test_slow_letters_make_a_request(path: Path, monkeypatch: pytest.MonkeyPatch
     ask(path, Stub(), use)
 
 
-def test_who_waits_for_a_run_is_hung_up_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_a_run_is_hung_up_on(path: Path, impatient: None) -> None:
     """The deadline is for requests: an answer may take longer, and so may a stream."""
-    monkeypatch.setattr(peers, "REQUEST_WITHIN_S", 0.05)
     stub = Stub()
     stub.known[43].state = "running"
 
@@ -141,7 +143,9 @@ def test_answer_that_nobody_takes_is_kept(path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow("many connections")
-def test_silent_peers_starve_those_who_ask(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_peers_starve_those_who_ask(
+    path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
     """However many connect and say nothing, who asks is answered; the log tells it once."""
     monkeypatch.setattr(peers, "MOST", 20)
 
@@ -155,20 +159,22 @@ def test_silent_peers_starve_those_who_ask(path: Path, monkeypatch: pytest.Monke
                 writer.close()
 
     asyncio.run(main())
+    assert len(log_lines.of("control.crowded")) == 1
 
 
-def test_waiting_takes_the_last_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many may wait for a run; the others are told at once how it stands."""
-    stub = Stub()
-    stub.known[43].state = "running"
-    waiting = stub.wait
+class Waited(Stub):
+    """A daemon that has whoever waits for a run wait."""
 
-    async def wait(run: Run, seconds: float) -> None:
-        await waiting(run, seconds)
+    async def wait(self, run: Run, seconds: float) -> None:
+        await super().wait(run, seconds)
         while run.state == "running":  # noqa: ASYNC110  # nobody tells of it
             await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(stub, "wait", wait)
+
+def test_waiting_takes_the_last_place(path: Path) -> None:
+    """So many may wait for a run; the others are told at once how it stands."""
+    stub = Waited()
+    stub.known[43].state = "running"
 
     async def main() -> None:
         control = server.ControlServer(path, mode=0o600, group=None)
@@ -192,23 +198,29 @@ def test_waiting_takes_the_last_place(path: Path, monkeypatch: pytest.MonkeyPatc
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("files", "most"), [(64, 32), (256, 128), (1024, 512), (524_288, 512)])
-def test_connections_take_all_files(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
+@pytest.mark.parametrize(("files", "most"), [(64, 32), (256, 128), (1024, 512), (4096, 512)])
+def test_connections_take_all_files(files: int, most: int) -> None:
     """Half of the files that a process may open are kept for the database and Billetweb."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
-    assert peers.connections_at_most() == most
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
+    try:
+        assert peers.connections_at_most() == most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # --- the socket's file
 
 
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it be looked all the time whether the socket is still there."""
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.02)
+
+
 @pytest.mark.parametrize("what", ["removed", "a stale one in its place", "its folder removed for a while"])
-def test_removed_socket_stays_away(
-    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
-) -> None:
+def test_removed_socket_stays_away(path: Path, watchful: None, what: str) -> None:
     """A socket that somebody removed is there again soon, with its mode; who is connected stays so."""
-    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.05)
-    caplog.set_level(logging.DEBUG)
     socket_path = path.parent / "run" / "s"
     socket_path.parent.mkdir()
 
@@ -255,11 +267,8 @@ def remove_again_and_again(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "another's socket"])
-def test_what_took_the_sockets_place_is_removed(
-    path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_what_took_the_sockets_place_is_removed(path: Path, watchful: None, kind: str) -> None:
     """Somebody's file, and a socket on which somebody answers, are left as they are, and served around."""
-    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.02)
 
     def put() -> None:
         path.unlink()

@@ -185,6 +185,7 @@ def test_quick_start_asks_for_time(home: Path, base_url: str) -> None:
         assert daemon.stop() == 0
         with pytest.raises(AssertionError, match="no EXTEND"):
             daemon.told("EXTEND")
+    assert [message for message in daemon.notified if "EXTEND" in message] == []
 
 
 def in_a_long_transaction(daemon: DaemonProcess) -> None:

@@ -1,14 +1,14 @@
 """The daemon's start while the database keeps it waiting: whoever asks is answered meanwhile."""
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.processes import DaemonProcess, eventually, syncd, write_config
+from support.processes import PATIENCE_S, DaemonProcess, eventually, syncd, write_config
 from support.real_databases import locked
 
 from syncd.database.engine import Database
@@ -65,11 +65,15 @@ def test_what_was_asked_at_the_start_is_lost(home: Path, base_url: str) -> None:
     """A run and a reload that were asked for meanwhile come to their end once the database is free."""
     with starting(home, base_url) as (daemon, lock):
         run_id = json.loads(daemon.ask("POST", "/v1/runs", {"full": True})[1])["id"]
-        with ThreadPoolExecutor() as pool:
-            reload = pool.submit(daemon.ctl, "reload")
+        with socket.socket(socket.AF_UNIX) as reload:
+            reload.settimeout(PATIENCE_S)
+            reload.connect(str(daemon.socket))
+            reload.sendall(b"POST /v1/reload HTTP/1.0\r\n\r\n")
+            for _ in range(3):  # whoever asked later has an answer: it was heard, and waits
+                assert daemon.status()["state"] == "idle"
             lock.close()
             daemon.told("READY=1")
-            assert reload.result().returncode == 0
+            assert b" 200 " in reload.recv(100)
         run = json.loads(daemon.ask("GET", f"/v1/runs/{run_id}?wait=60")[1])
         assert (run["outcome"], run["trigger"], run["full"]) == ("ok", "manual", True)
         assert daemon.stop() == 0

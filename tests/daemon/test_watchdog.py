@@ -260,8 +260,10 @@ def test_stopping_daemon_is_fed(home: Path, manager: socket.socket) -> None:
         watchdog.stop()
         return 0.0
 
-    with serving(home / "t", OK), watching(home, slot=stop_in_mid_proof) as watchdog:
+    (home / "s").unlink()
+    with serving(home / "s", OK) as server, watching(home, slot=stop_in_mid_proof) as watchdog:
         assert ended(watchdog, manager) == []
+    assert len(server.asked) == 1
 
 
 def test_trouble_of_a_stop_is_a_hang(home: Path, manager: socket.socket, log_lines: LogLines) -> None:

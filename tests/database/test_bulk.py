@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import migrated_at
 from sqlalchemy import select
-from support.real_databases import url_at
 
 from syncd.database import schema
 from syncd.database.bulk import AT_ONCE, COPY_ABOVE_ROWS, insert, upsert
@@ -29,7 +29,7 @@ Row = tuple[Any, ...]
 
 @pytest.fixture
 def database(tmp_path: Path, database_kind: str) -> Iterator[Database]:
-    database = Database(url_at(tmp_path / "mirror.db"))
+    database = Database(migrated_at(tmp_path / "mirror.db"))
     database.open()
     yield database
     database.close()

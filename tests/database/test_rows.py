@@ -9,9 +9,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from conftest import migrated_at
 from msgspec import structs
 from support.reading import FULL_EVERY, NOW, QUARTER, Mirror, event, gauge, ticket, tickets, values
-from support.real_databases import Rows, allow, connected, locked, refuse, url_at
+from support.real_databases import Rows, allow, connected, locked, refuse
 
 from syncd.database import rows, runs, schema, state
 from syncd.errors import StoreError
@@ -28,7 +29,7 @@ def mirror(tmp_path: Path, database_kind: str, monkeypatch: pytest.MonkeyPatch) 
     """Give a mirror whose statements wait only a moment for another program's lock."""
     monkeypatch.setattr("syncd.database.sqlite.BUSY_TIMEOUT_MS", 20)
     monkeypatch.setattr("syncd.database.postgresql.LOCK_TIMEOUT_S", 0.02)
-    mirror = Mirror(url_at(tmp_path / "mirror.db"))
+    mirror = Mirror(migrated_at(tmp_path / "mirror.db"))
     yield mirror
     mirror.close()
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from conftest import WAIT_S, LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from support import faults as fault
+from support.disk import Watched
 
 from syncd.account.status import FeedsStatus
 from syncd.config import Config, FeedConfig
@@ -208,15 +209,11 @@ def test_a_feed_taken_back_still_fails(rig: Rig, folder: Path) -> None:
     assert json.loads(new.path.read_bytes()) == {"events": []}
 
 
-def test_the_loop_waits_for_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_waits_for_the_disk(rig: Rig) -> None:
     """The files are written beside the loop, which answers meanwhile."""
     threads = []
-
-    def note(*_: object) -> bytes:
-        threads.append(threading.current_thread())
-        return b""
-
-    monkeypatch.setattr(files, "render", note)
+    forms = [feed.format for feed in rig.config.feeds]
+    watch(rig, *forms, meanwhile=lambda: threads.append(threading.current_thread()))
 
     async def loop_thread() -> threading.Thread:
         return threading.current_thread()
@@ -224,6 +221,17 @@ def test_the_loop_waits_for_the_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
     rig.run()
     assert len(threads) == 4
     assert rig.portal.call(loop_thread) not in threads
+
+
+def watch(rig: Rig, *forms: FeedFormat, meanwhile: Callable[[], Any]) -> None:
+    """Have this called, and waited for, whenever somebody looks what stands at the path of these feeds."""
+    feeds = []
+    for feed in rig.config.feeds:
+        path = Watched(feed.path)
+        if feed.format in forms:
+            path.meanwhile = meanwhile
+        feeds.append(structs.replace(feed, path=path))
+    rig.portal.call(rig.account.configure, structs.replace(rig.config, feeds=tuple(feeds)))
 
 
 def test_a_disk_that_hangs_holds_the_runs(
@@ -235,13 +243,11 @@ def test_a_disk_that_hangs_holds_the_runs(
         render(feed.format, [])  # the first time takes longer
     monkeypatch.setattr(files, "WAIT_S", 0.5)
 
-    def hang(form: FeedFormat, events: Any) -> bytes:
-        if form == "json":
-            begun.append(events)
-            assert go_on.wait(WAIT_S)
-        return render(form, events)
+    def hang() -> None:
+        begun.append(threading.current_thread())
+        assert go_on.wait(WAIT_S)
 
-    monkeypatch.setattr(files, "render", hang)
+    watch(rig, "json", meanwhile=hang)
     try:
         assert [rig.run().outcome for _ in range(3)] == ["ok"] * 3
         assert len(begun) == 1

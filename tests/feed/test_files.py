@@ -18,7 +18,6 @@ from support.processes import short_folder
 
 from syncd.config import FeedConfig
 from syncd.database.rows import PUBLIC, PublicEvent
-from syncd.feed import files
 from syncd.feed.files import Feeds, NotReplaced, obstacle, replace
 from syncd.feed.rendering import render
 
@@ -147,9 +146,7 @@ def test_something_else_is_replaced(feed: FeedConfig, kind: str) -> None:
     assert left_beside(feed.path) == []
 
 
-def test_a_full_disk_takes_the_old_file_with_it(
-    feed: FeedConfig, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_takes_the_old_file_with_it(feed: FeedConfig, log_lines: LogLines) -> None:
     """Where the new one does not fit, the old one stays and nothing is left beside it."""
     import resource
 
@@ -198,18 +195,14 @@ def test_one_feed_keeps_another_from_being_written(feed: FeedConfig, log_lines: 
     ]
 
 
-def test_a_bug_in_one_format_ends_the_daemon(
-    feed: FeedConfig, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever a library raises over some text is that feed's error."""
-
-    def fail(*_: object) -> bytes:
-        raise ValueError("a secret")
-
-    monkeypatch.setattr(files, "render", fail)
+def test_a_bug_in_one_format_ends_the_daemon(feed: FeedConfig, log_lines: LogLines) -> None:
+    """Whatever a library raises over some value is that feed's error."""
+    odd = event(name=type("a secret", (), {})())
+    with pytest.raises(TypeError, match="a secret"):
+        render(feed.format, [odd])
     feeds = Feeds()
-    asyncio.run(feeds.write(feed, [event()]))
-    assert feeds.errors == {feed.path: "unexpected ValueError"}
+    asyncio.run(feeds.write(feed, [odd]))
+    assert feeds.errors == {feed.path: "unexpected TypeError"}
     assert "a secret" not in log_lines.text
 
 

@@ -22,7 +22,7 @@ from syncd.config import Config, PublishConfig
 from syncd.database import target
 from syncd.feed import publish
 from syncd.feed.publish import TargetState
-from syncd.standin.server import StandIn
+from syncd.standin.server import StandIn, hang
 
 CONCERT, SLUG = "900006", "concert-a-la-grange"
 """Three places of 180 are left."""
@@ -214,7 +214,7 @@ def test_a_server_that_says_nothing_holds_a_run(
 
 
 @pytest.mark.postgresql_only
-def test_a_locked_table_makes_another_fail(start: Start, standin: StandIn) -> None:
+def test_a_locked_table_makes_another_fail(start: Start, standin: StandIn, brief: None) -> None:
     """They have one connection, which each waits for until it is free."""
     with start(HERE) as on:
         site.make(on.url)
@@ -358,16 +358,20 @@ def test_column_dropped_meanwhile_stops_the_mirror(start: Start, standin: StandI
         assert on.row(SLUG) == (180, 0, True)
 
 
-def test_row_lags_behind_its_event(start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_lags_behind_its_event(start: Start, standin: StandIn) -> None:
     """In the mirror's own database a row is written with the event, and does not wait for the run's end."""
     with start(HERE, touch="updatedAt") as on:
         site.make(on.url)
         site.add(on.url, SLUG)
         on.settled()
+        assert on.rig.run("manual", events=(OPEN_DOORS,)).outcome == "ok"  # so it comes last in the next run
         standin.sell(CONCERT, 3)
-        monkeypatch.setattr(publish, "_settle", lambda *_: None)
-        on.settled()
-        assert on.row(SLUG) == (180, 0, True)
+        standin.fail(f"/event/{OPEN_DOORS}/avail", hang)
+        run = on.rig.request()
+        on.rig.until(lambda: on.row(SLUG) == (180, 0, True))
+        assert run.state == "running"
+        standin.heal()
+        assert on.rig.wait(run).outcome == "ok"
 
 
 def test_event_that_cannot_be_written_fills_its_row(start: Start, standin: StandIn) -> None:
@@ -502,11 +506,14 @@ def test_row_that_a_trigger_refuses_keeps_others_from_theirs(start: Start, where
         assert on.row("fete-des-lucioles") == (120, 73, False)
 
 
-def test_locked_table_stops_the_mirror(
-    start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A lock that lasts is that target's error; once it is gone the next run heals it."""
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a lock of the site's be waited for a second."""
     monkeypatch.setattr("syncd.database.elsewhere.WAIT_S", 1)
+
+
+def test_locked_table_stops_the_mirror(start: Start, standin: StandIn, brief: None) -> None:
+    """A lock that lasts is that target's error; once it is gone the next run heals it."""
     with start(ELSEWHERE) as on:
         site.make(on.url)
         site.add(on.url, SLUG)
@@ -521,10 +528,9 @@ def test_locked_table_stops_the_mirror(
 
 @pytest.mark.postgresql_only
 def test_locked_row_in_the_mirror_s_database_stops_the_mirror(
-    start: Start, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    start: Start, standin: StandIn, brief: None
 ) -> None:
     """A row that the site holds is waited for once, and the event's own rows are committed without it."""
-    monkeypatch.setattr("syncd.database.elsewhere.WAIT_S", 1)
     with start(HERE) as on:
         site.make(on.url)
         site.add(on.url, SLUG)

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -527,8 +528,10 @@ def test_a_pipe_that_nobody_reads_stops_the_daemon() -> None:
     os.set_blocking(writer, True)
     with os.fdopen(writer, "w", encoding="utf-8") as stream, os.fdopen(reader, "rb", 0) as pipe:
         configure(level="INFO", format="text", redact=Redactor(), stream=stream)
+        began = time.monotonic()
         for _ in range(100):
             logger.info("lost")
+        assert 0.9 < time.monotonic() - began < 10
         while pipe.read(1 << 16)[-1:] == b"x" and select.select([pipe], [], [], 0)[0]:
             pass
         logger.info("taken")

@@ -155,19 +155,20 @@ def test_attendees_of_the_account_that_never_come(
 
 
 def test_a_long_import_leaves_no_time_for_events(
-    config: Config,
-    standin: StandIn,
-    instant_retries: None,
-    log_lines: LogLines,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, standin: StandIn, clock: WaitedFor, instant_retries: None, log_lines: LogLines
 ) -> None:
     """It stops after its part of the run's time, and the next run goes on with it."""
-    monkeypatch.setattr(attendees, "IMPORT_SHARE", 0.0)
-    with rig_on(config) as rig:
+
+    def takes_its_part(answer: fault.Answer) -> fault.Answer:
+        clock.now_s += attendees.IMPORT_SHARE * config.sync.run_timeout.total_seconds() + 1
+        return answer
+
+    standin.fail("/attendees", takes_its_part)
+    with rig_on(config, clock) as rig:
         run = rig.run()
-        assert (run.outcome, run.synced, len(held(rig))) == ("ok", 6, 0)
-        assert len(log_lines.of("import.paused")) == 1
-        monkeypatch.setattr(attendees, "IMPORT_SHARE", 0.5)
+        assert (run.outcome, run.synced) == ("ok", 6)
+        assert missing(rig, standin)
+        assert len(read(standin)) == len(log_lines.of("import.paused")) == 1
         assert rig.run().outcome == "ok"
         assert not missing(rig, standin)
 

@@ -3,16 +3,15 @@
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from support import faults as fault
 from support.events import CONCERT, FESTIVAL, HOUR_S, OPEN_DAY, OUTING, WEEKEND, WORKSHOP, asked, kinds
 from support.faults import with_rows
-from support.real_databases import allow, refuse
+from support.real_databases import allow, held_up, refuse
 
-from syncd.database import changes, schema
+from syncd.database import schema
 from syncd.model import MAX_ERRORS
 from syncd.standin.server import StandIn
 from syncd.standin.world import PARIS, WALL, StandInEvent, number
@@ -258,25 +257,18 @@ def test_a_database_that_fails_costs_half_an_event(rig: Rig, standin: StandIn, l
 
 
 def test_a_run_that_is_cut_writes_more_than_it_counts(
-    rig: Rig, standin: StandIn, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, standin: StandIn, log_lines: LogLines
 ) -> None:
     """A stop in the middle of a transaction waits for its end: what got in is counted, and told."""
     rig.run()
     standin.sell(CONCERT, 3)
-    begun, go_on, log = threading.Event(), threading.Event(), changes.log
-
-    def log_slowly(*what: Any) -> None:
-        begun.set()
-        assert go_on.wait(10)
-        log(*what)
-
-    monkeypatch.setattr(changes, "log", log_slowly)
-    run = rig.request()
-    assert begun.wait(10)
-    stopped = rig.portal.start_task_soon(rig.runner.stop, 5.0)
-    rig.until(lambda: rig.runner.is_stopping)
-    go_on.set()
-    assert stopped.result()
+    with held_up("INSERT INTO syncd_changes") as (begun, go_on):
+        run = rig.request()
+        assert begun.wait(10)
+        stopped = rig.portal.start_task_soon(rig.runner.stop, 5.0)
+        rig.until(lambda: rig.runner.is_stopping)
+        go_on.set()
+        assert stopped.result()
     assert run.outcome == "cancelled"
     ((logged,),) = rig.sql("SELECT count(*) FROM syncd_changes WHERE run_id = ?", run.id)
     assert run.counts.changed == logged > 0

@@ -5,10 +5,10 @@ import random
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from support.events import CONCERT, FESTIVAL, kinds
-from support.faults import with_rows
+from support.faults import raw, with_rows
 from support.real_databases import is_postgresql
 
-from syncd.billetweb import body, client
+from syncd.billetweb import body
 from syncd.standin.server import StandIn
 from syncd.standin.world import Row
 
@@ -96,10 +96,10 @@ def test_one_long_description_stops_the_account(
 
 
 def test_a_list_of_too_many_events_is_asked_for_twice(
-    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+    rig: Rig, standin: StandIn, log_lines: LogLines
 ) -> None:
     """Without descriptions it would have as many rows."""
-    monkeypatch.setattr(client, "LIST_MAX_ROWS", 5)
+    standin.fail("/events", raw(b"[" + b"{}," * body.LIST_MAX_ROWS + b"{}]"), times=None)
     run = rig.run()
     assert (run.outcome, kinds(run)) == ("failed", [("run", "too_large")])
     assert len([request for request in standin.requests if request.path == "/events"]) == 1

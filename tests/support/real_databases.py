@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
 
 KINDS = ("sqlite", "postgresql")
@@ -281,6 +283,24 @@ def stall(url: str, statement: str) -> None:
     n = "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT i FROM n)"
     forever = f"SELECT count(*) FROM {n} AS a, {n} AS b, {n} AS c WHERE a.i + b.i + c.i = -1"
     _meet(url, statement, forever, "PERFORM pg_sleep(600)")
+
+
+@contextlib.contextmanager
+def held_up(words: str) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Hold up each statement of syncd's with these words; give what tells of it, and what lets it go on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if words in statement:
+            begun.set()
+            assert go_on.wait(30)
+
+    event.listen(Engine, "before_cursor_execute", hold_up)
+    try:
+        yield begun, go_on
+    finally:
+        go_on.set()
+        event.remove(Engine, "before_cursor_execute", hold_up)
 
 
 def _meet(url: str, statement: str, on_sqlite: str, on_postgresql: str) -> None:

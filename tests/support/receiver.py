@@ -52,9 +52,13 @@ class Got(Struct, frozen=True):
 
 
 class Receiver(Struct):
-    """What it got, and what it answers: by `choose`, else the next of `answers`, else success."""
+    """What it got, and what it answers: by `choose`, else the next of `answers`, else success.
+
+    `cut_off`: of so many answers whoever asked did not take all.
+    """
 
     url: str = ""
+    cut_off: int = 0
     got: list[Got] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     choose: Callable[[Got], Answer | None] = lambda _: None
@@ -95,6 +99,7 @@ def receiving() -> Iterator[Receiver]:
                 self.end_headers()
                 self.wfile.write(answer.body)
             except OSError:  # nobody waits for it any more
+                receiver.cut_off += 1
                 self.close_connection = True
 
         def log_message(self, *_: object) -> None:
