@@ -22,10 +22,9 @@ def main() -> int:
     if lasts:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run = load()
+        code = load()()
     except KeyboardInterrupt:
         return 0 if lasts else 130
-    code = run()
     from syncd.daemon.signals import hear_no_more  # noqa: PLC0415
 
     hear_no_more()  # what it ended with is settled, while Python takes itself down

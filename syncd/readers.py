@@ -94,10 +94,11 @@ def texts(value: object) -> tuple[str, ...]:
 
 def event_names(value: object) -> tuple[str, ...]:
     """Return a list of ids or `ext_id`s of events."""
-    for name in texts(value):
+    names = texts(value)
+    for name in names:
         if not names_an_event(name):
             raise ValueError(f"{_shown(name)} is no event's id or ext_id (behind event= in its address)")
-    return texts(value)
+    return names
 
 
 def flag(value: object) -> bool:
@@ -268,10 +269,15 @@ def _of_prisma(url: str) -> str:
     base, _, query = re.sub("^postgres://", "postgresql://", url).partition("?")
     words = [word for word in query.split("&") if word]
     schema = next((word.partition("=")[2] for word in words if word.startswith("schema=")), "")
+    if "sslaccept=strict" in words:  # which libpq would not hold by itself
+        raise ValueError(
+            "has sslaccept=strict: write sslmode=verify-full instead, with sslrootcert=… where needed"
+        )
     words = [word for word in words if word.partition("=")[0] not in PRISMA]
     if schema and not any(word.startswith("options=") for word in words):
         # In quotes PostgreSQL takes capitals for what they are, as Prisma does.
-        name = schema if re.fullmatch("[a-z_][a-z0-9_]*", schema) else f"%22{schema}%22"
+        bare = schema.replace("%22", "")
+        name = bare if re.fullmatch("[a-z_][a-z0-9_]*", bare) else f"%22{bare}%22"
         words.append(f"options=-csearch_path%3D{name}")
     return f"{base}?{'&'.join(words)}" if words else base
 

@@ -45,12 +45,19 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> a
     try:
         return _parse(parser, argv, first)
     except Wrong as wrong:
-        if "--json" not in argv or "--json" not in _options(wrong.parser):
+        if not _wants_json(parser.get_default("commands"), argv):
             argparse.ArgumentParser.error(wrong.parser, str(wrong))
         write(json.dumps({"error": {"code": "usage", "message": str(wrong)}}, indent=2) + "\n")
         raise SystemExit(2) from None
     finally:
         write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
+
+
+def _wants_json(commands: Commands, argv: Sequence[str]) -> bool:
+    """Tell whether `--json` stands behind a command that has it, or behind what was meant for one."""
+    words = [word for word in argv if word == "--json" or not word.startswith("-")]
+    owners = _owners(commands, "--json")
+    return "--json" in words[1:] and bool(owners) and words[0] in {*owners} | {words[0]} - {*commands}
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> argparse.Namespace:

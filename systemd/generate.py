@@ -255,8 +255,9 @@ def invocation(action: argparse.Action) -> str:
     """Return how an option is written, value included; or one of a command's words."""
     if action.choices and not action.option_strings:
         return " | ".join(map(bold, action.choices))
-    named = " | ".join(map(str, action.choices or ())) or action.metavar or action.dest.upper()
-    value = f" \\fI{roff(named)}\\fR" if action.nargs != 0 else ""
+    words = " | ".join(map(bold, action.choices or ()))
+    named = words or f"\\fI{roff(action.metavar or action.dest.upper())}\\fR"
+    value = f" {named}" if action.nargs != 0 else ""
     return ", ".join(bold(option) + value for option in action.option_strings) or value.lstrip()
 
 

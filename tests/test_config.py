@@ -642,7 +642,10 @@ def test_key_without_a_range_test() -> None:
     [
         ("postgres://u:p@h/site", "postgresql://u:p@h/site"),
         ("postgresql://u:p@h/site?schema=public", "postgresql://u:p@h/site?options=-csearch_path%3Dpublic"),
-        ("postgres://h/d?schema=My&sslaccept=strict", "postgresql://h/d?options=-csearch_path%3D%22My%22"),
+        (
+            "postgres://h/d?schema=My&sslaccept=accept_invalid_certs",
+            "postgresql://h/d?options=-csearch_path%3D%22My%22",
+        ),
         (
             "postgres://h/site?sslmode=require&schema=app&connection_limit=5&pgbouncer=true",
             "postgresql://h/site?sslmode=require&options=-csearch_path%3Dapp",
@@ -781,6 +784,12 @@ def test_key_as_billetweb_prints_it_is_refused(write: Write, tmp_path: Path, spe
     assert load(path, {}).key == Secret(CANARY)
     assert load(path, {"BILLETWEB_KEY": spelling}).key == Secret(CANARY)
     assert load(path, credential(tmp_path, "billetweb-key", spelling)).key == Secret(CANARY)
+
+
+def test_certificate_that_prisma_would_check_is_not(write: Write) -> None:
+    """What libpq would not hold is refused, with its own word for it."""
+    (problem,) = problems(write("database.url = 'postgres://h/d?sslaccept=strict'"))
+    assert "write sslmode=verify-full instead" in problem
 
 
 def test_padding_that_a_double_click_leaves_out_is_missed(write: Write) -> None:

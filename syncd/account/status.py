@@ -222,21 +222,16 @@ class Facts(Struct, kw_only=True):
             return "failing", "Billetweb refused the user or the key"
         if self.consecutive_failures >= FAILING_AFTER:
             return "failing", f"{self.consecutive_failures} runs in a row failed"
-        age = self.now() - self.synced_at if self.synced_at else None
-        if age and age > LOST_AFTER * interval:
-            return (
-                "failing",
-                f"the data are {format_duration(age.total_seconds())} old, over {LOST_AFTER} intervals",
-            )
+        age = self.now() - self.synced_at if self.synced_at else timedelta(0)
+        old = f"the data are {format_duration(age.total_seconds())} old"
+        if age > LOST_AFTER * interval:
+            return "failing", f"{old}, over {LOST_AFTER} intervals"
         if self.last_success_at is None:
             return "degraded", "no successful run yet"
         if self.whole_outcome != "ok":
             return "degraded", f"the last run ended {self.whole_outcome}"
-        if age and age > STALE_AFTER * interval:
-            return (
-                "degraded",
-                f"the data are {format_duration(age.total_seconds())} old, over {STALE_AFTER} intervals",
-            )
+        if age > STALE_AFTER * interval:
+            return "degraded", f"{old}, over {STALE_AFTER} intervals"
         return "ok", ""
 
 

@@ -63,7 +63,7 @@ async def prune(database: Database, clock: Clock, keep: timedelta, before_at: da
                 removed[table] += count
     except StoreError as error:
         logger.bind(event="error.database").warning(
-            "old changes could not be removed: {}; tried again after the next whole reading", error
+            "old changes and deliveries could not be removed: {}; the next whole reading tries again", error
         )
     if gone := removed[schema.changes]:
         age = text.format_duration(keep.total_seconds())

@@ -100,7 +100,7 @@ def setup(options: Options, redact: Redactor) -> int:
     _put(path, config, 0o640, group=GROUP)
     try:
         _put(key_path, f"{key.value}\n", 0o600)
-    except ConfigError:  # one of both would fit neither account
+    except BaseException:  # one of both would fit neither account
         if before is None:
             path.unlink()
         else:

@@ -29,6 +29,6 @@ def status(socket: Path) -> str:
 
 def unit(path: Path) -> str | None:
     """Return the unit that reads the configuration at a path; None: a person runs syncd as themselves."""
-    if path.parent != USUAL.parent:
+    if path.parent != USUAL.parent or path.suffix != ".toml":
         return None
     return "syncd" if path == USUAL else f"syncd@{path.stem}"

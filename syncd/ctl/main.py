@@ -62,7 +62,8 @@ EXAMPLES = {
 EPILOG = """\
 exit codes:
   0  done
-  1  the run ended failed, partial or cancelled, or --check found bad health
+  1  the run ended failed, partial or cancelled, --check found bad health, or a
+     file or port cannot be used
   2  wrong usage
   3  no daemon answers on the socket
   4  no permission for the socket
@@ -128,7 +129,8 @@ def advice(socket: str) -> str:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
             if found.stdout.strip() in (b"failed", b"activating"):
-                return f"The service does not come up: `systemctl status {unit}` and `syncd check` tell why."
+                check = f"syncd check --config /etc/syncd/{named[1]}.toml" if named[1] else "syncd check"
+                return f"The service does not come up: `systemctl status {unit}` and `{check}` tell why."
         if os.path.isdir(SYSTEMD):  # noqa: PTH112 - starts fast
             start = f"systemctl start {unit}"
     return f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET."

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -46,13 +47,17 @@ def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
                 connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
             yield
     except Exception as error:
-        driver = connection.connection.driver_connection
-        if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
+        if connection.dialect.name == "sqlite" and not _is_in_transaction(connection):
             first: BaseException = error
             while first.__context__:  # what came after only says that there is nothing to go back to
                 first = first.__context__
             raise TransactionLost(f"SQLite gave the transaction up: {first}") from None
         raise
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    driver: Any = connection.connection.driver_connection
+    return bool(driver.in_transaction)
 
 
 @contextmanager

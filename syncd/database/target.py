@@ -226,7 +226,7 @@ def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
 def _write(
     connection: Connection, form: Form, names: Sequence[str], values: list[dict[str, Any]], done: Done
 ) -> None:
-    """Write many rows in one go; where one is refused one after the other, so that the others get theirs."""
+    """Write many rows by one statement; where one is refused each by itself: the others get theirs."""
     statement = _statement(form, names)
     try:
         with connection.begin_nested():

@@ -107,7 +107,7 @@ class Attendees:
         return OVERLAP + self._client.ahead
 
     async def catch_up(self, live: AbstractSet[str]) -> None:
-        """Read what was modified in the whole account; the live events concerned become due.
+        """Read what was modified in the whole account; those of the `live` events concerned become due.
 
         A key that is limited is not asked again for a day, but by hand.
         """

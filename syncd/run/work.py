@@ -48,6 +48,7 @@ class Work(Struct, frozen=True, kw_only=True):
     ) -> T:
         """Carry a query out that writes rows, all or nothing; once they stand, count them and tell news.
 
+        What is handed to one that changes events must do for a second time: the query may be repeated.
         A run that is cut meanwhile waits for that: no row gets in that it does not count.
         """
         written: list[Change] = []
@@ -57,13 +58,14 @@ class Work(Struct, frozen=True, kw_only=True):
             written.extend(some)
 
         async def carry_out() -> T:
-            writing = Writing(self.run.id, self.clock.now(), follow)
-            try:
-                result = await self.database.write(query, writing, *args, **kwargs)
-            except TransactionLost:  # by a table of the site's, which is passed over from then on
+            while True:
                 written.clear()
                 writing = Writing(self.run.id, self.clock.now(), follow)
-                result = await self.database.write(query, writing, *args, **kwargs)
+                try:
+                    result = await self.database.write(query, writing, *args, **kwargs)
+                    break
+                except TransactionLost:  # by a table of the site's, which is passed over from then on
+                    continue
             self.run.counts.add(writing.counts)
             tell_news(self.run, written)
             return result

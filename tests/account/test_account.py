@@ -697,14 +697,14 @@ def test_a_refusal_outlives_its_key(make_config: MakeConfig, standin: StandIn, w
 def test_a_refused_key_that_is_good_again_stays_refused(make_config: MakeConfig, standin: StandIn) -> None:
     """Who runs by hand, or reloads, says that it is good: it is asked, and then no restart doubts it."""
     config, clock = make_config(), WaitedFor()
-    for way in ("run-now", "reload", "another reload"):
+    for way, reloads in (("run-now", 0), ("reload", 1), ("reload", 2)):
         standin.fail("/events", fault.unauthorized)
         with rig_on(config, clock) as rig:
             rig.run()
             rests(rig, standin, "credentials", "interval")
         with rig_on(config, clock) as rig:
             rests(rig, standin, "credentials")
-            for _ in range(("run-now", "reload", "another reload").index(way)):
+            for _ in range(reloads):
                 rig.portal.call(rig.account.configure, config)
             assert rig.run("manual" if way == "run-now" else "interval").outcome == "ok"
             assert rig.run("interval").outcome == "ok"

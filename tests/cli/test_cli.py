@@ -62,7 +62,7 @@ def check(path: Path, capsys: Capsys, *options: str) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize(
     ("path", "unit"),
-    [("/etc/syncd/config.toml", "syncd"), ("/etc/syncd/a.toml", "syncd@a"), ("/srv/config.toml", None)],
+    [("/etc/syncd/config.toml", "syncd"), ("/etc/syncd/a.toml", "syncd@a"), ("/etc/syncd/a.conf", None)],
 )
 def test_another_account_s_service_is_started(path: str, unit: str | None) -> None:
     """What comes next names the unit that reads this configuration, if any does."""

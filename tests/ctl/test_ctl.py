@@ -562,11 +562,20 @@ def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys
     assert ctl.parse(argv).command == (command or "status")
 
 
+FAILED = "`systemctl status syncd@nobody` and `syncd check --config /etc/syncd/nobody.toml` tell why"
+
+
 @pytest.mark.parametrize(
     ("machine", "advice"),
     [  # where systemd's folder is, and what systemd says
-        ((".", "failed"), "`systemctl status syncd@nobody` and `syncd check`"),
-        ((".", "activating"), "`systemctl status syncd@nobody` and `syncd check`"),
+        (
+            (".", "failed"),
+            FAILED,
+        ),
+        (
+            (".", "activating"),
+            FAILED,
+        ),
         ((".", "inactive"), "`systemctl start syncd@nobody`"),
         ((".", ""), "`systemctl start syncd@nobody`"),
         (("none", ""), "`syncd run`"),
@@ -624,10 +633,11 @@ def test_wrong_usage_reaches_no_daemon(daemon: Daemon, argv: str, capsys: Capsys
 
 def test_wrong_usage_is_no_json_for_a_script(daemon: Daemon, capsys: Capsys) -> None:
     """With --json it is the one document on stdout, as every error."""
-    with pytest.raises(SystemExit, match=r"^2$"):
-        ctl.main(["history", "-n", "0", "--json"])
-    out, err = capsys.readouterr()
-    assert (json.loads(out)["error"]["code"], err, daemon.asked) == ("usage", "", [])
+    for argv in ("history -n 0 --json", "histroy --json", "status --json --what"):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            ctl.main(argv.split())
+        out, err = capsys.readouterr()
+        assert (json.loads(out)["error"]["code"], err, daemon.asked) == ("usage", "", [])
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_trouble_with_old_changes_spoils_a_good_run(rig: Rig, standin: StandIn, 
     run = rig.run("manual", full=True)
     assert rig.sql("SELECT outcome FROM syncd_runs WHERE id = ?", run.id) == [("ok",)]
     (line,) = log_lines.of("error.database")
-    assert "old changes could not be removed" in line["message"]
+    assert "old changes and deliveries could not be removed" in line["message"]
     assert "refused" in line["message"]
     assert count(rig) == old + run.counts.updated
     allow(rig.url, "DELETE ON syncd_changes")

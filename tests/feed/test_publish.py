@@ -402,6 +402,8 @@ def test_a_transaction_that_a_trigger_ends_loses_the_event(start: Start, standin
             """CREATE TRIGGER ends_it BEFORE UPDATE ON "Formation"
                          BEGIN SELECT RAISE(ROLLBACK, 'closed'); END""",
         )
+        twice = (settings(), structs.replace(settings(), name="again"))
+        on.rig.portal.call(on.rig.account.configure, structs.replace(on.rig.config, publish=twice))
         run = on.rig.run()
         assert (run.outcome, run.counts.updated > 0) == ("ok", True)
         told = on.rig.sql("SELECT count(*) FROM syncd_changes WHERE run_id = ?", run.id)
@@ -411,6 +413,7 @@ def test_a_transaction_that_a_trigger_ends_loses_the_event(start: Start, standin
             on.rig.account.publishing.targets[0].state.last_error
         )
         query(on.url, "DROP TRIGGER ends_it")
+        on.rig.portal.call(on.rig.account.configure, on.rig.config)
         on.settled()
         assert on.row(SLUG) == (180, 0, True)
 
