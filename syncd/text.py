@@ -234,7 +234,7 @@ def events_table(events: Sequence[Json], now: datetime, width: int | None = USUA
             event["id"],
             local_time(event["starts_at"]),
             event["name"],
-            _places_left(event),
+            places_left(event),
             event["places_total"],
             format_duration(event["age_s"], units=1),
             _marks(event, now),
@@ -330,7 +330,8 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _places_left(event: Json) -> int | str:
+def places_left(event: Json) -> int | str:
+    """Return how many places an event has left, or the word that says more."""
     if event["vanished_at"]:
         return "vanished"
     if event["is_full"]:

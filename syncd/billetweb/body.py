@@ -69,7 +69,7 @@ class Spooled:
         chunks = iter(partial(self._file.read, PIECE_BYTES), b"")
         parts = slices.slices(chunks, most=self._max_rows)
         while True:
-            with named(self._path), _ok():
+            with named(self._path, HTTP_OK):  # or `answers.classify` would have refused it
                 if (found := next(parts, None)) is None:
                     return
                 before, piece = found
@@ -167,19 +167,11 @@ def _too_large(status: int) -> TooLargeError:
 
 
 @contextmanager
-def named(path: str) -> Iterator[None]:
-    """Say of an error within which request it is about."""
+def named(path: str, status: int | None = None) -> Iterator[None]:
+    """Say of an error within which request it is about, and the answer's status where it has none."""
     try:
         yield
     except BilletwebError as error:
         error.args = (f"GET {path}: {error}",)
-        raise
-
-
-@contextmanager
-def _ok() -> Iterator[None]:
-    try:
-        yield
-    except DecodeError as error:
-        error.status = HTTP_OK  # or `answers.classify` would have refused it
+        error.status = error.status or status
         raise

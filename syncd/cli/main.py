@@ -165,7 +165,7 @@ def _take_answers(setup: argparse.ArgumentParser) -> None:
     """Add the options that answer what `setup` would ask."""
     setup.add_argument("--user", metavar="NUMBER", help="the account number")
     setup.add_argument("--key-file", metavar="FILE", help="the file that holds the key; `-`: standard input")
-    modes = ("none", "minimal", "full")
+    modes = get_args(AttendeeMode)
     setup.add_argument("--attendees", choices=modes, help="whether attendees are mirrored (default: none)")
     setup.add_argument("--database", metavar="URL", help="the database (default: a SQLite file)")
     setup.add_argument("--base-url", metavar="URL", help="where the API answers, if not at Billetweb's")

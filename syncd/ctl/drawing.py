@@ -259,13 +259,9 @@ class _Drawing:
 
     def left(self, event: Json) -> Text:
         """Return how many places an event has left, in a colour where they are few."""
-        left, total = event["places_left"], event["places_total"]
-        if event["vanished_at"]:
-            return Text("vanished", "dim", justify="right")
-        if event["is_full"]:
-            return Text("full", "bold red", justify="right")
-        if left is None:
-            return Text("unlimited" if event["unlimited"] else "?", "dim", justify="right")
+        left, total = text.places_left(event), event["places_total"]
+        if isinstance(left, str):
+            return Text(left, "bold red" if left == "full" else "dim", justify="right")
         return Text(str(left), "yellow" if total and left <= total * NEARLY else "", justify="right")
 
     def taken(self, event: Json) -> Text:

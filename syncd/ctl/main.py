@@ -303,11 +303,16 @@ def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
     return EXIT_OK if args.no_wait or run["outcome"] == "ok" else EXIT_BAD
 
 
+def show(args: argparse.Namespace, target: str, name: str, table: Callable[..., str]) -> int:
+    """Ask for a list, which the answer has under that name, and print it as a table."""
+    answer = ask_json(args.socket, "GET", target)
+    write_answer(args, answer, lambda: table(answer[name], datetime.now(UTC), _width(args)))
+    return EXIT_OK
+
+
 def history(args: argparse.Namespace) -> int:
     """Print the latest runs."""
-    answer = ask_json(args.socket, "GET", f"/v1/runs?limit={args.limit}")
-    write_answer(args, answer, lambda: tables.runs_table(answer["runs"], datetime.now(UTC), _width(args)))
-    return EXIT_OK
+    return show(args, f"/v1/runs?limit={args.limit}", "runs", tables.runs_table)
 
 
 def events(args: argparse.Namespace) -> int:
@@ -323,18 +328,12 @@ def events(args: argparse.Namespace) -> int:
 
 def doubts(args: argparse.Namespace) -> int:
     """Print what is absent upstream and not believed gone yet."""
-    answer = ask_json(args.socket, "GET", "/v1/doubts")
-    write_answer(args, answer, lambda: tables.doubts_table(answer["doubts"], datetime.now(UTC), _width(args)))
-    return EXIT_OK
+    return show(args, "/v1/doubts", "doubts", tables.doubts_table)
 
 
 def publish(args: argparse.Namespace) -> int:
     """Print how each table of the site's fares."""
-    answer = ask_json(args.socket, "GET", "/v1/publish")
-    write_answer(
-        args, answer, lambda: tables.publish_table(answer["publish"], datetime.now(UTC), _width(args))
-    )
-    return EXIT_OK
+    return show(args, "/v1/publish", "publish", tables.publish_table)
 
 
 def webhooks(args: argparse.Namespace) -> int:

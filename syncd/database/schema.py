@@ -77,7 +77,8 @@ def _instant(value: datetime | None) -> str | None:
 
 def _sqlite_instant(value: datetime | None) -> str | None:
     """Return text without a zone, which SQLite's type does not have."""
-    return None if value is None else _zoneless_text(value if value.tzinfo is UTC else _in_utc(value))
+    text = _instant(value)
+    return text and text.removesuffix("+00:00")
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -92,11 +93,6 @@ def _in_utc(value: datetime) -> datetime:
 @lru_cache(maxsize=4096)
 def _text(value: datetime) -> str:
     return value.isoformat(" ", "microseconds")
-
-
-@lru_cache(maxsize=4096)
-def _zoneless_text(value: datetime) -> str:
-    return value.isoformat(" ", "microseconds").removesuffix("+00:00")
 
 
 class Money(TypeDecorator[Decimal]):

@@ -7,7 +7,7 @@ sells out and opens again every minute, at known times.
 import random
 
 from syncd.standin.server import StandIn, drip, status, truncated
-from syncd.standin.world import number
+from syncd.standin.world import Row, number
 
 STEP_S = 1.0
 CYCLE = 60
@@ -37,7 +37,7 @@ class Life:
         self._random = random.Random(seed)  # noqa: S311  # to be repeatable is its point
         self._steps = 0
         self._down_to: dict[str, int] = {}
-        self.star = min(_with_a_limit(standin), key=lambda event_id: _left(standin, event_id))
+        self.star = min(filter(self._gauge, standin.live()), key=self._left)
 
     def step(self) -> str:
         """Let a step's time pass, and return a sentence where a fault is planned, else ""."""
@@ -65,7 +65,7 @@ class Life:
 
     def _shine(self, at: int) -> None:
         if at == SOLD_OUT_AT:
-            self._standin.sell(self.star, _left(self._standin, self.star))
+            self._standin.sell(self.star, self._left(self.star))
         elif at == OPEN_AT:
             self._standin.refund(self.star, GIVEN_BACK)
 
@@ -81,19 +81,11 @@ class Life:
         elif empties and sold() <= self._down_to[event_id]:
             del self._down_to[event_id]
 
+    def _gauge(self, event_id: str) -> Row | None:
+        """Return the gauge of an event as a whole, None where it has none."""
+        gauges = self._standin.events[event_id].gauges
+        return next((one for one in gauges if one["type"] == "event" and not one.get("id")), None)
 
-def _with_a_limit(standin: StandIn) -> list[str]:
-    """Return the events that are limited as a whole."""
-    return [
-        event_id
-        for event_id in standin.live()
-        if any(gauge["type"] == "event" and not gauge.get("id") for gauge in standin.events[event_id].gauges)
-    ]
-
-
-def _left(standin: StandIn, event_id: str) -> int:
-    return next(
-        number(gauge["avail"]) or 0
-        for gauge in standin.events[event_id].gauges
-        if gauge["type"] == "event" and not gauge.get("id")
-    )
+    def _left(self, event_id: str) -> int:
+        gauge = self._gauge(event_id)
+        return number(gauge["avail"] if gauge else None) or 0
