@@ -223,15 +223,19 @@ class Facts(Struct, kw_only=True):
         if self.consecutive_failures >= FAILING_AFTER:
             return "failing", f"{self.consecutive_failures} runs in a row failed"
         age = self.now() - self.synced_at if self.synced_at else timedelta(0)
-        old = f"the data are {format_duration(age.total_seconds())} old"
+
+        def old(intervals: int) -> str:
+            """Return how old the data are."""
+            return f"the data are {format_duration(age.total_seconds())} old, over {intervals} intervals"
+
         if age > LOST_AFTER * interval:
-            return "failing", f"{old}, over {LOST_AFTER} intervals"
+            return "failing", old(LOST_AFTER)
         if self.last_success_at is None:
             return "degraded", "no successful run yet"
         if self.whole_outcome != "ok":
             return "degraded", f"the last run ended {self.whole_outcome}"
         if age > STALE_AFTER * interval:
-            return "degraded", f"{old}, over {STALE_AFTER} intervals"
+            return "degraded", old(STALE_AFTER)
         return "ok", ""
 
 

@@ -1,5 +1,6 @@
 """What is tidied up in an account's database: what may no longer be kept, and what is too old."""
 
+from collections import Counter
 from datetime import datetime, timedelta
 
 from loguru import logger
@@ -53,7 +54,7 @@ async def tidy(database: Database, config: Config, now: datetime) -> None:
 
 async def prune(database: Database, clock: Clock, keep: timedelta, before_at: datetime) -> None:
     """Remove changes and deliveries that are too old, after a whole reading that had one before it."""
-    removed = {schema.changes: 0, schema.deliveries: 0}
+    removed = Counter[object]()
     try:
         for table, old in ((schema.changes, changes.old), (schema.deliveries, deliveries.old)):
             deadline_s, count = clock.running_s() + PRUNE_S, changes.PRUNED_AT_ONCE

@@ -11,7 +11,7 @@ def main() -> int:
         return run()
     except KeyboardInterrupt:
         import os  # noqa: PLC0415
-        import signal  # noqa: PLC0415
+        import signal  # noqa: PLC0415 - loads enum, which no other way needs
 
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # by the signal itself, which stops a shell's loop too

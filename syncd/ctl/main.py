@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def perform(args: argparse.Namespace) -> int:
-    """Return the exit code of a parsed command, having told of any failure."""
+    """Return the exit code of a parsed command, having told of any failure. Raises KeyboardInterrupt."""
     try:
         exit_code: int = args.function(args)
     except KeyboardInterrupt:
@@ -113,14 +114,13 @@ def perform(args: argparse.Namespace) -> int:
     elif message:
         complain(message)
     if failure.exit_code == EXIT_INTERRUPTED:
-        die_of_sigint()
+        raise KeyboardInterrupt  # it is told; the program ends by the signal
     return failure.exit_code
 
 
 def advice(socket: str) -> str:
     """Return what to do about a daemon that is not there: a failed service would only fail again."""
-    import re  # noqa: PLC0415 - for this sentence alone, as the next
-    import subprocess  # noqa: PLC0415
+    import subprocess  # noqa: PLC0415 - for this sentence alone
 
     start = "syncd run"
     if named := re.fullmatch(r"/run/syncd/(?:([^/]+)/)?syncd\.sock", socket):
@@ -134,14 +134,6 @@ def advice(socket: str) -> str:
         if os.path.isdir(SYSTEMD):  # noqa: PTH112 - starts fast
             start = f"systemctl start {unit}"
     return f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET."
-
-
-def die_of_sigint() -> None:
-    """End by the signal itself, which stops a shell's loop too; an exit code alone would not."""
-    import signal  # noqa: PLC0415 - loads enum, which no other way needs
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from support.processes import (
     eventually,
     forked_after,
     started,
+    stopped_at,
     syncd,
     write_config,
 )
@@ -81,7 +82,7 @@ def test_check_of_good_settings_complains(
         f"  account   12345, with the key from {home}/key",
         f"  database  {masked(url_at(home / 'syncd.db'))}: empty yet; the first run fills it",
         f"  socket    {home}/syncd.sock",
-        (f"  next      `syncd run --config {path}`; then `syncctl --socket {home}/syncd.sock status`"),
+        f"  next      `syncd run --config {path}`; then `syncctl --socket {home}/syncd.sock status`",
     ]
     assert sorted(file.name for file in home.iterdir()) == ["config.toml", "key"]
     assert main(["check", "--online", "--config", str(path)]) == 0
@@ -402,27 +403,14 @@ def test_run_that_never_began_looks_like_success(
     assert main([command, "--config", str(write_config(home, base_url))]) == code
 
 
-_AT_LOADING = """
-import os, signal, sys
-class Stop:
-    def find_spec(name, *_):
-        if name == "sqlalchemy":
-            os.kill(os.getpid(), signal.SIGNAL)
-sys.meta_path.insert(0, Stop)
-from syncd.__main__ import main
-sys.exit(main())
-"""
-
-
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [("once", "SIGINT", 130), ("run", "SIGINT", 0), ("run", "SIGTERM", 0), ("demo", "SIGTERM", 0)],
 )
 def test_a_stop_at_loading_is_a_traceback(command: str, number: str, code: int) -> None:
     """While libraries are loaded there is nothing to stop, and nothing to report."""
-    program = _AT_LOADING.replace("SIGNAL", number)
     # A variable that Python reads while it loads: it is not forked, where all is loaded.
-    done = syncd(command, program=[sys.executable, "-c", program], PYTHONUTF8="1")
+    done = syncd(command, program=stopped_at("sqlalchemy", number, "syncd"), PYTHONUTF8="1")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 

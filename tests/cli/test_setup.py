@@ -67,7 +67,7 @@ def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:
         f"  account   12345, with the key from {key}",
         f"  database  sqlite:///{tmp_path}/config.db: empty yet; the first run fills it",
         f"  socket    {tmp_path}/config.sock",
-        (f"  next      `syncd run --config {config}`; then `syncctl --socket {tmp_path}/config.sock status`"),
+        f"  next      `syncd run --config {config}`; then `syncctl --socket {tmp_path}/config.sock status`",
     ]
     assert syncd("once", "--config", str(config)).returncode == 0
     with config.open("a") as file:

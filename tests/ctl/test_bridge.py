@@ -21,7 +21,7 @@ from syncd.ctl.bridge import MOST_AT_ONCE, MOST_BYTES, Bridge
 from syncd.ctl.main import main
 
 PATIENCE_S = 20.0  # only what hangs takes longer
-SYNCCTL = [sys.executable, "-c", "import sys; from syncd.ctl.main import main; sys.exit(main())"]
+SYNCCTL = [sys.executable, "-m", "syncd.ctl"]
 Headers = dict[str, str]
 
 

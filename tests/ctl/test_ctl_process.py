@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.canned_daemon import ENDED, EVENT, STATUS, STEPS, Daemon, serving, stream
+from support.processes import stopped_at
 
 import syncd
 
@@ -73,22 +74,10 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -
     assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43/progress"]
 
 
-_AT_LOADING = """
-import os, runpy, signal, sys
-class CtrlC:
-    def find_spec(name, *_):
-        if name == "argparse":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, CtrlC)
-runpy.run_module("syncd.ctl", run_name="__main__")
-"""
-
-
 def test_ctrl_c_at_loading_is_a_traceback() -> None:
     """It ends by the signal, as later on, and without a word."""
-    done = subprocess.run(
-        [sys.executable, "-c", _AT_LOADING], capture_output=True, text=True, check=False, cwd=SOURCES
-    )
+    program = stopped_at("argparse", "SIGINT", "syncd.ctl")
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=SOURCES)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 

@@ -30,6 +30,20 @@ _PROGRAM = "import sys, syncd.cli.main as program; sys.exit(program.main())"
 FORKED = [sys.executable, "-c", _PROGRAM]
 
 
+def stopped_at(module: str, number: str, start: str) -> list[str]:
+    """Return a program that gets a signal as it begins to import a module; `start` starts it."""
+    code = f"""
+import os, runpy, signal, sys
+class Stop:
+    def find_spec(name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.{number})
+sys.meta_path.insert(0, Stop)
+runpy.run_module("{start}", run_name="__main__")
+"""
+    return [sys.executable, "-c", code]
+
+
 def forked_after(code: str) -> list[str]:
     """Return the command of a `syncd` that is forked, and does something else first."""
     return [*FORKED[:-1], f"{code}; {_PROGRAM}"]
