@@ -6,7 +6,7 @@ The table is another program's: what may be in which column is looked at before 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 from sqlalchemy import (
     CHAR,
     Boolean,
@@ -49,13 +49,17 @@ NUMBER = (Integer, Numeric, Float)
 
 
 class Form(Struct, frozen=True):
-    """What was found of a site's table: how its columns are typed, what is wrong, and what only slow."""
+    """What was found of a site's table: how its columns are typed, what is wrong, and what only slow.
+
+    `instants`: of a SQLite file, how each column of instants has one already, where it has.
+    """
 
     settings: PublishConfig
     dialect: str
     types: dict[str, TypeEngine[Any]]
     problems: list[str]
     warnings: list[str]
+    instants: dict[str, object] = field(default_factory=dict)
 
     @property
     def is_file(self) -> bool:
@@ -107,6 +111,7 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
         form.problems.extend(_forbidden(connection, form))
     if not form.problems:
         form.warnings.extend(_slow(connection, form, found))
+        form.instants.update(_instants(connection, form))
     return form
 
 
@@ -150,7 +155,7 @@ def _misfits(form: Form, columns: Mapping[str, ReflectedColumn]) -> Iterable[str
 
 
 def _fitting(ours: str, *, is_file: bool) -> tuple[str, tuple[type, ...]]:
-    kind = schema.events.c[ours].type
+    kind = _kind(ours)
     if isinstance(kind, schema.Instant):
         return "an instant", (DateTime, String, Integer) if is_file else (DateTime,)
     if isinstance(kind, Boolean):
@@ -158,6 +163,10 @@ def _fitting(ours: str, *, is_file: bool) -> tuple[str, tuple[type, ...]]:
     if isinstance(kind, Integer | schema.Money):
         return "a number", NUMBER
     return "text", (String,)
+
+
+def _kind(ours: str) -> TypeEngine[Any]:
+    return schema.events.c[ours].type
 
 
 def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
@@ -179,6 +188,15 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
                 grant = f"GRANT SELECT, UPDATE ON {quoted} TO {preparer.quote(user)}"
                 yield f"the user {user} may not {right} {quoted}: {grant}"
                 break
+
+
+def _instants(connection: Connection, form: Form) -> Iterable[tuple[str, object]]:
+    """Give back a value of each column of instants in a SQLite file, whose type says little of their form."""
+    settings = form.settings
+    named = [theirs for theirs, ours in settings.set.items() if isinstance(_kind(ours), schema.Instant)]
+    for name in [*named, *filter(None, [settings.touch])] if form.is_file else []:
+        one = form.table.c[name]
+        yield name, connection.scalar(select(one).where(one.is_not(None)).limit(1))
 
 
 def repeated(connection: Connection, form: Form) -> list[str]:

@@ -41,6 +41,10 @@ KEYS_AT_ONCE = 500
 """So many keys stand in one question; SQLite takes 32,766 values, and older ones 999."""
 NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 """A key as a column of numbers may have it: in 64 bits, without a zero before it."""
+AS_TEXT = re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:?\d\d)?")
+"""An instant as SQLite's functions read it; without an offset it is in UTC."""
+LEAST_MS = 100_000_000_000
+"""A whole number below it is in seconds, which reach it in the year 5138. As milliseconds it is in 1973."""
 LISTED = 10
 """So many keys that match nothing are shown; more would fill a screen."""
 KEY = "the key"
@@ -196,9 +200,7 @@ def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
     if isinstance(value, datetime):
         if not form.is_file:
             return _instant(form, kind, value)
-        # Prisma has had both in one column: milliseconds, and text of ISO 8601.
-        in_ms = isinstance(kind, Integer) or isinstance(before, int)
-        return round(value.timestamp() * 1000) if in_ms else value.isoformat(timespec="milliseconds")
+        return _in_file(kind, value, form.instants.get(name) if before is None else before)
     if isinstance(value, bool):
         return int(value) if isinstance(kind, Integer) else value
     return _number(form, kind, value) if isinstance(value, Decimal) else value
@@ -221,6 +223,21 @@ def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
         unit = 10 ** (6 - digits)
         value = value.replace(microsecond=value.microsecond // unit * unit)
     return value if getattr(kind, "timezone", False) else value.replace(tzinfo=None)
+
+
+def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> int | str:
+    """Return an instant in the form of another one, as the site's program has written that.
+
+    Prisma has had milliseconds and text in one column, Drizzle has seconds, SQLite's own clock no offset.
+    """
+    if isinstance(like, int) or (like is None and isinstance(kind, Integer)):
+        in_seconds = isinstance(like, int) and 0 < abs(like) < LEAST_MS
+        return int(value.timestamp()) if in_seconds else round(value.timestamp() * 1000)
+    form = AS_TEXT.fullmatch(str(like))
+    between, fraction, offset = form.groups() if form else ("T", ".000", "+00:00")
+    digits = "seconds" if not fraction else "milliseconds" if len(fraction) <= len(".000") else "microseconds"
+    said = value.replace(tzinfo=None).isoformat(between, digits)
+    return said + ("Z" if offset == "Z" else "+00:00" if offset else "")
 
 
 def _write(

@@ -1,5 +1,6 @@
 """A site's own tables: kept true from end to end, in the mirror's database and in another."""
 
+import re
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -566,8 +567,40 @@ def test_file_that_the_site_keeps_open_changes_its_mode(start: Start, standin: S
             ]
         assert on.row(SLUG) == (180, 0, True)
         (concert,), (feast,) = on.row(SLUG, "startsAt"), on.row("fete-des-lucioles", "startsAt")
-        assert isinstance(concert, int)
-        assert datetime.fromisoformat(feast).tzinfo is not None
+        assert (type(concert), type(feast)) == (int, int)
+
+
+@pytest.mark.sqlite_only("a server's columns have a type")
+@pytest.mark.parametrize(
+    ("kind", "theirs", "form"),
+    [
+        ("INTEGER", 1577934245, r"1[0-9]{9}"),
+        ("DATETIME", 1577934245678, r"1[0-9]{12}"),
+        ("INTEGER", None, r"1[0-9]{12}"),
+        ("TEXT", "2020-01-02 03:04:05", r"20..-..-.. ..:..:.."),
+        ("TEXT", "2020-01-02 03:04:05.678901", r"20..-..-.. ..:..:..\.[0-9]{6}"),
+        ("DATETIME", "2020-01-02T03:04:05.678Z", r"20..-..-..T..:..:..\.[0-9]{3}Z"),
+        ("DATETIME", "2020-01-02T03:04:05.678+02:00", r"20..-..-..T..:..:..\.[0-9]{3}\+00:00"),
+        ("DATETIME", None, r"20..-..-..T..:..:..\.[0-9]{3}\+00:00"),
+    ],
+)
+def test_instant_in_a_form_of_ours(start: Start, kind: str, theirs: object, form: str) -> None:
+    """What an application has written says how it reads instants, in rows without one too."""
+    with start(ELSEWHERE, set=SET | {"startsAt": "starts_at"}) as on:
+        query(on.url, site.SQLITE.format(table="Formation").replace("DATETIME", kind))
+        site.add(on.url, SLUG)
+        site.add(on.url, "fete-des-lucioles", startsAt=theirs)
+        assert on.settled() is None
+        (said,), (other,) = on.row(SLUG, "startsAt"), on.row("fete-des-lucioles", "startsAt")
+        assert re.fullmatch(form, str(said))
+        assert re.fullmatch(form, str(other))
+        ((ours,),) = on.rig.sql("SELECT starts_at FROM billetweb_events WHERE id = ?", CONCERT)
+        if isinstance(said, str):
+            said = datetime.fromisoformat(said).replace(tzinfo=UTC).timestamp()
+        assert said / (1000 if said > 10**11 else 1) == datetime.fromisoformat(ours + "Z").timestamp()
+        written = on.state.written
+        assert on.settled() is None
+        assert on.state.written == written
 
 
 def problems(config: Config) -> list[str]:
