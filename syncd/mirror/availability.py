@@ -127,17 +127,27 @@ def _coming(event: Event, sessions: Sequence[Session], levels: _Levels, now: dat
     return [_of_session(session, levels) for session in enabled or coming]
 
 
+def with_end(event: Event, now: datetime) -> Event:
+    """Return an event of which only the list was read: once it is over, so is its sale."""
+    is_ended = _is_over(event, now) and not event.is_full
+    return replace(event, sale_status="ended") if is_ended else event
+
+
 def _sale_status(event: Event, tickets: Sequence[Ticket], now: datetime) -> SaleStatus:
-    ends_at = event.ends_at or event.starts_at
     if event.is_full:
         return "full"
-    if ends_at and ends_at <= now:
+    if _is_over(event, now):
         return "ended"
     if any(is_on_offer(ticket, now) for ticket in tickets):
         return "on_sale"
     if any(_is_public(one) and one.sale_starts_at and one.sale_starts_at > now for one in tickets):
         return "coming"
     return "ended" if tickets else "unknown"
+
+
+def _is_over(event: Event, now: datetime) -> bool:
+    ends_at = event.ends_at or event.starts_at
+    return bool(ends_at and ends_at <= now)
 
 
 # --- levels

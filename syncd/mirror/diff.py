@@ -16,7 +16,7 @@ from msgspec import Struct, field, structs
 
 from syncd.mirror import absence
 from syncd.mirror.absence import Absence
-from syncd.mirror.availability import with_figures, with_place
+from syncd.mirror.availability import with_end, with_figures, with_place
 from syncd.model import (
     ATTENDEES,
     EVENTS,
@@ -250,9 +250,9 @@ def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: da
     return EventPlan(event_id=event_id, changes=(*marked, *followed))
 
 
-def plan_listed(event: Event, stored: Stored | None) -> EventPlan:
+def plan_listed(event: Event, stored: Stored | None, now: datetime) -> EventPlan:
     """Return the plan for an event of which only the list was read: its figures stay as they are."""
-    change = compare(EVENTS, stored, keep(event, stored, FIGURES))
+    change = compare(EVENTS, stored, with_end(keep(event, stored, FIGURES), now))
     return EventPlan(event_id=event.id, changes=(change,) if change else (), unchanged=0 if change else 1)
 
 

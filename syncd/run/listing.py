@@ -124,7 +124,7 @@ async def plans(work: Work, events: Sequence[Event]) -> AsyncIterator[EventPlan]
         some = events[start : start + AT_ONCE]
         stored = await work.database.read(rows.stored, EVENTS, [event.id for event in some])
         for event in some:
-            yield plan_listed(event, stored.get(event.id))
+            yield plan_listed(event, stored.get(event.id), work.clock.now())
 
 
 async def write(work: Work, plan: EventPlan) -> None:

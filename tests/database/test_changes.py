@@ -52,7 +52,7 @@ def clear(url: str) -> None:
 def change(database: Database, name: object, seen_at: datetime) -> None:
     """Have a run see an event for the first time."""
     with database.begin(write=True) as connection:
-        rows.write_plan(connection, rows.Writing(1, seen_at), plan_listed(event(str(name)), None))
+        rows.write_plan(connection, rows.Writing(1, seen_at), plan_listed(event(str(name)), None, seen_at))
 
 
 def prune(database: Database, now: datetime, read_at: datetime, *, times: int = 100) -> int:

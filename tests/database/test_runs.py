@@ -408,7 +408,7 @@ def read_figures(database: Database) -> rows.Figures:
 def test_half_of_a_runs_end_is_on_record(database: Database, url: str) -> None:
     """The run, the reads of unchanged events and the tries are put there together, or not at all."""
     with database.begin(write=True) as connection:
-        rows.write_plan(connection, rows.Writing(1, NOW), plan_listed(event("1"), None))
+        rows.write_plan(connection, rows.Writing(1, NOW), plan_listed(event("1"), None, NOW))
 
     def finish(ended: Run) -> None:
         report = Report(ended, redact=str, requests=lambda: 0)

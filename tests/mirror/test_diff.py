@@ -269,12 +269,12 @@ def test_a_row_that_has_moved_here_counts_where_it_was() -> None:
 def test_an_ended_event_loses_its_last_figures() -> None:
     """An event of which only the list was read is compared without its figures."""
     old = event(name="old", places_total=9, places_left=0, is_full=True)
-    plan = plan_listed(event(name="new"), as_stored(old))
+    plan = plan_listed(event(name="new"), as_stored(old), NOW)
     (change,) = plan.changes
     assert change.diff == {"name": ("old", "new")}
     assert change.values == structs.astuple(structs.replace(old, name="new"))
     assert (plan.read_at, plan.lacks, plan.unchanged) == (None, (), 0)
-    plan = plan_listed(event(name="old"), as_stored(old))
+    plan = plan_listed(event(name="old"), as_stored(old), NOW)
     assert (plan.writes, plan.unchanged) == (False, 1)
 
 

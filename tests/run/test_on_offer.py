@@ -77,6 +77,22 @@ def test_a_sale_is_never_over(rig: Rig, standin: StandIn) -> None:
     assert rig.sql(query, WORKSHOP) == [("ended",)]
 
 
+def test_what_is_not_read_any_more_stays_on_sale(
+    make_config: MakeConfig, standin: StandIn, instant_retries: None
+) -> None:
+    """An event that ended since its last read is not read again; the list tells that its sale is over."""
+    row = standin.events[WORKSHOP].row
+    with rig_on(make_config(sync__keep_past="0s")) as rig:
+        rig.run()
+        query = "SELECT sale_status, places_left FROM billetweb_events WHERE id = ?"
+        ((_, left),) = before = rig.sql(query, WORKSHOP)
+        row["start"] = row["end"] = wall(standin.present - timedelta(minutes=1))
+        assert WORKSHOP not in read_in(rig, standin)
+        assert before == [("on_sale", left)]
+        assert rig.sql(query, WORKSHOP) == [("ended", left)]
+        assert rig.run().counts.changed == 0
+
+
 # --- events without a date
 
 

@@ -161,7 +161,7 @@ class Reading:
     def event_of_list(self, event: Event) -> EventPlan:
         """Read an event of which the list alone is read."""
         stored = self._mirror.query(rows.stored, EVENTS, [event.id])
-        return self._take(plan_listed(event, stored.get(event.id)))
+        return self._take(plan_listed(event, stored.get(event.id), self._mirror.clock.now()))
 
     def event(self, event: Event, *read: Gauge | Ticket | Session) -> EventPlan:
         """Read all gauges, tickets and sessions of an event."""

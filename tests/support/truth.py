@@ -54,7 +54,7 @@ class Truth:
         told.keep(before)
         self._now = rig.clock.now()
         for place, row in self.rows.items():
-            _assert_told(place, before.get(place), row, told)
+            _assert_told(place, before.get(place), row, told, self._now)
         for event_id in told.read:
             _assert_figures(event_id, before, self.rows, told, self._now)
         lacked = self._lacked(before, told)
@@ -210,7 +210,7 @@ def _vanished_now(old: Row | None, new: Row) -> bool:
     return bool(old and not old["vanished_at"] and new["vanished_at"])
 
 
-def _assert_told(place: Place, old: Row | None, new: Row, told: Told) -> None:
+def _assert_told(place: Place, old: Row | None, new: Row, told: Told, now: datetime) -> None:
     """Fail unless a row is what it was, or what was told of it."""
     table, key = place
     event_id = key if table == EVENTS else new["event_id"]
@@ -222,7 +222,9 @@ def _assert_told(place: Place, old: Row | None, new: Row, told: Told) -> None:
             return
         assert new["changed_at"] > old["changed_at"]
     unlike = {name for name in new if old is None or old[name] != new[name]} - BOOKKEEPING
-    if table not in (EVENTS, ATTENDEES) or (unlike & FIGURES and old):
+    is_ended = table == EVENTS and new["sale_status"] == "ended" and is_over(new, now)
+    of_all = unlike & FIGURES - ({"sale_status"} if is_ended else set())  # its end is told by the list
+    if table not in (EVENTS, ATTENDEES) or (of_all and old):
         assert event_id in told.read, f"{place} changed though not all of its event was told"
     record = told.of(table, _scope(table, new)).get(key)
     came_back = old is None or bool(old["vanished_at"] and not new["vanished_at"])
