@@ -102,5 +102,5 @@ def _told(config: Config) -> list[str]:
         f"database  {engine.masked(config.database.url)}: {holds}{source('database-url')}",
         f"socket    {config.control.socket}",
         *(f"{kind:9} {', '.join(names)}" for kind, names in parts.items() if names),
-        f"next      {starts}; then `{typed.status(config.control.socket)}`",
+        f"next      {starts}; then `{typed.syncctl('status', config.control.socket)}`",
     ]

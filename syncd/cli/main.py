@@ -22,6 +22,7 @@ from msgspec import structs
 
 from syncd import __version__, text, usage, web
 from syncd.billetweb.client import tell_retry
+from syncd.cli import typed
 from syncd.config import Config, load
 from syncd.database import engine
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
@@ -245,7 +246,11 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
         account = Account(config, redact, on_progress=show)
         stop = _Stop()
         try:
-            await account.open()
+            try:
+                await account.open()
+            except AlreadyRunning as error:
+                asked = typed.syncctl("run-now", config.control.socket)
+                raise AlreadyRunning(f"{error}; a daemon is asked for a run by `{asked}`") from None
             run = account.runner.request("once", full=full)
             account.runner.serve()
             stop.ends(account.runner.task)

@@ -348,7 +348,7 @@ def _socket(config: str) -> Path:
 
 def _next(path: Path, socket: Path) -> str:
     """Return the commands that come next, a line each."""
-    status = typed.status(socket)
+    status = typed.syncctl("status", socket)
     if unit := typed.unit(path):
         return f"  systemctl enable --now {unit}\n  {status}"
     check, run = typed.syncd("check --online", path), typed.syncd("run", path)

@@ -21,10 +21,10 @@ def syncd(command: str, path: Path) -> str:
     return f"{program('syncd')} {command} --config {shlex.quote(f'{path}')}"
 
 
-def status(socket: Path) -> str:
-    """Return how the daemon on a socket is asked how it fares."""
+def syncctl(command: str, socket: Path) -> str:
+    """Return how a command of `syncctl` is typed for the daemon on a socket."""
     named = "" if socket == ControlConfig().socket else f" --socket {shlex.quote(f'{socket}')}"
-    return f"{program('syncctl')}{named} status"
+    return f"{program('syncctl')}{named} {command}"
 
 
 def unit(path: Path) -> str | None:

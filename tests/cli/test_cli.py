@@ -314,12 +314,15 @@ def test_once_without_database_asks_billetweb(home: Path, standin: StandIn, base
     assert standin.requests == []
 
 
-def test_once_beside_daemon_writes(home: Path, standin: StandIn, base_url: str) -> None:
-    """While a daemon holds the database `once` exits with 75, as a second daemon does."""
+def test_once_beside_daemon_writes(
+    home: Path, standin: StandIn, base_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While a daemon holds the database `once` exits with 75, as a second daemon does, with who to ask."""
     with DaemonProcess(home, base_url) as daemon:
         daemon.ran()
         before = len(standin.requests)
         assert main(["once", "--config", str(daemon.config)]) == 75
+        assert f"syncctl --socket {daemon.socket} run-now`" in capsys.readouterr().err
         assert len(standin.requests) == before
 
 
