@@ -189,14 +189,13 @@ def paint(word: str, shown: str = "") -> str:
     return f"\x1b[{_COLOURS[word]}m{shown or word}\x1b[0m"
 
 
-def columns() -> int:
-    """Return how many columns the terminal has that stdout is; else $COLUMNS, or the usual 80."""
+def columns() -> int | None:
+    """Return how many columns the terminal has that stdout is; else $COLUMNS; else None, as in a pipe."""
     try:
-        found = os.get_terminal_size(sys.stdout.fileno()).columns
+        return os.get_terminal_size(sys.stdout.fileno()).columns or USUAL_WIDTH
     except (OSError, ValueError, AttributeError):
         told = os.environ.get("COLUMNS", "")
-        found = int(told) if told.isdecimal() else 0
-    return found or USUAL_WIDTH
+        return (told.isdecimal() and int(told)) or None
 
 
 def table(

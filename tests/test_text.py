@@ -282,9 +282,9 @@ def test_a_size_is_not_read_at_a_glance(size: float, shown: str) -> None:
     assert text.format_size(size) == shown
 
 
-@pytest.mark.parametrize(("told", "width"), [("", 80), ("132", 132), ("wide", 80), ("0", 80)])
-def test_a_pipe_has_a_width(monkeypatch: pytest.MonkeyPatch, told: str, width: int) -> None:
-    """Where stdout is no terminal, $COLUMNS is believed, as `watch` sets it; else it is 80."""
+@pytest.mark.parametrize(("told", "width"), [("", None), ("132", 132), ("wide", None), ("0", None)])
+def test_a_pipe_has_a_width(monkeypatch: pytest.MonkeyPatch, told: str, width: int | None) -> None:
+    """Where stdout is no terminal, $COLUMNS is believed, as `watch` sets it; else nothing is shortened."""
     monkeypatch.setenv("COLUMNS", told)
     assert text.columns() == width
 
