@@ -89,30 +89,17 @@ def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
     return dict(found)
 
 
-def measure(
-    connection: Connection, run_id: int, sizes: Mapping[tuple[str, str | None], int], since: datetime
-) -> list[Scope]:
-    """Return the scopes that a run read, `sizes` by table and event, with what it found lacking in them.
-
-    Lasting are those that have been absent `since` then, or for longer.
-    """
-    again = ABSENT.reads >= READS
+def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str | None], int]) -> list[Scope]:
+    """Return the scopes that a run read, `sizes` by table and event, with how much it found lacking."""
     query = (
-        select(
-            ABSENT.table_name,
-            SCOPE.label("scope"),
-            func.count(),
-            func.count().filter(again),
-            func.count().filter(again, ABSENT.since <= since),
-        )
+        select(ABSENT.table_name, SCOPE.label("scope"), func.count())
         .where(ABSENT.run_id == run_id)
         .group_by(ABSENT.table_name, SCOPE)
     )
-    found = {(table, scope): counts for table, scope, *counts in connection.execute(query).all()}
+    found = {(table, scope): absent for table, scope, absent in connection.execute(query).all()}
     return [
-        Scope(table=table, event_id=scope, of=of, absent=absent, again=more, lasting=lasting)
+        Scope(table=table, event_id=scope, of=of, absent=found.get((table, scope), 0))
         for (table, scope), of in sizes.items()
-        for absent, more, lasting in [found.get((table, scope), (0, 0, 0))]
     ]
 
 

@@ -32,16 +32,14 @@ class Absence(Struct, frozen=True):
 class Scope(Struct, frozen=True, kw_only=True):
     """What one run's complete read of a scope lacked, in numbers of rows.
 
-    `event_id` is None for the list of events. `of`: the rows that the read should have held. `absent`: those
-    that it lacked; of these `again` were lacking in READS reads in a row, and `lasting` for long enough, too.
+    `event_id` is None for the list of events. `of`: the rows that the read should have held; `absent`: those
+    that it lacked.
     """
 
     table: str
     event_id: str | None
     of: int
     absent: int = 0
-    again: int = 0
-    lasting: int = 0
 
 
 class Ruling(Struct, frozen=True):

@@ -6,7 +6,6 @@ Only what this very run read counts; see `mirror/absence.py` for the rule and it
 from collections import defaultdict
 from datetime import datetime, timedelta
 
-from msgspec import Struct
 from sqlalchemy import Connection
 
 from syncd.database import absences, rows, state
@@ -18,6 +17,9 @@ from syncd.model import ATTENDEES, EVENTS, GAUGES, Doubt, Run
 from syncd.run.work import OnDoubt, Work
 from syncd.text import count, format_duration
 
+Gone = list[tuple[Scope, set[str]]]
+"""The ids of the rows that are believed gone, with the scope in which they were absent."""
+
 
 class Doubted(SyncdError):
     """A read that lacks more than is believed soon."""
@@ -25,28 +27,17 @@ class Doubted(SyncdError):
     kind = "doubted"
 
 
-class _Part(Struct, frozen=True):
-    """The rows of a scope that are gone: absent again, `since` then where given, and `among` these."""
-
-    scope: Scope
-    since: datetime | None = None
-    among: frozenset[str] | None = None
-
-
 async def sweep(work: Work) -> None:
     """Let vanish what is believed gone; put on record, and report, what is doubted."""
     run, database = work.run, work.database
     since = work.clock.now() - work.config.sync.full_every
-    scopes = await database.read(absences.measure, run.id, work.report.sizes, since)
+    scopes = await database.read(absences.measure, run.id, work.report.sizes)
     ruled = rule(scopes, whole=run.whole, accepted=lambda scope: _is_accepted(run, scope))
     rulings = [(scope, ruling) for scope, ruling in zip(scopes, ruled, strict=True) if scope.absent]
-    parts: dict[str | None, list[_Part]] = defaultdict(list)
-    for scope, ruling in rulings:
-        if part := _part(run, scope, ruling, since):
-            parts[scope.event_id].append(part)
-    for event_id, gone in parts.items():
+    for event_id, gone in (await database.read(_gone, run, rulings, since)).items():
         await work.write(_vanish, event_id, gone)
-        if event_id in work.report.odd and any(_is_settled(part) for part in gone):
+        no_gauge_is_absent = any(scope.table == GAUGES and len(ids) == scope.absent for scope, ids in gone)
+        if event_id in work.report.odd and no_gauge_is_absent:
             work.report.settled(event_id)
     # A run of named events says nothing of the list, and of the account.
     waiting = rulings if run.whole else [pair for pair in rulings if pair[0].table != EVENTS]
@@ -63,25 +54,23 @@ def _is_accepted(run: Run, scope: Scope) -> bool:
     return run.accept and (not run.accepted or scope.event_id in run.accepted)
 
 
-def _is_settled(part: _Part) -> bool:
-    """Whether no gauge of the scope is absent any more."""
-    gone = part.scope.again if part.since is None else part.scope.lasting
-    return part.scope.table == GAUGES and gone == part.scope.absent
+def _gone(
+    connection: Connection, run: Run, rulings: list[tuple[Scope, Ruling]], since: datetime
+) -> dict[str | None, Gone]:
+    """Return the rows that are believed gone, by event."""
+    found = defaultdict[str | None, Gone](list)
+    for scope, ruling in rulings:
+        ids = {*absences.gone(connection, run.id, scope, since if ruling.gone == "lasting" else None)}
+        if ruling.gone == "none":  # of the list of events somebody may accept single ones
+            ids &= {*run.accepted} if scope.table == EVENTS else set()
+        if ids:
+            found[scope.event_id].append((scope, ids))
+    return found
 
 
-def _part(run: Run, scope: Scope, ruling: Ruling, since: datetime) -> _Part | None:
-    if ruling.gone == "again":
-        return _Part(scope) if scope.again else None
-    if ruling.gone == "lasting":
-        return _Part(scope, since=since) if scope.lasting else None
-    # Of the list of events somebody may accept single ones.
-    named = frozenset(run.accepted) if scope.table == EVENTS else None
-    return _Part(scope, among=named) if named and scope.again else None
-
-
-def _vanish(connection: Connection, writing: Writing, event_id: str | None, parts: list[_Part]) -> None:
+def _vanish(connection: Connection, writing: Writing, event_id: str | None, gone: Gone) -> None:
     """Mark rows of one event, or events, vanished in one transaction."""
-    found = {part.scope.table: _gone(connection, writing.run_id, part) for part in parts}
+    found = {scope.table: ids for scope, ids in gone}
     if event_id is None:
         changes = [
             change for row in sorted(found[EVENTS]) for change in vanished(EVENTS, row, [row], writing.at)
@@ -97,11 +86,6 @@ def _vanish(connection: Connection, writing: Writing, event_id: str | None, part
         rows.write_plan(connection, writing, plan)
         if found.get(GAUGES):  # a tariff's own quota may count again, which only a read tells
             state.mark_due(connection, [event_id], writing.at)
-
-
-def _gone(connection: Connection, run_id: int, part: _Part) -> set[str]:
-    gone = {*absences.gone(connection, run_id, part.scope, part.since)}
-    return gone if part.among is None else gone & part.among
 
 
 def _wait(

@@ -131,9 +131,13 @@ def test_which_events_the_next_read_may_settle_is_not_known(mirror: Mirror) -> N
 
 def measured(mirror: Mirror, run_id: int, since: datetime, **sizes: int) -> dict[str, tuple[int, ...]]:
     of = {(table, None if table == EVENTS else "9"): size for table, size in sizes.items()}
-    found: list[Scope] = mirror.query(absences.measure, run_id, of, since)
+    found: list[Scope] = mirror.query(absences.measure, run_id, of)
     assert [(scope.table, scope.event_id) for scope in found] == [*of]
-    return {scope.table: (scope.of, scope.absent, scope.again, scope.lasting) for scope in found}
+
+    def gone(scope: Scope, since: datetime | None) -> int:
+        return len(mirror.query(absences.gone, run_id, scope, since))
+
+    return {each.table: (each.of, each.absent, gone(each, None), gone(each, since)) for each in found}
 
 
 def test_absences_are_counted_wrong(mirror: Mirror) -> None:

@@ -7,7 +7,6 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from syncd.mirror.absence import READS, Absence, Ruling, Scope, is_most, is_mostly_absent, note, rule
 from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS
@@ -212,10 +211,3 @@ def test_scopes_are_mixed_up(found: list[Scope], whole: bool, accepted: bool) ->
         alone = [one for one in found if one.table == table]
         together = [ruling for one, ruling in zip(found, rulings, strict=True) if one.table == table]
         assert ruled(*alone, whole=whole, accepted=accepted) == together
-
-
-@given(scopes, st.booleans())
-def test_how_often_a_row_was_lacking_excuses_how_many_are(found: list[Scope], whole: bool) -> None:
-    """Rulings look at how much is lacking now; how often and how long is for each row."""
-    lasting = [structs.replace(one, again=one.absent, lasting=one.absent) for one in found]
-    assert ruled(*lasting, whole=whole) == ruled(*found, whole=whole)
