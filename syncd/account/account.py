@@ -34,7 +34,7 @@ from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
 from syncd.feed.webhooks import Webhooks
 from syncd.mirror.diff import Change
-from syncd.model import Doubt, Json, Quiet, Run, RunError, Wish
+from syncd.model import Doubt, Json, Peer, Quiet, Run, RunError, Wish
 from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
 from syncd.run.runner import Runner
@@ -261,16 +261,19 @@ class Account:
         await self.open()
         return await self.database.read(deliveries.latest, limit, delivered_too=delivered_too)
 
-    async def pause(self, *, paused: bool, by: str | None = None) -> bool:
+    async def pause(self, *, paused: bool, requested_by: Peer | None = None) -> bool:
         """Pause or resume scheduled runs; tell whether it is a change. Raises where it is not remembered."""
         await self.open()
         if paused is (self.paused is not None):
             return False
-        pause = Pause(self.clock.now(), by) if paused else None
+        user = requested_by.user if requested_by else None
+        pause = Pause(self.clock.now(), user) if paused else None
         await self.database.write(state.put, state.PAUSED, pause)
         self.paused = pause
         if paused and self.runner.current is None:
             self.webhooks.release(EVER, set())  # no run comes that would do so
+        what, by = "paused" if paused else "on again", f" (by {user})" if user else ""
+        logger.bind(event="paused" if paused else "resumed").info("scheduled runs are {}{}", what, by)
         return True
 
     def status(self) -> Status:

@@ -157,7 +157,7 @@ class _Screen:
             _say(sentence)
 
     async def _show(self, daemon: Daemon) -> None:
-        events = await daemon.events(ended_too=False)
+        events = await daemon.account.events(ended_too=False)
         table = events_table(msgspec.to_builtins(events), datetime.now(UTC), columns())
         home = self._config.path.parent
         lines = [

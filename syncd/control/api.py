@@ -1,15 +1,15 @@
 """The routes of the control server, and the form of its answers.
 
-They are handed the daemon's verbs and know nothing of how these are done.
+They ask the account, and have the daemon read its configuration again.
 """
 
 import asyncio
 import pwd
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Protocol, TypeVar, Unpack
+from typing import Annotated, Any, TypeVar, Unpack
 
 import msgspec
 from msgspec import Struct, field
@@ -21,19 +21,22 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from syncd.account.status import Status, StatusAfter
+from syncd.account.account import Account
+from syncd.account.status import Status, StatusAfter, after
 from syncd.control.gate import Gate
+from syncd.control.metrics import exposition
 from syncd.control.openapi import LINES, TEXT, Event, described, document
-from syncd.control.page import Page, Shown
+from syncd.control.page import Page
 from syncd.database.deliveries import Delivery
 from syncd.errors import ConfigError, StoreError, SyncdError, UnknownDelivery
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
-from syncd.model import Doubt, Peer, Progress, Run, Wish
+from syncd.model import Doubt, Peer, Run, Wish
 from syncd.text import EVENT_NAME, harmless, names_an_event
 from syncd.threads import in_own_thread
 
 B = TypeVar("B")
+Reload = Callable[[], Awaitable[StatusAfter]]
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
 NAME_WITHIN_S = 1.0  # of a user; where names are kept on another machine that is away, the number must do
 MAX_WAIT_S = 60.0  # proxies close what is silent for longer
@@ -43,37 +46,6 @@ MOST_WAITING = 300
 """So many wait for a run at once; who comes after them is told at once how it stands, and asks again."""
 KEEP_ALIVE_S = 5.0
 """A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
-
-
-class Verbs(Shown, Protocol):
-    """What the daemon can do for whoever is let into the socket, beside what the page shows."""
-
-    async def request_run(self, **wish: Unpack[Wish]) -> Run:
-        """Return the run that serves the request. Raises Stopping."""
-
-    async def wait(self, run: Run, seconds: float) -> None:
-        """Return when the run has ended or the time is over."""
-
-    def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
-        """Yield a run's steps until it has ended, None as a sign of life."""
-
-    def webhooks(self) -> list[EndpointState]:
-        """Return how each endpoint of `[[webhooks]]` fares, from memory."""
-
-    async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
-        """Return the latest deliveries that wait or are parked, newest first; or of all."""
-
-    async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
-        """Have deliveries sent again now; return how many. Raises UnknownDelivery."""
-
-    async def pause(self, *, paused: bool, requested_by: Peer) -> StatusAfter:
-        """Stop or start scheduled runs, also over a restart."""
-
-    async def reload(self) -> StatusAfter:
-        """Read the configuration again. Raises ConfigError and changes nothing where it is bad."""
-
-    def metrics(self) -> bytes:
-        """Return the Prometheus text."""
 
 
 EventName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{EVENT_NAME}$"})]
@@ -110,14 +82,17 @@ class Refusal(Exception):  # an answer, not a fault
         self.code = code
 
 
-def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int = MOST_WAITING) -> Starlette:
-    """Return the ASGI application that answers by these verbs.
+def application(
+    account: Account, reload: Reload, redact: Callable[[str], str], *, most_waiting: int = MOST_WAITING
+) -> Starlette:
+    """Return the ASGI application that answers for an account.
 
-    What went wrong is told through `redact`; `most_waiting` may wait for a run at once.
+    `reload` reads the configuration again; it raises ConfigError and changes nothing where that is bad. What
+    went wrong is told through `redact`; `most_waiting` may wait for a run at once.
     """
-    routes = _Routes(verbs, most_waiting)
+    routes = _Routes(account, reload, most_waiting)
     token = secrets.token_urlsafe(32)  # this process's own, for its page
-    page = Page(verbs, token, routes.start)
+    page = Page(account, token, routes.start)
     app = Starlette(
         routes=[
             Route("/", page.answer, methods=["GET", "POST"]),
@@ -152,8 +127,9 @@ def application(verbs: Verbs, redact: Callable[[str], str], *, most_waiting: int
 
 
 class _Routes:
-    def __init__(self, verbs: Verbs, most_waiting: int) -> None:
-        self._verbs = verbs
+    def __init__(self, account: Account, reload: Reload, most_waiting: int) -> None:
+        self._account = account
+        self._reload = reload
         self._places = most_waiting
 
     @contextmanager
@@ -170,13 +146,13 @@ class _Routes:
 
     @described("How syncd fares. From memory: it waits for no run and no database.", answer=Status)
     async def status(self, _request: Request) -> Response:
-        return _json(self._verbs.status())
+        return _json(self._account.status())
 
     async def start(self, request: Request, **wish: Unpack[Wish]) -> Run:
         """Return the run that serves whoever sent the request, queued or in progress."""
         _check_ids(wish.get("events", ()))
         wish["requested_by"] = await _peer(request)
-        return await self._verbs.request_run(**wish)
+        return await self._account.request(**wish)
 
     @described(
         "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
@@ -197,11 +173,11 @@ class _Routes:
         refused=(503,),
     )
     async def doubts(self, _request: Request) -> Response:
-        return _json({"doubts": await self._verbs.doubts()})
+        return _json({"doubts": await self._account.doubts()})
 
     @described("The tables of a site that are kept true.", answer={"publish": list[TargetState]})
     async def publish(self, _request: Request) -> Response:
-        return _json({"publish": self._verbs.publish()})
+        return _json({"publish": self._account.publishing.states()})
 
     @described(
         "The endpoints, and the latest deliveries that wait or are parked; with `all` the delivered too.",
@@ -215,8 +191,8 @@ class _Routes:
     async def webhooks(self, request: Request) -> Response:
         """Answer with the endpoints, and the latest deliveries that wait or are parked; or all of them."""
         limit = _integer(request, "limit", 100, 1, MAX_RUNS)
-        deliveries = await self._verbs.deliveries(limit, delivered_too=_flag(request, "all"))
-        return _json({"endpoints": self._verbs.webhooks(), "deliveries": deliveries})
+        deliveries = await self._account.deliveries(limit, delivered_too=_flag(request, "all"))
+        return _json({"endpoints": self._account.webhooks.states(), "deliveries": deliveries})
 
     @described(
         "Send deliveries again: these, and all that wait for an endpoint or are parked.",
@@ -228,7 +204,9 @@ class _Routes:
     async def retry(self, request: Request) -> Response:
         """Answer with how many deliveries are sent again."""
         asked = await _body(request, RetryRequest)
-        return _json({"retried": await self._verbs.retry(ids=asked.ids, endpoint=asked.endpoint)})
+        await self._account.open()
+        retried = await self._account.webhooks.retry(ids=asked.ids, endpoint=asked.endpoint)
+        return _json({"retried": retried})
 
     @described(
         "A run; with `wait` as soon as it has ended or so many seconds are over.",
@@ -242,7 +220,7 @@ class _Routes:
         wait_s = _seconds(request, "wait", MAX_WAIT_S)
         with self._place() as is_free:
             if wait_s and is_free:
-                await self._verbs.wait(run, wait_s)
+                await self._account.runner.wait(run, wait_s)
         return _json(run)
 
     @described(
@@ -257,7 +235,7 @@ class _Routes:
         async def lines() -> AsyncIterator[bytes]:
             with self._place() as is_free:
                 if is_free:
-                    async for step in self._verbs.watch(run, KEEP_ALIVE_S):
+                    async for step in self._account.runner.watch(run, KEEP_ALIVE_S):
                         yield (msgspec.json.encode(step) if step else b"") + b"\n"
             yield msgspec.json.encode(run) + b"\n"
 
@@ -290,7 +268,7 @@ class _Routes:
         before = None
         if "before" in request.query_params:
             before = _integer(request, "before", 0, -MAX_ID, MAX_ID)
-        return _json({"runs": await self._verbs.runs(limit, before)})
+        return _json({"runs": await self._account.runs(limit, before)})
 
     @described(
         "The live events; with `all` those that ended or vanished too.",
@@ -299,19 +277,19 @@ class _Routes:
         refused=(400, 503),
     )
     async def events(self, request: Request) -> Response:
-        return _json({"events": await self._verbs.events(ended_too=_flag(request, "all"))})
+        return _json({"events": await self._account.events(ended_too=_flag(request, "all"))})
 
     @described("Start no more scheduled runs.", answer=StatusAfter, method="POST", refused=(503,))
     async def pause(self, request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=True, requested_by=await _peer(request)))
+        return await self._pause(request, paused=True)
 
     @described("Start scheduled runs again.", answer=StatusAfter, method="POST", refused=(503,))
     async def resume(self, request: Request) -> Response:
-        return _json(await self._verbs.pause(paused=False, requested_by=await _peer(request)))
+        return await self._pause(request, paused=False)
 
     @described("Read the configuration again.", answer=StatusAfter, method="POST", refused=(422,))
     async def reload(self, _request: Request) -> Response:
-        return _json(await self._verbs.reload())
+        return _json(await self._reload())
 
     @described(
         "Whether health is ok, for monitors.",
@@ -319,23 +297,27 @@ class _Routes:
         also={503: "It is not; the text says why."},
     )
     async def healthz(self, _request: Request) -> Response:
-        status = self._verbs.status()
+        status = self._account.status()
         if status.health == "ok":
             return PlainTextResponse("ok\n")
         return PlainTextResponse(f"{status.health}: {status.health_reason}\n", 503)
 
     @described("The metrics, as Prometheus reads them.", media=TEXT)
     async def metrics(self, _request: Request) -> Response:
-        return Response(self._verbs.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(exposition(self._account), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @described("This description, as OpenAPI 3.1.", answer=dict[str, Any])
     async def openapi(self, request: Request) -> Response:
         return _json(document(request.app.routes))
 
+    async def _pause(self, request: Request, *, paused: bool) -> Response:
+        is_new = await self._account.pause(paused=paused, requested_by=await _peer(request))
+        return _json(after(self._account.status(), ["paused"] if is_new else []))
+
     async def _find(self, request: Request) -> Run:
         named = request.path_params["id"]
         run_id = _whole(named, -MAX_ID, MAX_ID)
-        run = None if run_id is None else await self._verbs.find_run(run_id)
+        run = None if run_id is None else await self._account.find_run(run_id)
         if run is None:
             raise Refusal(404, "unknown_run", f"there is no run {named}")
         return run

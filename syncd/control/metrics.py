@@ -16,11 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from msgspec import Struct
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from syncd.account.account import Account
 from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Health, Status
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
@@ -40,39 +40,29 @@ Values = Mapping[str, Value] | Mapping[tuple[str, str], Value] | Mapping[tuple[s
 Metrics = dict[str, Value | Values]
 
 
-class Sources(Struct, frozen=True, kw_only=True):
-    """What the metrics are made of. `requests` counts answers by HTTP status."""
-
-    status: Status
-    facts: Facts
-    targets: Sequence[TargetState]
-    endpoints: Sequence[EndpointState]
-    requests: Mapping[str, int]
-    clock_jumps: int
-
-
-def exposition(sources: Sources) -> bytes:
-    """Return the Prometheus text exposition, every name prefixed `syncd_`."""
-    return generate_latest(_Collector(sources))
+def exposition(account: Account) -> bytes:
+    """Return the Prometheus text exposition of an account, every name prefixed `syncd_`."""
+    return generate_latest(_Collector(account))
 
 
 class _Collector(Collector):
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    def __init__(self, account: Account) -> None:
+        self._account = account
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric of which something is known."""
-        status, facts = self._sources.status, self._sources.facts
+        account = self._account
+        status, facts = account.status(), account.facts
         metrics: Metrics = {
-            **_daemon(status, self._sources.clock_jumps),
-            **_runs(status, facts, self._sources.requests),
+            **_daemon(status, account.schedule.clock_jumps),
+            **_runs(status, facts, account.client.statuses),
             **(_last_run(status.last_run) if status.last_run else {}),
             **_mirror(status),
             **_events(facts),
             **(_budget(status.budget) if status.budget else {}),
-            **_targets(status, self._sources.targets),
+            **_targets(status, account.publishing.states()),
             **_feeds(status.feeds),
-            **_webhooks(self._sources.endpoints),
+            **_webhooks(account.webhooks.states()),
             **_process(),
         }
         return (_family(name, found) for name, found in metrics.items() if found is not None)

@@ -8,10 +8,10 @@ Its script asks for the page again and puts what differs in place; without a scr
 import base64
 import functools
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -20,12 +20,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
 from syncd import text
-from syncd.account.status import Status
+from syncd.account.account import Account
 from syncd.control.gate import objection
 from syncd.control.openapi import HTML, described
 from syncd.errors import StoreError, SyncdError
-from syncd.feed.publish import TargetState
-from syncd.model import Doubt, Json, Run
+from syncd.model import Json, Run
 from syncd.threads import in_thread
 
 if TYPE_CHECKING:
@@ -52,33 +51,11 @@ SECURITY = {
 HERE = Path(__file__).parent
 
 
-class Shown(Protocol):
-    """Those of the daemon's verbs that the page needs."""
-
-    def status(self) -> Status:
-        """Return the status, from memory."""
-
-    async def find_run(self, run_id: int) -> Run | None:
-        """Return a run by its id."""
-
-    async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs that began, newest first."""
-
-    async def events(self, *, ended_too: bool) -> list[Json]:
-        """Return the events with their availability."""
-
-    async def doubts(self) -> list[Doubt]:
-        """Return what is absent upstream and not believed gone yet."""
-
-    def publish(self) -> Sequence[TargetState]:
-        """Return how each target of `[[publish]]` fares, from memory."""
-
-
 class Page:
     """The page and its form. `start` asks for a run in the name of whoever sent a request."""
 
-    def __init__(self, verbs: Shown, token: str, start: Callable[[Request], Awaitable[Run]]) -> None:
-        self._verbs = verbs
+    def __init__(self, account: Account, token: str, start: Callable[[Request], Awaitable[Run]]) -> None:
+        self._account = account
         self._token = token
         self._start = start
 
@@ -106,7 +83,7 @@ class Page:
 
     async def _show(self, request: Request) -> Response:
         """Answer with the page, or with what is in memory alone (`?only=now`), which is asked for often."""
-        status = self._verbs.status()
+        status = self._account.status()
         asked = await self._asked(request.query_params.get("run", ""))
         context: Json = {
             "status": status,
@@ -118,13 +95,13 @@ class Page:
         if context["whole"]:
             try:
                 context |= {
-                    "events": await self._verbs.events(ended_too=False),
-                    "runs": await self._verbs.runs(RUNS_SHOWN, None),
-                    "doubts": await self._verbs.doubts(),
+                    "events": await self._account.events(ended_too=False),
+                    "runs": await self._account.runs(RUNS_SHOWN, None),
+                    "doubts": await self._account.doubts(),
                 }
             except SyncdError as error:  # the page is what one looks at in trouble
                 context["trouble"] = request.app.state.redact(str(error))
-            context["targets"] = self._verbs.publish()
+            context["targets"] = self._account.publishing.states()
         html = await in_thread(_render, context, datetime.now(UTC))
         return HTMLResponse(html, headers=SECURITY | {"Content-Security-Policy": _policy()})
 
@@ -134,7 +111,7 @@ class Page:
         except msgspec.ValidationError:
             return None
         try:
-            return await self._verbs.find_run(number) if abs(number) < 2**63 else None
+            return await self._account.find_run(number) if abs(number) < 2**63 else None
         except StoreError:
             return None
 
@@ -190,7 +167,7 @@ def _template() -> "Template":
 
 
 def _render(context: Json, now: datetime) -> str:
-    """Return the page's HTML, of records as the verbs give them."""
+    """Return the page's HTML, of records as the account gives them."""
     from markupsafe import Markup  # noqa: PLC0415 - jinja2's
 
     def since(instant: str | None) -> str:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from syncd.account.account import Account
 from syncd.account.status import StatusAfter, after
 from syncd.config import Config, differing
-from syncd.control import metrics
 from syncd.control.api import application
 from syncd.control.peers import connections_at_most
 from syncd.control.server import ControlServer
@@ -30,10 +29,8 @@ from syncd.daemon.watchdog import Watchdog
 from syncd.database.engine import masked
 from syncd.errors import ConfigError, StoreError
 from syncd.feed.heartbeat import ping
-from syncd.feed.publish import TargetState
-from syncd.feed.webhooks import EndpointState
 from syncd.log.redact import Redactor
-from syncd.model import Peer, Run
+from syncd.model import Run
 from syncd.text import count, format_duration, run_name
 from syncd.threads import Background, in_thread
 
@@ -84,12 +81,7 @@ class Daemon:
         self._on_run = on_run
         self._on_cut = on_cut
         self._ends_with_terminal = ends_with_terminal
-        self._account = account = Account(config, redact, on_begin=self._began, on_end=self._ended)
-        # Verbs of the control server that the account alone has to do with.
-        self.status, self.events, self.doubts = account.status, account.events, account.doubts
-        self.request_run, self.find_run, self.runs = account.request, account.find_run, account.runs
-        self.wait, self.watch = account.runner.wait, account.runner.watch
-        self.deliveries = account.deliveries
+        self.account = Account(config, redact, on_begin=self._began, on_end=self._ended)
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
@@ -119,7 +111,7 @@ class Daemon:
                 else:
                     serving.cancel()
                 await asyncio.wait({serving})
-                await self._account.close()
+                await self.account.close()
                 control.remove()
                 raise
             code = await self._until_stopped(serving)
@@ -134,22 +126,22 @@ class Daemon:
         await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         with self._extending():
             try:
-                await self._account.open()
+                await self.account.open()
             except StoreError as error:
                 logger.bind(event="error.database").error("{}; tried again with each run", error)
-        self._account.runner.serve()
-        self._account.start()
+        self.account.runner.serve()
+        self.account.start()
         if self._stop_asked.is_set():
             return
         every = f"every {format_duration(self._config.sync.interval.total_seconds())}"
         logger.bind(event="started").info(
             "syncd {} is up: runs {}, answers on {}, writes to {}",
-            *(self.status().version, every, control.path, masked(self._config.database.url)),
+            *(self.account.status().version, every, control.path, masked(self._config.database.url)),
         )
         if control.up.is_set():
             without = (
                 ""
-                if self._account.database.is_open
+                if self.account.database.is_open
                 else "; the database cannot be opened, each run tries again"
             )
             self._notifier.ready(STATUS=f"up, runs {every}{without}")
@@ -160,7 +152,7 @@ class Daemon:
 
     def _application(self) -> Starlette:
         most = int(WAITING_SHARE * connections_at_most())
-        return application(self, self._redact, most_waiting=most)
+        return application(self.account, self.reload, self._redact, most_waiting=most)
 
     def _feed_watchdog(self, path: Path) -> None:
         if self._feed_every_s:
@@ -169,9 +161,9 @@ class Daemon:
                 self._feed_every_s,
                 path=path,
                 is_inherited=self._listening is not None,
-                schedule_is_alive=lambda: self._account.schedule.is_alive,
-                slot_overdue_s=self._account.schedule.overdue_s,
-                run_overdue_s=self._account.runner.overdue_s,
+                schedule_is_alive=lambda: self.account.schedule.is_alive,
+                slot_overdue_s=self.account.schedule.overdue_s,
+                run_overdue_s=self.account.runner.overdue_s,
             )
             self._watchdog.start()
 
@@ -185,7 +177,7 @@ class Daemon:
         async def extend() -> None:
             while True:
                 await asyncio.sleep(EXTEND_EVERY_S)
-                if self._account.database.is_writing:
+                if self.account.database.is_writing:
                     self._notifier.extend(EXTEND_S)
 
         task = asyncio.create_task(extend())
@@ -196,7 +188,7 @@ class Daemon:
 
     async def _until_stopped(self, serving: "asyncio.Task[None]") -> int:
         stopped = asyncio.create_task(self._stop_asked.wait())
-        parts = {serving, self._account.runner.task, self._account.schedule.task}
+        parts = {serving, self.account.runner.task, self.account.schedule.task}
         await asyncio.wait({stopped, *parts}, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             return 0
@@ -212,9 +204,9 @@ class Daemon:
             self._begin_stop(code)
         if self._watchdog:
             self._watchdog.stop()
-        self._account.schedule.stop()
+        self.account.schedule.stop()
         with self._extending():
-            ended = await self._account.runner.stop(RUN_GRACE_S)
+            ended = await self.account.runner.stop(RUN_GRACE_S)
         assert self._control
         self._control.stop()
         await asyncio.wait({serving})
@@ -222,7 +214,7 @@ class Daemon:
         if not ended:
             self._give_up("the database did not answer, its transaction is rolled back", code)
         await self._background.cancel()
-        await self._account.close()
+        await self.account.close()
         await self._loop.shutdown_default_executor()  # a thread that hangs would keep the process, unguarded
         if self._guard:
             self._guard.cancel()
@@ -248,7 +240,7 @@ class Daemon:
     def _begin_stop(self, code: int) -> None:
         """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
-        self._account.runner.is_stopping = True
+        self.account.runner.is_stopping = True
         if not self._guard:
             self._set_guard(code)
         self._notifier.stopping()
@@ -304,30 +296,7 @@ class Daemon:
         self._background.start(ping(self._config.heartbeat.url, run))
         self._on_run(run)
 
-    # --- the verbs of the control server
-
-    def publish(self) -> list[TargetState]:
-        """Return how each target of `[[publish]]` fares, from memory."""
-        return [each.state for each in self._account.publishing.targets]
-
-    def webhooks(self) -> list[EndpointState]:
-        """Return how each endpoint of `[[webhooks]]` fares, from memory."""
-        return [each.state for each in self._account.webhooks.endpoints]
-
-    async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
-        """Have deliveries sent again now; return how many. Raises UnknownDelivery."""
-        await self._account.open()
-        return await self._account.webhooks.retry(ids=ids, endpoint=endpoint)
-
-    async def pause(self, *, paused: bool, requested_by: Peer | None = None) -> StatusAfter:
-        """Pause or resume scheduled runs. Raises StoreError where that could not be remembered."""
-        user = requested_by.user if requested_by else None
-        is_new = await self._account.pause(paused=paused, by=user)
-        if is_new:
-            logger.bind(event="paused" if paused else "resumed").info(
-                "scheduled runs are {}{}", "paused" if paused else "on again", f" (by {user})" if user else ""
-            )
-        return after(self.status(), ["paused"] if is_new else [])
+    # --- a reload
 
     async def reload(self) -> StatusAfter:
         """Take a changed configuration over, once syncd is up. Raises ConfigError, with nothing changed."""
@@ -342,13 +311,13 @@ class Daemon:
                 raise
             finally:
                 self._notifier.ready()
-        return after(self.status(), changed, late)
+        return after(self.account.status(), changed, late)
 
     async def _take_over(self, config: Config) -> tuple[list[str], list[str]]:
         """Put a configuration in force; return the keys that changed, and those that wait for a restart."""
         before = self._config
         effective = structs.replace(config, database=before.database, control=before.control)
-        await self._account.configure(effective)
+        await self.account.configure(effective)
         self._config = effective
         if effective != config:
             logger.bind(event="reload.partly").warning(
@@ -358,17 +327,3 @@ class Daemon:
         said = ", ".join(changed) or "nothing"
         logger.bind(event="reloaded").info("the configuration was read again; changed: {}", said)
         return changed, differing(effective, config)
-
-    def metrics(self) -> bytes:
-        """Return the Prometheus text."""
-        account = self._account
-        return metrics.exposition(
-            metrics.Sources(
-                status=self.status(),
-                facts=account.facts,
-                targets=self.publish(),
-                endpoints=self.webhooks(),
-                requests=account.client.statuses,
-                clock_jumps=account.schedule.clock_jumps,
-            )
-        )

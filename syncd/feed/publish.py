@@ -191,6 +191,10 @@ class Publishing:
         """Return how many there are and fail."""
         return PublishStatus(len(self.targets), len(self.failing))
 
+    def states(self) -> list[TargetState]:
+        """Return how each of them fares."""
+        return [each.state for each in self.targets]
+
     def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
         """Write what follows from changes of events into the targets of the same database."""
         ids = [each.row_id for each in changes if each.table == EVENTS and each.kind != "vanished"]

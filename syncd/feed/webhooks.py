@@ -463,9 +463,13 @@ class Webhooks:
 
     # --- what may be asked
 
+    def states(self) -> list[EndpointState]:
+        """Return how each endpoint fares."""
+        return [each.state for each in self.endpoints]
+
     def status(self) -> WebhooksStatus:
         """Return how many endpoints there are, and how many deliveries wait and are parked."""
-        states = [each.state for each in self.endpoints]
+        states = self.states()
         pending, parked = sum(each.pending for each in states), sum(each.parked for each in states)
         return WebhooksStatus(len(states), pending, parked)
 

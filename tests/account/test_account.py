@@ -23,7 +23,7 @@ from syncd.database import runs, state
 from syncd.database.engine import Database
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.log.redact import Redactor
-from syncd.model import MAX_ERRORS, Quiet, Run
+from syncd.model import MAX_ERRORS, Peer, Quiet, Run
 from syncd.standin.server import Fault, StandIn
 
 DAY_S = 86_400.0
@@ -333,20 +333,20 @@ def test_a_pause_ends_with_the_process(make_config: MakeConfig) -> None:
 
 def test_nobody_knows_who_paused(make_config: MakeConfig) -> None:
     """Since when and by whom runs are paused outlasts a restart; who pauses them again changes nothing."""
-    config = make_config()
+    config, alice, bob = make_config(), Peer(1000, "alice", 1), Peer(1001, "bob", 2)
     with rig_on(config) as rig:
         rig.run()
-        assert rig.portal.call(partial(rig.account.pause, paused=True, by="alice"))
+        assert rig.portal.call(partial(rig.account.pause, paused=True, requested_by=alice))
         status = rig.account.status()
         assert (status.state, status.skipping, status.paused_by) == ("paused", "paused", "alice")
-        assert not rig.portal.call(partial(rig.account.pause, paused=True, by="bob"))
+        assert not rig.portal.call(partial(rig.account.pause, paused=True, requested_by=bob))
         assert status.health == "ok"
     with rig_on(config) as rig:
         rig.portal.call(rig.account.open)
         after = rig.account.status()
         assert (after.paused_by, after.paused_since) == ("alice", status.paused_since)
-        assert rig.portal.call(partial(rig.account.pause, paused=False, by="bob"))
-        assert not rig.portal.call(partial(rig.account.pause, paused=False, by="bob"))
+        assert rig.portal.call(partial(rig.account.pause, paused=False, requested_by=bob))
+        assert not rig.portal.call(partial(rig.account.pause, paused=False, requested_by=bob))
         after = rig.account.status()
         assert (after.paused_by, after.paused_since, after.skipping) == (None, None, None)
 

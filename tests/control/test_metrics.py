@@ -4,6 +4,8 @@ import shutil
 import subprocess
 from collections import Counter
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from msgspec import structs
@@ -11,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.project import METRICS
 
 from syncd import __version__
+from syncd.account.account import Account
 from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Status
-from syncd.control.metrics import NAME_LENGTH, Sources, exposition
+from syncd.control.metrics import NAME_LENGTH, exposition
 from syncd.database.rows import Places
 from syncd.feed.publish import PublishStatus, TargetState
 from syncd.feed.webhooks import EndpointState
@@ -117,16 +120,15 @@ def scrape(status: Status = STATUS) -> bytes:
     facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
     facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
     requests = Counter({"200": 31, "503": 2, 'odd "status"\n\\': 1})
-    return exposition(
-        Sources(
-            status=status,
-            facts=facts,
-            targets=TARGETS,
-            endpoints=ENDPOINTS,
-            requests=requests,
-            clock_jumps=4,
-        )
+    account = SimpleNamespace(
+        status=lambda: status,
+        facts=facts,
+        publishing=SimpleNamespace(states=lambda: TARGETS),
+        webhooks=SimpleNamespace(states=lambda: ENDPOINTS),
+        client=SimpleNamespace(statuses=requests),
+        schedule=SimpleNamespace(clock_jumps=4),
     )
+    return exposition(cast("Account", account))
 
 
 def samples(status: Status = STATUS) -> dict[tuple[str, Labels], float]:

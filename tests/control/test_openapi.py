@@ -10,16 +10,15 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from support.control_stub import Stub
+from support.control_stub import Stub, answering
 from support.processes import PATIENCE_S, DaemonProcess, short_folder
 from support.project import README
 
-from syncd.control.api import application
 from syncd.control.openapi import Event, described, document
 from syncd.database.rows import SHOWN
 from syncd.standin.server import StandIn, serving
 
-ROUTES = application(Stub(), str).routes
+ROUTES = answering(Stub()).routes
 DOCUMENT: dict[str, Any] = document(ROUTES)
 COMPONENTS = DOCUMENT["components"]["schemas"]
 GETS = sorted(path for path, methods in DOCUMENT["paths"].items() if "get" in methods)

@@ -68,7 +68,7 @@ class Shown(Stub):
     async def doubts(self) -> list[Doubt]:
         return self._doubts
 
-    def publish(self) -> list[TargetState]:
+    def targets(self) -> list[TargetState]:
         return self._targets
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import LogLines
-from support.control_stub import Client, Stub, ask, serving
+from support.control_stub import Client, Stub, answering, ask, serving
 from support.processes import short_folder
 from support.variants import mostly_slow
 
 from syncd.control import peers, server
-from syncd.control.api import application
 from syncd.model import Run
 
 STATUS = b"GET /v1/status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -178,7 +177,7 @@ def test_waiting_takes_the_last_place(path: Path) -> None:
 
     async def main() -> None:
         control = server.ControlServer(path, mode=0o600, group=None)
-        serve = asyncio.create_task(control.serve(application(stub, str, most_waiting=2)))
+        serve = asyncio.create_task(control.serve(answering(stub, most_waiting=2)))
         await control.up.wait()
         lines = b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         wait_s = b"GET /v1/runs/43?wait=60 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

@@ -69,7 +69,7 @@ class Living:
     async def at_work(self) -> Any:
         """Run until the block ends, then stop as SIGTERM does; the exit code must be 0."""
         task = asyncio.create_task(self.daemon.run())
-        await self.until(lambda: task.done() or self.daemon.status().next_run_at)
+        await self.until(lambda: task.done() or self.daemon.account.status().next_run_at)
         try:
             yield self.daemon
         finally:
@@ -80,7 +80,7 @@ class Living:
 
 async def by_request(daemon: Daemon) -> Run:
     """Return the run that serves a request made by hand."""
-    return await daemon.request_run(requested_by=BY_HAND)
+    return await daemon.account.request(requested_by=BY_HAND)
 
 
 def test_nothing_runs_by_itself(settings: Callable[[], Config]) -> None:
@@ -89,7 +89,7 @@ def test_nothing_runs_by_itself(settings: Callable[[], Config]) -> None:
     async def scenario() -> None:
         living = Living(settings)
         async with living.at_work() as daemon:
-            assert daemon.status().last_run is None
+            assert daemon.account.status().last_run is None
             await living.until(lambda: len(living.runs) >= 3)
         assert {run.trigger for run in living.runs} == {"interval"}
         assert [run.id for run in living.runs[:3]] == [1, 2, 3]
@@ -124,7 +124,7 @@ def test_late_slot_after_restart(settings: Callable[[], Config]) -> None:
 
     async def next_run_at() -> datetime | None:
         async with Living(settings, interval=timedelta(hours=1)).at_work() as daemon:
-            at: datetime | None = daemon.status().next_run_at
+            at: datetime | None = daemon.account.status().next_run_at
             return at
 
     before = asyncio.run(finished_at())  # a daemon and its loop end together
@@ -144,9 +144,9 @@ def test_slow_run_is_joined_by_a_second(settings: Callable[[], Config], standin:
             if by_hand:
                 await by_request(daemon)
             reason = "busy" if by_hand else "overrun"
-            await living.until(lambda: daemon.status().slots_skipped.get(reason, 0) >= 2)
+            await living.until(lambda: daemon.account.status().slots_skipped.get(reason, 0) >= 2)
             assert len(standin.requests) == before + 1
-            assert daemon.status().queued_runs == 0
+            assert daemon.account.status().queued_runs == 0
             standin.heal()
             await living.until(lambda: len(living.runs) >= 2)  # and then they go on
 
@@ -160,14 +160,14 @@ def test_pause_runs_on(settings: Callable[[], Config], standin: StandIn) -> None
     async def scenario() -> None:
         living = Living(settings)
         async with living.at_work() as daemon:
-            await daemon.pause(paused=True)
-            await living.until(lambda: daemon.status().slots_skipped.get("paused", 0) >= 2)
+            await daemon.account.pause(paused=True)
+            await living.until(lambda: daemon.account.status().slots_skipped.get("paused", 0) >= 2)
             assert living.runs == []
             assert standin.requests == []
             run = await by_request(daemon)
-            await daemon.wait(run, PATIENCE_S)
+            await daemon.account.runner.wait(run, PATIENCE_S)
             assert run.outcome == "ok"
-            await daemon.pause(paused=False)
+            await daemon.account.pause(paused=False)
             await living.until(lambda: "interval" in {run.trigger for run in living.runs})
 
     asyncio.run(scenario())
@@ -181,8 +181,8 @@ def test_refused_key_is_tried_for_ever(settings: Callable[[], Config], standin: 
         standin.fail("*", unauthorized, times=None)
         living = Living(settings)
         async with living.at_work() as daemon:
-            await living.until(lambda: daemon.status().slots_skipped.get("credentials", 0) >= 2)
-            status = daemon.status()
+            await living.until(lambda: daemon.account.status().slots_skipped.get("credentials", 0) >= 2)
+            status = daemon.account.status()
             assert (status.health, len(standin.requests)) == ("failing", 1)
             assert status.health_reason == "Billetweb refused the user or the key"
             standin.heal()
@@ -190,12 +190,12 @@ def test_refused_key_is_tried_for_ever(settings: Callable[[], Config], standin: 
                 await daemon.reload()
             else:
                 run = await by_request(daemon)
-                await daemon.wait(run, PATIENCE_S)
+                await daemon.account.runner.wait(run, PATIENCE_S)
                 assert run.outcome == "ok"
             before = len(living.runs)
             await living.until(lambda: len(living.runs) > before)
             assert (living.runs[-1].trigger, living.runs[-1].outcome) == ("interval", "ok")
-            assert daemon.status().health == "ok"
+            assert daemon.account.status().health == "ok"
 
     asyncio.run(scenario())
 
@@ -206,8 +206,8 @@ def test_crash_of_a_part_leaves_a_zombie(settings: Callable[[], Config]) -> None
     async def scenario() -> int:
         living = Living(settings)
         task = asyncio.create_task(living.daemon.run())
-        await living.until(lambda: living.daemon.status().next_run_at)
-        living.daemon._account.runner.task.cancel()
+        await living.until(lambda: living.daemon.account.status().next_run_at)
+        living.daemon.account.runner.task.cancel()
         return await asyncio.wait_for(task, PATIENCE_S)
 
     assert asyncio.run(scenario()) == 1

@@ -6,12 +6,15 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Unpack
+from types import SimpleNamespace
+from typing import Any, Unpack, cast
 
 import httpx
+from starlette.applications import Starlette
 
 import syncd
-from syncd.account.status import Status, StatusAfter, after
+from syncd.account.account import Account
+from syncd.account.status import Facts, Status, StatusAfter, after
 from syncd.control.api import application
 from syncd.control.server import ControlServer
 from syncd.database.deliveries import Delivery
@@ -83,7 +86,7 @@ DELIVERY = Delivery(
 
 
 class Stub:
-    """A daemon of a few lines: keeps what it was asked, and answers what the test has set."""
+    """An account of a few lines, with a reload: keeps what it was asked, answers what the test has set."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
@@ -91,6 +94,12 @@ class Stub:
         self.fault: Exception | None = None
         self.watchers = 0
         self.steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+        self.facts = Facts(started_at=START)
+        self.runner = self
+        self.publishing = SimpleNamespace(states=self.targets)
+        self.webhooks = SimpleNamespace(states=self.endpoints, retry=self.retry)
+        self.client = SimpleNamespace(statuses={})
+        self.schedule = SimpleNamespace(clock_jumps=0)
         self.known = {
             run.id: run for run in (ENDED, Run(id=43, trigger="manual"), Run(id=-7, trigger="manual"))
         }
@@ -130,7 +139,7 @@ class Stub:
             slots_missed=0,
         )
 
-    async def request_run(self, **wish: Unpack[Wish]) -> Run:
+    async def request(self, **wish: Unpack[Wish]) -> Run:
         full, events, peer = wish.get("full", False), [*wish.get("events", ())], wish.get("requested_by")
         run = Run(id=43, trigger="manual", full=full, events=events, requested_by=peer)
         run.accept = wish.get("accept", False)
@@ -168,11 +177,11 @@ class Stub:
         self._note("doubts")
         return [DOUBT]
 
-    def publish(self) -> list[TargetState]:
+    def targets(self) -> list[TargetState]:
         self._note("publish")
         return [TargetState(name="formation", table="Formation", database=None, matched=3)]
 
-    def webhooks(self) -> list[EndpointState]:
+    def endpoints(self) -> list[EndpointState]:
         self._note("webhooks")
         return [EndpointState(name="site", host="example.org", pending=1)]
 
@@ -180,28 +189,37 @@ class Stub:
         self._note("deliveries", limit, delivered_too)
         return [DELIVERY]
 
+    async def open(self) -> None:
+        pass
+
     async def retry(self, *, ids: Sequence[str], endpoint: str | None) -> int:
         self._note("retry", ids, endpoint)
         if endpoint == "nobody":
             raise UnknownDelivery("there is no endpoint nobody: there are site")
         return 2
 
-    async def pause(self, *, paused: bool, requested_by: Peer) -> StatusAfter:
+    async def pause(self, *, paused: bool, requested_by: Peer) -> bool:
         self._note("pause", paused, requested_by)
-        return after(self.status(), ["paused"])
+        return True
 
     async def reload(self) -> StatusAfter:
         self._note("reload")
         return after(self.status(), ["sync.interval"], ["database.url"])
 
-    def metrics(self) -> bytes:
-        return b"syncd_paused 0.0\n"
+
+def answering(stub: Stub, redact: Callable[[str], str] = str, **options: int) -> Starlette:
+    """Return the application that answers for a stub."""
+
+    async def reload() -> StatusAfter:
+        return await stub.reload()  # of the stub that a Switch has by then
+
+    return application(cast("Account", stub), reload, redact, **options)
 
 
 @contextlib.asynccontextmanager
 async def serving(path: Path, stub: Stub) -> AsyncIterator[Client]:
     server = ControlServer(path, mode=0o600, group=None)
-    task = asyncio.create_task(server.serve(application(stub, Redactor([SECRET]))))
+    task = asyncio.create_task(server.serve(answering(stub, Redactor([SECRET]))))
     await server.up.wait()
     try:
         async with Client(
