@@ -30,6 +30,11 @@ AttendeeMode = Literal["none", "minimal", "full"]
 FeedFormat = Literal["json", "jsonld", "ics", "csv"]
 
 
+def joined(key: Sequence[str]) -> str:
+    """Return the parts of a key joined by `/`, one inside a part written %2F: no two keys are alike."""
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in key)
+
+
 class Event(Struct, frozen=True, kw_only=True):
     """One event. `places_*` to `sale_status` are derived (see `availability.py`), the rest is `/events`."""
 
@@ -70,6 +75,11 @@ class Gauge(Struct, frozen=True, kw_only=True):
     unlimited: bool = False
     status: str | None = None
     extra: Json = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Its key as one text."""
+        return joined((self.event_id, self.session_id, self.type, self.gauge_id))
 
 
 class Ticket(Struct, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ from syncd.errors import StoreError
 from syncd.log import setup as log
 from syncd.log.redact import Redactor
 from syncd.mirror.availability import with_figures
-from syncd.mirror.diff import KINDS, present, row_id
+from syncd.mirror.diff import KINDS, present
 from syncd.model import Run, Trigger
 from syncd.standin.server import StandIn, php_json, serving
 
@@ -431,7 +431,7 @@ def mirrors(rig: Rig, standin: StandIn, *but: str, carts: bool = False) -> None:
         )
         assert held == {
             "billetweb_events": {event_id: structs.asdict(event)},
-            "billetweb_gauges": {row_id(gauge): structs.asdict(gauge) for gauge in gauges},
+            "billetweb_gauges": {gauge.id: structs.asdict(gauge) for gauge in gauges},
             "billetweb_tickets": {ticket.id: structs.asdict(ticket) for ticket in tickets},
             "billetweb_sessions": {session.id: structs.asdict(session) for session in sessions},
         }

@@ -23,7 +23,7 @@ from loguru import logger
 from syncd import __version__, web
 from syncd.billetweb import answers, decode
 from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, lay_down, named
-from syncd.billetweb.decode import Decoded, GaugeKey
+from syncd.billetweb.decode import Decoded
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
 from syncd.config import BilletwebConfig, Secret
@@ -39,7 +39,6 @@ from syncd.errors import (
 from syncd.model import Event, Gauge, Quiet, Session, Ticket
 from syncd.threads import in_thread
 
-K = TypeVar("K")
 R = TypeVar("R")
 EVENTS = "/events"
 HTTP_NOT_FOUND = 404
@@ -153,24 +152,24 @@ class Billetweb:
         """Close the connections."""
         await self._http.aclose()
 
-    async def events(self, *, descriptions: bool = True) -> Decoded[str, Event]:
+    async def events(self, *, descriptions: bool = True) -> Decoded[Event]:
         """Return all events of the account, ended ones too. Raises BilletwebError, as all reads do."""
         read = partial(decode.decode_events, account=self._account)
         return await self._read(EVENTS, read, past="1", description="1" if descriptions else "0")
 
-    async def gauges(self, event_id: str) -> Decoded[GaugeKey, Gauge]:
+    async def gauges(self, event_id: str) -> Decoded[Gauge]:
         """Return the availability rows of one event, past sessions' too."""
         read = partial(decode.decode_gauges, event_id=event_id)
         temp = "1" if self._count_carts else "0"
         return await self._read(f"/event/{event_id}/avail", read, past="1", temp=temp)
 
-    async def tickets(self, event_id: str) -> Decoded[str, Ticket]:
+    async def tickets(self, event_id: str) -> Decoded[Ticket]:
         """Return the tariffs of one event."""
         return await self._read(
             f"/event/{event_id}/tickets", partial(decode.decode_tickets, event_id=event_id)
         )
 
-    async def sessions(self, event_id: str) -> Decoded[str, Session]:
+    async def sessions(self, event_id: str) -> Decoded[Session]:
         """Return the sessions of one event, past ones too."""
         read = partial(decode.decode_sessions, event_id=event_id)
         return await self._read(f"/event/{event_id}/dates", read, past="1")
@@ -192,11 +191,11 @@ class Billetweb:
         async with self._slots:
             return Spooled(await self._get(path, params, self._timeout_s * 2), path)
 
-    async def _read(self, path: str, decode: Callable[..., Decoded[K, R]], **params: str) -> Decoded[K, R]:
+    async def _read(self, path: str, decode: Callable[..., Decoded[R]], **params: str) -> Decoded[R]:
         """Return the rows of a list; `decode` is for a slice of it, as in `Spooled.decoded`."""
         async with self._slots:
             file = await self._get(path, params)
-        whole: Decoded[K, R] = Decoded(records={})
+        whole: Decoded[R] = Decoded(records={})
         with Spooled(file, path, LIST_MAX_ROWS) as answer:
             parts = answer.decoded(decode)
 

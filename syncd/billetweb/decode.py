@@ -49,14 +49,12 @@ BAD_AT_MOST = 20
 FEW = 16
 """So few rows are read one by one where one is odd: to halve them further costs more than it spares."""
 
-K = TypeVar("K")
 R = TypeVar("R")
-GaugeKey = tuple[str, str, str, str]  # event_id, session_id, type, gauge_id
 ReadAttendee = tuple[str, Attendee, tuple[str, ...]]  # id, record, the columns that could not be read
 
 
-class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
-    """The records of one answer, by key.
+class Decoded(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
+    """The records of one answer, by id.
 
     `bad` names the first rows that could not be used, with the reason ("events[2].id is missing"), and
     `bad_total` counts them all: where there are any, the read is not complete. `duplicates` counts the rows
@@ -64,8 +62,8 @@ class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
     be read.
     """
 
-    records: dict[K, R]
-    unreadable: dict[K, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    records: dict[str, R]
+    unreadable: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     bad: list[str] = msgspec.field(default_factory=list)
     bad_total: int = 0
     duplicates: int = 0
@@ -75,7 +73,7 @@ class Decoded(msgspec.Struct, Generic[K, R], frozen=True, kw_only=True):
         """How many rows the answer had."""
         return len(self.records) + self.bad_total + self.duplicates
 
-    def joined(self, later: "Decoded[K, R]") -> "Decoded[K, R]":
+    def joined(self, later: "Decoded[R]") -> "Decoded[R]":
         """Return this and what came after it as one; this one is used up."""
         rows = self.rows + later.rows
         self.records.update(later.records)
@@ -209,7 +207,7 @@ _SALE = msgspec.json.Decoder(_Sale)
 # `before` is how many rows of the answer came before this part of it.
 
 
-def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[str, Event]:
+def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[Event]:
     """Give the events of `/events` by id; an unusable row is counted as `bad`, and the others stand.
 
     Raises DecodeError for a body that is no array.
@@ -228,16 +226,16 @@ def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[str,
     return _keyed(found, bad, bad_total)
 
 
-def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[GaugeKey, Gauge]:
-    """Give the gauges of `/event/:id/avail`, by (event_id, session_id, type, gauge_id).
+def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Gauge]:
+    """Give the gauges of `/event/:id/avail` by id.
 
     Raises DecodeError, naming row and field, for a row that is no object or has no type.
     """
     found = (_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", before, required="type"))
-    return _keyed((_gauge_key(gauge), gauge, unreadable) for gauge, unreadable in found)
+    return _keyed((gauge.id, gauge, unreadable) for gauge, unreadable in found)
 
 
-def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[str, Ticket]:
+def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Ticket]:
     """Give the tariffs of `/event/:id/tickets` by id; `position` counts from 1 in the answer's order.
 
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
@@ -249,7 +247,7 @@ def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[st
     )
 
 
-def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[str, Session]:
+def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Session]:
     """Give the sessions of `/event/:id/dates` by id.
 
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
@@ -263,7 +261,7 @@ def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[s
 
 def decode_attendees(
     body: bytes, *, event_id: str | None = None, full: bool, before: int = 0
-) -> Decoded[str, Attendee]:
+) -> Decoded[Attendee]:
     """Give the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
 
     The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
@@ -349,8 +347,8 @@ def _carefully(row: object, subject: str, event_id: str | None, *, full: bool) -
 
 
 def _keyed(
-    rows: Iterable[tuple[K, R, tuple[str, ...]]], bad: Iterable[str] = (), bad_total: int = 0
-) -> Decoded[K, R]:
+    rows: Iterable[tuple[str, R, tuple[str, ...]]], bad: Iterable[str] = (), bad_total: int = 0
+) -> Decoded[R]:
     """Give the records by key, with the columns that could not be read; of several with one key the last."""
     found = list(rows)
     records = {key: record for key, record, _ in found}
@@ -362,10 +360,6 @@ def _keyed(
         bad_total=bad_total,
         duplicates=len(found) - len(records),
     )
-
-
-def _gauge_key(gauge: Gauge) -> GaugeKey:
-    return gauge.event_id, gauge.session_id, gauge.type, gauge.gauge_id
 
 
 def _gauge(row: Columns, event_id: str) -> tuple[Gauge, tuple[str, ...]]:

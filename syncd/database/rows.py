@@ -21,8 +21,8 @@ from sqlalchemy import (
 
 from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.availability import is_on_offer
-from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, count, joined
-from syncd.model import EVENTS, Counts, Json, Ticket
+from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, count
+from syncd.model import EVENTS, Counts, Json, Ticket, joined
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
 SHOWN = (

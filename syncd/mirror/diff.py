@@ -146,33 +146,21 @@ def count(changes: Iterable[Change]) -> Counts:
     return Counts(**Counter[str](change.kind for change in changes))
 
 
-def row_id(record: Record) -> str:
-    """Return the record's key as one text: its id, or a gauge's four parts."""
-    if isinstance(record, Gauge):
-        return joined((record.event_id, record.session_id, record.type, record.gauge_id))
-    return record.id
-
-
-def joined(key: Sequence[str]) -> str:
-    """Return the parts of a key joined by `/`, one inside a part written %2F: no two keys are alike."""
-    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in key)
-
-
 def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
     """Return the change that brings `stored` to `record`, None where they are equal."""
     new = structs.astuple(record)
     event_id, names = new[EVENT_ID[table]], LOGGED[table]
     if stored is None:
         diff = {name: (None, value) for name, value in zip(names, new, strict=False) if value is not None}
-        return Change(table, row_id(record), event_id, "inserted", new, diff)
+        return Change(table, record.id, event_id, "inserted", new, diff)
     if stored.vanished_at is None and _are_same(table, stored.values, new):
         return None
     pairs = zip(names, stored.values, new, strict=False)
     diff = {name: (old, value) for name, old, value in pairs if not is_same(old, value)}
     if stored.vanished_at is None:
-        return Change(table, row_id(record), event_id, "updated", new, diff)
+        return Change(table, record.id, event_id, "updated", new, diff)
     return Change(
-        table, row_id(record), event_id, "returned", new, diff | {"vanished_at": (stored.vanished_at, None)}
+        table, record.id, event_id, "returned", new, diff | {"vanished_at": (stored.vanished_at, None)}
     )
 
 
@@ -310,9 +298,7 @@ def _compared(
     records += [(GAUGES, gauge) for gauge in gauges.values()]
     records += [(TICKETS, ticket) for ticket in new_tickets]
     records += [(SESSIONS, session) for session in new_sessions]
-    compared = [
-        compare(table, known.rows.get(table, {}).get(row_id(record)), record) for table, record in records
-    ]
+    compared = [compare(table, known.rows.get(table, {}).get(record.id), record) for table, record in records]
     changes = tuple(change for change in compared if change)
     return changes, len(compared) - len(changes)
 

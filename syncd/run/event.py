@@ -21,7 +21,7 @@ from syncd.errors import (
     TransportError,
     ValueRefused,
 )
-from syncd.mirror.diff import EventPlan, EventRows, Fetched, joined, plan_event, row_id
+from syncd.mirror.diff import EventPlan, EventRows, Fetched, plan_event
 from syncd.model import ATTENDEES, GAUGES, SESSIONS, TICKETS, Event
 from syncd.run.attendees import Attendees, EventAnswer
 from syncd.run.work import Work
@@ -156,14 +156,14 @@ class Events:
         if repeated:
             logger.debug("event {}: {} rows with a key seen before; the last one counts", event.id, repeated)
         unreadable = {
-            GAUGES: {joined(key): columns for key, columns in gauges.unreadable.items()},
+            GAUGES: gauges.unreadable,
             TICKETS: tickets.unreadable,
             SESSIONS: sessions.unreadable if sessions else {},
         }
         for table, columns in unreadable.items():
             self._work.report.unreadable.note(table, columns)
         return Fetched(
-            gauges={row_id(gauge): gauge for gauge in gauges.records.values()},
+            gauges=gauges.records,
             tickets=tickets.records,
             sessions=sessions.records if sessions else None,
             read_at=read_at,

@@ -31,7 +31,7 @@ class UnknownEvent(SyncdError):
     kind = UNKNOWN_EVENT
 
 
-async def read(work: Work) -> Decoded[str, Event]:
+async def read(work: Work) -> Decoded[Event]:
     """Return the list of events. What it lacks is noted, where no row of it was unusable."""
     listed = await _list(work)
     work.run.failed += listed.bad_total
@@ -46,7 +46,7 @@ async def read(work: Work) -> Decoded[str, Event]:
     return listed
 
 
-async def _list(work: Work) -> Decoded[str, Event]:
+async def _list(work: Work) -> Decoded[Event]:
     """Return the list, with what the mirror has for what it does not say.
 
     Where it is too large to be read, it is read without the events' descriptions, which are most of it; for
@@ -73,9 +73,7 @@ async def _list(work: Work) -> Decoded[str, Event]:
     return await _with_kept(work, listed, {key: columns for key, columns in kept.items() if columns})
 
 
-async def _with_kept(
-    work: Work, listed: Decoded[str, Event], kept: Mapping[str, Sequence[str]]
-) -> Decoded[str, Event]:
+async def _with_kept(work: Work, listed: Decoded[Event], kept: Mapping[str, Sequence[str]]) -> Decoded[Event]:
     """Return the list with what the mirror has in these columns."""
     records, keys = dict(listed.records), [*kept]
     for start in range(0, len(keys), AT_ONCE):

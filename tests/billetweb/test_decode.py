@@ -28,7 +28,7 @@ from support.odd_values import (
 
 from syncd import errors
 from syncd.billetweb import answers, decode
-from syncd.model import Event, Gauge, Session, Ticket
+from syncd.model import Event, Gauge, Session, Ticket, joined
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 ARRAY = b'[{"id": "1"}]'
@@ -56,7 +56,7 @@ def gauge(**fields: Any) -> Gauge:
     return next(iter(gauges.values()))
 
 
-DECODERS: list[Callable[[bytes], decode.Decoded[Any, Any]]] = [
+DECODERS: list[Callable[[bytes], decode.Decoded[Any]]] = [
     lambda body: decode.decode_events(body, account="main"),
     lambda body: decode.decode_gauges(body, event_id="9"),
     lambda body: decode.decode_tickets(body, event_id="9"),
@@ -259,10 +259,10 @@ def test_duplicate_row_kept_in_its_old_state() -> None:
     sessions = decode.decode_sessions(body_of(*found), event_id="9")
     assert (sessions.records["1"].name, sessions.duplicates) == ("new", 1)
     gauges = decode.decode_gauges(body_of(*found), event_id="9")
-    assert (gauges.records["9", "", "x", "1"].name, gauges.duplicates) == ("new", 1)
+    assert (gauges.records["9//x/1"].name, gauges.duplicates) == ("new", 1)
 
 
-KEYS: list[tuple[object, decode.GaugeKey]] = [
+KEYS: list[tuple[object, tuple[str, ...]]] = [
     ({"type": "event", "id": "", "name": ""}, ("9", "", "event", "")),
     ({"type": "category", "id": False, "name": "Samedi"}, ("9", "", "category", "Samedi")),
     ({"type": "category", "id": "501", "name": "Samedi"}, ("9", "", "category", "501")),
@@ -271,9 +271,9 @@ KEYS: list[tuple[object, decode.GaugeKey]] = [
 
 
 @pytest.mark.parametrize(("row", "key"), KEYS)
-def test_gauges_fall_on_one_key(row: object, key: decode.GaugeKey) -> None:
+def test_gauges_fall_on_one_key(row: object, key: tuple[str, ...]) -> None:
     """A gauge's key is made of its session, type and id, else its name, else nothing."""
-    assert list(decode.decode_gauges(body_of(row), event_id="9").records) == [key]
+    assert list(decode.decode_gauges(body_of(row), event_id="9").records) == [joined(key)]
 
 
 @pytest.mark.parametrize(("wall", "expected"), INSTANTS.items())

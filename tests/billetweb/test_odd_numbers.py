@@ -22,7 +22,7 @@ ODD = [
     b"-" + b"9" * 100_000,
     b'"\\ud83d"',
 ]
-LISTS: dict[str, tuple[str, Callable[[bytes], decode.Decoded[Any, Any]]]] = {
+LISTS: dict[str, tuple[str, Callable[[bytes], decode.Decoded[Any]]]] = {
     "events": ("tax_rate", lambda body: decode.decode_events(body, account="main")),
     "gauges": ("avail", lambda body: decode.decode_gauges(body, event_id="9")),
     "tickets": ("price", lambda body: decode.decode_tickets(body, event_id="9")),

@@ -17,7 +17,7 @@ from support.real_databases import url_at
 
 from syncd.database import rows, schema
 from syncd.mirror.availability import with_figures
-from syncd.mirror.diff import FIGURES, KINDS, EventRows, Fetched, row_id
+from syncd.mirror.diff import FIGURES, KINDS, EventRows, Fetched
 from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS, Counts, Event, Gauge, Session, Ticket
 
 TYPES = {table: kind for table, kind in KINDS.items() if table != ATTENDEES}
@@ -85,7 +85,7 @@ sessions = st.builds(
 
 
 def some(rows: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
-    return st.lists(rows, max_size=5, unique_by=row_id)
+    return st.lists(rows, max_size=5, unique_by=lambda row: row.id)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ class Read(msgspec.Struct):
 def make_read(
     event: Event, parts: tuple[list[Any], list[Any], list[Any]], after: timedelta, accept: bool
 ) -> Read:
-    of_gauges, of_tickets, of_sessions = ({row_id(row): row for row in part} for part in parts)
+    of_gauges, of_tickets, of_sessions = ({row.id: row for row in part} for part in parts)
     fetched = Fetched(gauges=of_gauges, tickets=of_tickets, sessions=of_sessions, read_at=NOW)
     return Read(event, fetched, after, accept)
 
@@ -138,7 +138,7 @@ def as_a_new_event(found: list[Read]) -> list[Read]:
     def own(read: Mapping[str, Any] | None) -> dict[str, Any]:
         moved = [structs.replace(row, event_id=number) for row in (read or {}).values()]
         moved = [row if isinstance(row, Gauge) else structs.replace(row, id=number + row.id) for row in moved]
-        return {row_id(row): row for row in moved}
+        return {row.id: row for row in moved}
 
     return [
         Read(

@@ -16,7 +16,6 @@ from support.real_databases import Rows, allow, connected, locked, refuse
 
 from syncd.database import rows, runs, schema, state
 from syncd.errors import StoreError
-from syncd.mirror.diff import row_id
 from syncd.model import EVENTS, SESSIONS, TICKETS, Attendee, Event, Gauge, Session, Ticket
 
 LATER = NOW + QUARTER
@@ -146,12 +145,12 @@ def test_an_odd_name_does_not_lead_to_another_row(mirror: Mirror) -> None:
     for number, old in enumerate(gauges):
         new = [structs.replace(row, places_left=number) if row is old else row for row in gauges]
         run = mirror.take(event(), *new)
-        assert run.kinds | {"9": ""} == {row_id(old): "updated", "9": ""}
+        assert run.kinds | {"9": ""} == {old.id: "updated", "9": ""}
         assert not mirror.take(event(), *new).plan.writes
         mirror.take(event(), *gauges)
     remaining = gauges[1:]
     assert mirror.take(event(), *remaining).kinds == {}
-    assert mirror.take(event(), *remaining).kinds == {row_id(gauges[0]): "vanished"}
+    assert mirror.take(event(), *remaining).kinds == {gauges[0].id: "vanished"}
     assert mirror.sql("SELECT type, gauge_id FROM billetweb_gauges WHERE vanished_at IS NOT NULL") == [
         ("category", "")
     ]
@@ -343,7 +342,7 @@ def test_half_of_what_vanishes_is_left_in_the_mirror(mirror: Mirror) -> None:
     assert [dump(mirror)] == before
     allow(mirror.url, "UPDATE OF places_left ON billetweb_events")
     run = mirror.take(event(), *left)
-    assert run.kinds == {"3": "vanished", row_id(gauges[2]): "vanished", "9": "updated"}
+    assert run.kinds == {"3": "vanished", gauges[2].id: "vanished", "9": "updated"}
     assert values(mirror.held(EVENTS)["9"], Event)["places_left"] == 2
 
 

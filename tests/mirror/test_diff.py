@@ -25,7 +25,6 @@ from syncd.mirror.diff import (
     plan_listed,
     plan_vanished,
     present,
-    row_id,
     vanished,
 )
 from syncd.model import (
@@ -62,7 +61,7 @@ def fetched(
     gauges: Iterable[Gauge] = (), tickets: Iterable[Ticket] = (), sessions: Iterable[Session] | None = None
 ) -> Fetched:
     return Fetched(
-        gauges={row_id(row): row for row in gauges},
+        gauges={row.id: row for row in gauges},
         tickets={row.id: row for row in tickets},
         sessions=None if sessions is None else {row.id: row for row in sessions},
         read_at=NOW,
@@ -78,7 +77,7 @@ def held(*records: Record, vanished_at: datetime | None = None, event_id: str = 
     known = EventRows(event_id, {name: {} for name in TABLES.values() if name != ATTENDEES})
     for record in records:
         at = None if isinstance(record, Event) else vanished_at
-        known.rows[TABLES[type(record)]][row_id(record)] = as_stored(record, at)
+        known.rows[TABLES[type(record)]][record.id] = as_stored(record, at)
     return known
 
 
@@ -114,7 +113,7 @@ def test_a_gauge_that_is_merely_absent_does_not_move_the_figure() -> None:
     gauges = [gauge("ticket", "1", 5, places_total=5), gauge("ticket", "2", 7, places_total=7)]
     known = held(event(places_total=12, places_left=12), *gauges)
     plan = planned(known, fetched(gauges[:1]))
-    gone = row_id(gauges[1])
+    gone = gauges[1].id
     assert (plan.changes, absent(plan), plan.read_at) == ((), {GAUGES: {gone: Absence(NOW, 1)}}, NOW)
     known.absences[GAUGES] = {gone: Absence(NOW, 1)}
     plan = planned(known, fetched(gauges[:1]))
@@ -131,7 +130,7 @@ def test_an_availability_that_lacks_most_passes_for_a_fresh_one() -> None:
     plan = planned(known, fetched([gauge("ticket", "1", 0)]))
     assert figure(plan) == {"places_left": 9}
     assert [change.diff for change in of_table(plan, GAUGES)] == [{"places_left": (1, 0)}]
-    assert absent(plan)[GAUGES].keys() == {row_id(row) for row in gauges[1:]}
+    assert absent(plan)[GAUGES].keys() == {row.id for row in gauges[1:]}
     assert (plan.writes, plan.read_at, plan.is_odd) == (True, NOW, True)
 
 

@@ -34,7 +34,7 @@ from syncd.database.attendees import Slice, Taken
 from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
-from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, plan_event, plan_listed, row_id
+from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, plan_event, plan_listed
 from syncd.model import (
     ATTENDEES,
     EVENTS,
@@ -166,7 +166,7 @@ class Reading:
     def event(self, event: Event, *read: Gauge | Ticket | Session) -> EventPlan:
         """Read all gauges, tickets and sessions of an event."""
         fetched = Fetched(
-            gauges={row_id(row): row for row in read if isinstance(row, Gauge)},
+            gauges={row.id: row for row in read if isinstance(row, Gauge)},
             tickets={row.id: row for row in read if isinstance(row, Ticket)},
             sessions={row.id: row for row in read if isinstance(row, Session)},
             read_at=self._mirror.clock.now(),

@@ -12,7 +12,6 @@ from starlette.types import Scope
 
 from syncd.billetweb import body, decode
 from syncd.database import schema
-from syncd.mirror.diff import row_id
 from syncd.model import Attendee, AttendeeMode, Event, Gauge, Session, Ticket
 from syncd.standin.server import Answer, StandIn, php_json
 from syncd.standin.world import World
@@ -157,7 +156,7 @@ def _records(answer: Answer, event_id: str, operation: str) -> dict[str, Record]
             found = decode.decode_tickets(answer.body, event_id=event_id)
         case _:
             found = decode.decode_sessions(answer.body, event_id=event_id)
-    return {row_id(record): record for record in found.records.values()}
+    return dict(found.records)
 
 
 def _together(parts: Parts) -> dict[str, Attendee] | None:
