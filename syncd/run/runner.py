@@ -105,14 +105,10 @@ class Runner:
         self._check_number(set(events))
         if self.queued is None:
             self._requested += 1
-            run = Run(id=-self._requested, trigger=trigger, full=full, requested_by=requested_by)
-            run.events, run.whole = list(dict.fromkeys(events)), not events
-            run.accept, run.accepted = accept, run.events if accept else []
-            self.queued = run
-            self._recent.append(_Entry(run))
+            self.queued = Run(id=-self._requested, trigger=trigger, whole=False, requested_by=requested_by)
+            self._recent.append(_Entry(self.queued))
             self._asked.set()
-        else:
-            _widen(self.queued, trigger, full=full, accept=accept, events=events, requested_by=requested_by)
+        _widen(self.queued, trigger, full=full, accept=accept, events=events, requested_by=requested_by)
         return self.queued
 
     def _check_number(self, named: set[str]) -> None:
@@ -314,7 +310,7 @@ def _widen(
     events: Sequence[str],
     requested_by: Peer | None,
 ) -> None:
-    """Make a queued run serve one more request: full, or accepting, if any was; all if any named none.
+    """Make a queued run serve one request more: full, or accepting, if any was; all if any named none.
 
     What is accepted is what those asked for who accepted.
     """
