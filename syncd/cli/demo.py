@@ -94,7 +94,7 @@ def demo(
     """
     standin = StandIn(events=wishes.events, seed=wishes.seed, calls_per_minute=None)
     with _home(folder, standin.key) as home, serving(standin) as base_url, _life(standin, wishes.seed):
-        its_site = _site(home, standin) if wishes.site else None
+        its_site = Site(home, standin) if wishes.site else None
         path = _write_config(home, standin, base_url, wishes, its_site)
 
         def load_config() -> Config:
@@ -178,14 +178,6 @@ class _Screen:
             await asyncio.wait([self._task])
         if self._site:
             await self._site.close()
-
-
-def _site(home: Path, standin: StandIn) -> Site:
-    """Make the site. Raises ConfigError."""
-    try:
-        return Site(home, standin)
-    except OSError as error:
-        raise ConfigError([f"--site: cannot write into {home}: {error.strerror}"]) from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
+from syncd.errors import ConfigError
 from syncd.standin.server import StandIn
 from syncd.toml import quoted
 
@@ -56,7 +57,7 @@ class Site:
     """A site in a folder, its badges as they were last told, and the page while the demo runs."""
 
     def __init__(self, home: Path, standin: StandIn) -> None:
-        """Make its table where it is not there. Raises OSError."""
+        """Make its table where it is not there. Raises ConfigError."""
         self._home = home
         self._badges: dict[str, bool] = {}
         self._page: asyncio.subprocess.Process | None = None
@@ -72,7 +73,7 @@ class Site:
                 connection.executescript(TABLE)
                 connection.executemany(ROW, [tuple(map(str, row)) for row in rows])
         except sqlite3.Error as error:
-            raise OSError(0, str(error)) from None
+            raise ConfigError([f"--site: cannot write into {home}: {error}"]) from None
 
     def config(self) -> str:
         """Return what the configuration says of it."""
