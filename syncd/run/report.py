@@ -4,6 +4,7 @@ An error that the run before had too is not told again until an hour has passed,
 night without Billetweb must not bury what came before it.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -50,6 +51,8 @@ NEXT = {
 """What happens next, by kind of error."""
 
 
+NUMBER = re.compile("[0-9]+")
+"""What differs in one error from run to run: how many rows, how many minutes more."""
 NAME_COLUMNS = 60
 """Of an event's name so much stands in a line of the log: enough to know it by."""
 
@@ -170,7 +173,7 @@ class RunLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[tuple[str, str, int | None], _Seen] = {}
+        self._seen: dict[tuple[str, str, int | None, str], _Seen] = {}
 
     def started(self, run: Run) -> None:
         """Tell that a run begins."""
@@ -214,15 +217,15 @@ class RunLog:
         still = set()
         before = dict(self._seen)  # what this run tells was not told before it
         for failure in failures:
-            key = (failure.subject, failure.kind, failure.status)
+            key = (failure.subject, failure.kind, failure.status, NUMBER.sub("", failure.message))
             seen = before.get(key)
             if seen and now - seen.told_at < REPEAT_AFTER_S:
                 seen.runs += key not in still
                 known += 1
             else:
                 self._seen[key] = _Seen(now)
-                alike[key[1:]] += 1
-                if alike[key[1:]] <= ALIKE_AT_MOST:
+                alike[failure.kind, failure.status] += 1
+                if alike[failure.kind, failure.status] <= ALIKE_AT_MOST:
                     self._tell(run, failure, seen.runs if seen else 0)
             still.add(key)
         for (kind, status), told in alike.items():

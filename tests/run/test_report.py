@@ -144,12 +144,12 @@ def test_a_night_without_billetweb_buries_the_evening(
 
 
 def test_a_new_error_hides_behind_an_old_one(run_log: RunLog, log_lines: LogLines) -> None:
-    """Another subject, kind or status is another error, and told at once."""
-    finish(run_log, 1, failure())
-    others = [failure("event 8"), failure(status=500), failure(kind="malformed", status=None)]
-    finish(run_log, 2, failure(), *others)
+    """Another subject, kind, status or text is another error, and told at once; another number is not."""
+    finish(run_log, 1, failure(message="no answer within 30 s"))
+    others = [failure("event 8"), failure(status=500), failure(kind="malformed", status=None), failure()]
+    finish(run_log, 2, failure(message="no answer within 10 s"), *others)
     told = [line for line in log_lines.of("error.") if line["run"] == 2]
-    assert len(told) == 3
+    assert len(told) == 4
     assert log_lines.of("run.finished")[-1]["message"].endswith("; 1 error as before")
 
 
