@@ -270,8 +270,8 @@ class Account:
         pause = Pause(self.clock.now(), user) if paused else None
         await self.database.write(state.put, state.PAUSED, pause)
         self.paused = pause
-        if paused and self.runner.current is None:
-            self.webhooks.release(EVER, set())  # no run comes that would do so
+        if paused and self.webhooks.is_held and self.runner.current is None:  # no run comes that would do so
+            self._background.start(self._let_out())
         what, by = "paused" if paused else "on again", f" (by {user})" if user else ""
         logger.bind(event="paused" if paused else "resumed").info("scheduled runs are {}{}", what, by)
         return True
@@ -402,14 +402,16 @@ class Account:
         """Count a run that ended, and see to what it left. Raises nothing."""
         work, self._at_work = self._at_work, None
         self.facts.take(run, work.report.pace if work else None)
-        await self._take_stock()
-        if work and work.client is not self.client:
-            self.client.take_over(work.client.quiet)
-            await work.client.aclose()
-        if work and work.config.sync.attendees != self.config.sync.attendees:
-            self._tidy()
-        await self._let_out(run.started_at or EVER)
-        self._on_end(run)
+        try:
+            await self._take_stock()
+            if work and work.client is not self.client:
+                self.client.take_over(work.client.quiet)
+                await work.client.aclose()
+            if work and work.config.sync.attendees != self.config.sync.attendees:
+                self._tidy()
+            await self._let_out(run.started_at or EVER)
+        finally:
+            self._on_end(run)
 
     async def _let_out(self, since: datetime = EVER) -> None:
         """Write the site's tables elsewhere, unless all stops, and its files; then endpoints are told."""

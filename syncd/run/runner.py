@@ -236,15 +236,18 @@ class Runner:
             run.finished_at = self._clock.now()
             _close(run, run.outcome or _outcome(run, error))
             try:
-                await to_the_end(self._end(run, error))
+                await to_the_end(self._record(run, error))
             finally:
-                self._deadline_s = None
-                self._tell_end(run)
+                run.progress = self.current = None
+                await self._conclude(run)
 
-    async def _end(self, run: Run, error: RunError | None) -> None:
-        await self._record(run, error)
-        run.progress = self.current = None
-        await self._on_end(run)
+    async def _conclude(self, run: Run) -> None:
+        """See to what the run left. That may wait for others, and a stop does not wait for it."""
+        try:
+            await self._on_end(run)
+        finally:
+            self._deadline_s = None
+            self._tell_end(run)
 
     async def _bounded(self, run: Run) -> RunError | None:
         """Do the work within the time-out; return what made it fail, which is put among the run's errors."""

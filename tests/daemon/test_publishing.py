@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import site
 from support.processes import DaemonProcess, eventually, syncd
-from support.real_databases import url_at
+from support.real_databases import connected, is_postgresql, url_at
 
 from syncd.standin.server import StandIn
 
@@ -74,6 +74,23 @@ def test_site_s_table_is_looked_at_by_the_first_sale(
     assert (target["name"], target["matched"], target["unmatched"]) == ("badge", 1, 1)
     assert (target["last_error"], target["examples"]) == (None, ["no-such-event"])
     assert daemon.stop() == 0
+
+
+def test_a_table_that_the_site_holds_outlasts_a_stop(daemon: DaemonProcess, home: Path) -> None:
+    """A stop waits for no lock of the site's: the run has ended, and its end is on record."""
+    url = url_at(home / "site.db")
+    site.make(url)
+    site.add(url, SLUG)
+    with connected(url) as other:
+        lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
+        other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+        assert daemon.ctl("run-now", "--no-wait").returncode == 0
+        eventually(lambda: daemon.status()["events_live"] == 6)  # the table's turn is next
+        assert "running" not in daemon.ctl("status").stdout
+        assert daemon.stop() == 0
+        other.execute("ROLLBACK")
+    assert "ending at once" not in daemon.log
+    assert "rolled back" not in daemon.log
 
 
 def test_a_site_s_server_that_says_nothing_outlasts_a_stop(home: Path, base_url: str) -> None:

@@ -271,6 +271,27 @@ def test_a_mirror_that_cannot_be_read_holds_webhooks_for_ever(
     got(rig, receiver, 2)
 
 
+def test_a_pause_lets_out_what_is_not_written_yet(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """While a table of the site's is still being written nobody is told, for all that no run is to come."""
+    url, rows = url_at(tmp_path / "site.db"), list[int]()
+    publish_to(rig, url)
+    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
+    standin.sell(FESTIVAL, 1)
+    with connected(url) as other:
+        lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
+        other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+        rig.portal.call(rig.account.request)
+        rig.until(lambda: rig.account.runner.current is None and rig.account.facts.run_count == 2)
+        rig.portal.call(lambda: rig.account.pause(paused=True))
+        rig.portal.call(asyncio.sleep, 0.5)
+        assert receiver.got == []
+        other.execute("ROLLBACK")
+    got(rig, receiver, 1)
+    assert rows == [72]
+
+
 def test_a_later_pause_holds_webhooks_for_ever(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
