@@ -39,7 +39,8 @@ def _engine(url: str, *, write: bool) -> Engine:
 def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
     """Do something in a transaction that goes on where this fails. Raises StoreError, as above.
 
-    Raises TransactionLost where SQLite gave the whole transaction up, as it does for a full disk.
+    Raises TransactionLost where the whole transaction is gone: SQLite gives it up for a full disk, say, and
+    with its connection a server.
     """
     try:
         with _in_words(), connection.begin_nested():
@@ -47,6 +48,8 @@ def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
                 connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
             yield
     except Exception as error:
+        if connection.invalidated:
+            raise TransactionLost(str(error)) from None
         if connection.dialect.name == "sqlite" and not _is_in_transaction(connection):
             first: BaseException = error
             while first.__context__:  # what came after only says that there is nothing to go back to

@@ -419,6 +419,28 @@ def test_a_transaction_that_a_trigger_ends_loses_the_event(start: Start, standin
         assert on.row(SLUG) == (180, 0, True)
 
 
+@pytest.mark.postgresql_only
+def test_connection_that_a_trigger_cuts_is_the_end_of_the_run(start: Start, standin: StandIn) -> None:
+    """Of an event whose transaction is gone with its connection the mirror's rows are written without it."""
+    with start(HERE) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        query(
+            on.url,
+            """CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$""",
+        )
+        query(on.url, 'CREATE TRIGGER cuts BEFORE UPDATE ON "Formation" FOR EACH ROW EXECUTE FUNCTION cut()')
+        run = on.rig.run()
+        assert (run.outcome, run.counts.inserted > 0) == ("ok", True)
+        told = on.rig.sql("SELECT count(*) FROM syncd_changes WHERE run_id = ?", run.id)
+        assert told == [(run.counts.changed,)]
+        assert "terminating connection" in str(on.state.last_error)
+        query(on.url, 'DROP TRIGGER cuts ON "Formation"')
+        assert on.settled() is None
+        assert on.row(SLUG) == (180, 3, False)
+
+
 @PLACES
 def test_key_means_the_wrong_event(start: Start, standin: StandIn, where: str) -> None:
     """The first of our columns that has the key decides; one that several events have is an error."""
