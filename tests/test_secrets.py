@@ -24,6 +24,7 @@ KEY = "canary/k3y+with%20signs&=#~"
 PULSE = "canary-pulse-7741"
 PULSE_URL = f"http://127.0.0.1:1/{PULSE}"  # nothing listens: a failed heartbeat has something to say
 TOKEN = base64.b64encode(f"12345:{KEY}".encode()).decode()
+ALONE = base64.b64encode(KEY.encode()).decode().rstrip("=")
 ECHO = f"Wrong key {KEY} for https://www.billetweb.fr/api/events?user=12345&key={quote(KEY, safe='')}"
 FAULTS: dict[str, Fault] = {
     "an error object that repeats the key": wire.error_object("maintenance", ECHO),
@@ -31,11 +32,24 @@ FAULTS: dict[str, Fault] = {
     "a redirect that repeats the key": wire.redirect(path=f"/api/events?key={quote(KEY, safe='')}"),
     "not JSON, with the key": wire.raw(f'{{"error": "{KEY}'.encode()),
     "rows with the key": wire.raw(json.dumps([{"id": KEY, "name": TOKEN}, KEY]).encode()),
+    "a sentence that is cut in the token": wire.error_object(
+        "gateway", f"{'please send this to support: ' * 4}Authorization; Basic: {TOKEN}", 400
+    ),
+    "a sentence with the key in base64": wire.error_object("maintenance", f"Odd credentials {ALONE}", 400),
     "a broken connection": wire.reset,
     "refused, with the key": wire.error_object("unauthorized", ECHO, 401),
 }
 """The last one ends the asking, so it comes last."""
-CANARIES = (KEY, TOKEN, quote(KEY), quote(KEY, safe=""), json.dumps(KEY)[1:-1], PULSE, "canary")
+CANARIES = (
+    KEY,
+    TOKEN[:12],
+    ALONE[:12],
+    quote(KEY),
+    quote(KEY, safe=""),
+    json.dumps(KEY)[1:-1],
+    PULSE,
+    "canary",
+)
 
 
 @pytest.fixture

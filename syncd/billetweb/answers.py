@@ -7,6 +7,7 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -32,6 +33,7 @@ DATE_TOLERANCE = timedelta(seconds=5)  # the header counts whole seconds, and an
 DATE_MAX = timedelta(days=1)
 RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 3600.0
 SAID_MAX_CHARS = 160
+BLANKS = b" \t\n\r"
 DIGITS_MAX = 40  # twice what any number here may have, and few enough to be counted with
 
 _TOKEN_STATUS = {"unauthorized": 401, "rate_limiting": 429}  # what an error means, sent with 200 or not
@@ -56,12 +58,19 @@ def begins_list(body: bytes, status: int) -> bool:
     return 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")  # noqa: PLR2004
 
 
-def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime) -> BilletwebError | None:
+def classify(
+    body: bytes,
+    status: int,
+    retry_after: str | None,
+    *,
+    now: datetime,
+    redact: Callable[[str], str] = str,
+) -> BilletwebError | None:
     """Give the error that an answer stands for, or None for a success: 2xx and the beginning of an array.
 
     Decided by the error's token first, then by the challenge page's marker, then by the status, whatever
     the content type says: Billetweb answers errors with 200 too. Whether the array is complete is found out
-    by decoding it. `retry_after` is the header's text.
+    by decoding it. `retry_after` is the header's text; what upstream says passes `redact` before it is cut.
     """
     if begins_list(body, status):
         return None
@@ -70,7 +79,7 @@ def classify(body: bytes, status: int, retry_after: str | None, *, now: datetime
     except DecodeError as error:
         found, malformed = None, str(error)
     said = found if isinstance(found, dict) and "error" in found else {}
-    token, description = _line(said.get("error")), _line(said.get("description"))
+    token, description = (_line(said.get(name), redact) for name in ("error", "description"))
     detail = ", ".join(filter(None, (f"HTTP {status}", token, description)))
     meant = _TOKEN_STATUS.get(token, status)
     failure: BilletwebError
@@ -115,9 +124,9 @@ def ahead(date: str | None, *, now: datetime) -> timedelta:
     return min(gap, DATE_MAX) if gap > DATE_TOLERANCE else timedelta(0)
 
 
-def document(body: bytes, kind: Any = Any) -> Any:
+def document(body: bytes | bytearray, kind: Any = Any) -> Any:
     """Return what an answer holds, as `kind`. Raises DecodeError where it is no well-formed JSON."""
-    text = body.removeprefix(codecs.BOM_UTF8).strip()
+    text = body.removeprefix(codecs.BOM_UTF8).strip(BLANKS)
     if not text:
         raise DecodeError("Billetweb's answer is empty where a JSON array is due")
     if text.startswith(b"<"):
@@ -132,7 +141,7 @@ def document(body: bytes, kind: Any = Any) -> Any:
     raise DecodeError(f"Billetweb's answer is not well-formed JSON: {reason}")
 
 
-def _spelled_out(body: bytes) -> bytes:
+def _spelled_out(body: bytes | bytearray) -> bytes:
     """Give JSON in which what is no number to anybody (1e400, NaN, 5,000 digits) is a text.
 
     So one odd value is unreadable, and not the whole answer. Half of a pair of surrogates becomes "?".
@@ -152,11 +161,11 @@ def _not_an_array(document: object) -> str:
     return f"Billetweb's answer is {found} where a JSON array is due"
 
 
-def _line(value: object) -> str:
+def _line(value: object, redact: Callable[[str], str]) -> str:
     """Make a text of upstream fit for a message: one short line, without what looks like a credential."""
     if not isinstance(value, str):
         return ""
-    text = _CREDENTIAL.sub("…", " ".join(value.split()))
+    text = _CREDENTIAL.sub("…", " ".join(redact(value).split()))
     text = "".join(character for character in text if character.isprintable())
     return text if len(text) <= SAID_MAX_CHARS else text[: SAID_MAX_CHARS - 1] + "…"
 

@@ -36,6 +36,7 @@ from syncd.errors import (
     StatusError,
     TransportError,
 )
+from syncd.log.redact import Redactor, of_basic_auth
 from syncd.model import Event, Gauge, Quiet, Session, Ticket
 from syncd.threads import in_thread
 
@@ -87,6 +88,7 @@ class Billetweb:
         self._slots = asyncio.Semaphore(config.concurrency)
         self._decoding = asyncio.Lock()  # one after the other is as fast, and one is held in memory
         self.credentials = Secret(f"{config.user}:{key.value}")
+        self._redact = Redactor(of_basic_auth(config.user, key.value))
         self.quiet: Quiet | None = None
         self._quiet_until_s = 0.0
         self._on_quiet = on_quiet
@@ -258,7 +260,10 @@ class Billetweb:
         retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
         self.ahead = answers.ahead(answer.headers.get("Date"), now=now)
         is_list = answers.begins_list(_head(file), answer.status_code)
-        refusal = None if is_list else await in_thread(_refusal, file, answer.status_code, retry_after, now)
+        refusal = None
+        if not is_list:
+            how = answer.status_code, retry_after
+            refusal = await in_thread(_refusal, file, *how, now=now, redact=self._redact)
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
@@ -352,10 +357,12 @@ def _head(file: IO[bytes]) -> bytes:
     return head
 
 
-def _refusal(file: IO[bytes], status: int, retry_after: str | None, now: datetime) -> BilletwebError | None:
+def _refusal(
+    file: IO[bytes], status: int, retry_after: str | None, *, now: datetime, redact: Callable[[str], str]
+) -> BilletwebError | None:
     body = file.read(IN_MEMORY_BYTES)
     file.seek(0)
-    return answers.classify(body, status, retry_after, now=now)
+    return answers.classify(body, status, retry_after, now=now, redact=redact)
 
 
 def _timeouts(seconds: float) -> httpx.Timeout:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import msgspec
 
+from syncd.billetweb.answers import BLANKS, document
 from syncd.errors import DecodeError, TooLargeError, TooManyRows
 
 SLICE_BYTES = 256 * 1024
@@ -22,14 +23,12 @@ interrupts, and one of empty lists alone takes thirty times its bytes and up to 
 TRIES = 3
 """So many places that look like a border are tried: three in a row inside texts are there on purpose."""
 
-_BLANKS = b" \t\n\r"
 _BORDER = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
 _TOKEN = re.compile(  # a quote alone begins a text cut short
     rb'"(?:[^"\\]|\\.)*+"|["{}\[\]]|,(?=[ \t\n\r]*[^ \t\n\r\]])', re.DOTALL
 )
 _QUOTE, _COMMA = ord('"'), ord(",")
 _DEPTH = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
-_ROWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> Iterator[tuple[int, bytes]]:
@@ -73,7 +72,7 @@ def _bearable(before: int, rows: int, most: int) -> int:
 
 def _begin(held: bytearray) -> bool:
     """Take away the bracket that opens the array; tell whether it has come."""
-    text = held.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS)
+    text = held.removeprefix(codecs.BOM_UTF8).lstrip(BLANKS)
     if codecs.BOM_UTF8.startswith(text):  # nothing yet, or a part of the mark
         return False
     if not text.startswith(b"["):
@@ -112,8 +111,9 @@ def _rows(text: bytes | bytearray) -> int:
     """Give the number of rows of an array. Raises DecodeError for anything else."""
     try:
         text.decode()  # the parser does not look into what it hands over raw
-        return len(_ROWS.decode(text))
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         reason = str(error)
+    else:
+        return len(document(text, list[msgspec.Raw]))
     # Raised outside the handler, for the cause may hold a piece of the body.
     raise DecodeError(f"Billetweb's answer is not well-formed JSON: {reason}")

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import base64
 import faulthandler
 import gc
 import os
@@ -27,7 +26,7 @@ from syncd.config import Config, load
 from syncd.database import engine
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
-from syncd.log.redact import Redactor
+from syncd.log.redact import Redactor, of_basic_auth
 from syncd.model import AttendeeMode, Run
 from syncd.toml import USUAL
 
@@ -351,7 +350,6 @@ def secrets(config: Config) -> list[str]:
     That is the key, the header made of it, databases' passwords, the heartbeat's address, what signs webhooks
     and, as a token may stand there, what follows the host in these addresses.
     """
-    token = base64.b64encode(f"{config.billetweb.user}:{config.key.value}".encode()).decode()
     urls = [config.database.url, *(each.database for each in config.publish if each.database)]
     passwords = [password for url in urls for password in engine.secrets(url)]
     signing = [secret.value for some in config.webhook_secrets.values() for secret in some]
@@ -361,7 +359,8 @@ def secrets(config: Config) -> list[str]:
     targets = [_AFTER_HOST.sub("", url) for url in (pings, *(each.url for each in config.webhooks))]
     # A shorter one holds no token, and would cut other addresses to pieces.
     targets = [target for target in targets if len(target) >= TOKEN_CHARACTERS]
-    return [config.key.value, token, *passwords, pings, *signing, *targets]
+    credentials = of_basic_auth(config.billetweb.user, config.key.value)
+    return [*credentials, *passwords, pings, *signing, *targets]
 
 
 def _complain(problems: Sequence[str], redact: Redactor) -> None:

@@ -26,7 +26,7 @@ from syncd.config import BilletwebConfig, ControlConfig, Secret, SyncConfig
 from syncd.credentials import credentials_beside
 from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError
 from syncd.feed.files import NotReplaced, replace
-from syncd.log.redact import Redactor
+from syncd.log.redact import Redactor, of_basic_auth
 from syncd.model import AttendeeMode
 from syncd.run.listing import is_live
 from syncd.text import count, harmless, write
@@ -178,7 +178,8 @@ def _good_credentials(
         try:
             user = options.user or _number(before=user)
             key = Secret(_key(options.key_file, user))
-            redact.add(key.value)
+            for secret in of_basic_auth(user, key.value):
+                redact.add(secret)
             account = structs.replace(account, user=user)
             return user, key, None if options.offline else asyncio.run(_try(account, key))
         except _Ended:

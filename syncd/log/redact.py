@@ -5,10 +5,12 @@ usually appears in addresses, headers and messages, for the ones that nobody ann
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable
 from urllib.parse import quote
 
 _MASK = "***"
+_IN_ADDRESSES = str.maketrans("+/", "-_")
 _SHORTEST = 4  # a shorter secret would cut ordinary words to pieces, and by that give itself away
 
 _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -62,6 +64,12 @@ class Redactor:
         for shape, replacement in _SHAPES:
             text = shape.sub(replacement, text)
         return text
+
+
+def of_basic_auth(user: str, key: str) -> list[str]:
+    """Give back a key and what HTTP's Basic scheme makes of it, as someone may repeat it: without padding."""
+    tokens = [b64encode(text.encode()).decode().rstrip("=") for text in (f"{user}:{key}", key)]
+    return [key, *tokens, *(token.translate(_IN_ADDRESSES) for token in tokens)]
 
 
 def _any_spelling(secret: str) -> str:

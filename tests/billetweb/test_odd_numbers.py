@@ -8,6 +8,7 @@ from conftest import Rig, mirrors
 from support.odd_values import BOM
 
 from syncd.billetweb import answers, decode
+from syncd.billetweb.slices import slices
 from syncd.errors import DecodeError
 from syncd.standin.server import StandIn, php_json, raw
 
@@ -70,13 +71,24 @@ def test_what_is_no_json_passes_for_one(body: bytes) -> None:
         answers.rows(body)
 
 
-def test_one_odd_number_fails_a_run(rig: Rig, standin: StandIn) -> None:
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:12].decode())
+@pytest.mark.parametrize("name", LISTS)
+def test_one_odd_number_fails_its_slice(name: str, value: bytes) -> None:
+    """An answer that holds it is cut into slices as any other, also where it is all of one."""
+    body = rows_with(LISTS[name][0], value)
+    for about in (1, 300, 10**6):
+        assert [row for _, piece in slices([body], most=9, about=about) for row in answers.rows(piece)] == (
+            answers.rows(body)
+        )
+
+
+@pytest.mark.parametrize("odd", [b"1e400", b"NaN", b'"Ren\\ud83d"'])
+def test_one_odd_number_fails_a_run(rig: Rig, standin: StandIn, odd: bytes) -> None:
     """A list of events with such a value is read, and all else of its events."""
     served = [event.row for event in standin.events.values()]
     body = php_json(served)
-    odd = body[:-2] + b',"weight":1e400}]' if body.endswith(b"}]") else body
-    assert odd != body
-    standin.fail("/events", raw(odd), times=1)
+    assert body.endswith(b"}]")
+    standin.fail("/events", raw(body[:-2] + b',"weight":%s}]' % odd), times=1)
     assert rig.run().outcome == "ok"
     assert rig.sql("SELECT count(*) FROM billetweb_events") == [(6,)]
     assert rig.run(full=True).outcome == "ok"
