@@ -92,7 +92,16 @@ def local_time(instant: str | None) -> str:
     """Return an RFC 3339 instant to the minute in this machine's zone, "-" for None."""
     if instant is None:
         return NOTHING
-    return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M")
+    return here(instant).strftime("%Y-%m-%d %H:%M")
+
+
+def here(instant: str) -> datetime:
+    """Return an RFC 3339 instant in this machine's zone; as it is where the calendar ends before that."""
+    at = datetime.fromisoformat(instant)
+    try:
+        return at.astimezone()
+    except (OverflowError, ValueError):
+        return at
 
 
 def ago(instant: str | None, now: datetime, after: str = " ago") -> str:

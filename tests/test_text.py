@@ -135,6 +135,7 @@ def test_a_utc_instant_is_not_shown_as_if_it_were_local() -> None:
     assert text.local_time("2027-05-08T08:00:00Z") == "2027-05-08 10:00"
     assert text.local_time("2027-12-08T08:00:00+00:00") == "2027-12-08 09:00"
     assert text.local_time(None) == "-"
+    assert text.local_time("9999-12-31T23:59:59Z") == "9999-12-31 23:59"  # here it is the year 10000
 
 
 def test_past_and_future_are_not_confused() -> None:

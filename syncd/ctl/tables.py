@@ -155,5 +155,5 @@ def short_time(instant: str | None, now: datetime) -> str:
     """Return a local time in twelve columns, as journalctl has it: "May 08 11:56", or "May 08 2026"."""
     if instant is None:
         return text.NOTHING
-    at = datetime.fromisoformat(instant).astimezone()
+    at = text.here(instant)
     return at.strftime("%b %d %Y" if abs((at - now).total_seconds()) > HALF_A_YEAR_S else "%b %d %H:%M")

@@ -96,13 +96,14 @@ def _file(url: str) -> Engine:
         raise StoreError(trouble)
     if not path.exists():
         raise StoreError(f"there is no file {path}")
-    made = create_engine(
-        "sqlite://",
-        creator=lambda: sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WAIT_S, check_same_thread=False
-        ),
-        poolclass=NullPool,
-        hide_parameters=True,
-    )
+
+    def connect() -> sqlite3.Connection:
+        """Open it; a text of theirs that is not UTF-8, in whatever row, is read all the same."""
+        address = f"{path.absolute().as_uri()}?mode=rw"
+        connection = sqlite3.connect(address, uri=True, timeout=WAIT_S, check_same_thread=False)
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        return connection
+
+    made = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
     sqlite.begin_explicitly(made)
     return made

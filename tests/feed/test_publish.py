@@ -625,6 +625,21 @@ def test_instant_in_a_form_of_ours(start: Start, kind: str, theirs: object, form
         assert on.state.written == written
 
 
+@pytest.mark.sqlite_only("a server's texts have an encoding")
+def test_a_text_that_is_not_utf8_keeps_others_from_theirs(start: Start) -> None:
+    """What an old import left in a SQLite file is no key of ours, and is overwritten where ours goes."""
+    with start(ELSEWHERE, set=SET | {"billetwebUrl": "name"}) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        site.add(on.url, "x")
+        latin = "CAST(x'436166e9' AS TEXT)"
+        query(on.url, f'UPDATE "Formation" SET "billetwebId" = {latin} WHERE "billetwebId" = \'x\'')
+        query(on.url, f'UPDATE "Formation" SET "billetwebUrl" = {latin}')
+        assert on.settled() is None
+        assert on.row(SLUG, "placesLeft", "billetwebUrl") == (3, "Concert à la grange")
+        assert on.state.unmatched == 1
+
+
 def problems(config: Config) -> list[str]:
     """Return what `syncd check` would say of the targets."""
     return publish.check(config)[0]
