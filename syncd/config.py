@@ -280,7 +280,7 @@ def _tables(document: dict[str, object], problems: Problems) -> dict[str, dict[s
             if name not in _TABLES:
                 raise ValueError(_unknown(name, "", [*_TABLES, *_LISTS]))
             if not isinstance(value, dict):
-                raise readers.must(f"be a table, written [{name}]", value)
+                raise readers.must(f"be a table, written [{name}]", value, is_secret=True)
             tables[name] = value
     return tables
 
@@ -290,7 +290,7 @@ def _read_list(name: str, tables: object, problems: Problems) -> list[dict[str, 
     found: list[dict[str, Any]] = []
     with problems.of(name):
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            raise readers.must(f"be tables, each begun with [[{name}]]", tables)
+            raise readers.must(f"be tables, each begun with [[{name}]]", tables, is_secret=True)
         for number, table in enumerate(tables, 1):
             found.append(_read_table(f"{name}[{number}]", _LISTS[name], table, problems))
             for field in fields(_LISTS[name]):

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from datetime import timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from syncd.text import alike, names_an_event, parse_duration
@@ -191,9 +192,19 @@ def web_address(value: object) -> str:
     parts = _ADDRESS.fullmatch(text(value))
     if not parts or int(parts["port"] or 0) > 65_535:  # noqa: PLR2004 - the last port of TCP
         raise ValueError("must be an https address without user, password, query and fragment")
+    if parts["host"].replace(".", "").isdecimal():
+        _check_ipv4(parts["host"])
     if parts["scheme"].lower() == "http" and not _LOOPBACK.fullmatch(parts["host"]):
         raise ValueError("must be an https address: plain http is only for this machine itself")
     return parts[0].rstrip("/")
+
+
+def _check_ipv4(host: str) -> None:
+    """Raise ValueError where a host of digits is no address as httpx takes one."""
+    try:
+        IPv4Address(host)
+    except ValueError:
+        raise ValueError("must name a host, or its address as four numbers from 0 to 255") from None
 
 
 def endpoint(value: object) -> str:
@@ -380,9 +391,10 @@ def _among(value: object, allowed: tuple[str, ...], otherwise: str) -> str:
     raise ValueError(f"{_shown(value)} is {otherwise}: {hint}")
 
 
-def must(what: str, value: object) -> ValueError:
-    """Return the error that says what a value must be, and what it is."""
-    return ValueError(f"must {what}, not {_shown(value)}")
+def must(what: str, value: object, *, is_secret: bool = False) -> ValueError:
+    """Return the error that says what a value must be, and what it is; no text that may be a secret."""
+    shown = "a text" if is_secret and isinstance(value, str) else _shown(value)
+    return ValueError(f"must {what}, not {shown}")
 
 
 def _shown(value: object) -> str:

@@ -204,6 +204,7 @@ def test_problem_of_a_list_is_shown_on_another_table_s_line(write: Write) -> Non
         ("publish = 5", "publish: must be tables, each begun with [[publish]], not 5"),
         ("[publish]", "publish: must be tables, each begun with [[publish]], not a table"),
         ("publish = [5]", "publish: must be tables, each begun with [[publish]], not a list"),
+        ("webhooks = 'https://x'", "webhooks: must be tables, each begun with [[webhooks]], not a text"),
     ],
 )
 def test_list_written_as_something_else_is_taken(write: Write, text: str, expected: str) -> None:
@@ -368,6 +369,8 @@ def test_two_endpoints_share_a_name(write: Write, tmp_path: Path) -> None:
     ("line", "what"),
     [
         ("url = 'http://example.org/hook'", "plain http is only for this machine"),
+        ("url = 'https://192.0.2.256/hook'", "as four numbers from 0 to 255"),
+        ("url = 'https://2130706433/hook'", "as four numbers from 0 to 255"),
         ("url = 'https://user:pass@example.org/hook'", "without user, password"),
         ("url = 'https://example.org/hook?a b'", "has characters in its query"),
         ("url = 'https://example.org/hook#part'", "without user, password"),
@@ -487,6 +490,7 @@ url = 7\r
         ("[log]\nLEVEL = 'INFO'", 'config.toml:2: log.LEVEL: unknown; did you mean "level"?'),
         ("sync = 5", "config.toml:1: sync: must be a table, written [sync], not 5"),
         ("[[sync]]", "config.toml:1: sync: must be a table, written [sync], not a list"),
+        ("log = 'a-key'", "config.toml:1: log: must be a table, written [log], not a text"),
         ('"a\\nb" = 1', "config.toml:1: a\\nb: unknown"),
         ("sync.run_timeout = '2s'", 'config.toml:1: sync.run_timeout: must be at least 5s, not "2s"'),
         (

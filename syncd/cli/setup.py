@@ -317,12 +317,20 @@ def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
     return text
 
 
+def _make_folder(path: Path, mode: int) -> None:
+    """Make a folder, and those above it that lack: whatever the umask, no other user writes there."""
+    before = os.umask(0o022)
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    finally:
+        os.umask(before)
+
+
 def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
     """Put a file in place, whole; for the group too where this is root and there is that group."""
     gid = _group(group) if group is not None and os.geteuid() == 0 else None
     try:
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True, mode=0o700 if path.name == KEY_NAME else 0o755)
+        _make_folder(path.parent, 0o700 if path.name == KEY_NAME else 0o755)
         replace(path, text.encode(), mode if gid is not None else mode & 0o700)
         if gid is not None:
             os.chown(path, 0, gid, follow_symlinks=False)

@@ -178,7 +178,7 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
         yield from filter(None, [mysql.forbidden(connection, form.table, written)])
         return
     preparer = connection.dialect.identifier_preparer
-    quoted = preparer.format_table(form.table)
+    quoted = preparer.format_table(form.table).replace("%%", "%")  # it is a value here, and no statement
     may = "SELECT current_user, has_column_privilege(:table, :column, :right)"
     for right, columns in (("SELECT", _columns(form.settings)), ("UPDATE", written)):
         for each in columns:

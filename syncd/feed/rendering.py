@@ -26,8 +26,9 @@ COLUMNS = (
 SCHEMA = "https://schema.org"
 PRODUCT = "-//syncd//Billetweb//EN"
 """Without the version: another one is no news of the events."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes for the beginning of a formula (OWASP, CSV injection)."""
+FORMULA = re.compile(r"(?:\A|(?<=;))(?=[=+@\t\r\n-])")
+"""Before what a spreadsheet takes for a formula (OWASP, CSV injection). Where ";" parts cells, as in France,
+one begins in the middle of a text."""
 
 
 def render(form: FeedFormat, events: Sequence[PublicEvent]) -> bytes:
@@ -158,7 +159,7 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
+        return FORMULA.sub(r"\g<0>'", value)
     if isinstance(value, datetime):
         return str(msgspec.to_builtins(value))  # RFC 3339, as in JSON
     return str(value).lower()

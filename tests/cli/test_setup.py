@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from support.processes import SYNCD, environment, syncd
+from support.processes import SYNCD, environment, forked_after, syncd
 
 from syncd.cli.main import main
 from syncd.standin.server import StandIn, restricted
@@ -44,6 +44,23 @@ def test_a_name_leads_to_settings_that_check_refuses(tmp_path: Path, base_url: s
     assert said.returncode == 78
     assert said.stderr.startswith("--config: ")
     assert list(tmp_path.iterdir()) == []
+
+
+WITHOUT_A_UMASK = forked_after("import os; os.umask(0)")
+
+
+def test_what_setup_makes_is_for_all_to_change(tmp_path: Path, base_url: str) -> None:
+    """Whatever the umask, no folder that it makes is writable for others, and none of those above it."""
+    where = ["--config", str(tmp_path / "new/site.toml"), "--base-url", base_url]
+    typed = [*where, "--user", "12345", "--key-file", "-"]
+    said = syncd("setup", *typed, stdin=f"{KEY}\n", program=WITHOUT_A_UMASK)
+    assert said.returncode == 0
+    made = tmp_path / "new"
+    assert [mode(path) & 0o022 for path in (made, made / "credentials", made / "credentials/site")] == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_what_setup_writes_is_of_no_use(tmp_path: Path, base_url: str) -> None:

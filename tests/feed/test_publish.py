@@ -747,6 +747,10 @@ def test_open_file_in_a_closed_folder_is_refused(make_config: MakeConfig, home: 
     with connected(url) as held:
         held.execute("PRAGMA journal_mode = WAL")
         held.execute('SELECT * FROM "Formation"').fetchall()
+        (closed / "site.db").chmod(0o666)
+        with as_nobody():
+            (found,) = problems(config)
+        assert f"site.db-wal is not readable and writable for this user: `chmod g+s {closed}`" in found
         for path in closed.iterdir():
             path.chmod(0o666)
         with as_nobody():
@@ -762,6 +766,14 @@ def test_bug_with_a_table_ends_the_run(start: Start, monkeypatch: pytest.MonkeyP
         run = on.rig.run()
         assert (run.outcome, run.synced) == ("ok", 6)
         assert on.state.last_error == "unexpected ZeroDivisionError, see the log; please report it"
+
+
+def test_odd_name_of_a_table_is_no_table(make_config: MakeConfig, urls: dict[str, str]) -> None:
+    """A percent sign is doubled in a statement, and stands once in what is asked of it."""
+    url = urls[ELSEWHERE]
+    site.make(url, "For%mation")
+    config = structs.replace(make_config(), publish=(settings(database=url, table="For%mation"),))
+    assert problems(config) == []
 
 
 @pytest.mark.postgresql_only

@@ -224,6 +224,15 @@ def test_a_spreadsheet_carries_a_name_out(text: str) -> None:
     assert (row["name"], row["place"], row["places_left"]) == (f"'{text}", f"a{text}", "-1")
 
 
+def test_a_french_spreadsheet_carries_a_name_out() -> None:
+    """Where a semicolon parts cells, what is behind one is led by an apostrophe too."""
+    content = render("csv", [event(name="Duo ; prix;=1+1;-2")])
+    (row,) = cells(content)
+    assert row["name"] == "Duo ; prix;'=1+1;'-2"
+    (_, french) = csv.reader(io.StringIO(content.decode()), delimiter=";")
+    assert french[1:3] == [" prix", "'=1+1"]
+
+
 def test_a_name_ends_the_script_of_a_page() -> None:
     """JSON that a page holds inside a script cannot be left by a text, and reads the same."""
     name = 'A </script><script>alert("1")</script> <!-- '
