@@ -1,13 +1,14 @@
 """Work beside the loop, or beside its caller, that is not lost on the way. Imports nothing of syncd."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 K = TypeVar("K")
 P = ParamSpec("P")
@@ -75,6 +76,21 @@ class Latest(Generic[K]):
                 await work()
         finally:
             del self._tasks[key]
+
+
+def run(work: Coroutine[None, None, T]) -> T:
+    """Return what the work gives, as `asyncio.run` does, with name servers asked in threads of their own.
+
+    A silent one takes half a minute. Of the loop's threads, which work for runs, none would be left, and the
+    end of the process would wait for them.
+    """
+
+    async def with_names_apart() -> T:
+        loop: Any = asyncio.get_running_loop()
+        loop.getaddrinfo = lambda *host, **how: in_own_thread(socket.getaddrinfo, *host, **how)
+        return await work
+
+    return asyncio.run(with_names_apart())
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from syncd.threads import Latest, in_thread
+from syncd.threads import Latest, in_thread, run
 
 
 class Work:
@@ -53,6 +53,26 @@ def test_blocking_work_would_stop_the_daemon_answering() -> None:
         assert await in_thread(int, "11", base=2) == 3
 
     asyncio.run(main())
+
+
+def test_a_silent_name_server_stops_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask it, work in threads goes on, and who gives up leaves without an answer."""
+    silent = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: silent.wait(10))
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        asking = [asyncio.create_task(loop.getaddrinfo("host.example", 443)) for _ in range(40)]
+        await few_rounds()
+        found = await asyncio.wait_for(in_thread(int, "7"), 5)
+        for task in asking:
+            task.cancel()
+        return found
+
+    began = time.monotonic()
+    assert run(main()) == 7
+    assert time.monotonic() - began < 5
+    silent.set()
 
 
 def test_failure_in_a_thread_would_be_lost() -> None:

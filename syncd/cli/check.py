@@ -1,12 +1,12 @@
 """`syncd check`: every problem of configuration, database and surroundings at once, or what was found."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from loguru import logger
 from msgspec import Struct, field
 
+from syncd import threads
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
 from syncd.cli import typed
@@ -50,7 +50,7 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
         logger.bind(event="publish.slow").warning("{}", warning)
     found.add([obstacle for feed in config.feeds if (obstacle := files.obstacle(feed))], ConfigError)
     found.add(addresses.check(config), ConfigError)
-    if online and (refusal := asyncio.run(_ask_billetweb(config))):
+    if online and (refusal := threads.run(_ask_billetweb(config))):
         is_key = isinstance(refusal, AuthError)
         advice = f"; {setup_command(config.path, '--overwrite')} asks for another" if is_key else ""
         found.add([f"Billetweb: {refusal}{advice}"], ConfigError if is_key else type(refusal))

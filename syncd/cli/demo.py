@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
+from syncd import threads
 from syncd.cli import site
 from syncd.cli.site import Site
 from syncd.cli.typed import program
@@ -132,7 +133,7 @@ def demo(
             finally:
                 await screen.close()
 
-        return asyncio.run(run())
+        return threads.run(run())
 
 
 def _unlimited(config: Config) -> Config:

@@ -19,7 +19,7 @@ import stamina.instrumentation
 from loguru import logger
 from msgspec import structs
 
-from syncd import __version__, text, usage, web
+from syncd import __version__, text, threads, usage, web
 from syncd.billetweb.client import tell_retry
 from syncd.cli import typed
 from syncd.config import Config, load
@@ -220,7 +220,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
                 turn_away(listening)
             raise
 
-    return asyncio.run(run())
+    return threads.run(run())
 
 
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
@@ -228,7 +228,7 @@ def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
     if arguments.quiet:  # what goes wrong stands in the summary too; what mends itself is worth no mail
         config = structs.replace(config, log=structs.replace(config.log, level="ERROR"))
         _log(config, redact)
-    run = asyncio.run(_run_once(config, redact, full=arguments.full, quiet=arguments.quiet))
+    run = threads.run(_run_once(config, redact, full=arguments.full, quiet=arguments.quiet))
     if not arguments.quiet or run.outcome != "ok":
         _say(text.run_summary(msgspec.to_builtins(run)))
     return 0 if run.outcome in ("ok", "partial") else 1

@@ -4,7 +4,6 @@ Every answer may also come as an option, so that a script needs no terminal. Wha
 replaced where that was asked for, and of a configuration only the lines in question.
 """
 
-import asyncio
 import errno
 import getpass
 import grp
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from syncd import readers, web
+from syncd import readers, threads, web
 from syncd.billetweb.client import Billetweb
 from syncd.cli import typed
 from syncd.cli.check import asking
@@ -181,7 +180,7 @@ def _good_credentials(
             for secret in of_basic_auth(user, key.value):
                 redact.add(secret)
             account = structs.replace(account, user=user)
-            return user, key, None if options.offline else asyncio.run(_try(account, key))
+            return user, key, None if options.offline else threads.run(_try(account, key))
         except _Ended:
             raise
         except (AuthError, ConfigError) as error:

@@ -25,9 +25,9 @@ class Signals:
         self._thread.start()
 
     def close(self) -> None:
-        """Hear no more; what was in force before is again."""
+        """Hear no more; what was in force before is again, but for SIGHUP: it ends no process that ends."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if number is signal.SIGHUP else handler)
         signal.set_wakeup_fd(self._wakeup_before)
         self._theirs.close()
         self._thread.join()
