@@ -312,10 +312,10 @@ def run_summary(run: Json) -> str:
     name = run_name(run["id"]).capitalize()
     if run["state"] != "done":
         return f"{name} is {run['state']}; `syncctl history` will show how it ended."
-    by = f" by {run['requested_by']['user']}" if run["requested_by"] else ""
-    why = f"{run['trigger']}{by}{', full' if run['full'] else ''}{_consent(run)}"
+    why = f"{run['trigger']}{asked_by(run)}{', full' if run['full'] else ''}{_consent(run)}"
+    synced = f"{count(run['synced'], 'event')} synced, {run['failed']} failed"
     lines = [
-        f"{name} {paint(run['outcome'])}: {_synced(run)}, in {format_duration(run['duration_s'])}",
+        f"{name} {paint(run['outcome'])}: {synced}, in {format_duration(run['duration_s'])}",
         f"  {why}; {_changes(run)}; {count(run['requests'], 'request')}",
         *(f"  error: {error_line(error)}" for error in run["errors"]),
     ]
@@ -350,16 +350,17 @@ def places_left(event: Json) -> int | str:
     return "?" if left is None else left
 
 
+def asked_by(run: Json) -> str:
+    """Return who asked for a run, after a blank; nothing where nobody did."""
+    return f" by {plain(run['requested_by']['user'])}" if run["requested_by"] else ""
+
+
 def _consent(run: Json) -> str:
     """Return what somebody said is gone, "" where nobody did, or where the daemon is an older one."""
     if not run.get("accept"):
         return ""
     where = f" ({', '.join(run['accepted'])})" if run["accepted"] else ""
     return f", accepting what is absent{where}"
-
-
-def _synced(run: Json) -> str:
-    return f"{count(run['synced'], 'event')} synced, {run['failed']} failed"
 
 
 def changed_rows(run: Json) -> int:

@@ -156,7 +156,7 @@ class _Drawing:
         progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
         phase, done, total = text.plain(progress["phase"]), progress["done"], progress["total"]
         line = self.line(
-            "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{self.by(run)}: ", "bold"
+            "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{text.asked_by(run)}: ", "bold"
         )
         if not total:
             return line.append(phase)
@@ -193,7 +193,7 @@ class _Drawing:
             table.add_row(
                 Text(f"{self.mark(outcome)} #{run['id']}", COLOURS.get(outcome, "")),
                 Text(text.ago(run["finished_at"], self.now)),
-                Text(run["trigger"] + self.by(run), "dim"),
+                Text(run["trigger"] + text.asked_by(run), "dim"),
                 Text(text.format_duration(run["duration_s"]), justify="right"),
                 Text(text.count(run["synced"], "event"), justify="right"),
                 self.came_of(run),
@@ -296,10 +296,6 @@ class _Drawing:
     def mark(self, word: str) -> str:
         """Return the sign of a health or an outcome."""
         return text.MARKS[word][not self.unicode] if word in text.MARKS else " "
-
-    def by(self, run: Json) -> str:
-        """Return who asked for a run, after a blank; nothing where nobody did."""
-        return f" by {text.plain(run['requested_by']['user'])}" if run["requested_by"] else ""
 
 
 def _table(*columns: tuple[str, int], headers: bool = False) -> Table:

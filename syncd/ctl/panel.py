@@ -129,13 +129,12 @@ def running(run: Json | None, now: datetime) -> str:
     """Return why a run is in progress and how far it is, "" where none is."""
     if not run:
         return ""
-    by = f" by {plain(run['requested_by']['user'])}" if run["requested_by"] else ""
     progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
     far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
     took = text.ago(run["started_at"], now, "")
     wait = f", {told}" if (told := text.waits(progress, now)) else ""
     name = text.run_name(run["id"], "#{}")
-    return f"{name} {run['trigger']}{by}, for {took}: {plain(progress['phase'])}{far}{wait}"
+    return f"{name} {run['trigger']}{text.asked_by(run)}, for {took}: {plain(progress['phase'])}{far}{wait}"
 
 
 def _skipped(status: Json) -> str:

@@ -23,7 +23,7 @@ def runs_table(runs: Iterable[Json], now: datetime, width: int | None = text.USU
         (
             run["id"],
             short_time(run["started_at"], now),
-            _why(run),
+            text.asked_by(run).strip() or run["trigger"],
             run["outcome"] or run["state"],
             text.format_duration(run["duration_s"]),
             f"{run['synced']} of {run['synced'] + run['failed']}" if run["failed"] else f"{run['synced']}",
@@ -46,12 +46,6 @@ def _with_lines_below(table: str, below: Sequence[str], width: int | None) -> st
     for line, more in zip(lines, below, strict=True):
         shown += [line, text.clip(f"    {more}", width)] if more else [line]
     return "\n".join(shown)
-
-
-def _why(run: Json) -> str:
-    """Return who asked for a run, or what did."""
-    by = run["requested_by"]
-    return f"by {by['user']}" if by else str(run["trigger"])
 
 
 def doubts_table(doubts: Iterable[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
