@@ -15,7 +15,6 @@ from pathlib import Path
 
 from loguru import logger
 from msgspec import structs
-from starlette.applications import Starlette
 
 from syncd.account.account import Account
 from syncd.account.status import StatusAfter, after
@@ -102,7 +101,9 @@ class Daemon:
         )
         signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, self._on_signal)
         try:
-            serving = asyncio.create_task(control.serve(self._application()), name="control server")
+            most = int(WAITING_SHARE * connections_at_most())
+            app = application(self.account, self.reload, self._redact, most_waiting=most)
+            serving = asyncio.create_task(control.serve(app), name="control server")
             try:
                 await self._start(control, serving)
             except BaseException:
@@ -149,10 +150,6 @@ class Daemon:
         self._is_up.set()
         if self._reload_waits:
             self._on_hangup()
-
-    def _application(self) -> Starlette:
-        most = int(WAITING_SHARE * connections_at_most())
-        return application(self.account, self.reload, self._redact, most_waiting=most)
 
     def _feed_watchdog(self, path: Path) -> None:
         if self._feed_every_s:
