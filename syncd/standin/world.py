@@ -21,7 +21,6 @@ from msgspec import Struct, field
 from syncd.standin.kinds import FURTHER_KINDS, KINDS, Kind, Tariff
 from syncd.standin.people import (
     FIRST_ATTENDEE,
-    FIRST_ORDER,
     PARIS,
     PER_EVENT,
     WALL,
@@ -136,35 +135,16 @@ class World:
         with self.lock:
             return self.attendance[event_id].rows
 
-    def remove_order(self, order_id: str) -> int:
-        """Delete an order, and return how many places it had; no read shows them again."""
-        with self.lock:
-            event_id = self._event_with(order_id, FIRST_ORDER)
-            rows = [row for row in self.attendees(event_id).values() if row["order_id"] == order_id]
-            for row in rows:
-                self.delete_attendee(row["id"])
-            return len(rows)
-
     def delete_attendee(self, attendee_id: str) -> None:
         """Delete one place: no read shows it again, and it can be sold once more."""
         with self.lock:
-            event_id = self._event_with(attendee_id, FIRST_ATTENDEE)
+            event_id = str(FIRST_IDS["event"] + (int(attendee_id) - FIRST_ATTENDEE) // PER_EVENT)
             row = self.attendance[event_id].remove(attendee_id)
             event = self.events[event_id]
             slots = self._slots(event, row["ticket_id"], past=True)
             its = [slot for slot in slots if (_key(slot)[0] or "0") == row["order_session"]]
             if row["disabled"] == "0":
                 _move(event, its, 1, refund=True)
-
-    def check_in(self, attendee_id: str) -> None:
-        """Scan a ticket at the door, which Billetweb does not tell by `last_update`."""
-        row = self.attendees(self._event_with(attendee_id, FIRST_ATTENDEE))[attendee_id]
-        with self.lock:
-            wall = self.present.astimezone(PARIS).strftime(WALL)
-            row |= {"used": "1", "used_date": wall, "lane": "scanner@example.org"}
-
-    def _event_with(self, number: str, first: int) -> str:
-        return str(FIRST_IDS["event"] + (int(number) - first) // PER_EVENT)
 
     def _trade(self, event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False) -> int:
         moved = _move(event, slots, count, refund=refund)

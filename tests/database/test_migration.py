@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeConfig, Rig, mirrors, rig_on
 from sqlalchemy import inspect
+from support.people import remove_order
 from support.reading import past_the_lock
 from support.real_databases import Rows, is_postgresql, query, url_at
 
@@ -379,7 +380,7 @@ def change(standin: StandIn) -> None:
         standin.events[CONCERT].tickets.pop()
         del standin.events[WEEKEND].tickets[1:]
         order = next(iter(standin.attendees(FESTIVAL).values()))["order_id"]
-        standin.remove_order(str(order))
+        remove_order(standin, str(order))
         del standin.events[WORKSHOP]
 
 

@@ -13,7 +13,7 @@ from msgspec import structs
 from support import faults as fault
 from support.events import CONCERT, FESTIVAL, kinds
 from support.faults import with_rows
-from support.people import WHOLE, first_of, held, read, served
+from support.people import WHOLE, check_in, first_of, held, read, served
 from support.variants import mostly_slow
 
 from syncd.billetweb import body as answers
@@ -179,7 +179,7 @@ def test_told_of_and_taken_for_gone(people: Rig, standin: StandIn) -> None:
     lacks = with_rows(lambda rows: [row for row in rows if row["id"] != key])
     standin.fail(f"/event/{FESTIVAL}/attendees", lacks, times=2)
     people.run(full=True)
-    standin.check_in(key)
+    check_in(standin, key)
     standin.attendance[FESTIVAL].touch(key, datetime.now(UTC))
     run = people.run()
     assert (run.counts.updated, run.counts.vanished) == (1, 0)
@@ -189,7 +189,7 @@ def test_told_of_and_taken_for_gone(people: Rig, standin: StandIn) -> None:
 def test_a_shared_run_reads_less_than_was_asked_for(people: Rig, standin: StandIn) -> None:
     """Who names an event has all of its attendees read, also in a run of the whole account."""
     key = first_of(standin, CONCERT)
-    standin.check_in(key)
+    check_in(standin, key)
     run = people.run("manual", events=(CONCERT,), also_whole=True)
     assert (run.whole, run.events, held(people)[key].used) == (True, [CONCERT], 1)
 

@@ -13,7 +13,7 @@ from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from support import faults as fault
 from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
 from support.faults import with_rows
-from support.people import WHOLE, first_of, held, read, served
+from support.people import WHOLE, check_in, first_of, held, read, served
 from support.processes import eventually
 from support.real_databases import url_at
 from support.variants import mostly_slow
@@ -280,7 +280,7 @@ def test_a_place_that_comes_back_stays_away(full: Rig, standin: StandIn) -> None
 def test_an_edit_that_nothing_tells_of_is_never_seen(full: Rig, standin: StandIn) -> None:
     """A check-in that left `last_update` alone comes with the full read of its event."""
     key = first_of(standin, CONCERT)
-    standin.check_in(key)
+    check_in(standin, key)
     full.run()
     assert held(full)[key].used == 0
     run = full.run(full=True)
@@ -412,7 +412,7 @@ def test_a_change_of_somebody_is_told_to_all(full: Rig, standin: StandIn) -> Non
 
 def test_a_link_with_a_key_is_kept(full: Rig, standin: StandIn) -> None:
     """No bearer link and no scanner's address gets into the database, in whatever column."""
-    standin.check_in(first_of(standin, CONCERT))
+    check_in(standin, first_of(standin, CONCERT))
     full.run(full=True)
     rows = full.sql("SELECT * FROM billetweb_attendees") + full.sql("SELECT diff FROM syncd_changes")
     text = repr(rows)

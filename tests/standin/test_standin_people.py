@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.people import check_in, remove_order
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
 from syncd.standin.life import Life
@@ -54,7 +55,7 @@ def test_attendees_drift_apart_from_the_figures() -> None:
         standin.advance(MINUTE)
         if turn % 50 == 0:
             standin.delete_attendee(next(iter(standin.attendees(WEEKEND))))
-            standin.remove_order(next(iter(standin.attendees(OUTING).values()))["order_id"])
+            remove_order(standin, next(iter(standin.attendees(OUTING).values()))["order_id"])
     for event_id, event in standin.events.items():
         assert living(standin, event_id) == event.sold
     refunded = [row for row in rows_of(standin) if row["disabled"] == "1"]
@@ -154,8 +155,8 @@ def test_a_deleted_place_comes_back(standin: StandIn, client: httpx.Client) -> N
     standin.sell(OUTING, 3)
     standin.refund(OUTING, 1)
     *_, last = standin.attendees(OUTING).values()
-    assert standin.remove_order(last["order_id"]) == 3
-    assert standin.remove_order(last["order_id"]) == 0
+    assert remove_order(standin, last["order_id"]) == 3
+    assert remove_order(standin, last["order_id"]) == 0
     assert figures(standin.events[OUTING]) == before
     first = client.get(path, params=everything).json()[0]
     standin.delete_attendee(first["id"])
@@ -168,7 +169,7 @@ def test_a_deleted_place_comes_back(standin: StandIn, client: httpx.Client) -> N
 def test_a_check_in_is_told_as_a_change(standin: StandIn) -> None:
     """A scan is in the row alone, whose last update stays: only a full read shows it."""
     key, row = next((key, dict(row)) for key, row in standin.attendees(WEEKEND).items())
-    standin.check_in(key)
+    check_in(standin, key)
     changed = {name for name, value in standin.attendees(WEEKEND)[key].items() if value != row[name]}
     assert changed == {"used", "used_date", "lane"}
 
@@ -214,7 +215,7 @@ def test_an_increment_passes_over_what_nobody_looked_at(client: httpx.Client) ->
 def test_a_query_is_not_heeded(standin: StandIn, client: httpx.Client) -> None:
     """Session, use, ticket, buyer and unfinished events narrow the answer, alone and together."""
     row = next(iter(standin.attendees(OUTING).values()))
-    standin.check_in(row["id"])
+    check_in(standin, row["id"])
     everything = rows_of(standin)
     for query, name in FILTERS.items():
         found = {each["id"] for each in asked(client, **{query: row[name]})}

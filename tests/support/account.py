@@ -7,6 +7,7 @@ from msgspec import structs
 
 from support import faults as fault
 from support.faults import with_rows
+from support.people import check_in
 from support.witness import Witness
 from syncd.standin.server import Fault
 from syncd.standin.world import PARIS, WALL, Row, StandInEvent
@@ -218,7 +219,7 @@ class Account:
         """Scan a ticket at the door, which no increment tells of."""
         if row := self._attendee(event, number):
             self.untold.add(row["id"])
-            self.standin.check_in(row["id"])
+            check_in(self.standin, row["id"])
 
     def edit_place(self, event: StandInEvent, number: int) -> None:
         """Change what is told to all of an attendee, or what is personal."""

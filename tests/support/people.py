@@ -6,6 +6,7 @@ from sqlalchemy import select
 from syncd.billetweb import decode
 from syncd.database import schema
 from syncd.model import Attendee
+from syncd.standin.people import PARIS, WALL
 from syncd.standin.server import StandIn, php_json
 
 WHOLE = {"disabled": "1"}
@@ -38,3 +39,21 @@ def read(standin: StandIn) -> list[tuple[str, dict[str, str]]]:
 
 def first_of(standin: StandIn, event_id: str) -> str:
     return next(iter(standin.attendees(event_id)))
+
+
+def check_in(standin: StandIn, attendee_id: str) -> None:
+    """Scan a ticket at the door, which Billetweb does not tell by `last_update`."""
+    with standin.lock:
+        wall = standin.present.astimezone(PARIS).strftime(WALL)
+        of_event = next(each.rows for each in standin.attendance.values() if attendee_id in each.rows)
+        of_event[attendee_id] |= {"used": "1", "used_date": wall, "lane": "scanner@example.org"}
+
+
+def remove_order(standin: StandIn, order_id: str) -> int:
+    """Delete an order, and return how many places it had; no read shows them again."""
+    with standin.lock:
+        rows = [row for each in standin.attendance.values() for row in each.rows.values()]
+        gone = [row["id"] for row in rows if row["order_id"] == order_id]
+        for attendee_id in gone:
+            standin.delete_attendee(attendee_id)
+        return len(gone)
