@@ -136,13 +136,18 @@ def mark(word: str) -> str:
     return MARKS[word][not is_unicode] if word in MARKS else " "
 
 
-def moment(instant: str | None, now: datetime) -> str:
-    """Return an RFC 3339 instant's distance from `now` and local time: "3 min ago (2027-05-08 10:00)"."""
+def away(instant: str | None, now: datetime) -> str:
+    """Return how far an RFC 3339 instant is from `now`: "3 min ago", "in 12 min"."""
     if instant is None:
         return NOTHING
     ahead_s = (datetime.fromisoformat(instant) - now).total_seconds()
     distance = format_duration(round(abs(ahead_s)))
-    return f"{f'in {distance}' if ahead_s > 0 else f'{distance} ago'} ({local_time(instant)})"
+    return f"in {distance}" if ahead_s > 0 else f"{distance} ago"
+
+
+def moment(instant: str | None, now: datetime) -> str:
+    """Return an RFC 3339 instant's distance from `now` and local time: "3 min ago (2027-05-08 10:00)"."""
+    return NOTHING if instant is None else f"{away(instant, now)} ({local_time(instant)})"
 
 
 def harmless(text: str, most: int = LONGEST) -> str:

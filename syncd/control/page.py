@@ -170,14 +170,6 @@ def _render(context: Json, now: datetime) -> str:
     """Return the page's HTML, of records as the account gives them."""
     from markupsafe import Markup  # noqa: PLC0415 - jinja2's
 
-    def since(instant: str | None) -> str:
-        """Return how far an instant is from now, in words."""
-        if instant is None:
-            return text.NOTHING
-        ahead_s = (datetime.fromisoformat(instant) - now).total_seconds()
-        distance = text.format_duration(round(abs(ahead_s)))
-        return f"in {distance}" if ahead_s > 0 else f"{distance} ago"
-
     def coarse(instant: str) -> str:
         """Return how long ago an instant is, in one unit: it stands in many rows, which are to be calm."""
         age_s = max((now - datetime.fromisoformat(instant)).total_seconds(), 0.0)
@@ -194,7 +186,7 @@ def _render(context: Json, now: datetime) -> str:
         more_events=len(events) - EVENTS_SHOWN,
         style=Markup(_part("page.css")),  # noqa: S704 - ours
         script=Markup(_part("page.js")),  # noqa: S704 - ours
-        since=since,
+        since=functools.partial(text.away, now=now),
         coarse=coarse,
         zone=now.astimezone().tzname(),
     )
