@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from syncd import __version__, text, usage
 from syncd.ctl import http, panel, tables
@@ -192,7 +193,8 @@ def build_parser() -> argparse.ArgumentParser:
     help_ = "Show the daemon's page on a port of this machine, until Ctrl-C; prints its address."
     command = add("page", page, help_)
     help_ = "the port of 127.0.0.1; one that is free if not given"
-    command.add_argument("--port", metavar="N", type=_port, default=0, help=help_)
+    port = partial(_number, most=65_535, what="port")
+    command.add_argument("--port", metavar="N", type=port, default=0, help=help_)
     return parser
 
 
@@ -202,7 +204,8 @@ def _take_events(command: argparse.ArgumentParser, help_: str) -> None:
 
 def _take_limit(command: argparse.ArgumentParser) -> None:
     help_ = "how many runs, 1 to 1000 (20)"
-    command.add_argument("-n", metavar="N", dest="limit", type=_limit, default=20, help=help_)
+    number = partial(_number, most=1000)
+    command.add_argument("-n", metavar="N", dest="limit", type=number, default=20, help=help_)
 
 
 def _take_kinds(command: argparse.ArgumentParser) -> None:
@@ -249,15 +252,9 @@ def _event_id(value: str) -> str:
     return value
 
 
-def _limit(value: str) -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= 1000:  # noqa: PLR2004 - named in the message
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number from 1 to 1000")
-    return int(value)
-
-
-def _port(value: str) -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= 65_535:  # noqa: PLR2004 - named in the message
-        raise argparse.ArgumentTypeError(f"{value!r} is not a port from 1 to 65535")
+def _number(value: str, most: int, what: str = "number") -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= most:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a {what} from 1 to {most}")
     return int(value)
 
 
