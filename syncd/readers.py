@@ -310,9 +310,7 @@ def _parameters(url: str, scheme: str, example: str) -> str:
 
 
 def _postgresql(url: str) -> str:
-    parameters = _parameters(
-        url, r"(?i:postgresql(?:\+psycopg)?)", "postgresql://user:password@host:5432/database"
-    )
+    parameters = _parameters(url, r"(?i:postgresql(?:\+psycopg)?)", "postgresql://user@host:5432/database")
     if re.search("password", parameters, re.IGNORECASE):  # only there it is known to be one
         raise ValueError(
             'a password stands before the host, as in "postgresql://user:password@host/database"'

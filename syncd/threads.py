@@ -103,15 +103,19 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return await to_the_end(asyncio.get_running_loop().run_in_executor(None, call))
 
 
-async def to_the_end(work: Awaitable[T]) -> T:
-    """Return what the work gives; a cancellation, and any further one, waits for its end first."""
+async def to_the_end(work: Awaitable[T], grace_s: float | None = None) -> T:
+    """Return what the work gives; a cancellation, and any further one, waits for its end first.
+
+    With `grace_s` it waits so long, and then cancels the work.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         while not task.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=grace_s)
+                task.cancel()  # if it has not ended
         if not task.cancelled():
             task.exception()  # looked at, or asyncio would report it as lost
         raise

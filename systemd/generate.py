@@ -282,7 +282,8 @@ def exit_codes(epilog: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the codes with their meaning, and the paragraphs that follow them."""
     table, *rest = epilog.strip().split("\n\n")
     said = [paragraph for paragraph in rest if not paragraph.startswith("example:")]
-    return re.findall(r"^ +(\d+) +(.+)$", table, re.MULTILINE), said
+    found = re.findall(r"^ +(\d+) +(.+(?:\n {5,}(?!\d).+)*)$", table, re.MULTILINE)
+    return [(code, " ".join(meaning.split())) for code, meaning in found], said
 
 
 KEYS = "Each key is shown with its default. All may be left out but those that are required."

@@ -499,7 +499,7 @@ url = 7\r
         ),
         ("log.level = 0x" + "f" * 5000, "number that big"),
         ("log.level = '" + "x" * 99 + "'", "a longer text"),
-        ("database.url = 'postgresql://u:p@h'", 'must be as "postgresql://user:password@host:5432/database"'),
+        ("database.url = 'postgresql://u:p@h'", 'must be as "postgresql://user@host:5432/database"'),
         ("database.url = 'postgresql://u:p@p@h/d'", "is written %2F %40 %3A %3F %23"),
         ("database.url = 'postgresql://h/d?password=p'", "a password stands before the host"),
         ("database.url = 'mysql://h/d'", 'as in "postgresql://user@host/database"'),

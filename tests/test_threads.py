@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from syncd.threads import Latest, in_thread, run
+from syncd.threads import Latest, in_thread, run, to_the_end
 
 
 class Work:
@@ -73,6 +73,23 @@ def test_a_silent_name_server_stops_all_work(monkeypatch: pytest.MonkeyPatch) ->
     assert run(main()) == 7
     assert time.monotonic() - began < 5
     silent.set()
+
+
+def test_a_cut_waits_for_what_may_hang() -> None:
+    """With a grace the work has so long to come to its end, and is cancelled then."""
+
+    async def main() -> None:
+        for work_s, ended in ((0.05, True), (60.0, False)):
+            work = asyncio.create_task(asyncio.sleep(work_s, "done"))
+            task = asyncio.create_task(to_the_end(work, 0.5))
+            await few_rounds()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 5)
+            assert work.done()
+            assert work.cancelled() is not ended
+
+    asyncio.run(main())
 
 
 def test_failure_in_a_thread_would_be_lost() -> None:

@@ -105,7 +105,8 @@ def setup(options: Options, redact: Redactor) -> int:
         else:
             _put(path, before, 0o640, group=GROUP)
         raise
-    _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{_next(path, _socket(config))}")
+    following = _next(path, _socket(config), runs=options.overwrite)
+    _say(f"\nWritten: {path}\n         {key_path}\n\nNext:\n{following}")
     return 0
 
 
@@ -354,11 +355,13 @@ def _socket(config: str) -> Path:
     return Path(f"{named or ControlConfig().socket}")
 
 
-def _next(path: Path, socket: Path) -> str:
-    """Return the commands that come next, a line each."""
+def _next(path: Path, socket: Path, *, runs: bool) -> str:
+    """Return the commands that come next, a line each; where syncd `runs`, it is to take the new key."""
     status = typed.syncctl("status", socket)
     if unit := typed.unit(path):
-        return f"  systemctl enable --now {unit}\n  {status}"
+        return f"  systemctl {'restart' if runs else 'enable --now'} {unit}\n  {status}"
+    if runs:
+        return f"  {typed.syncctl('reload', socket)}\n  {typed.syncctl('run-now', socket)}"
     check, run = typed.syncd("check --online", path), typed.syncd("run", path)
     return f"  {check}\n  {run}\n\nand in another terminal:\n  {status}"
 

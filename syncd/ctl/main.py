@@ -328,7 +328,7 @@ def publish(args: argparse.Namespace) -> int:
 def webhooks(args: argparse.Namespace) -> int:
     """Print what waits for each endpoint and what was given up, or have it sent again."""
     if bool(args.ids) + bool(args.endpoint) != bool(args.verb):
-        message = "Name deliveries to retry by their ids, or one endpoint by --endpoint."
+        message = "`retry` takes deliveries by their ids, or one endpoint by --endpoint; without it neither."
         raise Failure(EXIT_USAGE, "usage", message)
     if args.verb:
         wanted = {"ids": args.ids, "endpoint": args.endpoint}

@@ -69,17 +69,16 @@ def hint(status: Json) -> str:
     if status["health"] == "ok":
         return ""
     if status.get("skipping") == "credentials":
-        return "replace the key, `systemctl restart syncd`; try it: `syncctl run-now`"
+        return "`syncd setup --overwrite`, then `systemctl restart syncd`"
     if status["state"] == "paused":
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]
-    if run is None:
-        again = "`syncctl run-now` tries now, `journalctl -u syncd -p warning` tells more"
-        return "the first run is in progress" if status["current_run"] else again
-    if run["outcome"] in ("partial", "failed"):
+    if run and run["outcome"] in ("partial", "failed"):
         kind = run["errors"][0]["kind"] if run["errors"] else ""
         return HINTS.get(kind, "`syncctl history` lists errors; `journalctl -u syncd -p warning`")
-    return "`syncctl run-now` asks for a run now"
+    if status["current_run"]:
+        return "a run is in progress"
+    return "`syncctl run-now` asks for a run now" if run else f"`syncctl run-now` tries now, {JOURNAL}"
 
 
 def answer(command: str, status: Json, now: datetime) -> str:
@@ -170,8 +169,9 @@ def _sales(status: Json) -> str:
     """Return why sales are seen no sooner than by reading each event, "" where they are."""
     increment = (status.get("budget") or {"increment": ""})["increment"]
     if increment == "not permitted":
-        return "seen no sooner: the key may not read the account's attendees"
-    return "seen no sooner: the account's attendees cannot be read now" if increment == "failed" else ""
+        return "seen in the event's turn: the key may not read the account's attendees"
+    cannot = "seen in the event's turn: the account's attendees cannot be read now"
+    return cannot if increment == "failed" else ""
 
 
 def _doubts(status: Json) -> str:

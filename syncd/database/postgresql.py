@@ -164,6 +164,8 @@ def advice(told: str) -> str:
     """
     if not re.search(r'Peer authentication failed|role "[^"]*" does not exist', told):
         return ""
+    if os.geteuid() == 0:
+        return "; this was asked as root: the service asks as its own user, and may be let in"
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # a user whom only the kernel knows

@@ -201,7 +201,14 @@ class Endpoint:
             if status is None:
                 return None, self._reason(trouble), None
         assert status is not None
-        return status, "" if 200 <= status < 300 else f"HTTP {status}", wait_s  # noqa: PLR2004 - success
+        match status // 100:
+            case 2:
+                error = ""
+            case 3:
+                error = f"HTTP {status}: redirects are not followed, `url` must be the address itself"
+            case _:
+                error = f"HTTP {status}"
+        return status, error, wait_s
 
     def _reason(self, trouble: Exception) -> str:
         """Return why there was no answer. httpx's own texts may hold the address, but for connections'."""

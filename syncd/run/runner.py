@@ -20,6 +20,8 @@ from syncd.threads import to_the_end
 
 MOST_EVENTS = 300
 """So many events a run reads in the ten minutes that it has, at sixty requests a minute and two an event."""
+CONCLUDING_S = 1.0
+"""So long a stop lets a site's tables and files be written after a run: a third of the time that it has."""
 RECENT = 50
 """So many runs are remembered, for those who still wait for one: half a day of them at the usual interval."""
 
@@ -242,9 +244,9 @@ class Runner:
                 await self._conclude(run)
 
     async def _conclude(self, run: Run) -> None:
-        """See to what the run left. That may wait for others, and a stop does not wait for it."""
+        """See to what the run left. It may wait for others; a stop waits for it no longer than a moment."""
         try:
-            await self._on_end(run)
+            await to_the_end(self._on_end(run), CONCLUDING_S)
         finally:
             self._deadline_s = None
             self._tell_end(run)

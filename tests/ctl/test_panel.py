@@ -107,6 +107,7 @@ def test_a_bad_health_has_no_way_out() -> None:
         ({"health": "degraded", "last_run": None}, "syncctl run-now"),
         ({"health": "degraded", "last_run": None, "current_run": ENDED}, ""),
         ({"health": "failing"}, "syncctl run-now"),
+        ({"health": "failing", "current_run": ENDED}, ""),
     ],
 )
 def test_a_hint_names_no_command(changes: dict[str, Any], command: str | None) -> None:

@@ -471,7 +471,8 @@ def test_a_redirect_leads_elsewhere(rig: Rig, receiver: Receiver, other: Receive
     sell(rig, standin)
     got(rig, receiver, 1)
     settled(rig, pending=1)
-    assert sent(rig, "state, error") == [("pending", "HTTP 307")]
+    told = "HTTP 307: redirects are not followed, `url` must be the address itself"
+    assert sent(rig, "state, error") == [("pending", told)]
     assert other.got == []
 
 
