@@ -113,7 +113,7 @@ class _Drawing:
         if status["health_reason"]:
             colour = COLOURS.get(status["health"], "")
             lines.append(self.line("health", text.plain(status["health_reason"]), colour))
-        if found := hint(status):
+        if found := hint(status, self.seen.unit):
             parts = wrap(found, max(self.width - NAMED, 1))
             lines += [self.line("" if number else "hint", part) for number, part in enumerate(parts)]
         lines.append(self.line("next run", *self.next_run()))

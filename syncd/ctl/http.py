@@ -79,8 +79,8 @@ def exchange(
             headers = read_head(path, stream)
             yield connection, headers, stream
         except TimeoutError:
-            advice = "see `systemctl status syncd`"
-            raise NoDaemon(f"The daemon on {path} does not answer in time: {advice}.") from None
+            advice = f": see `systemctl status {unit}`" if (unit := unit_at(path)) else ""
+            raise NoDaemon(f"The daemon on {path} does not answer in time{advice}.") from None
         except ConnectionError:
             raise NoDaemon(
                 f"The daemon on {path} closed the connection before its answer was whole."
@@ -104,6 +104,14 @@ def connect(path: str, timeout_s: float) -> socket.socket:
         raise NoDaemon(message, is_absent=True) from None
     connection.settimeout(timeout_s)
     return connection
+
+
+def unit_at(path: str) -> str | None:
+    """Return the unit whose socket is there; None where syncd does not run as one of the supplied units."""
+    folder, _, rest = path.removeprefix("/run/syncd/").partition("/")
+    if not path.startswith("/run/syncd/") or (rest or folder) != "syncd.sock":
+        return None
+    return f"syncd@{folder}" if rest else "syncd"
 
 
 def _permission_advice(path: str) -> str:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from functools import partial
 
 from syncd import __version__, text, usage
 from syncd.ctl import http, panel, tables
-from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, exchange
+from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, exchange, unit_at
 from syncd.text import write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
@@ -124,13 +123,13 @@ def advice(socket: str) -> str:
     import subprocess  # noqa: PLC0415 - for this sentence alone
 
     start = "syncd run"
-    if named := re.fullmatch(r"/run/syncd/(?:([^/]+)/)?syncd\.sock", socket):
-        unit = f"syncd@{named[1]}" if named[1] else "syncd"
+    if unit := unit_at(socket):
+        name = unit.partition("@")[2]
         ask = ["systemctl", "is-active", unit]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
             if found.stdout.strip() in (b"failed", b"activating"):
-                check = f"syncd check --config /etc/syncd/{named[1]}.toml" if named[1] else "syncd check"
+                check = f"syncd check --config /etc/syncd/{name}.toml" if name else "syncd check"
                 return f"The service does not come up: `systemctl status {unit}` and `{check}` tell why."
         if os.path.isdir(SYSTEMD):  # noqa: PTH112 - starts fast
             start = f"systemctl start {unit}"
@@ -261,7 +260,8 @@ def _number(value: str, most: int, what: str = "number") -> int:
 def status(args: argparse.Namespace) -> int:
     """Print the Status; 1 if `--check` was given and health is not ok."""
     answer = ask_json(args.socket, "GET", "/v1/status")
-    write_answer(args, answer, lambda: panel.status_panel(answer, datetime.now(UTC), _width(args)))
+    unit = unit_at(args.socket)
+    write_answer(args, answer, lambda: panel.status_panel(answer, datetime.now(UTC), _width(args), unit))
     return EXIT_BAD if args.check and answer["health"] != "ok" else EXIT_OK
 
 
@@ -351,7 +351,8 @@ def watch(args: argparse.Namespace) -> int:
 def change_state(args: argparse.Namespace) -> int:
     """Carry out `pause`, `resume` or `reload` and print the state after it."""
     answer = ask_json(args.socket, "POST", f"/v1/{args.command}")
-    write_answer(args, answer, lambda: panel.answer(args.command, answer, datetime.now(UTC)))
+    unit = unit_at(args.socket)
+    write_answer(args, answer, lambda: panel.answer(args.command, answer, datetime.now(UTC), unit))
     return EXIT_OK
 
 

@@ -11,19 +11,23 @@ TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
     from syncd.text import Json
 
-JOURNAL = "`journalctl -u syncd -p warning` tells more"
+UNIT = "syncd"
 HINTS = {
     "doubted": "`syncctl doubts` shows what is absent, `syncctl accept` says it is gone",
     "database": "`syncd check` tells what is wrong with the database",
     "restricted": "give the key the right to all events, on Billetweb's API page",
     "timeout": "raise sync.run_timeout, then `syncctl reload`",
-    "unreadable": JOURNAL,
 }
 """What mends a run that did not end well, by the kind of its first error. Each fits 80 columns."""
 
 
-def status_panel(status: Json, now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
-    """Return a Status as a panel, no line wider than `width` but for reason and hint."""
+def status_panel(
+    status: Json, now: datetime, width: int | None = text.USUAL_WIDTH, unit: str | None = UNIT
+) -> str:
+    """Return a Status as a panel, no line wider than `width` but for reason and hint.
+
+    `unit` is what syncd runs as under systemd; None where it runs otherwise.
+    """
     rows = {
         "last run": _last_run(status, now),
         "last error": plain(status["last_error"] or ""),
@@ -46,11 +50,11 @@ def status_panel(status: Json, now: datetime, width: int | None = text.USUAL_WID
     lines = [f"{name:13}{value}" for name, value in rows.items() if value]
     # What is painted is short, and its colours would count as columns.
     return "\n".join(
-        _head(status, width) + [line if "\x1b" in line else text.clip(line, width) for line in lines]
+        _head(status, width, unit) + [line if "\x1b" in line else text.clip(line, width) for line in lines]
     )
 
 
-def _head(status: Json, width: int | None) -> list[str]:
+def _head(status: Json, width: int | None, unit: str | None) -> list[str]:
     """Return the daemon on one line; where health is not ok, why, and what mends it."""
     health = status["health"]
     marked = f"{text.mark(health)} {health}"
@@ -59,34 +63,38 @@ def _head(status: Json, width: int | None) -> list[str]:
     head = [line.replace(marked, text.paint(health, marked), 1)]
     if status["health_reason"]:
         head.append(f"  {plain(status['health_reason'])}")
-    if found := hint(status):
+    if found := hint(status, unit):
         head.append(f"  hint: {found}")
     return [*head, ""]
 
 
-def hint(status: Json) -> str:
+def hint(status: Json, unit: str | None = UNIT) -> str:
     """Return what mends a health that is not ok, "" where it is."""
     if status["health"] == "ok":
         return ""
+    journal = f"`journalctl -u {unit} -p warning`" if unit else "syncd's log"
+    anew = f"systemctl restart {unit}" if unit else "syncctl reload"
     if status.get("skipping") == "credentials":
-        return "`syncd setup --overwrite`, then `systemctl restart syncd`"
+        return f"`syncd setup --overwrite`, then `{anew}`"
     if status["state"] == "paused":
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]
     if run and run["outcome"] in ("partial", "failed"):
         kind = run["errors"][0]["kind"] if run["errors"] else ""
-        return HINTS.get(kind, "`syncctl history` lists errors; `journalctl -u syncd -p warning`")
+        return HINTS.get(kind, f"`syncctl history` and {journal} tell more")
     if status["current_run"]:
         return "a run is in progress"
-    return "`syncctl run-now` asks for a run now" if run else f"`syncctl run-now` tries now, {JOURNAL}"
+    more = "asks for a run now" if run else f"tries now, {journal} tells more"
+    return f"`syncctl run-now` {more}"
 
 
-def answer(command: str, status: Json, now: datetime) -> str:
+def answer(command: str, status: Json, now: datetime, unit: str | None = UNIT) -> str:
     """Return what came of `pause`, `resume` or `reload`."""
     changed, late = status.get("changed", []), status.get("needs_restart", [])
     if command == "reload":
         told = f"The configuration was read again; {', '.join(map(plain, changed)) or 'nothing'} changed."
-        restart = f"\n`systemctl restart syncd` is needed for {', '.join(map(plain, late))}." if late else ""
+        how = f"`systemctl restart {unit}`" if unit else "A restart"
+        restart = f"\n{how} is needed for {', '.join(map(plain, late))}." if late else ""
         failing = (status.get("publish") or {}).get("failing")
         publish = f"\nPublish: {_publish(status)}." if failing else ""
         again = "\n`syncctl run-now` tries the key." if {"API key", "billetweb.user"} & {*changed} else ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from syncd.ctl.http import Failure, ask_json
+from syncd.ctl.http import Failure, ask_json, unit_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ RUNS = 100
 class Seen:
     """The latest answers; `trouble` says why none comes now, and `since` when that began.
 
-    `moved`: by event, how many places more are left than before the latest run that was seen to end.
+    `moved`: by event, how many places more are left than before the latest run that was seen to end. `unit`:
+    what it runs as under systemd.
     """
 
     status: Json
@@ -37,11 +38,12 @@ class Seen:
     trouble: str = ""
     since: datetime | None = None
     asked_at: datetime | None = None
+    unit: str | None = None
 
 
 def look(path: str, before: Seen | None = None) -> Seen:
     """Return what the daemon on the socket at `path` says now. Raises Failure where nothing came before."""
-    now = datetime.now(UTC)
+    now, unit = datetime.now(UTC), unit_at(path)
     try:
         status = ask_json(path, "GET", "/v1/status", timeout_s=ANSWER_WITHIN_S)
     except Failure as failure:
@@ -54,11 +56,12 @@ def look(path: str, before: Seen | None = None) -> Seen:
         runs = ask_json(path, "GET", f"/v1/runs?limit={RUNS}", timeout_s=ANSWER_WITHIN_S)["runs"]
         events = ask_json(path, "GET", "/v1/events?all=0", timeout_s=ANSWER_WITHIN_S)["events"]
     except Failure:  # its database is not open yet: status says so, and these are asked for again
-        return replace(before or Seen(status), status=status, trouble="", since=None, asked_at=None)
+        first = Seen(status, unit=unit)
+        return replace(before or first, status=status, trouble="", since=None, asked_at=None)
     moved = before.moved if before else {}
     if before and (before.asked_at is None or _latest(before.status) != _latest(status)):
         moved = _moved(before.events, events)
-    return Seen(status, runs, events, moved, asked_at=now)
+    return Seen(status, runs, events, moved, asked_at=now, unit=unit)
 
 
 def _is_news(before: Seen, status: Json, now: datetime) -> bool:

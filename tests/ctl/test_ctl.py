@@ -127,7 +127,7 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
         ("resume", "Scheduled runs are on again; the next one "),
         (
             "reload",
-            "read again; sync.interval changed.\n`systemctl restart syncd` is needed for database.url.",
+            "read again; sync.interval changed.\nA restart is needed for database.url.",
         ),
         ("metrics", "# TYPE syncd_paused gauge\nsyncd_paused 0.0\n"),
     ],

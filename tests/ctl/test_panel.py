@@ -86,10 +86,24 @@ def test_a_bad_health_has_no_way_out() -> None:
     assert panel(degraded(ERROR))[:5] == [
         "! degraded  syncd 0.3.0, up 3 d 4 h, a run every 15 min",
         "  the last run ended partial",
-        "  hint: `syncctl history` lists errors; `journalctl -u syncd -p warning`",
+        "  hint: `syncctl history` and `journalctl -u syncd -p warning` tell more",
         "",
         "last run     #43 partial, 2 min ago: 11 events, 1 failed, 1 change, in 3.2 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"),
+    [
+        ("syncd@site", ["systemctl restart syncd@site", "journalctl -u syncd@site -p warning"]),
+        (None, ["syncctl reload", "syncd's log tell more"]),
+    ],
+)
+def test_a_hint_leads_to_another_daemon(unit: str | None, told: list[str]) -> None:
+    """It names the unit that syncd runs as, and none where it runs otherwise."""
+    hints = [hint(STATUS | changes, unit) for changes in (REFUSED, degraded(ERROR | {"kind": "unreadable"}))]
+    assert [sentence in found for sentence, found in zip(told, hints, strict=True)] == [True, True]
+    assert max(len(f"  hint: {found}") for found in hints) <= 80
 
 
 @pytest.mark.parametrize(
