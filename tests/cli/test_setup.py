@@ -192,7 +192,12 @@ def test_settings_that_are_there_are_overwritten(tmp_path: Path, base_url: str) 
     assert said.returncode == 78
     assert "/billetweb-key is there already: nothing was written. --overwrite puts" in said.stderr
     assert path.read_text() == before
-    assert setup(tmp_path, base_url, "--overwrite").returncode == 0
+    anew = setup(tmp_path, base_url, "--overwrite")
+    assert anew.returncode == 0
+    assert [line.split()[-1] for line in anew.stdout.split("Next:\n")[1].splitlines()] == [
+        "reload",
+        "run-now",
+    ]
     assert path.read_text() == before
     path.write_text(before.replace('"12345"', '"54321"'))
     said = setup(tmp_path, base_url)
