@@ -55,7 +55,7 @@ def rows(body: bytes) -> list[object]:
 
 def begins_list(body: bytes, status: int) -> bool:
     """Tell whether an answer is a success: 2xx and the beginning of an array. The first bytes are enough."""
-    return 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")  # noqa: PLR2004
+    return 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip(BLANKS).startswith(b"[")  # noqa: PLR2004
 
 
 def classify(

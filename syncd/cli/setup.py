@@ -356,14 +356,17 @@ def _socket(config: str) -> Path:
 
 
 def _next(path: Path, socket: Path, *, runs: bool) -> str:
-    """Return the commands that come next, a line each; where syncd `runs`, it is to take the new key."""
+    """Return the commands that come next, a line each; one that `runs` may be, is to take the new key."""
     status = typed.syncctl("status", socket)
     if unit := typed.unit(path):
-        return f"  systemctl {'restart' if runs else 'enable --now'} {unit}\n  {status}"
-    if runs:
-        return f"  {typed.syncctl('reload', socket)}\n  {typed.syncctl('run-now', socket)}"
+        restart = f"\n  systemctl restart {unit}" if runs else ""
+        return f"  systemctl enable --now {unit}{restart}\n  {status}"
     check, run = typed.syncd("check --online", path), typed.syncd("run", path)
-    return f"  {check}\n  {run}\n\nand in another terminal:\n  {status}"
+    first = f"  {check}\n  {run}\n\nand in another terminal:\n  {status}"
+    if not runs:
+        return first
+    reload, again = typed.syncctl("reload", socket), typed.syncctl("run-now", socket)
+    return f"  {reload}\n  {again}\n\nor, where it does not run yet:\n{first}"
 
 
 def _say(line: str) -> None:

@@ -109,7 +109,7 @@ def connect(path: str, timeout_s: float) -> socket.socket:
 def unit_at(path: str) -> str | None:
     """Return the unit whose socket is there; None where syncd does not run as one of the supplied units."""
     folder, _, rest = path.removeprefix("/run/syncd/").partition("/")
-    if not path.startswith("/run/syncd/") or (rest or folder) != "syncd.sock":
+    if not path.startswith("/run/syncd/") or (rest or folder) != "syncd.sock" or not folder:
         return None
     return f"syncd@{folder}" if rest else "syncd"
 

@@ -73,9 +73,11 @@ def hint(status: Json, unit: str | None = UNIT) -> str:
     if status["health"] == "ok":
         return ""
     journal = f"`journalctl -u {unit} -p warning`" if unit else "syncd's log"
-    anew = f"systemctl restart {unit}" if unit else "syncctl reload"
     if status.get("skipping") == "credentials":
-        return f"`syncd setup --overwrite`, then `{anew}`"
+        name = (unit or "").partition("@")[2]
+        config = f" --config /etc/syncd/{name}.toml" if name else "" if unit else " --config FILE"
+        anew = f"systemctl restart {unit}" if unit else "syncctl reload"
+        return f"`syncd setup --overwrite{config}`, then `{anew}`"
     if status["state"] == "paused":
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]

@@ -196,7 +196,10 @@ def _instants(connection: Connection, form: Form) -> Iterable[tuple[str, object]
     named = [theirs for theirs, ours in settings.set.items() if isinstance(_kind(ours), schema.Instant)]
     for name in [*named, *filter(None, [settings.touch])] if form.is_file else []:
         one = form.table.c[name]
-        yield name, connection.scalar(select(one).where(one.is_not(None)).limit(1))
+        some = select(one).where(one.is_not(None)).limit(1)
+        found = connection.scalar(some.where(one != 0)) or connection.scalar(some)  # 0 tells no unit
+        if found is not None:
+            yield name, found
 
 
 def repeated(connection: Connection, form: Form) -> list[str]:

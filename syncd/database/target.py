@@ -200,7 +200,7 @@ def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
     if isinstance(value, datetime):
         if not form.is_file:
             return _instant(form, kind, value)
-        return _in_file(kind, value, form.instants.get(name) if before is None else before)
+        return _in_file(kind, value, before or form.instants.get(name, before))
     if isinstance(value, bool):
         return int(value) if isinstance(kind, Integer) else value
     return _number(form, kind, value) if isinstance(value, Decimal) else value

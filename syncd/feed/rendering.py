@@ -26,7 +26,7 @@ COLUMNS = (
 SCHEMA = "https://schema.org"
 PRODUCT = "-//syncd//Billetweb//EN"
 """Without the version: another one is no news of the events."""
-FORMULA = re.compile(r"(?:\A|(?<=;))(?=[=+@\t\r\n-])")
+FORMULA = re.compile(r"""(?:\A|(?<=[;\n\r]))(?="*[=+@\t\r\n-])""")
 """Before what a spreadsheet takes for a formula (OWASP, CSV injection). Where ";" parts cells, as in France,
 one begins in the middle of a text."""
 

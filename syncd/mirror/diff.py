@@ -239,7 +239,7 @@ def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: da
 
 
 def plan_listed(event: Event, stored: Stored | None, now: datetime) -> EventPlan:
-    """Return the plan for an event of which only the list was read: its figures stay as they are."""
+    """Return the plan for an event of which only the list was read: its figures stay, but its sale ends."""
     change = compare(EVENTS, stored, with_end(keep(event, stored, FIGURES), now))
     return EventPlan(event_id=event.id, changes=(change,) if change else (), unchanged=0 if change else 1)
 

@@ -51,8 +51,8 @@ NEXT = {
 """What happens next, by kind of error."""
 
 
-NUMBER = re.compile("[0-9]+")
-"""What differs in one error from run to run: how many rows, how many minutes more."""
+NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)?(?: (?:d|h|min|s)\b)?(?: (?=[0-9]))?")
+"""What differs in one error from run to run: how many rows, how long more."""
 NAME_COLUMNS = 60
 """Of an event's name so much stands in a line of the log: enough to know it by."""
 
@@ -231,8 +231,13 @@ class RunLog:
         for (kind, status), told in alike.items():
             if told > ALIKE_AT_MOST:
                 self._tell_more(run, kind, status, told - ALIKE_AT_MOST)
-        if run.whole:
-            self._seen = {key: seen for key, seen in self._seen.items() if key in still}
+        if run.whole:  # of what still fails another text may come back, by turns
+            failing = {key[:3] for key in still}
+            self._seen = {
+                key: seen
+                for key, seen in self._seen.items()
+                if key in still or (key[:3] in failing and now - seen.told_at < REPEAT_AFTER_S)
+            }
         return known
 
     def _tell(self, run: Run, error: RunError, repeated: int) -> None:

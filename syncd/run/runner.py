@@ -245,8 +245,11 @@ class Runner:
 
     async def _conclude(self, run: Run) -> None:
         """See to what the run left. It may wait for others; a stop waits for it no longer than a moment."""
+        work = asyncio.ensure_future(self._on_end(run))
+        if self.is_stopping:  # what cut the run is spent, and nothing else would end this
+            asyncio.get_running_loop().call_later(CONCLUDING_S, work.cancel)
         try:
-            await to_the_end(self._on_end(run), CONCLUDING_S)
+            await to_the_end(work, CONCLUDING_S)
         finally:
             self._deadline_s = None
             self._tell_end(run)

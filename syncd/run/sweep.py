@@ -60,9 +60,11 @@ def _gone(
     """Return the rows that are believed gone, by event."""
     found = defaultdict[str | None, Gone](list)
     for scope, ruling in rulings:
+        if ruling.gone == "none" and not (scope.table == EVENTS and run.accepted):
+            continue
         ids = {*absences.gone(connection, run.id, scope, since if ruling.gone == "lasting" else None)}
         if ruling.gone == "none":  # of the list of events somebody may accept single ones
-            ids &= {*run.accepted} if scope.table == EVENTS else set()
+            ids &= {*run.accepted}
         if ids:
             found[scope.event_id].append((scope, ids))
     return found

@@ -1,6 +1,7 @@
 """The daemon's start while the database keeps it waiting: whoever asks is answered meanwhile."""
 
 import json
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from support.processes import PATIENCE_S, DaemonProcess, eventually, syncd, write_config
 from support.real_databases import locked
 
+from syncd.daemon.signals import Signals
 from syncd.database.engine import Database
 
 pytestmark = pytest.mark.usefixtures("database_kind")
@@ -23,6 +25,19 @@ sys.exit(syncd.cli.main.main())
 """
 WAITS = [sys.executable, "-c", _WAITS]
 """A syncd that waits for a locked database as long as that is locked."""
+
+
+def test_a_late_sighup_ends_the_process() -> None:
+    """What comes behind the last line of a daemon that ends changes no exit code."""
+    numbers = {signal.SIGHUP, signal.SIGTERM}
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        Signals(numbers, lambda _: None).close()
+        assert {number: signal.getsignal(number) for number in numbers} == before | {
+            signal.SIGHUP: signal.SIG_IGN
+        }
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
 
 
 @contextmanager

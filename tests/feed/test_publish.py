@@ -597,6 +597,7 @@ def test_file_that_the_site_keeps_open_changes_its_mode(start: Start, standin: S
     ("kind", "theirs", "form"),
     [
         ("INTEGER", 1577934245, r"1[0-9]{9}"),
+        ("INTEGER DEFAULT 0", 1577934245, r"1[0-9]{9}"),
         ("DATETIME", 1577934245678, r"1[0-9]{12}"),
         ("INTEGER", None, r"1[0-9]{12}"),
         ("TEXT", "2020-01-02 03:04:05", r"20..-..-.. ..:..:.."),

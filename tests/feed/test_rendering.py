@@ -217,11 +217,18 @@ def test_an_event_without_anything_breaks_the_feed(form: FeedFormat) -> None:
     assert render(form, [])
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+33", "-2", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+33", "-2", "@SUM(A1)", "\t=1"])
 def test_a_spreadsheet_carries_a_name_out(text: str) -> None:
     """What would be a formula is led by an apostrophe; numbers and other texts are left alone."""
     (row,) = cells(render("csv", [event(name=text, place=f"a{text}", places_left=-1)]))
     assert (row["name"], row["place"], row["places_left"]) == (f"'{text}", f"a{text}", "-1")
+
+
+@pytest.mark.parametrize("end", ["\r", "\n"])
+def test_a_spreadsheet_carries_a_second_line_out(end: str) -> None:
+    """A line may be a row of its own to who parts cells otherwise."""
+    (row,) = cells(render("csv", [event(name=f"{end}=1", place=f"a{end}=1")]))
+    assert (row["name"], row["place"]) == (f"'{end}'=1", f"a{end}'=1")
 
 
 def test_a_french_spreadsheet_carries_a_name_out() -> None:
@@ -231,6 +238,9 @@ def test_a_french_spreadsheet_carries_a_name_out() -> None:
     assert row["name"] == "Duo ; prix;'=1+1;'-2"
     (_, french) = csv.reader(io.StringIO(content.decode()), delimiter=";")
     assert french[1:3] == [" prix", "'=1+1"]
+    for odd in ('x;"=1+1&"', "x\n=1+1"):
+        (row,) = cells(render("csv", [event(name=odd)]))
+        assert row["name"] == odd.replace(odd[2:], f"'{odd[2:]}")
 
 
 def test_a_name_ends_the_script_of_a_page() -> None:

@@ -153,6 +153,15 @@ def test_a_new_error_hides_behind_an_old_one(run_log: RunLog, log_lines: LogLine
     assert log_lines.of("run.finished")[-1]["message"].endswith("; 1 error as before")
 
 
+def test_two_texts_by_turns_bury_the_evening(run_log: RunLog, log_lines: LogLines, clock: WaitedFor) -> None:
+    """Of one thing that fails now so, now so, each text is told once an hour, however long it is."""
+    texts = ["no answer within 30 s", "connection reset; 1 h 45 min of rest", "connection reset; 2 h of rest"]
+    for number in range(12):
+        finish(run_log, number, failure(message=texts[number % 3]))
+        clock.now_s += 300
+    assert [line["run"] for line in log_lines.of("error.")] == [0, 1]
+
+
 def test_an_error_that_comes_back_is_kept_quiet(
     run_log: RunLog, log_lines: LogLines, clock: WaitedFor
 ) -> None:

@@ -326,6 +326,29 @@ def test_a_stop_that_is_announced_takes_runs_on() -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("cut", ["in its work", "at its end"])
+def test_a_stop_waits_for_what_a_run_left(cut: str) -> None:
+    """What a run left may wait for others: a stop lets it, for a moment, wherever it cuts the run."""
+
+    async def scene() -> None:
+        at_its_end = asyncio.Event()
+
+        async def conclude() -> None:
+            at_its_end.set()
+            await asyncio.Event().wait()
+
+        async with bench() as it:
+            it.conclude = conclude
+            run = await it.busy()
+            if cut == "at its end":
+                it.let.set()
+                await at_its_end.wait()
+            assert await it.runner.stop(LONG_S / 2)
+            assert run.state == "done"
+
+    asyncio.run(scene())
+
+
 def test_a_stop_waits_for_ever() -> None:
     """Work that cannot be cancelled within the grace is reported, not waited for."""
 
