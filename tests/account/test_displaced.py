@@ -237,7 +237,7 @@ def test_a_backup_cannot_be_restored_as_readme_says(home: Path, base_url: str, s
         daemon.process.kill()  # what it had not brought into the file yet lies beside it
         daemon.process.wait()
     path.write_bytes(b"no database any more")
-    stop, *lines, start = [line.replace("2027-03-01", copy.stem[6:]) for line in restoring]
+    stop, *lines, start = [line.replace("2027-03-01-0400", copy.stem[6:]) for line in restoring]
     assert (stop, start) == ("systemctl stop syncd", "systemctl start syncd")
     carry_out(lines, home)
     with DaemonProcess(home, base_url) as daemon:
