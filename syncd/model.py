@@ -61,6 +61,11 @@ class Event(Struct, frozen=True, kw_only=True):
     sale_status: SaleStatus = "unknown"
     extra: Json = field(default_factory=dict)
 
+    @property
+    def end(self) -> datetime | None:
+        """When it is over: as its start, where it has no end."""
+        return self.ends_at or self.starts_at
+
 
 class Gauge(Struct, frozen=True, kw_only=True):
     """One row of `/event/:id/avail`. Limited: `places_left` is a number; unlimited; else unknown."""

@@ -87,10 +87,15 @@ def run(work: Coroutine[None, None, T]) -> T:
 
     async def with_names_apart() -> T:
         loop: Any = asyncio.get_running_loop()
-        loop.getaddrinfo = lambda *host, **how: in_own_thread(socket.getaddrinfo, *host, **how)
+        loop.getaddrinfo = getaddrinfo
         return await work
 
     return asyncio.run(with_names_apart())
+
+
+async def getaddrinfo(*host: Any, **how: Any) -> list[Any]:
+    """Return what `socket.getaddrinfo` does, which may hang: from a thread of its own."""
+    return await in_own_thread(socket.getaddrinfo, *host, **how)
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -113,8 +113,7 @@ class Account:
             if not self.database.is_open:
                 async with self._recording:  # an end that got on record meanwhile would count twice
                     await to_the_end(self._open())  # when cancelled too: what is open holds the lock
-                if self.webhooks.is_held and self.runner.current is None:  # else its end does that
-                    self._background.start(self._let_out())
+                self._let_out_held()
 
     async def _open(self) -> None:
         await in_thread(self.database.open)
@@ -270,8 +269,8 @@ class Account:
         pause = Pause(self.clock.now(), user) if paused else None
         await self.database.write(state.put, state.PAUSED, pause)
         self.paused = pause
-        if paused and self.webhooks.is_held and self.runner.current is None:  # no run comes that would do so
-            self._background.start(self._let_out())
+        if paused:  # no run comes that would do so
+            self._let_out_held()
         what, by = "paused" if paused else "on again", f" (by {user})" if user else ""
         logger.bind(event="paused" if paused else "resumed").info("scheduled runs are {}{}", what, by)
         return True
@@ -412,6 +411,10 @@ class Account:
             await self._let_out(run.started_at or EVER)
         finally:
             self._on_end(run)
+
+    def _let_out_held(self) -> None:
+        if self.webhooks.is_held and self.runner.current is None:  # else its end does that
+            self._background.start(self._let_out())
 
     async def _let_out(self, since: datetime = EVER) -> None:
         """Write the site's tables elsewhere, unless all stops, and its files; then endpoints are told."""

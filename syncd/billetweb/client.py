@@ -260,10 +260,8 @@ class Billetweb:
         retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
         self.ahead = answers.ahead(answer.headers.get("Date"), now=now)
         is_list = answers.begins_list(_head(file), answer.status_code)
-        refusal = None
-        if not is_list:
-            how = answer.status_code, retry_after
-            refusal = await in_thread(_refusal, file, *how, now=now, redact=self._redact)
+        given = file, answer.status_code, retry_after, now
+        refusal = None if is_list else await in_thread(self._refusal, *given)
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
@@ -273,6 +271,13 @@ class Billetweb:
             )
         if refusal:
             raise refusal
+
+    def _refusal(
+        self, file: IO[bytes], status: int, retry_after: str | None, now: datetime
+    ) -> BilletwebError | None:
+        body = file.read(IN_MEMORY_BYTES)
+        file.seek(0)
+        return answers.classify(body, status, retry_after, now=now, redact=self._redact)
 
     async def _learn(self, error: BilletwebError) -> None:
         """Keep quiet where the error asks for that."""
@@ -355,14 +360,6 @@ def _head(file: IO[bytes]) -> bytes:
     head = file.read(HEAD_BYTES)
     file.seek(0)
     return head
-
-
-def _refusal(
-    file: IO[bytes], status: int, retry_after: str | None, *, now: datetime, redact: Callable[[str], str]
-) -> BilletwebError | None:
-    body = file.read(IN_MEMORY_BYTES)
-    file.seek(0)
-    return answers.classify(body, status, retry_after, now=now, redact=redact)
 
 
 def _timeouts(seconds: float) -> httpx.Timeout:

@@ -114,6 +114,14 @@ def unit_at(path: str) -> str | None:
     return f"syncd@{folder}" if rest else "syncd"
 
 
+def config_option(unit: str | None) -> str:
+    """Return how `syncd` is led to that unit's settings: by nothing, where they are the usual ones."""
+    if unit is None:
+        return " --config FILE"
+    name = unit.partition("@")[2]
+    return f" --config /etc/syncd/{name}.toml" if name else ""
+
+
 def _permission_advice(path: str) -> str:
     import grp  # noqa: PLC0415 - for this sentence only
 

@@ -18,7 +18,7 @@ from functools import partial
 
 from syncd import __version__, text, usage
 from syncd.ctl import http, panel, tables
-from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, exchange, unit_at
+from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, config_option, exchange, unit_at
 from syncd.text import write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
@@ -124,12 +124,11 @@ def advice(socket: str) -> str:
 
     start = "syncd run"
     if unit := unit_at(socket):
-        name = unit.partition("@")[2]
         ask = ["systemctl", "is-active", unit]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             found = subprocess.run(ask, capture_output=True, timeout=SYSTEMCTL_WITHIN_S, check=False)  # noqa: S603
             if found.stdout.strip() in (b"failed", b"activating"):
-                check = f"syncd check --config /etc/syncd/{name}.toml" if name else "syncd check"
+                check = f"syncd check{config_option(unit)}"
                 return f"The service does not come up: `systemctl status {unit}` and `{check}` tell why."
         if os.path.isdir(SYSTEMD):  # noqa: PTH112 - starts fast
             start = f"systemctl start {unit}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from syncd import text
+from syncd.ctl.http import config_option
 from syncd.text import count, format_duration, plain
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
@@ -74,10 +75,8 @@ def hint(status: Json, unit: str | None = UNIT) -> str:
         return ""
     journal = f"`journalctl -u {unit} -p warning`" if unit else "syncd's log"
     if status.get("skipping") == "credentials":
-        name = (unit or "").partition("@")[2]
-        config = f" --config /etc/syncd/{name}.toml" if name else "" if unit else " --config FILE"
         anew = f"systemctl restart {unit}" if unit else "syncctl reload"
-        return f"`syncd setup --overwrite{config}`, then `{anew}`"
+        return f"`syncd setup --overwrite{config_option(unit)}`, then `{anew}`"
     if status["state"] == "paused":
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]

@@ -151,9 +151,8 @@ def obstacle(path: Path, *, in_use: bool = False) -> str | None:
     real = Path(os.path.realpath(path))  # beside it SQLite writes its journal, whichever link leads there
     logs = [log for end in ("-wal", "-shm") if (log := real.with_name(f"{real.name}{end}")).exists()]
     if not (in_use and logs):
-        return (
-            None if os.access(real.parent, os.W_OK | os.X_OK) else f"the folder {real.parent} is not writable"
-        )
+        writable = os.access(real.parent, os.W_OK | os.X_OK)
+        return None if writable else f"the folder {real.parent} is not writable"
     refused = [log for log in logs if not os.access(log, os.R_OK | os.W_OK)]
     advice = f"`chmod g+s {real.parent}` has what is made there belong to the folder's group"
     return f"{refused[0]} is not readable and writable for this user: {advice}" if refused else None

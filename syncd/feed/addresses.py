@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from syncd import web
 from syncd.config import Config
-from syncd.threads import in_own_thread
+from syncd.threads import getaddrinfo
 
 Address = IPv4Address | IPv6Address
 NAT64 = IPv6Network("64:ff9b::/96")
@@ -66,7 +66,7 @@ async def resolve(host: str, port: int) -> list[Address]:
     with suppress(ValueError):
         return [ip_address(host)]
     try:
-        infos = await in_own_thread(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        infos = await getaddrinfo(host, port, type=socket.SOCK_STREAM)
         found = [ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
     except (OSError, UnicodeError):
         found = []

@@ -146,8 +146,7 @@ def _sale_status(event: Event, tickets: Sequence[Ticket], now: datetime) -> Sale
 
 
 def _is_over(event: Event, now: datetime) -> bool:
-    ends_at = event.ends_at or event.starts_at
-    return bool(ends_at and ends_at <= now)
+    return bool(event.end and event.end <= now)
 
 
 # --- levels

@@ -139,10 +139,9 @@ async def write(work: Work, plan: EventPlan) -> None:
 
 def has_date(event: Event) -> bool:
     """Whether anything tells when an event is; of old series nothing does."""
-    return bool(event.starts_at or event.ends_at)
+    return event.end is not None
 
 
 def is_live(event: Event, since: datetime) -> bool:
     """Whether an event has not ended, or not long ago; one without any date: whether it is online."""
-    end = event.ends_at or event.starts_at
-    return event.online is not False if end is None else end > since
+    return event.online is not False if event.end is None else event.end > since

@@ -58,6 +58,7 @@ class Work(Struct, frozen=True, kw_only=True):
             written.extend(some)
 
         async def carry_out() -> T:
+            """Repeat it where its transaction was given up, then count and tell."""
             while True:
                 written.clear()
                 writing = Writing(self.run.id, self.clock.now(), follow)

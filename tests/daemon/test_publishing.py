@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import site
 from support.processes import DaemonProcess, eventually, syncd
-from support.real_databases import connected, is_postgresql, url_at
+from support.real_databases import url_at
 
 from syncd.standin.server import StandIn
 
@@ -81,14 +81,11 @@ def test_a_table_that_the_site_holds_outlasts_a_stop(daemon: DaemonProcess, home
     url = url_at(home / "site.db")
     site.make(url)
     site.add(url, SLUG)
-    with connected(url) as other:
-        lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
-        other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+    with site.held(url):
         assert daemon.ctl("run-now", "--no-wait").returncode == 0
         eventually(lambda: daemon.status()["events_live"] == 6)  # the table's turn is next
         assert "running" not in daemon.ctl("status").stdout
         assert daemon.stop() == 0
-        other.execute("ROLLBACK")
     assert "ending at once" not in daemon.log
     assert "rolled back" not in daemon.log
 

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 from support import site
 from support.mariadb import Server, obstacle
 from support.processes import as_nobody
-from support.real_databases import allow, connected, is_postgresql, query, refuse, url_at
+from support.real_databases import allow, connected, query, refuse, url_at
 from support.variants import mostly_slow
 
 from syncd.config import Config, PublishConfig
@@ -543,11 +543,8 @@ def test_locked_table_stops_the_mirror(start: Start, standin: StandIn, brief: No
     with start(ELSEWHERE) as on:
         site.make(on.url)
         site.add(on.url, SLUG)
-        with connected(on.url) as other:
-            lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
-            other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+        with site.held(on.url):
             assert on.settled() == "another program holds a lock, which was waited for"
-            other.execute("ROLLBACK")
         assert on.settled() is None
         assert on.row(SLUG) == (180, 3, False)
 

@@ -15,7 +15,7 @@ from standardwebhooks import WebhookVerificationError
 from support import faults as fault
 from support import site
 from support.disk import Watched
-from support.real_databases import allow, connected, held_up, is_postgresql, query, refuse, url_at
+from support.real_databases import allow, held_up, query, refuse, url_at
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
 from support.telling import ByHand, configure, later, sent, settled, telling
 from support.variants import mostly_slow
@@ -85,6 +85,14 @@ def publish_to(rig: Rig, url: str) -> None:
     configure(rig, structs.replace(rig.config, publish=(target,)))
 
 
+def rows_when_told(rig: Rig, receiver: Receiver, url: str) -> list[int]:
+    """Publish there, and return what will have stood in the row whenever the site was told."""
+    publish_to(rig, url)
+    rows = list[int]()
+    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
+    return rows
+
+
 def not_writable(folder: Path) -> FeedConfig:
     """Return a feed in whose place there is something else."""
     (folder / "f.json").mkdir()
@@ -149,16 +157,13 @@ def test_a_site_is_told_before_its_table_is_written(
     rows = list[int]()
     receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
     standin.sell(FESTIVAL, 1)
-    with connected(url) as other:
-        lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
-        other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+    with site.held(url):
         run = rig.request()
         rig.until(lambda: len(sent(rig)) == 2)
         later(rig, 5)
         assert got(rig, receiver, 2).id == receiver.got[0].id
         rig.portal.call(asyncio.sleep, 0.2)
         assert rows == [73]
-        other.execute("ROLLBACK")
     rig.wait(run)
     assert got(rig, receiver, 3).told["data"]["id"] == FESTIVAL
     assert rows == [73, 72]
@@ -191,9 +196,7 @@ def test_a_site_is_told_of_a_row_that_was_not_written(
 ) -> None:
     """It is told with the next run; of a table that goes on failing at once, and where no run comes."""
     url = rig.url if name == "the same database" else url_at(tmp_path / "site.db")
-    publish_to(rig, url)
-    rows: list[int] = []
-    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
+    rows = rows_when_told(rig, receiver, url)
     query(url, AWAY)
     sell(rig, standin, FESTIVAL)
     later(rig, 60)  # the request limit's too
@@ -219,9 +222,8 @@ def test_a_failed_start_lets_old_news_out(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """A run that cannot open the database writes no table, so nobody is told before one that can."""
-    url, rows = url_at(tmp_path / "site.db"), list[int]()
-    publish_to(rig, url)
-    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
+    url = url_at(tmp_path / "site.db")
+    rows = rows_when_told(rig, receiver, url)
     query(url, AWAY)
     sell(rig, standin, FESTIVAL)
     file = Path(rig.url.removeprefix("sqlite:///"))
@@ -275,19 +277,15 @@ def test_a_pause_lets_out_what_is_not_written_yet(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """While a table of the site's is still being written nobody is told, for all that no run is to come."""
-    url, rows = url_at(tmp_path / "site.db"), list[int]()
-    publish_to(rig, url)
-    receiver.choose = lambda _: rows.extend(site.row(url, SLUG, "placesLeft"))
+    url = url_at(tmp_path / "site.db")
+    rows = rows_when_told(rig, receiver, url)
     standin.sell(FESTIVAL, 1)
-    with connected(url) as other:
-        lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
-        other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+    with site.held(url):
         rig.portal.call(rig.account.request)
         rig.until(lambda: rig.account.runner.current is None and rig.account.facts.run_count == 2)
         rig.portal.call(lambda: rig.account.pause(paused=True))
         rig.portal.call(asyncio.sleep, 0.5)
         assert receiver.got == []
-        other.execute("ROLLBACK")
     got(rig, receiver, 1)
     assert rows == [72]
 

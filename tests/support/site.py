@@ -1,8 +1,10 @@
 """A site's own tables, as Prisma makes them, in a database of either kind."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from support.real_databases import Rows, query
+from support.real_databases import Rows, connected, is_postgresql, query
 
 POSTGRESQL = """
 CREATE TABLE "{table}" (
@@ -74,6 +76,16 @@ def refuse(url: str, key: str) -> None:
         query(url, FUNCTION.format(key=key))
     (refusing,) = (text for kind, text in REFUSING.items() if url.startswith(kind))
     query(url, f'CREATE TRIGGER refuse BEFORE UPDATE ON "Formation" {refusing.format(key=key)}')
+
+
+@contextmanager
+def held(url: str) -> Iterator[None]:
+    """Hold the table as the site's own programs do: it can be read, and nobody else writes."""
+    with connected(url) as other:
+        lock = 'LOCK TABLE "Formation" IN EXCLUSIVE MODE'
+        other.execute(f"BEGIN; {lock}" if is_postgresql() else "BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
 
 def add(url: str, key: str, table: str = "Formation", **values: Any) -> None:
