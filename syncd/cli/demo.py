@@ -94,7 +94,12 @@ def demo(
     `configured` makes a configuration's secrets masked and its log settings effective.
     """
     standin = StandIn(events=wishes.events, seed=wishes.seed, calls_per_minute=None)
-    with _home(folder, standin.key) as home, serving(standin) as base_url, _life(standin, wishes.seed):
+    with (
+        _home(folder, standin.key) as home,
+        serving(standin) as base_url,
+        _life(standin, wishes.seed),
+        _unheard_after(),
+    ):
         its_site = Site(home, standin) if wishes.site else None
         path = _write_config(home, standin, base_url, wishes, its_site)
 
@@ -134,6 +139,15 @@ def demo(
                 await screen.close()
 
         return threads.run(run())
+
+
+@contextmanager
+def _unheard_after() -> Iterator[None]:
+    """Have no signal cut what takes the demo down, which would leave threads that keep the process."""
+    try:
+        yield
+    finally:
+        hear_no_more()
 
 
 def _unlimited(config: Config) -> Config:
@@ -190,9 +204,9 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
         except OSError as error:
             raise ConfigError([f"no temporary folder ({error.strerror}): choose one with --dir"]) from None
         try:
-            yield made
+            with _unheard_after():
+                yield made
         finally:
-            hear_no_more()
             remove(made)
         return
     try:

@@ -119,6 +119,7 @@ class Daemon:
             await self._stop(serving, code)
         finally:
             signals.close()
+        logger.bind(event="stopped").info("stopped")
         return code
 
     async def _start(self, control: ControlServer, serving: "asyncio.Task[None]") -> None:
@@ -215,7 +216,6 @@ class Daemon:
         await self._loop.shutdown_default_executor()  # a thread that hangs would keep the process, unguarded
         if self._guard:
             self._guard.cancel()
-        logger.bind(event="stopped").info("stopped")
 
     def _on_signal(self, number: signal.Signals) -> None:
         """Have the loop do what a signal asks for; the time of a stop begins here, if that is blocked too.

@@ -20,14 +20,15 @@ class Signals:
         self._ours, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _do_nothing) for number in numbers}
+        for number in numbers:
+            signal.signal(number, _do_nothing)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Hear no more; what was in force before is again, but for SIGHUP: it ends no process that ends."""
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if number is signal.SIGHUP else handler)
+        """Hear no more. None of these signals ends the process any more: it ends by itself."""
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wakeup_before)
         self._theirs.close()
         self._thread.join()
