@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 UNIT = "syncd"
 HINTS = {
     "doubted": "`syncctl doubts` shows what is absent, `syncctl accept` says it is gone",
-    "database": "`syncd check` tells what is wrong with the database",
+    "database": "`syncd check CONFIG` tells what is wrong with the database",
     "restricted": "give the key the right to all events, on Billetweb's API page",
     "timeout": "raise sync.run_timeout, then `syncctl reload`",
 }
-"""What mends a run that did not end well, by the kind of its first error. Each fits 80 columns."""
+"""What mends a run that did not end well, by the kind of its first error. Each fits 80 columns.
+
+CONFIG: the option that leads `syncd` to the daemon's settings, where these are not the usual ones.
+"""
 
 
 def status_panel(
@@ -74,15 +77,17 @@ def hint(status: Json, unit: str | None = UNIT) -> str:
     if status["health"] == "ok":
         return ""
     journal = f"`journalctl -u {unit} -p warning`" if unit else "syncd's log"
+    config = config_option(unit)
     if status.get("skipping") == "credentials":
         anew = f"systemctl restart {unit}" if unit else "syncctl reload"
-        return f"`syncd setup --overwrite{config_option(unit)}`, then `{anew}`"
+        return f"`syncd setup --overwrite{config}`, then `{anew}`"
     if status["state"] == "paused":
         return "`syncctl resume` starts scheduled runs again"
     run = status["last_run"]
     if run and run["outcome"] in ("partial", "failed"):
         kind = run["errors"][0]["kind"] if run["errors"] else ""
-        return HINTS.get(kind, f"`syncctl history` and {journal} tell more")
+        found = HINTS.get(kind, f"`syncctl history` and {journal} tell more")
+        return found.replace(" CONFIG", config)
     if status["current_run"]:
         return "a run is in progress"
     more = "asks for a run now" if run else f"tries now, {journal} tells more"

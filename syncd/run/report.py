@@ -31,9 +31,8 @@ NEXT = {
     "rate_limited": "the old availability stays, the next run asks again",
     "challenge": "no request is sent for some minutes, the old availability stays",
     "credentials": (
-        "nothing is asked for a day, or until there is a new key (`syncd setup --overwrite`; a systemd"
-        " credential is read at start: `systemctl restart syncd`), or somebody says that this one is good:"
-        " `syncctl run-now`, without a daemon `syncd once --full`"
+        "nothing is asked for a day, or until there is a new key (`syncctl status` says how to set it), or"
+        " somebody says that this one is good: `syncctl run-now`, without a daemon `syncd once --full`"
     ),
     "restricted": "the old availability stays; give the key the right to all events, in Billetweb",
     "refused": "the old availability stays, the next run asks again",

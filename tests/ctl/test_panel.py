@@ -99,16 +99,25 @@ def test_a_bad_health_has_no_way_out() -> None:
             "syncd@site",
             [
                 "setup --overwrite --config /etc/syncd/site.toml`, then `systemctl restart syncd@site`",
+                "syncd check --config /etc/syncd/site.toml` tells",
                 "journalctl -u syncd@site -p warning",
             ],
         ),
-        (None, ["setup --overwrite --config FILE`, then `syncctl reload`", "syncd's log tell more"]),
+        (
+            None,
+            [
+                "setup --overwrite --config FILE`, then `syncctl reload`",
+                "syncd check --config FILE` tells",
+                "syncd's log tell more",
+            ],
+        ),
     ],
 )
 def test_a_hint_leads_to_another_daemon(unit: str | None, told: list[str]) -> None:
     """It names the unit that syncd runs as, and none where it runs otherwise."""
-    hints = [hint(STATUS | changes, unit) for changes in (REFUSED, degraded(ERROR | {"kind": "unreadable"}))]
-    assert [sentence in found for sentence, found in zip(told, hints, strict=True)] == [True, True]
+    ill = [REFUSED, *(degraded(ERROR | {"kind": kind}) for kind in ("database", "unreadable"))]
+    hints = [hint(STATUS | changes, unit) for changes in ill]
+    assert [sentence in found for sentence, found in zip(told, hints, strict=True)] == [True, True, True]
 
 
 @pytest.mark.parametrize(
