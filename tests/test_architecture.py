@@ -15,7 +15,7 @@ import syncd
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
     *("__init__", "errors", "model", "text", "usage", "clock", "threads", "web"),
-    *("readers", "toml", "credentials", "consistency", "config"),
+    *("readers", "toml", "credentials", "consistency", "config", "typed"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
 )

@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 from loguru import logger
 from msgspec import Struct, field
 
-from syncd import threads
+from syncd import threads, typed
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
-from syncd.cli import typed
 from syncd.config import BilletwebConfig, Config, Secret
 from syncd.control.server import socket_obstacle
 from syncd.database import engine

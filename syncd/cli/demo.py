@@ -21,7 +21,6 @@ from msgspec import structs
 from syncd import threads
 from syncd.cli import site
 from syncd.cli.site import Site
-from syncd.cli.typed import program
 from syncd.config import BilletwebConfig, Config, load
 from syncd.daemon.daemon import Daemon
 from syncd.daemon.notify import Notifier
@@ -35,6 +34,7 @@ from syncd.standin.life import STEP_S, Life
 from syncd.standin.server import StandIn, serving
 from syncd.text import columns, count, events_table, format_duration, write
 from syncd.toml import quoted
+from syncd.typed import program
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
 NO_LIMIT = 1_000_000

@@ -19,9 +19,8 @@ import stamina.instrumentation
 from loguru import logger
 from msgspec import structs
 
-from syncd import __version__, text, threads, usage, web
+from syncd import __version__, text, threads, typed, usage, web
 from syncd.billetweb.client import tell_retry
-from syncd.cli import typed
 from syncd.config import Config, load
 from syncd.database import engine
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError

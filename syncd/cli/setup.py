@@ -17,9 +17,8 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from syncd import readers, threads, web
+from syncd import readers, threads, typed, web
 from syncd.billetweb.client import Billetweb
-from syncd.cli import typed
 from syncd.cli.check import asking
 from syncd.config import BilletwebConfig, ControlConfig, Secret, SyncConfig
 from syncd.credentials import credentials_beside

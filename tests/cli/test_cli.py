@@ -29,8 +29,7 @@ from support.processes import (
 from support.real_databases import query, url_at
 from support.variants import mostly_slow
 
-from syncd import __version__
-from syncd.cli import typed
+from syncd import __version__, typed
 from syncd.cli.main import main, parse, parser
 from syncd.database.engine import Database, masked
 from syncd.standin.server import Fault, StandIn, error_object, hang, restricted, truncated, unauthorized
