@@ -17,11 +17,11 @@ from typing import Annotated, Any, get_args, get_origin
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
-from syncd import consistency, readers
+from syncd import consistency, readers, typed
 from syncd.credentials import Credentials
 from syncd.model import AttendeeMode, Event, FeedFormat
 from syncd.text import alike
-from syncd.toml import Problems, parse, setup_command
+from syncd.toml import Problems, parse
 
 
 class Secret:
@@ -99,7 +99,7 @@ class DatabaseConfig(Struct, frozen=True, kw_only=True):
 class ControlConfig(Struct, frozen=True, kw_only=True):
     """The control socket: where it is and who may use it. `group` None is the daemon's own group."""
 
-    socket: Annotated[Path, readers.socket] = Path("/run/syncd/syncd.sock")
+    socket: Annotated[Path, readers.socket] = typed.USUAL_SOCKET
     mode: Annotated[int, readers.mode] = 0o660
     group: Annotated[str | None, readers.text] = None
 
@@ -345,7 +345,9 @@ def _take_user(
             values["user"] = readers.user(environ["BILLETWEB_USER"].strip())
     elif table.get("user", "") == "":
         with problems.of("billetweb", "user"):
-            raise ValueError(f"missing: {setup_command(path)} asks for it; or write the account number here")
+            raise ValueError(
+                f"missing: `{typed.syncd('setup', path)}` asks for it; or write the account number here"
+            )
 
 
 def _take_database(values: dict[str, Any], credentials: Credentials, problems: Problems) -> None:
@@ -436,4 +438,6 @@ def _where_the_key_goes(path: Path, folder: Path) -> str:
     """Return what to do where no key was found; a credential's file would be in that folder."""
     is_closed = os.path.lexists(folder) and not os.access(folder, os.X_OK)
     hint = f"; this user may not look into {folder}" if is_closed else ""
-    return f"{setup_command(path)} writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"
+    return (
+        f"`{typed.syncd('setup', path)}` writes it into {folder / 'billetweb-key'}; or {_WHERE_KEYS_GO}{hint}"
+    )

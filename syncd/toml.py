@@ -5,7 +5,6 @@ Leans on tomllib for the syntax. Line numbers come from a small scanner of our o
 
 import json
 import re
-import shlex
 import sys
 import tomllib
 from collections import Counter
@@ -14,17 +13,8 @@ from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
 
-from syncd import readers
+from syncd import readers, typed
 from syncd.errors import ConfigError
-
-USUAL = Path("/etc/syncd/config.toml")
-"""Where the service looks, and whoever names no other file."""
-
-
-def setup_command(path: Path, *options: str) -> str:
-    """Return how `syncd setup` is typed for the configuration at a path."""
-    named = [] if path == USUAL else ["--config", f"{path}"]
-    return f"`{shlex.join(['syncd', 'setup', *options, *named])}`"
 
 
 def quoted(text: str) -> str:
@@ -70,7 +60,7 @@ def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
         place = f"{path}:{line}" if line else f"{path}"
         reason = _unquoted(text, line) or _spread(text, line) or f"cannot be read: {_reason(error)}"
         if isinstance(error, FileNotFoundError):
-            reason += f"; {setup_command(path)} makes one, --config or $SYNCD_CONFIG names another"
+            reason += f"; `{typed.syncd('setup', path)}` makes one, --config or $SYNCD_CONFIG names another"
         raise ConfigError([_one_line(f"{place}: {reason}")]) from None
 
 

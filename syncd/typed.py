@@ -1,12 +1,14 @@
-"""What a person types next, as it works where they are."""
+"""What a person types next, as it works where they are. Imports nothing of syncd."""
 
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from syncd.config import ControlConfig
-from syncd.toml import USUAL
+USUAL = Path("/etc/syncd/config.toml")
+"""The configuration that the service reads, and whoever names no other."""
+USUAL_SOCKET = Path("/run/syncd/syncd.sock")
+"""Where the service answers, and whom `syncctl` asks that is told of no other."""
 
 
 def program(name: str) -> str:
@@ -18,12 +20,13 @@ def program(name: str) -> str:
 
 def syncd(command: str, path: Path) -> str:
     """Return how a command of `syncd` is typed for the configuration at a path."""
-    return f"{program('syncd')} {command} --config {shlex.quote(f'{path}')}"
+    named = "" if path == USUAL else f" --config {shlex.quote(f'{path}')}"
+    return f"{program('syncd')} {command}{named}"
 
 
 def syncctl(command: str, socket: Path) -> str:
     """Return how a command of `syncctl` is typed for the daemon on a socket."""
-    named = "" if socket == ControlConfig().socket else f" --socket {shlex.quote(f'{socket}')}"
+    named = "" if socket == USUAL_SOCKET else f" --socket {shlex.quote(f'{socket}')}"
     return f"{program('syncctl')}{named} {command}"
 
 

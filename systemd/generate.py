@@ -22,7 +22,7 @@ from syncd import __version__
 from syncd.cli import main as cli
 from syncd.config import Config, DatabaseConfig
 from syncd.ctl import main as ctl
-from syncd.toml import USUAL
+from syncd.typed import USUAL
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "config.toml"

@@ -14,17 +14,17 @@ import syncd
 
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
-    *("__init__", "errors", "model", "text", "usage", "clock", "threads", "web"),
-    *("readers", "toml", "credentials", "consistency", "config", "typed"),
+    *("__init__", "errors", "model", "text", "usage", "clock", "threads", "typed", "web"),
+    *("readers", "toml", "credentials", "consistency", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
 )
 """Each folder, and each module in none, imports from earlier ones only."""
 FLOOR = {"errors", "model", "text", "clock", "threads", "config"}
-ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threads")} | {
+ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threads", "typed")} | {
     "web": {"errors"},
     "readers": {"text"},
-    "toml": {"errors", "readers"},
+    "toml": {"errors", "readers", "typed"},
     "credentials": {"readers"},
     "consistency": {"readers", "toml"},
     "mirror": {"model"},

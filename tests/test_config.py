@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncd import typed
 from syncd.config import Config, Secret, load
 from syncd.errors import ConfigError
 
 SAMPLE = Path(__file__).parent.parent / "config.toml"
 CANARY = "c0ffee5ecre7c0ffee5ecre7"
 CREDENTIALS = {"BILLETWEB_USER": "12345", "BILLETWEB_KEY": CANARY}
-SETUP = "`syncd setup --config config.toml`"
+SETUP = f"`{typed.program('syncd')} setup --config config.toml`"
 NO_SECRET = 'no secret: give the systemd credential "webhook-NAME", or use webhooks.secret_file'
 PLACES = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
 LISTS = ["publish", "feeds", "webhooks"]

@@ -14,7 +14,6 @@ from syncd.control.server import socket_obstacle
 from syncd.database import engine
 from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
 from syncd.feed import addresses, files, publish
-from syncd.toml import setup_command
 
 
 class Checked(Struct):
@@ -51,7 +50,8 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     found.add(addresses.check(config), ConfigError)
     if online and (refusal := threads.run(_ask_billetweb(config))):
         is_key = isinstance(refusal, AuthError)
-        advice = f"; {setup_command(config.path, '--overwrite')} asks for another" if is_key else ""
+        another = f"; `{typed.syncd('setup --overwrite', config.path)}` asks for another"
+        advice = another if is_key else ""
         found.add([f"Billetweb: {refusal}{advice}"], ConfigError if is_key else type(refusal))
     if not found.problems:
         found.good = _told(config)

@@ -27,7 +27,6 @@ from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
 from syncd.log.redact import Redactor, of_basic_auth
 from syncd.model import AttendeeMode, Run
-from syncd.toml import USUAL
 
 EXIT_CODES = """exit codes:
   0   done; a clean stop by SIGTERM or SIGINT
@@ -140,9 +139,9 @@ def parser() -> usage.Parser:
         command.add_argument(
             "--config",
             type=Path,
-            default=Path(os.environ.get("SYNCD_CONFIG") or USUAL),
+            default=Path(os.environ.get("SYNCD_CONFIG") or typed.USUAL),
             metavar="FILE",
-            help=f"the configuration (default: $SYNCD_CONFIG, else {USUAL})",
+            help=f"the configuration (default: $SYNCD_CONFIG, else {typed.USUAL})",
         )
     demo = add("demo", "Try it: the real daemon against a built-in Billetweb stand-in; needs no key.")
     demo.add_argument("--dir", type=Path, help="where to keep its files (default: a folder that is removed)")

@@ -69,6 +69,21 @@ def test_another_account_s_service_is_started(path: str, unit: str | None) -> No
     assert typed.unit(Path(path)) == unit
 
 
+def test_advice_is_a_command_not_found(tmp_path: Path) -> None:
+    """Where syncd is no command of the shell's, it is typed by its path; usual settings need not be named."""
+    program = Path(sys.executable).with_name("syncd")
+    done = subprocess.run(
+        [program, "check", "--config", "its.toml"],
+        env=environment(PATH="/usr/bin"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"`{shlex.quote(f'{program}')} setup --config its.toml` " in done.stderr
+    assert typed.syncd("setup", typed.USUAL) == f"{typed.program('syncd')} setup"
+
+
 def test_check_of_good_settings_complains(
     home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +144,7 @@ def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) 
         "control.socket",
         "Billetweb",
     ]
-    assert f"`syncd setup --overwrite --config {path}` asks for another" in problems[-1]
+    assert f"{typed.program('syncd')} setup --overwrite --config {path}` asks for another" in problems[-1]
 
 
 @pytest.mark.sqlite_only("about files; a server that is none is in test_postgresql.py")
