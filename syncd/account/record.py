@@ -88,11 +88,13 @@ def finish(
 
     `tell` puts on record, in the same transaction, whom it is told.
     """
-    run, report, pace = ended.run, ended.report, ended.pace
-    before = runs.outcome_before(connection, run)
-    run_id = runs.put(connection, run)
+    report, pace = ended.report, ended.pace
+    run = structs.replace(ended.run, id=runs.id_of(connection, ended.run))
+    if not runs.has_ended(connection, run.id):  # else the answer to that commit was lost
+        before = runs.outcome_before(connection, run)
+        run.id = runs.put(connection, run)
+        tell(connection, run, before, now)
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
-    tell(connection, structs.replace(run, id=run_id), before, now)
     if report:
         rows.set_read_at(connection, report.read_at, now)
         state.note_tries(connection, report.tries)
@@ -106,7 +108,7 @@ def finish(
         readings = Readings(ended_at, ended_at=ended_at)
     if readings != held:
         state.put(connection, state.READINGS, readings)
-    return run_id, readings
+    return run.id, readings
 
 
 def _reading_ended_at(

@@ -43,6 +43,19 @@ def put(connection: Connection, run: Run) -> int:
     return run_id
 
 
+def id_of(connection: Connection, run: Run) -> int:
+    """Return the id of a run, also where it has none yet as the answer to its first commit was lost."""
+    runs = schema.runs.c
+    is_it = (runs.state == "running", runs.started_at == run.started_at)
+    return run.id if run.id > 0 else connection.scalar(select(runs.id).where(*is_it)) or run.id
+
+
+def has_ended(connection: Connection, run_id: int) -> bool:
+    """Return whether a run's end is on record."""
+    runs = schema.runs.c
+    return connection.scalar(select(runs.state).where(runs.id == run_id)) == "done"
+
+
 def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
     """Close what an earlier process left unfinished: failed where it was running, else cancelled.
 

@@ -17,6 +17,7 @@ from support.telling import ByHand, configure, events, sent, telling
 
 from syncd.database import attendees, deliveries, runs
 from syncd.database.deliveries import Message
+from syncd.errors import StoreError
 from syncd.model import AttendeeMode, Peer, Run
 from syncd.standin.server import StandIn
 
@@ -276,6 +277,28 @@ def test_a_night_without_billetweb_is_told_a_hundred_times(rig: Rig, standin: St
     assert (first["data"]["id"], first["data"]["outcome"]) == (failed[0].id, "failed")
     assert first["data"]["errors"][0]["status"] == 503
     assert (recovered["data"]["id"], recovered["data"]["outcome"]) == (good.id, "ok")
+
+
+@pytest.mark.parametrize("lost", ["put", "finish"])
+def test_a_commit_whose_answer_is_lost_tells_of_a_run_twice(
+    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A run whose beginning or end got on record unnoticed stands there once, and is told once."""
+    write = rig.account.database.write
+    answers = [lost]
+
+    async def written(query: Any, *values: Any) -> Any:
+        found = await write(query, *values)
+        if getattr(query, "func", query).__name__ in answers:
+            answers.clear()
+            raise StoreError("the server closed the connection")
+        return found
+
+    standin.fail("/events", fault.status(503), times=None)
+    monkeypatch.setattr(rig.account.database, "write", written)
+    ended = [rig.run(), rig.run()]
+    assert rig.sql("SELECT id, state FROM syncd_runs ORDER BY id") == [(run.id, "done") for run in ended]
+    assert [one["data"]["id"] for one in told(rig, "run.failed")] == [ended[0].id]
 
 
 def test_whoever_asked_for_a_run_is_told_of(rig: Rig, standin: StandIn) -> None:
