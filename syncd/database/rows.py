@@ -328,22 +328,11 @@ def _ends_absence(change: Change) -> bool:
 def _mark_vanished(connection: Connection, table: Table, some: list[Change], at: datetime) -> None:
     if some:
         first = next(iter(table.primary_key))
-        here = _row_key(table) == bindparam("row")
+        here = schema.row_key(table) == bindparam("row")
         if len(table.primary_key) > 1:  # the key's index finds the event, whose id is its first part
             here = and_(here, first == bindparam("event"))
         statement = table.update().where(here).values(changed_at=at, vanished_at=at)
         connection.execute(statement, [{"row": each.row_id, "event": each.event_id} for each in some])
-
-
-def _row_key(table: Table) -> ColumnElement[str]:
-    """Return what equals a row id: in SQL what `joined` is in Python."""
-    if len(table.primary_key) == 1:
-        return next(iter(table.primary_key))
-    first, *others = (func.replace(func.replace(c, "%", "%25"), "/", "%2F") for c in table.primary_key)
-    row_key: ColumnElement[str] = first
-    for part in others:
-        row_key = row_key + "/" + part
-    return row_key
 
 
 def set_read_at(connection: Connection, read_at: Mapping[str, datetime], now: datetime) -> None:

@@ -328,3 +328,14 @@ def live(since: datetime) -> ColumnElement[bool]:
     end = func.coalesce(events.c.ends_at, events.c.starts_at)
     goes_on = or_(end > since, and_(end.is_(None), events.c.online.is_not(False)))
     return and_(events.c.vanished_at.is_(None), goes_on)
+
+
+def row_key(table: Table) -> ColumnElement[str]:
+    """Return what equals a row id: in SQL what `model.joined` is in Python."""
+    if len(table.primary_key) == 1:
+        return next(iter(table.primary_key))
+    first, *others = (func.replace(func.replace(c, "%", "%25"), "/", "%2F") for c in table.primary_key)
+    row_key: ColumnElement[str] = first
+    for part in others:
+        row_key = row_key + "/" + part
+    return row_key
