@@ -145,12 +145,16 @@ def doubts(
         .group_by(ABSENT.table_name, SCOPE)
         .order_by(SCOPE.is_not(None), SCOPE, ABSENT.table_name)
     )
+
+    def size(table: str, event_id: str | None) -> int:
+        return list_size(connection, now) if event_id is None else size_in(connection, table, event_id)
+
     return [
         Doubt(
             table=table,
             event_id=scope_id,
             absent=absent,
-            of=scope.of if scope else _size(connection, table, scope_id, first, now),
+            of=scope.of if scope else size(table, scope_id),
             since=first,
             reads=reads,
             examples=_examples(connection, table, scope_id),
@@ -173,27 +177,31 @@ def _examples(connection: Connection, table: str, event_id: str | None) -> list[
     return [plain(row_id, EXAMPLE_CHARACTERS) for row_id in found]
 
 
-def _size(connection: Connection, table: str, event_id: str | None, first: datetime, now: datetime) -> int:
-    """Return how many rows a complete read of a scope should hold, of which some are absent since `first`."""
-    if event_id is None:
-        return list_size(connection, now, first)
+def list_size(connection: Connection, now: datetime) -> int:
+    """Return how many events the list should hold, some of which are absent."""
+    return _size(connection, EVENTS, None, schema.live(now))
+
+
+def size_in(connection: Connection, table: str, event_id: str) -> int:
+    """Return how many rows a complete read of a table in an event should hold, some of which are absent."""
     rows = schema.MIRRORED[table].c
-    here = and_(rows.vanished_at.is_(None), rows.event_id == event_id)
-    return connection.scalar(select(func.count()).where(here)) or 0
+    return _size(connection, table, event_id, and_(rows.vanished_at.is_(None), rows.event_id == event_id))
 
 
-def list_size(connection: Connection, now: datetime, first: datetime) -> int:
-    """Return how many events the list should hold, of which some are absent since `first`.
+def _size(connection: Connection, table: str, event_id: str | None, expected: ColumnElement[bool]) -> int:
+    """Return how many rows a scope should hold of those that are `expected`.
 
-    Those that came since do not count, where there were many before: another account's list brings its own.
-    Of few events, one takes another's place in everyday life.
+    Those that came since others are absent do not count, where there were many before: what comes with a loss
+    is no evidence for it, and another account's list brings its own. Of few rows, one takes another's place
+    in everyday life.
     """
-    rows = schema.events.c
-    absent = select(ABSENT.row_id).where(_scope(EVENTS, None))
-    was_there = or_(rows.first_seen_at <= first, rows.id.in_(absent))
-    query = select(func.count(), func.count().filter(was_there)).where(schema.live(now))
-    expected, before = connection.execute(query).one()
-    return before if before > FEW_ROWS else expected
+    rows, here = schema.MIRRORED[table], _scope(table, event_id)
+    first = select(func.min(ABSENT.since)).where(here).scalar_subquery()
+    is_absent = schema.row_key(rows).in_(select(ABSENT.row_id).where(here))
+    was_there = or_(rows.c.first_seen_at < first, is_absent)
+    query = select(func.count(), func.count().filter(was_there)).where(expected)
+    every, before = connection.execute(query).one()
+    return before if before > FEW_ROWS else every
 
 
 def _scope(table: str, event_id: str | None) -> ColumnElement[bool]:

@@ -170,10 +170,11 @@ def take_event(
     """
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
+    of = absences.size_in(connection, ATTENDEES, event_id) if absent else None
     taken = _take(connection, writing, slices, unknown_until=unknown_until)
     is_odd, names = False, ["attendees_at"]
     if whole:
-        lacking = lack(ATTENDEES, present, taken.ids, absent, writing.at)
+        lacking = lack(ATTENDEES, present, taken.ids, absent, writing.at, of=of)
         taken.of = lacking.of
         if lacking.is_news:
             absences.note(connection, writing.run_id, ATTENDEES, event_id, lacking.absences)

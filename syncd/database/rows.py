@@ -157,7 +157,9 @@ def of_event(
 
     With those rows, by table, that were `read` of it but stand under another event, or do no longer.
     """
-    found = EventRows(event_id, absences=absences.of_event(connection, event_id))
+    lacking = absences.of_event(connection, event_id)
+    sizes = {name: absences.size_in(connection, name, event_id) for name, absent in lacking.items() if absent}
+    found = EventRows(event_id, absences=lacking, sizes=sizes)
     for name, query in OF_EVENT.items():
         fields = len(HELD[name])
         found.rows[name] = {

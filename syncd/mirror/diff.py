@@ -99,12 +99,14 @@ class Lack(Struct, frozen=True):
 class EventRows(Struct, frozen=True):
     """All that the mirror holds of one event but its attendees: by table name, rows and absences by row id.
 
-    Rows of other events may be among them, which move to this one.
+    Rows of other events may be among them, which move to this one. `sizes`: of the tables in which rows are
+    absent, how many a complete read should hold.
     """
 
     event_id: str
     rows: dict[str, dict[str, Stored]] = field(default_factory=dict)
     absences: dict[str, dict[str, Absence]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class EventPlan(Struct, frozen=True, kw_only=True):
@@ -196,7 +198,14 @@ def plan_event(
     """
     read = {GAUGES: fetched.gauges, TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
     lacks = tuple(
-        lack(table, present(known, table), rows.keys(), known.absences.get(table, {}), fetched.read_at)
+        lack(
+            table,
+            present(known, table),
+            rows.keys(),
+            known.absences.get(table, {}),
+            fetched.read_at,
+            of=known.sizes.get(table),
+        )
         for table, rows in read.items()
     )
     gauges = _standing(known, GAUGES, Gauge) | _readable(known, GAUGES, fetched.gauges, fetched)
@@ -250,10 +259,12 @@ def lack(
     read: AbstractSet[str],
     before: Mapping[str, Absence],
     at: datetime,
+    *,
+    of: int | None = None,
 ) -> Lack:
-    """Return what a complete read lacked; see `absence.note`."""
+    """Return what a complete read lacked; see `absence.note`. `of`: as in Lack; all present, if not given."""
     absences = absence.note(present, read, before, at)
-    return Lack(table, len(present), absences, is_news=bool(absences or before))
+    return Lack(table, len(present) if of is None else of, absences, is_news=bool(absences or before))
 
 
 def present(known: EventRows, table: str) -> set[str]:

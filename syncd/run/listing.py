@@ -89,9 +89,7 @@ def note(connection: Connection, run_id: int, listed: AbstractSet[str], now: dat
     lacking = lack(EVENTS, expected, listed, absences.of(connection, EVENTS), now)
     if lacking.is_news:
         absences.note(connection, run_id, EVENTS, None, lacking.absences)
-    if not lacking.absences:
-        return lacking.of
-    return absences.list_size(connection, now, min(each.since for each in lacking.absences.values()))
+    return absences.list_size(connection, now) if lacking.absences else lacking.of
 
 
 async def resolve(work: Work, listed: Mapping[str, Event]) -> None:

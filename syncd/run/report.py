@@ -39,7 +39,7 @@ NEXT = {
     "malformed": "nothing of that was used, the old availability stays, the next run asks again",
     "too_large": "nothing of this answer was used, the old availability stays, the next run asks again",
     "unreadable": "these columns keep what they had, and `extra` holds what came",
-    "doubted": "what is absent is doubted until that lasts: `syncctl doubts` shows all of it",
+    "doubted": "`syncctl doubts` shows all that is absent",
     "unknown_event": "nothing was changed",
     "value": "nothing of that was written, the old availability stays, the next run tries again",
     "database": "the run was given up, the next run tries again",

@@ -180,9 +180,11 @@ def test_others_vanish_than_were_counted(mirror: Mirror) -> None:
 
 def test_a_doubt_is_told_wrong(mirror: Mirror) -> None:
     """It holds numbers, instants, a few rows and what it waits for; doubts of the account come first."""
+    mirror.clock.at = NOW - FULL_EVERY
     mirror.take(event("8"), ticket("80", "8"))
     mirror.take(event(), *tickets("abcdef"))
     mirror.take(event("7"))
+    mirror.clock.at = NOW
     note(mirror, TICKETS, "9", e=1, d=2, c=3, b=4)
     note(mirror, TICKETS, "8", **{"80": 1})
     mirror.write(absences.note, 1, EVENTS, None, {"7": Absence(NOW, 1)})

@@ -258,6 +258,31 @@ def test_another_accounts_list_takes_the_place_of_ones_own(mirror: Mirror, other
         assert (vanished(run), run.doubted) == (gone, [])
 
 
+@pytest.mark.parametrize("others", ["efgh", "aefghi"])
+def test_other_rows_take_the_place_of_most(mirror: Mirror, others: str) -> None:
+    """Rows that come with the loss of the others are no evidence for it: that must last all the same."""
+    read(mirror, "abcd")
+    lacking = "".join(sorted({*"abcd"} - {*others}))
+    assert gone(mirror, others, others, f"{others}j") == ["", "", ""]
+    (doubt,) = mirror.doubts()
+    assert (doubt.waits_for, doubt.absent, doubt.of) == ("time", len(lacking), 4)
+    assert gone(mirror, others, after=FULL_EVERY) == [lacking]
+
+
+def test_other_rows_take_the_place_of_most_of_an_account(mirror: Mirror) -> None:
+    """That waits for a person, who was told so."""
+    for shown in ("abcd", "efgh", "efgh"):
+        mirror.clock.at += FULL_EVERY
+        with mirror.run() as run:
+            run.event(event(), *tickets(shown))
+            run.people("9", *(Attendee(id=row, event_id="9") for row in shown))
+    assert [(doubt.table, doubt.waits_for, doubt.absent, doubt.of) for doubt in mirror.doubts()] == [
+        (ATTENDEES, "accept", 4, 4),
+        (TICKETS, "accept", 4, 4),
+    ]
+    assert vanished(run) == ""
+
+
 @pytest.mark.parametrize("ids", ["1", "123"])
 def test_a_new_event_in_the_place_of_another_is_doubted_for_ever(mirror: Mirror, ids: str) -> None:
     """In a small account, events that are deleted while others are made vanish with the second run."""
@@ -468,7 +493,7 @@ def test_a_figure_forgets_an_absent_row_before_it_vanished(mirror: Mirror) -> No
 def test_a_doubt_does_not_tell_what_to_do(mirror: Mirror) -> None:
     """The sentence holds the numbers, some rows, and what would make the read believed."""
     read(mirror, "abcdef")
-    read(mirror, "a", after=timedelta(0))
+    read(mirror, "a", after=INSTANT)
     (error,) = read(mirror, "a", after=FULL_EVERY / 2).run.errors
     assert (error.subject, error.kind) == ("event 9", "doubted")
     assert error.message == (
