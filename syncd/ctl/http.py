@@ -73,6 +73,7 @@ def exchange(
         f"{method} {target} HTTP/1.0\r\nHost: syncd\r\nUser-Agent: syncctl/{__version__}\r\nAccept: */*\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
+    late = "" if method == "GET" else " It may still do what it was asked."
     with connect(path, timeout_s) as connection, connection.makefile("rb") as stream:
         try:
             connection.sendall(head.encode() + content)
@@ -80,10 +81,10 @@ def exchange(
             yield connection, headers, stream
         except TimeoutError:
             advice = f": see `systemctl status {unit}`" if (unit := unit_at(path)) else ""
-            raise NoDaemon(f"The daemon on {path} does not answer in time{advice}.") from None
+            raise NoDaemon(f"The daemon on {path} does not answer in time{advice}.{late}") from None
         except ConnectionError:
             raise NoDaemon(
-                f"The daemon on {path} closed the connection before its answer was whole."
+                f"The daemon on {path} closed the connection before its answer was whole.{late}"
             ) from None
 
 
