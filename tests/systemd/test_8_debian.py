@@ -220,6 +220,17 @@ def test_removal_takes_data_or_leaves_programs() -> None:
     assert shown("LoadState") == "not-found"
 
 
+def test_what_was_removed_comes_back_without_a_word(package: str) -> None:
+    """Installed again it has its settings, starts with the machine only, and says how it starts now."""
+    said = run("dpkg", "--install", package).stdout
+    assert "syncd does not run; `systemctl start syncd` starts it." in said
+    assert "What is left to do" not in said
+    assert states("syncd.service") == ("enabled", "inactive")
+    systemctl("start", "syncd")
+    assert "does not run" not in run("dpkg", "--install", package).stdout
+    run("dpkg", "--remove", "syncd")
+
+
 def test_purge_leaves_traces() -> None:
     """Purging takes settings, keys and databases too, but neither the user nor what the admin wrote anew."""
     run("dpkg", "--purge", "syncd")
