@@ -27,7 +27,7 @@ from syncd.run.attendees import Attendees, EventAnswer
 from syncd.run.work import Work
 
 PASSING = (ChallengeError, RateLimited, TransportError)
-"""What has to do with Billetweb as a whole, unless other events are read meanwhile."""
+"""What has to do with Billetweb as a whole, unless other events are read in the same run."""
 
 
 class Known(Struct, frozen=True):
@@ -63,6 +63,7 @@ class Events:
         self._known = known
         self._writing = asyncio.Lock()
         self._in_work: set[str] = set()
+        self._without_answer: list[str] = []
 
     async def sync(self, events: Sequence[Event]) -> None:
         """Bring events up to date, in their order. Raises StoreError; other faults are that event's error."""
@@ -86,6 +87,8 @@ class Events:
                 raise failures.exceptions[0] from None
             raise
         finally:
+            for event_id in self._without_answer:  # if others had one, it is these events that fail
+                self._tried(event_id, failed=bool(self._work.run.synced))
             for event_id in self._in_work:  # a run cut short comes to the others first
                 self._tried(event_id)
 
@@ -101,9 +104,11 @@ class Events:
         except (BilletwebError, ValueRefused) as error:
             run.failed += 1
             report.fail(subject, error)
-            if isinstance(error, ValueRefused) or error.is_sent:  # else it stays the next in turn
-                # Where nothing came through yet, it is not this event that fails.
-                self._tried(event.id, failed=bool(run.synced) or not isinstance(error, PASSING))
+            was_asked = isinstance(error, ValueRefused) or error.is_sent  # else it stays the next in turn
+            if was_asked and isinstance(error, PASSING):
+                self._without_answer.append(event.id)
+            elif was_asked:
+                self._tried(event.id, failed=True)
             return
         run.counts.unchanged += plan.unchanged
         report.sizes |= {(lack.table, event.id): lack.of for lack in plan.lacks}
