@@ -14,13 +14,13 @@ from msgspec import structs
 from support import faults as fault
 from support.faults import with_rows
 from support.processes import DaemonProcess, eventually, syncd, write_config
-from support.real_databases import Rows, allow, query, refuse, url_at
+from support.real_databases import Rows, allow, held_up, query, refuse, url_at
 from support.variants import mostly_slow
 
 from syncd.account.account import Account
 from syncd.config import Config, Secret
 from syncd.database import runs, state
-from syncd.database.engine import Database
+from syncd.database.engine import VERSION_TABLE, Database
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.log.redact import Redactor
 from syncd.model import MAX_ERRORS, Peer, Quiet, Run
@@ -132,6 +132,21 @@ def test_a_run_by_hand_is_on_record_before_the_one_that_it_follows(rig: Rig) -> 
         (failed.id, "failed"),
         (good.id, "ok"),
     ]
+
+
+def test_a_run_by_hand_is_on_record_before_the_one_in_progress(rig: Rig) -> None:
+    """Nor does it get its id before the run that began already, and has none yet."""
+    rig.run()
+    with held_up(VERSION_TABLE) as (begun, go_on):
+        first = rig.request()
+        assert begun.wait(30)
+        asked = rig.portal.start_task_soon(rig.account.request)
+        rig.until(lambda: rig.runner.queued is not None)
+        rig.portal.call(asyncio.sleep, 0.2)
+        go_on.set()
+        second = asked.result()
+    rig.wait(second)
+    assert 0 < first.id < second.id
 
 
 def test_a_run_is_denied_before_the_database_is_open(rig: Rig) -> None:
@@ -252,6 +267,21 @@ def test_a_run_in_progress_loses_its_connections(rig: Rig, standin: StandIn) -> 
     assert [client._http.is_closed for client in clients] == [True, True, False]
     assert rig.account.client.statuses["200"] == 14
     assert rig.run().outcome == "ok"
+
+
+def test_a_run_of_one_event_uses_up_a_slot(rig: Rig, standin: StandIn) -> None:
+    """It stands for no run of all events: a slot that comes meanwhile has one after it."""
+    standin.fail("*", fault.hang, times=None)
+    named = rig.request("manual", events=("900006",))
+    rig.until(lambda: rig.runner.current is named)
+    slot = rig.portal.start_task_soon(rig.account._fire)
+    rig.until(lambda: bool(rig.runner.queued or rig.account.schedule.skipped))
+    standin.heal()
+    slot.result()
+    status = rig.account.status()
+    assert status.slots_skipped == {}
+    assert status.last_run
+    assert (status.last_run.trigger, status.last_run.whole) == ("interval", True)
 
 
 def test_a_run_in_progress_stands_still_among_the_latest(rig: Rig, standin: StandIn) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest import LogLines, Rig, mirrors
 from support.processes import DaemonProcess, mirrored
 from support.project import README
-from support.real_databases import query
+from support.real_databases import query, refuse
 from support.variants import mostly_slow
 
 from syncd.database import schema
@@ -127,6 +127,17 @@ def test_a_run_that_lost_its_file_on_the_way_is_ok(rig: Rig, standin: StandIn) -
     assert "removed while it was open" in lost.errors[-1].message
     assert rig.run().outcome == "ok"
     mirrors(rig, standin)
+
+
+@ON_A_FILE
+def test_a_run_is_on_record_in_a_file_that_it_did_not_fill(rig: Rig) -> None:
+    """A good one whose end could not be put on record is forgotten with the file that it filled."""
+    rig.run()
+    refuse(rig.url, "UPDATE ON syncd_runs")
+    assert rig.run().outcome == "ok"
+    remove(file_of(rig))
+    last = rig.run()
+    assert rig.sql("SELECT id, outcome FROM syncd_runs") == [(last.id, "ok")]
 
 
 @ON_A_FILE

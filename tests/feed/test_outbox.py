@@ -238,6 +238,21 @@ def test_an_order_that_lost_a_place_before_it_was_seen_is_told_to_nobody(rig: Ri
     assert [paid["data"]["places"], paid["data"]["refunded"]] == [2, 1]
 
 
+def test_a_place_that_comes_to_a_paid_order_is_told_as_a_payment(rig: Rig, standin: StandIn) -> None:
+    """An order is paid once: a place that is in it later changes its event, and is no payment."""
+    rig.run()
+    standin.sell(CONCERT, 1)
+    rig.run()
+    (paid,) = told(rig, "order.paid")
+    before = {*standin.attendees(CONCERT)}
+    standin.sell(CONCERT, 1)
+    ((_, row),) = [item for item in standin.attendees(CONCERT).items() if item[0] not in before]
+    row["order_id"] = paid["data"]["order_id"]
+    rig.run()
+    assert rig.sql("SELECT places FROM syncd_orders WHERE order_id = ?", row["order_id"]) == [(2,)]
+    assert told(rig, "order.paid") == [paid]
+
+
 def test_people_are_told_of(rig: Rig, standin: StandIn) -> None:
     """Where names and addresses are mirrored none of them is in a body."""
     rig.run()

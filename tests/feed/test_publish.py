@@ -442,6 +442,22 @@ def test_connection_that_a_trigger_cuts_is_the_end_of_the_run(start: Start, stan
 
 
 @PLACES
+def test_a_vanished_event_keeps_its_key(start: Start, standin: StandIn, where: str) -> None:
+    """An event that takes the place of one that is gone, with its slug, is the one that the key means."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        assert on.settled() is None
+        del standin.events[CONCERT]
+        for _ in range(2):
+            on.settled()
+        assert on.state.vanished == 1
+        standin.events["900001"].row["ext_id"] = SLUG
+        assert on.settled() is None
+        assert on.row(SLUG) == (120, 73, False)
+
+
+@PLACES
 def test_key_means_the_wrong_event(start: Start, standin: StandIn, where: str) -> None:
     """The first of our columns that has the key decides; one that several events have is an error."""
     standin.events["900001"].row["ext_id"] = CONCERT
@@ -532,6 +548,19 @@ def test_row_that_a_trigger_refuses_keeps_others_from_theirs(start: Start, where
         assert on.row("fete-des-lucioles") == (120, 73, False)
 
 
+@PLACES
+def test_a_look_at_a_table_mends_its_rows(start: Start, where: str) -> None:
+    """A reload, which writes nothing, does not say that a row works again that was refused."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        site.refuse(on.url, SLUG)
+        error = on.settled()
+        assert error
+        on.rig.portal.call(on.rig.account.publishing.examine, on.rig.account.database)
+        assert on.state.last_error == error
+
+
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a lock of the site's be waited for a second."""
@@ -597,6 +626,7 @@ def test_file_that_the_site_keeps_open_changes_its_mode(start: Start, standin: S
         ("INTEGER DEFAULT 0", 1577934245, r"1[0-9]{9}"),
         ("DATETIME", 1577934245678, r"1[0-9]{12}"),
         ("INTEGER", None, r"1[0-9]{12}"),
+        ("INTEGER", 0, r"1[0-9]{12}"),
         ("TEXT", "2020-01-02 03:04:05", r"20..-..-.. ..:..:.."),
         ("TEXT", "2020-01-02 03:04:05.678901", r"20..-..-.. ..:..:..\.[0-9]{6}"),
         ("DATETIME", "2020-01-02T03:04:05.678Z", r"20..-..-..T..:..:..\.[0-9]{3}Z"),

@@ -217,6 +217,27 @@ def test_a_site_is_told_of_a_row_that_was_not_written(
     got(rig, receiver, 4)
 
 
+def test_a_later_run_lets_out_what_waits_for_its_end(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """What a table did not show at the end of its run waits for the end of the next, not its beginning."""
+    url = url_at(tmp_path / "site.db")
+    rows = rows_when_told(rig, receiver, url)
+    query(url, AWAY)
+    sell(rig, standin, FESTIVAL)
+    later(rig, 60)
+    query(url, BACK)
+    standin.sell(CONCERT, 1)
+    with site.held(url):
+        run = rig.request()
+        rig.until(lambda: len(sent(rig)) == 2)
+        rig.portal.call(asyncio.sleep, 0.2)
+        assert receiver.got == []
+    rig.wait(run)
+    got(rig, receiver, 2)
+    assert rows == [72, 72]
+
+
 @pytest.mark.sqlite_only("about a file that is away")
 def test_a_failed_start_lets_old_news_out(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
@@ -290,6 +311,21 @@ def test_a_pause_lets_out_what_is_not_written_yet(
     assert rows == [72]
 
 
+def test_a_stop_lets_out_what_is_not_written_yet(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """A run that a stop cuts writes no table elsewhere: nobody is told before the next start."""
+    publish_to(rig, url_at(tmp_path / "site.db"))
+    rig.portal.call(lambda: rig.account.pause(paused=True))
+    standin.sell(FESTIVAL, 1)
+    standin.fail(f"/event/{CONCERT}/*", fault.hang, times=None)
+    run = rig.request("manual")
+    rig.until(lambda: len(sent(rig)) == 1)
+    assert rig.portal.call(rig.runner.stop, 5.0)
+    rig.portal.call(asyncio.sleep, 0.2)
+    assert (run.outcome, receiver.got) == ("cancelled", [])
+
+
 def test_a_later_pause_holds_webhooks_for_ever(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
@@ -311,6 +347,31 @@ def test_a_refused_key_holds_its_own_alarm(
     standin.fail("/events", fault.unauthorized, times=None)
     assert rig.run().outcome == "failed"
     assert got(rig, receiver, 1).told["type"] == "run.failed"
+
+
+def test_a_pause_lets_out_what_the_next_run_brings(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """A table that was written for a pause lacks what a run by hand found meanwhile: its end tells of it."""
+    url = url_at(tmp_path / "site.db")
+    rows = rows_when_told(rig, receiver, url)
+    query(url, AWAY)
+    sell(rig, standin, FESTIVAL)
+    query(url, BACK)
+    standin.sell(FESTIVAL, 1)
+    standin.fail(f"/event/{CONCERT}/*", fault.hang, times=None)
+    with site.held(url):
+        rig.portal.call(lambda: rig.account.pause(paused=True))
+        rig.portal.call(asyncio.sleep, 0.1)
+        run = rig.request("manual")
+        rig.until(lambda: len(sent(rig)) == 2)
+    rig.until(lambda: site.row(url, SLUG, "placesLeft") == (72,))
+    rig.portal.call(asyncio.sleep, 0.2)
+    assert receiver.got == []
+    standin.heal()
+    rig.wait(run)
+    got(rig, receiver, 2)
+    assert rows == [71, 71]
 
 
 def test_a_slow_disk_holds_webhooks_for_ever(
@@ -595,6 +656,20 @@ def test_a_clock_that_was_ahead_keeps_deliveries_for_years(
     rig.run()
     settled(rig)
     assert len(receiver.got) == 2
+
+
+def test_a_clock_that_was_ahead_makes_a_rest_last_for_years(
+    rig: Rig, receiver: Receiver, standin: StandIn
+) -> None:
+    """A rest that ends further ahead than anybody may ask for is none."""
+    receiver.answers = [BUSY]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    rest = deliveries.Remembered(quiet_until=rig.clock.now() + timedelta(days=900))
+    rig.portal.call(rig.account.database.write, deliveries.remember, endpoints(rig)[0].state.name, rest)
+    later(rig, 5)
+    got(rig, receiver, 2)
 
 
 def test_a_reload_at_the_end_of_a_run_is_forgotten(rig: Rig, receiver: Receiver, standin: StandIn) -> None:

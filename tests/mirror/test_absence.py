@@ -42,6 +42,12 @@ def test_an_absence_that_goes_on_begins_anew() -> None:
     assert note({"a"}, set(), {"a": Absence(EARLIER, 4)}, NOW) == {"a": Absence(EARLIER, 5)}
 
 
+def test_an_absence_of_a_clock_that_was_ahead_lasts_for_years() -> None:
+    """A beginning that is yet to come was read off a wrong clock: the absence counts from this read on."""
+    ahead = {"a": Absence(NOW + timedelta(days=900), 1)}
+    assert note({"a"}, set(), ahead, NOW) == {"a": Absence(NOW, 2)}
+
+
 def test_a_row_that_is_read_again_stays_absent() -> None:
     """A read that holds the row ends its absence, whatever else it lacks."""
     before = {"a": Absence(EARLIER, 4), "b": Absence(EARLIER, 1)}

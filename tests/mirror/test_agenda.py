@@ -51,6 +51,12 @@ def test_turns_take_more_than_their_share() -> None:
     assert (chosen, waiting(standings, chosen)) == (["sold", "9", "8", "7"], 0)
 
 
+def test_many_new_events_without_a_date_fill_a_run() -> None:
+    """They are within the share, read before or never: one apart, which is read beside the others."""
+    standings = [standing(f"{number}", None, dated=False) for number in range(9)]
+    assert choose(standings, allowed(share=4)) == ["0", "1", "2"]
+
+
 def test_a_run_plans_more_than_it_can_send() -> None:
     """What has a reason and does not fit waits and is counted; it takes what nobody's turn needs."""
     due = [standing(f"{n}", due=True) for n in range(5)]
@@ -142,13 +148,20 @@ def test_events_that_sell_all_the_time_starve_the_others() -> None:
 
 @pytest.mark.parametrize(
     ("interval", "per_minute"),
-    [(timedelta(seconds=1), 100), (timedelta(seconds=10), 60), (timedelta(days=7), 1), (INTERVAL, 1)],
+    [
+        (timedelta(seconds=1), 100),
+        (timedelta(seconds=10), 60),
+        (timedelta(days=7), 1),
+        (INTERVAL, 1),
+        (timedelta(minutes=1), 1),
+    ],
 )
 def test_a_short_interval_or_a_low_ceiling_allows_nothing(interval: timedelta, per_minute: int) -> None:
-    """Some requests are always allowed, and never more than run_timeout lets through."""
+    """Some requests are always allowed, and never more than run_timeout lets through; each has its bound."""
     limits = of(10_000, interval=interval, per_minute=per_minute)
     assert 1 <= limits.share <= limits.capacity
     assert min(LEAST_REQUESTS, per_minute) <= limits.capacity <= per_minute * 10
+    assert interval <= limits.bound(10_000, interval) <= 10_000 * interval
 
 
 @pytest.mark.parametrize("events", [*SIZES[:-1], pytest.param(SIZES[-1], marks=LARGE)])

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import pytest
-from support.reading import FULL_EVERY, NOW, QUARTER, Mirror, Reading, event, ticket, tickets
+from msgspec import structs
+from support.reading import FULL_EVERY, NOW, QUARTER, Mirror, Reading, event, gauge, ticket, tickets
 from support.real_databases import url_at
 
 from syncd.database import rows
@@ -448,6 +449,27 @@ def test_a_place_that_is_told_of_stays_absent(mirror: Mirror) -> None:
         with mirror.run() as run:
             run.people("9", *shown, whole=whole)
     assert mirror.absent(ATTENDEES) == {"c": 1}
+
+
+def test_figures_are_young_while_a_gauge_is_doubted(mirror: Mirror) -> None:
+    """Where gauges vanish that lasted, and another is still waited for, the figures bear no new age."""
+    elsewhere = [structs.replace(gauge(f"8{number}"), event_id="8") for number in range(20)]
+
+    def look(names: str, after: timedelta = QUARTER) -> Reading:
+        mirror.clock.at += after
+        with mirror.run() as run:
+            run.event(event("8"), *elsewhere)
+            run.event(event(), *map(gauge, names))
+        return run
+
+    look("abcde")
+    read_at = mirror.query(rows.present_events)["9"]
+    look("de")
+    look("e")
+    run = look("e", FULL_EVERY - QUARTER)
+    assert sorted(mirror.absent(GAUGES)) == ["9//category/d"]
+    assert len(run.kinds) == 3
+    assert mirror.query(rows.present_events)["9"] == read_at
 
 
 def test_rows_of_several_tables_vanish_apart(mirror: Mirror) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, rig_on
 from msgspec import structs
 from support import faults as fault
-from support.events import CONCERT, FESTIVAL, kinds
+from support.events import CONCERT, FESTIVAL, asked, kinds
 from support.faults import with_rows
 from support.people import WHOLE, check_in, first_of, held, read, served
 from support.variants import mostly_slow
@@ -282,6 +282,19 @@ def test_attendees_that_never_fit_cost_an_event_its_place(large: Rig, standin: S
     standin.sell(CONCERT)
     large.run()
     assert places_left(large, CONCERT) == left - 1
+
+
+def test_attendees_that_never_come_take_the_first_place_of_every_run(large: Rig, standin: StandIn) -> None:
+    """A place that is absent has its event read first, but once where its attendees fail."""
+    standin.delete_attendee(next(iter(standin.attendees(CONCERT))))
+    large.run("manual", events=(CONCERT,))
+    standin.fail(f"/event/{CONCERT}/attendees", fault.truncated, times=None)
+    first = []
+    for _ in range(3):
+        standin.requests.clear()
+        large.run()
+        first.append(asked(standin, "avail")[0] == CONCERT)
+    assert first == [True, False, False]
 
 
 @pytest.mark.parametrize("ignored", mostly_slow(["everything", "to"], "each takes many requests"))

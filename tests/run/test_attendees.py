@@ -432,6 +432,16 @@ def test_minimal_keeps_personal_data(make_config: MakeConfig, full: Rig, standin
     assert set(full.sql(f"SELECT {columns} FROM billetweb_attendees")) == {(None,) * (len(PERSONAL) - 1)}
 
 
+def test_minimal_keeps_what_is_unknown_of_somebody_without_a_name(full: Rig, make_config: MakeConfig) -> None:
+    """What syncd does not know of somebody may be personal, and goes though all other columns are empty."""
+    empty = ", ".join(f"{name} = NULL" for name in sorted(PERSONAL - {"extra"}))
+    full.sql(f"UPDATE billetweb_attendees SET {empty}, extra = ?", '{"mobile": "0600000000"}')
+    full.portal.call(full.account.configure, make_config(sync__attendees="minimal"))
+    eventually(partial(is_kept, full, "minimal"))
+    found = full.sql("SELECT DISTINCT CAST(extra AS TEXT) FROM billetweb_attendees")
+    assert found == [("{}",)]
+
+
 def test_erasing_goes_unsaid(
     make_config: MakeConfig, full: Rig, standin: StandIn, log_lines: LogLines
 ) -> None:

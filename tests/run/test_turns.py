@@ -153,6 +153,21 @@ def test_who_does_not_fit_is_forgotten(config: Config, standin: StandIn, instant
     assert {events[0] for events in (first, *later)} == sold, "each comes first once, before any twice"
 
 
+def test_an_edit_that_does_not_fit_is_forgotten(
+    config: Config, standin: StandIn, instant_retries: None
+) -> None:
+    """Of more edits than a run can read the others come first in the next: the list shows them no more."""
+    with rig_on(config) as rig:
+        rig.run()
+    tight = structs.replace(config, sync=structs.replace(config.sync, run_timeout=config.sync.interval / 180))
+    edited = {FESTIVAL, WEEKEND, WORKSHOP, CONCERT}
+    for event_id in edited:
+        standin.events[event_id].row["name"] = "Another name"
+    with rig_on(tight) as rig:
+        firsts = [turn(rig, standin)[1][0] for _ in range(4)]
+    assert {*firsts} == edited
+
+
 def test_a_suspicion_waits_for_its_turn(large: Rig, standin: StandIn) -> None:
     """A row that is missing once is looked for in the very next run, and then is gone."""
     run, read = turn(large, standin)
@@ -195,6 +210,13 @@ def test_a_limited_key_stops_the_mirror(large: Rig, standin: StandIn, log_lines:
     large.run("manual")
     assert [request.path for request in standin.requests].count("/attendees") == 1
     assert large.account.facts.pace.increment == "used"  # type: ignore[union-attr]
+
+
+def test_the_first_event_of_a_run_is_never_the_one_that_fails(large: Rig, standin: StandIn) -> None:
+    """Where others are read after it, it fails as much as where they were before: it waits for its turn."""
+    standin.sell(CONCERT)
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    assert [CONCERT in turn(large, standin)[1] for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_failed_increment_fails_the_run(large: Rig, standin: StandIn) -> None:
