@@ -1,4 +1,4 @@
-"""The start of `syncd`, which is `python -m syncd` too."""
+"""The entry point of `syncd`, also as `python -m syncd`."""
 
 import gc
 import signal
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def load() -> Callable[[], int]:
-    """Import the program, and return what runs it."""
-    gc.disable()  # what is imported stays: to look for garbage in it took a fifth of the time of a start
+    """Import the program, and return its main function."""
+    gc.disable()  # imported objects stay: collecting among them took a fifth of a start's time
     from syncd.cli.main import main as run  # noqa: PLC0415
 
     gc.freeze()
@@ -18,7 +18,7 @@ def load() -> Callable[[], int]:
 
 def main() -> int:
     """Run the program; return its exit code."""
-    lasts = sys.argv[1:2] in (["run"], ["demo"])  # until it is stopped: that is a clean end from the start
+    lasts = sys.argv[1:2] in (["run"], ["demo"])  # these run until stopped: a stop is always a clean end
     if lasts:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -27,7 +27,7 @@ def main() -> int:
         return 0 if lasts else 130
     from syncd.daemon.signals import hear_no_more  # noqa: PLC0415
 
-    hear_no_more()  # what it ended with is settled, while Python takes itself down
+    hear_no_more()  # the exit code is settled while Python shuts down
     return code
 
 

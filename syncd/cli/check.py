@@ -1,4 +1,4 @@
-"""`syncd check`: every problem of configuration, database and surroundings at once, or what was found."""
+"""`syncd check`: lists every problem of configuration, database and environment, or what was found."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,21 +17,21 @@ from syncd.feed import addresses, files, publish
 
 
 class Checked(Struct):
-    """The problems, a line each, and the kind that decides the exit code; without any, what there is."""
+    """The problems, a line each, and the kind that decides the exit code; if none, what was found."""
 
     problems: list[str] = field(default_factory=list)
     kind: type[SyncdError] | None = None
     good: list[str] = field(default_factory=list)
 
     def add(self, problems: list[str], kind: type[SyncdError]) -> None:
-        """Note problems of a kind. The exit code is the configuration's, if any: a person must mend it."""
+        """Note problems of a kind. ConfigError decides the exit code: a person must fix it."""
         self.problems += problems
         if problems and (self.kind is None or kind is ConfigError):
             self.kind = kind
 
 
 def check(configured: Callable[[], Config], *, online: bool) -> Checked:
-    """Look at everything that a start would need; create and change nothing. `online`: ask Billetweb too."""
+    """Check all that a start needs; create and change nothing. `online`: ask Billetweb too."""
     found = Checked()
     try:
         config = configured()
@@ -60,10 +60,10 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
 
 @asynccontextmanager
 async def asking(account: BilletwebConfig, key: Secret) -> AsyncIterator[Billetweb]:
-    """Give a client for a few requests, of which nothing is remembered."""
+    """Yield a client for a few requests, of which nothing is remembered."""
 
     async def note() -> None:
-        """Forget it."""
+        """Do nothing."""
 
     client = Billetweb(account, key, RateLimiter(account.requests_per_minute, note=note))
     try:
@@ -82,7 +82,7 @@ async def _ask_billetweb(config: Config) -> BilletwebError | None:
 
 
 def _told(config: Config) -> list[str]:
-    """Return what a good configuration leads to, a line each."""
+    """Return what a good configuration means, a line each."""
     unit = typed.unit(config.path.absolute())
     service = f"`systemctl start {unit}` under systemd, else " if unit else ""
     starts = f"{service}`{typed.syncd('run', config.path)}`"

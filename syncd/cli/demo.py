@@ -1,6 +1,6 @@
-"""`syncd demo`: the real daemon against the built-in stand-in for Billetweb, whose sales go on.
+"""`syncd demo`: the real daemon against the built-in stand-in for Billetweb, which keeps selling.
 
-Real HTTP, a real SQLite file, a real socket: only Billetweb itself is made up.
+Real HTTP, a real SQLite file, a real socket: only Billetweb itself is simulated.
 """
 
 import asyncio
@@ -38,14 +38,14 @@ from syncd.typed import program
 
 MINIMUM_INTERVAL = timedelta(seconds=1)
 NO_LIMIT = 1_000_000
-"""Requests a minute that nobody reaches: the stand-in has no other users to be spared."""
+"""More requests a minute than anybody reaches: the stand-in has no other users to spare."""
 FOR_THE_OWNER = 0o600
 CONFIG_NAME, KEY_NAME, DATABASE_NAME, SOCKET_NAME = "config.toml", "billetweb.key", "syncd.db", "syncd.sock"
 REMOVALS = 3
-"""So often a folder is emptied: a file that was being made as it was renamed is there by the second time."""
+"""How often to empty a folder: a file created during the renaming is there by the second time."""
 LONGEST_FOLDER_BYTES = 96  # the socket's whole path may have 107
 MARK = "# The demo's configuration. Change it and run: syncctl reload\n"
-"""So a demo's configuration begins, one of 0.3 too; another, copied from it, has another `base_url`."""
+"""How a demo's configuration begins, also in 0.3; a copy made for another use has another `base_url`."""
 CONFIG_HOST = 'base_url = "http://127.0.0.1:'
 CONFIG = """\
 # The next demo in this folder writes it anew.
@@ -73,7 +73,7 @@ LEFT = "SELECT name, places_left, is_full FROM billetweb_events"
 
 
 class Wishes(msgspec.Struct, frozen=True):
-    """What a demo is to be like."""
+    """The options of a demo."""
 
     interval: timedelta
     events: int
@@ -89,9 +89,9 @@ def demo(
     configured: Callable[[Callable[[], Config]], Config],
     redact: Redactor,
 ) -> int:
-    """Run the demo until a signal stops it, and return the exit code. A folder of its own is removed again.
+    """Run the demo until a signal stops it, and return the exit code. A temporary folder is removed.
 
-    `configured` makes a configuration's secrets masked and its log settings effective.
+    `configured` masks a configuration's secrets and applies its log settings.
     """
     standin = StandIn(events=wishes.events, seed=wishes.seed, calls_per_minute=None)
     with (
@@ -115,14 +115,14 @@ def demo(
         )
 
         def cut() -> None:
-            """Leave nothing behind where the process ends at once."""
+            """Leave nothing behind at a forced end."""
             if its_site:
                 its_site.end_page()
             if folder is None:
                 remove(home)
 
         async def run() -> int:
-            """Run the daemon, and show its runs, until it is stopped; return its exit code."""
+            """Run the daemon and show its runs until it is stopped; return the exit code."""
             screen = _Screen(config, its_site)
             daemon = Daemon(
                 config,
@@ -143,7 +143,7 @@ def demo(
 
 @contextmanager
 def _unheard_after() -> Iterator[None]:
-    """Have no signal cut what takes the demo down, which would leave threads that keep the process."""
+    """Ignore signals while the demo shuts down: a cut would leave threads that keep the process alive."""
     try:
         yield
     finally:
@@ -151,7 +151,7 @@ def _unheard_after() -> Iterator[None]:
 
 
 def _unlimited(config: Config) -> Config:
-    """Return settings without a request limit, unless they name one that is not the usual."""
+    """Return settings without a request limit, unless they set one other than the default."""
     if config.billetweb.requests_per_minute != BilletwebConfig(user="").requests_per_minute:
         return config
     return structs.replace(config, billetweb=structs.replace(config.billetweb, requests_per_minute=NO_LIMIT))
@@ -187,7 +187,7 @@ class _Screen:
         _say("\n".join([*lines, ""]))
 
     async def close(self) -> None:
-        """End what belongs to it."""
+        """End its task and the site."""
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -197,7 +197,7 @@ class _Screen:
 
 @contextmanager
 def _home(folder: Path | None, key: str) -> Iterator[Path]:
-    """Give the demo's folder, held against a second demo. Raises ConfigError, AlreadyRunning."""
+    """Yield the demo's folder, locked against a second demo. Raises ConfigError, AlreadyRunning."""
     if folder is None:
         try:
             made = Path(tempfile.mkdtemp(prefix="syncd-demo-"))
@@ -227,10 +227,10 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
 
 
 def remove(home: Path) -> None:
-    """Remove a folder into which others may be writing; where that fails, something of it is left.
+    """Remove a folder into which others may be writing; if that fails, some files remain.
 
-    It is renamed first: then no file is made in it any more but by who was about to, so it is emptied again
-    where that made one meanwhile.
+    It is renamed first: after that only a write already begun can create a file in it, so it is emptied more
+    than once.
     """
     leaving = home.with_name(f"{home.name}-removed")
     with suppress(OSError):  # it is gone, as both ends of a demo remove it
@@ -240,7 +240,7 @@ def remove(home: Path) -> None:
 
 
 def _check_path(home: Path) -> None:
-    """Raise ConfigError where a path cannot be a folder of the demo's."""
+    """Raise ConfigError if a path cannot be a demo's folder."""
     if len(os.fsencode(home)) > LONGEST_FOLDER_BYTES:
         raise ConfigError(["--dir: too long a path for a socket; choose a shorter one"])
     if not str(home).isprintable() or {"?", "%"} & {*str(home)}:  # a database's address has them for others
@@ -248,7 +248,7 @@ def _check_path(home: Path) -> None:
 
 
 def _not_of_the_demo(home: Path, key: str) -> Path | None:
-    """Return a file that stands where the demo would write and that no demo made; None where none does."""
+    """Return an existing file at a path of the demo's that no demo made, or None."""
     config, key_file = home / CONFIG_NAME, home / KEY_NAME
     text = _text_of(config)
     if not text.startswith(MARK) or CONFIG_HOST not in text:
@@ -259,7 +259,7 @@ def _not_of_the_demo(home: Path, key: str) -> Path | None:
 
 
 def _text_of(path: Path) -> str:
-    """Return how a regular file begins, "" for anything else, a link too."""
+    """Return the beginning of a regular file, "" for anything else, links included."""
     if path.is_symlink() or not path.is_file():
         return ""
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -268,7 +268,7 @@ def _text_of(path: Path) -> str:
 
 @contextmanager
 def _life(standin: StandIn, seed: int) -> Iterator[None]:
-    """Let the stand-in's sales go on in a thread; now and then a request fails, as in life."""
+    """Keep the stand-in selling in a thread; now and then a request fails, as in life."""
     over = threading.Event()
     life = Life(standin, seed=seed)
 
@@ -300,7 +300,7 @@ def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, i
     config = MARK + CONFIG.format_map({name: quoted(text) for name, text in values.items()})
     config += its_site.config() if its_site else ""
     try:
-        # The marked file first: a demo that is killed in between knows its folder again.
+        # The marked file first: a demo killed in between recognises its folder again.
         replace(home / CONFIG_NAME, config.encode(), FOR_THE_OWNER)
         replace(home / KEY_NAME, f"{standin.key}\n".encode(), FOR_THE_OWNER)
     except (OSError, NotReplaced) as error:
@@ -310,5 +310,5 @@ def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, i
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # whoever read it is gone: the demo goes on until it is stopped
+    with suppress(OSError):  # the reader is gone: the demo continues until it is stopped
         write(f"{line}\n")

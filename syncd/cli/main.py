@@ -1,4 +1,4 @@
-"""The `syncd` program: reads its arguments, sets logging up, and turns errors into exit codes."""
+"""The `syncd` program: parses its arguments, sets up logging, and turns errors into exit codes."""
 
 import argparse
 import asyncio
@@ -44,19 +44,19 @@ EXAMPLES = {
     "setup": "syncd setup --user 12345 --key-file - --attendees none < key.txt",
     "demo": "syncd demo --events 20",
 }
-"""A line to copy, by command."""
+"""An example line for each command."""
 EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, AlreadyRunning: 75}
 TOKEN_CHARACTERS = 16
-"""No token is shorter: 16 characters are 64 bits as hexadecimal digits."""
+"""A token has at least 16 characters: 64 bits as hexadecimal digits."""
 _AFTER_HOST = re.compile(r"^[^:]*://[^/?]*[/?]?")
 SENDING_S = 30.0
-"""So long `once` sends webhooks after its run: two attempts that time out. The next one goes on."""
+"""How long `once` sends webhooks after its run: two attempts that time out. The next one continues."""
 SETTLING_S = 60.0
-"""So long `once` waits for the site's tables and files: as long as a driver for a server that is silent."""
+"""How long `once` waits for the site's tables and files: as long as a driver waits for a silent server."""
 EXIT_INTERRUPTED = 130
 SWITCH_S = 0.001
-"""So long a thread that works may keep the loop from answering, a few times in each answer; Python's own 5 ms
-make one status in a hundred take 30."""
+"""How long a busy thread may delay the loop, a few times in each answer; with Python's default of 5 ms one
+status in a hundred takes 30 ms."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for problem in problems:
                 logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
-    except KeyboardInterrupt:  # before there was anything to stop: `once` has nothing done of what was asked
+    except KeyboardInterrupt:  # before there was anything to stop: `once` has done nothing yet
         return 0 if arguments.command in (_run, _demo) else EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last door: nothing may leave it unredacted
+    except Exception as error:  # noqa: BLE001  # the last place: nothing may leave unredacted
         record = logger.bind(event="error.internal").opt(exception=error)
         record.critical("unexpected {}; please report this", type(error).__name__)
         return 1
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line; what is wrong ends in SystemExit(2), and says what was meant."""
+    """Return the parsed command line. Wrong usage raises SystemExit(2) and prints a suggestion."""
     return usage.parse(parser(), argv, "`syncd demo` shows what it does, and needs no key")
 
 
@@ -109,7 +109,7 @@ def parser() -> usage.Parser:
     top.set_defaults(commands=commands.choices)
 
     def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
-        """Add a command with its help, which ends with an example."""
+        """Add a command; its help ends with an example."""
         return commands.add_parser(
             name,
             help=help_,
@@ -187,7 +187,7 @@ def _setup(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
-    # Imported where they are used: `--help` and wrong usage need neither the server nor the scheduler.
+    # Imported here because `--help` and wrong usage need neither the server nor the scheduler.
     from syncd.daemon import watchdog  # noqa: PLC0415
     from syncd.daemon.activation import inherited_socket, turn_away  # noqa: PLC0415
     from syncd.daemon.daemon import Daemon  # noqa: PLC0415
@@ -195,13 +195,13 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_S)
-    gc.freeze()  # what is loaded stays: no collection need look through it again
+    gc.freeze()  # loaded objects stay: no collection needs to scan them again
 
     def load_config() -> Config:
         return _configured(lambda: load(arguments.config, os.environ), redact)
 
     async def run() -> int:
-        """Run the daemon on the socket that systemd made, if it did; return its exit code."""
+        """Run the daemon, on systemd's socket if there is one; return the exit code."""
         listening = inherited_socket(os.environ)
         try:
             daemon = Daemon(
@@ -223,7 +223,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
     config = _configured(lambda: load(arguments.config, os.environ), redact)
-    if arguments.quiet:  # what goes wrong stands in the summary too; what mends itself is worth no mail
+    if arguments.quiet:  # the summary has the errors too; what recovers on its own is worth no mail
         config = structs.replace(config, log=structs.replace(config.log, level="ERROR"))
         _log(config, redact)
     run = threads.run(_run_once(config, redact, full=arguments.full, quiet=arguments.quiet))
@@ -264,7 +264,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
 
 
 class _Stop:
-    """A signal, once it came: it ends what is under way, and what would come after that."""
+    """Ends the current work, and all later work, once a signal came."""
 
     def __init__(self) -> None:
         self._under_way: asyncio.Task[None] | None = None
@@ -274,19 +274,19 @@ class _Stop:
                 asyncio.get_running_loop().add_signal_handler(number, self._come)
 
     def ends(self, task: asyncio.Task[None]) -> None:
-        """Have it end this."""
+        """Let the signal end this task."""
         self._under_way = task
         if self._came:
             task.cancel()
 
     async def awaited(self, work: Coroutine[None, None, None]) -> None:
-        """Do this, unless it came."""
+        """Do this work, unless the signal came."""
         task = asyncio.create_task(work)
         self.ends(task)
         await asyncio.wait({task})
 
     def _come(self) -> None:
-        if self._came:  # the first one waits for a thread that hangs
+        if self._came:  # the first signal waits for a hanging thread
             from rich.console import Console  # noqa: PLC0415
 
             logger.bind(event="cut").warning("ending at once: a second signal")
@@ -324,9 +324,9 @@ def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
-    """Return the configuration; from now on its secrets are masked and its log settings in force.
+    """Return the configuration, and mask its secrets and apply its log settings from now on.
 
-    Raises ConfigError, with nothing changed, also for what of the environment cannot be used with it.
+    Raises ConfigError, with nothing changed, also for an environment that cannot be used with it.
     """
     config = load_config()
     addresses = [config.billetweb.base_url, config.heartbeat.url]
@@ -345,15 +345,15 @@ def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
 def secrets(config: Config) -> list[str]:
     """Return what must never be shown.
 
-    That is the key, the header made of it, databases' passwords, the heartbeat's address, what signs webhooks
-    and, as a token may stand there, what follows the host in these addresses.
+    That is the key, the header made of it, databases' passwords, the heartbeat's address, webhooks' signing
+    secrets, and the part of these addresses after the host, which may hold a token.
     """
     urls = [config.database.url, *(each.database for each in config.publish if each.database)]
     passwords = [password for url in urls for password in engine.secrets(url)]
     signing = [secret.value for some in config.webhook_secrets.values() for secret in some]
     signing += [secret.removeprefix("whsec_") for secret in signing]
     pings = config.heartbeat.url or ""
-    # httpx spells hosts and ports its own way, so what follows them is hidden by itself too.
+    # httpx spells hosts and ports its own way, so the part after them is also hidden alone.
     targets = [_AFTER_HOST.sub("", url) for url in (pings, *(each.url for each in config.webhooks))]
     # A shorter one holds no token, and would cut other addresses to pieces.
     targets = [target for target in targets if len(target) >= TOKEN_CHARACTERS]
@@ -363,12 +363,12 @@ def secrets(config: Config) -> list[str]:
 
 def _complain(problems: Sequence[str], redact: Redactor) -> None:
     """Write problems to stderr, a line each."""
-    with suppress(OSError, AttributeError):  # stderr is full, or there is none: the exit code tells
+    with suppress(OSError, AttributeError):  # stderr is full or missing: the exit code still says it
         sys.stderr.write("".join(f"{text.harmless(redact(problem))}\n" for problem in problems))
 
 
 def _say(line: str) -> None:
-    """Write to stdout; where that cannot be, what was done counts all the same."""
+    """Write to stdout; if that fails, the command still counts as done."""
     try:
         text.write(f"{line}\n")
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Shows whoever waits for `syncd once` how far it is: a bar on a terminal, elsewhere a line now and then.
+"""Shows the progress of `syncd once`: a bar on a terminal, elsewhere a line now and then.
 
-The bar stands on the terminal's last line; what is logged meanwhile is written above it, and in the end it is
-gone. Leans on rich.
+The bar is on the terminal's last line; log lines are written above it, and it disappears at the end. Uses
+rich.
 """
 
 import io
@@ -25,19 +25,19 @@ from syncd.model import Progress, Run
 from syncd.text import ECHO, count, format_duration, progress_line, run_name
 
 REFRESH_S = 0.25
-"""So often the bar is drawn anew: rich's own pace, at which it moves."""
+"""How often the bar is redrawn: rich's own pace."""
 TELL_EVERY_S = 30.0
 TELLING = 10
-"""So many events say how long the others will take; of fewer, too many requests are still under way."""
+"""From this many events on, the rest is estimated; with fewer, too many requests are still in progress."""
 
 Show = Callable[[Run], None]
 
 
 @contextmanager
 def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[Show]:
-    """Give what is called with a run at each of its steps. `per_minute` is the request limit.
+    """Yield a callback that takes a run at each of its steps. `per_minute` is the request limit.
 
-    `log_to` leads the log to another stream, and with None back to stderr.
+    `log_to` sends the log to another stream, and with None back to stderr.
     """
     console = Console(stderr=True)
     if sys.stderr is None or not sys.stderr.isatty() or not console.is_interactive:
@@ -50,13 +50,13 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,
-        redirect_stderr=False,  # nothing but the log is written there, and that keeps its own redaction
+        redirect_stderr=False,  # only the log is written there, and it keeps its own redaction
     )
-    # One thread at a time draws and writes: rich's own lock is let go between both, and then a bar may stay.
+    # One thread at a time draws and writes: rich releases its own lock in between, and a bar might remain.
     drawing, over = threading.Lock(), threading.Event()
 
     def refresh() -> None:
-        with suppress(OSError):  # the terminal went away: that is no fault of the run
+        with suppress(OSError):  # the terminal went away, which must not fail the run
             while not over.wait(REFRESH_S):
                 with drawing:
                     live.refresh()
@@ -77,7 +77,7 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
 
 
 class Teller:
-    """Tells the log of a long run's progress. `clock` is monotonic seconds."""
+    """Logs a long run's progress. `clock` is monotonic seconds."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
@@ -85,7 +85,7 @@ class Teller:
         self._began = self._told_at = clock()
 
     def __call__(self, run: Run) -> None:
-        """Tell how far the run is, unless that was told not long ago."""
+        """Log the run's progress, unless that was done recently."""
         now, progress = self._clock(), run.progress
         if not progress or progress.phase == "listing" or now - self._told_at < TELL_EVERY_S:
             return
@@ -103,7 +103,7 @@ class Teller:
 
 
 class _Bar:
-    """What the bar shows of a run; drawn from a thread of its own."""
+    """The content of the bar; drawn from a thread of its own."""
 
     def __init__(self, per_minute: int, console: Console) -> None:
         self._per_minute = per_minute
@@ -115,7 +115,7 @@ class _Bar:
         self._run = run
 
     def drawn(self) -> Text:
-        """Return the line as it stands now."""
+        """Return the current line."""
         run = self._run
         progress = (run.progress or Progress("ending")) if run else Progress("starting")
         elapsed_s = time.monotonic() - self._began
@@ -127,7 +127,7 @@ class _Bar:
 
 
 class _AboveTheBar(io.StringIO):
-    """The terminal, for lines that are to stand above the bar."""
+    """The terminal, for lines above the bar."""
 
     def __init__(self, console: Console, drawing: threading.Lock) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class _AboveTheBar(io.StringIO):
 
 
 def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:
-    """Return what a run has compared and asked so far, how long that took, and how long the rest may."""
+    """Return rows and requests of a run so far, the time taken, and the estimated rest."""
     rows = run.counts.changed + run.counts.unchanged
     parts = [f"{count(rows, 'row')} ({rows / elapsed_s:.0f}/s)"] if rows and elapsed_s else []
     parts += [count(run.requests, "request"), format_duration(int(elapsed_s))]
@@ -156,10 +156,10 @@ def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:
 
 
 def remaining_s(run: Run, elapsed_s: float, per_minute: int) -> float:
-    """Return about how long a run's other events will take; 0 while nothing tells that, or none is left.
+    """Return about how long a run's other events will take; 0 while that is unknown, or none is left.
 
-    By their pace so far, but no less than the request limit makes their requests take: it lets those of the
-    first minute through at once.
+    It follows from the pace so far, but is at least what the request limit requires, which lets the requests
+    of the first minute through at once.
     """
     progress = run.progress
     if not progress or progress.done < TELLING:

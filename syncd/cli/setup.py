@@ -1,7 +1,7 @@
 """`syncd setup`: asks for account number and key, tries them, and writes configuration and key.
 
-Every answer may also come as an option, so that a script needs no terminal. What is there already is only
-replaced where that was asked for, and of a configuration only the lines in question.
+Every answer may also be an option, so that a script needs no terminal. Existing files are replaced only on
+request, and of a configuration only the lines in question.
 """
 
 import errno
@@ -33,16 +33,16 @@ from syncd.toml import key_lines, quoted
 GROUP = "syncd"
 KEY_NAME = "billetweb-key"
 SAMPLE_USER = "12345"
-"""What a sample of 0.3 said, which is nobody's number."""
+"""The number in 0.3's sample, which belongs to nobody."""
 OVERWRITE = "--overwrite puts another account and key in, and leaves all other settings as they are."
 NO_TERMINAL = "standard input is no terminal, so that nobody can be asked: give {}"
 ENDED = "the answers ended: nothing was written"
 TRIES = 3
-"""So often a key may be typed wrongly; then it is better looked up."""
+"""How often a key may be typed wrongly; then it is better looked up."""
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """What was given on the command line. `key_file` "-" is standard input."""
+    """The options of the command line. `key_file` "-" is standard input."""
 
     path: Path
     user: str | None = None
@@ -55,11 +55,11 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 class _Ended(ConfigError):
-    """Nobody answers any more."""
+    """The input ended."""
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """What Billetweb told of the account."""
+    """What Billetweb returned about the account."""
 
     events: int
     live: int
@@ -69,8 +69,8 @@ class Found(Struct, frozen=True, kw_only=True):
 def setup(options: Options, redact: Redactor) -> int:
     """Ask, try and write; return the exit code.
 
-    Raises ConfigError where the answers cannot be used or something is in the way, and BilletwebError where
-    Billetweb cannot be asked. Nothing is written then.
+    Raises ConfigError if the answers cannot be used or something is in the way, and BilletwebError if
+    Billetweb cannot be asked. Then nothing is written.
     """
     path = options.path.absolute()
     before, base_url = _before(path, may_replace=options.overwrite)
@@ -110,7 +110,7 @@ def setup(options: Options, redact: Redactor) -> int:
 
 
 def _check_path(path: Path) -> None:
-    """Raise ConfigError where the database and the socket beside could not have their places by this path."""
+    """Raise ConfigError if this path allows no database and socket beside it."""
     if path.suffix in (".db", ".sock"):
         raise ConfigError([f"--config: {path} would be its own database or socket; end it in .toml"])
     if {"?", "%"} & {*str(path)}:
@@ -120,7 +120,7 @@ def _check_path(path: Path) -> None:
 
 
 def _account(options: Options, base_url: str | None) -> BilletwebConfig:
-    """Return where to try the key: at the address that is given, else that of the configuration there."""
+    """Return where to try the key: the given address, else that of the existing configuration."""
     if options.user is not None:
         _read("the account number", lambda: readers.user(options.user))
     if options.database is not None:
@@ -131,7 +131,7 @@ def _account(options: Options, base_url: str | None) -> BilletwebConfig:
         what, address = "billetweb.base_url", base_url
     if address is not None:
         account = structs.replace(account, base_url=_read(what, lambda: readers.web_address(address)))
-    # Found here, and not with each key that is tried.
+    # Reported here, once, not with each key that is tried.
     if not options.offline and (problems := web.problems([account.base_url])):
         raise ConfigError(problems)
     return account
@@ -141,7 +141,7 @@ def _account(options: Options, base_url: str | None) -> BilletwebConfig:
 
 
 def _may_ask() -> bool:
-    """Whether a person is there; where standard input is closed, Python has none."""
+    """Whether a person is there; Python has no stdin if it is closed."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -171,7 +171,7 @@ def _asked_mode() -> AttendeeMode:
 def _good_credentials(
     options: Options, account: BilletwebConfig, redact: Redactor
 ) -> tuple[str, Secret, Found | None]:
-    """Return the account number, the key, and what they showed; what was typed may be typed again."""
+    """Return the account number, the key, and what they showed; typed answers may be retried."""
     user = options.user or ""
     for _ in range(TRIES):
         try:
@@ -194,7 +194,7 @@ def _good_credentials(
 
 
 def _number(*, before: str) -> str:
-    """Ask for the account number; an empty answer stands for the one `before`."""
+    """Ask for the account number; an empty answer means the one `before`."""
     known = f" [{before}]" if before else ""
     question = f"Account number, from the API page of Billetweb's back office{known}: "
     typed = _asked(question, "--user") or before
@@ -221,11 +221,11 @@ def _read(what: str, reader: Callable[[], str]) -> str:
 
 
 async def _try(account: BilletwebConfig, key: Secret) -> Found:
-    """Ask for the list of events and for the latest attendees: three requests at most."""
+    """Ask for the list of events and the latest attendees: at most three requests."""
     now = datetime.now(UTC)
     async with asking(account, key) as client:
         events = (await client.events()).records.values()
-        # A key for chosen events is refused the account's attendees, and gets those of each event.
+        # A key for chosen events may not read the account's attendees, only those of each event.
         is_open = await _may_read(client, None) or (
             bool(events) and await _may_read(client, next(iter(events)).id)
         )
@@ -234,7 +234,7 @@ async def _try(account: BilletwebConfig, key: Secret) -> Found:
 
 
 async def _may_read(client: Billetweb, event_id: str | None) -> bool:
-    """Tell whether attendees may be read; only the latest are asked for, which are few."""
+    """Return whether attendees may be read; asks only for the latest, which are few."""
     try:
         (await client.attendees(since=datetime.now(UTC) - timedelta(minutes=1), event_id=event_id)).close()
     except RestrictedError:
@@ -246,7 +246,7 @@ async def _may_read(client: Billetweb, event_id: str | None) -> bool:
 
 
 def _before(path: Path, *, may_replace: bool) -> tuple[str | None, str | None]:
-    """Return the configuration that is there and its `base_url`. Raises ConfigError where it is in use."""
+    """Return the existing configuration and its `base_url`. Raises ConfigError if it is in use."""
     text: str | None = None
     try:
         text = readers.content(path, 1 << 20).decode("utf-8-sig")
@@ -276,7 +276,7 @@ def _sample() -> str:
 def _values(
     path: Path, *, is_new: bool, options: Options, user: str, attendees: AttendeeMode | None
 ) -> dict[tuple[str, str], str]:
-    """Return what the configuration is to say, by table and key."""
+    """Return the values for the configuration, by table and key."""
     values = {("billetweb", "user"): user}
     if is_new and not typed.unit(path):
         values["database", "url"] = f"sqlite:///{path.with_suffix('.db')}"
@@ -294,7 +294,7 @@ def _values(
 
 
 def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
-    """Return a configuration with these values, and everything else in it as it was."""
+    """Return a configuration with these values and everything else unchanged."""
     for (table, key), value in values.items():
         lines, at = text.removesuffix("\n").split("\n"), key_lines(text)
         line = f"{key} = {quoted(value)}"
@@ -317,7 +317,7 @@ def _filled_in(text: str, values: Mapping[tuple[str, str], str]) -> str:
 
 
 def _make_folder(path: Path, mode: int) -> None:
-    """Make a folder, and those above it that lack: whatever the umask, no other user writes there."""
+    """Create a folder and its missing parents: whatever the umask, no other user may write there."""
     before = os.umask(0o022)
     try:
         path.mkdir(mode, parents=True, exist_ok=True)
@@ -326,7 +326,7 @@ def _make_folder(path: Path, mode: int) -> None:
 
 
 def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
-    """Put a file in place, whole; for the group too where this is root and there is that group."""
+    """Write a file in one step; readable for the group too if this is root and the group exists."""
     gid = _group(group) if group is not None and os.geteuid() == 0 else None
     try:
         _make_folder(path.parent, 0o700 if path.name == KEY_NAME else 0o755)
@@ -348,14 +348,14 @@ def _group(name: str) -> int | None:
 
 
 def _socket(config: str) -> Path:
-    """Return the socket that a configuration leads to."""
+    """Return the socket of a configuration."""
     control = tomllib.loads(config).get("control")
     named = control.get("socket") if isinstance(control, dict) else None
     return Path(f"{named or ControlConfig().socket}")
 
 
 def _next(path: Path, socket: Path, *, runs: bool) -> str:
-    """Return the commands that come next, a line each; one that `runs` may be, is to take the new key."""
+    """Return the next commands, a line each; a daemon that already `runs` must take the new key."""
     status = typed.syncctl("status", socket)
     if unit := typed.unit(path):
         restart = f"\n  systemctl restart {unit}" if runs else ""

@@ -1,6 +1,6 @@
 """The small site of `syncd demo --site`: its table as Prisma makes it, feeds beside it, and the page.
 
-The site is somebody else's, as in life: syncd writes the named columns of rows that are there, and no more.
+The site belongs to somebody else, as in life: syncd writes only the named columns of existing rows.
 """
 
 import asyncio
@@ -50,14 +50,14 @@ path = {path}
 format = "{format}"
 """
 PAGE_WITHIN_S = 20.0
-"""Only what hangs takes longer; the demo goes on without the page then."""
+"""Only a hanging page takes longer; the demo then continues without it."""
 
 
 class Site:
-    """A site in a folder, its badges as they were last told, and the page while the demo runs."""
+    """A site in a folder, its badges as last reported, and the page while the demo runs."""
 
     def __init__(self, home: Path, standin: StandIn) -> None:
-        """Make its table where it is not there. Raises ConfigError."""
+        """Create its table if it is missing. Raises ConfigError."""
         self._home = home
         self._badges: dict[str, bool] = {}
         self._page: asyncio.subprocess.Process | None = None
@@ -76,7 +76,7 @@ class Site:
             raise ConfigError([f"--site: cannot write into {home}: {error}"]) from None
 
     def config(self) -> str:
-        """Return what the configuration says of it."""
+        """Return its part of the configuration."""
         feeds = [
             FEED.format(path=quoted(f"{self._home / name}"), format=format_)
             for format_, name in FEEDS.items()
@@ -84,7 +84,7 @@ class Site:
         return CONFIG.format(url=quoted(f"sqlite:///{self._home / SITE_NAME}")) + "".join(feeds)
 
     def news(self) -> list[str]:
-        """Return a sentence for each badge that is another than when this was last asked."""
+        """Return a sentence for each badge that changed since the last call."""
         with suppress(sqlite3.Error), closing(sqlite3.connect(self._home / SITE_NAME)) as connection:
             badges = {key: bool(is_full) for key, is_full in connection.execute(BADGES)}
             before, self._badges = self._badges, badges
@@ -108,7 +108,7 @@ class Site:
         ]
 
     async def _start_page(self, socket: Path) -> str:
-        """Start `syncctl page`, a program of its own, and return its address; "" where it does not start."""
+        """Start `syncctl page` as a process and return its address, "" if it does not start."""
         command = [sys.executable, "-m", "syncd.ctl", "--socket", f"{socket}", "page"]
         with suppress(OSError, TimeoutError):
             self._page = await asyncio.create_subprocess_exec(
@@ -123,20 +123,20 @@ class Site:
         return ""
 
     async def close(self) -> None:
-        """Wait for the end of the page."""
+        """End the page and wait for that."""
         self.end_page()
         if self._page:
             await self._page.wait()
 
     def end_page(self) -> None:
-        """Have the page end."""
+        """Ask the page to end."""
         if self._page:
             with suppress(ProcessLookupError):  # a Ctrl-C is for both
                 self._page.terminate()
 
 
 def sql(database: Path, query: str) -> str:
-    """Return a command that shows what a query finds, with what is installed here."""
+    """Return a command that shows a query's result, with a program that is installed here."""
     if shutil.which("sqlite3"):
         return shlex.join(["sqlite3", "-header", "-column", f"{database}", query])
     program = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute(sys.argv[2]), sep='\\n')"

@@ -11,10 +11,10 @@ FIRST_FD = 3
 
 
 def inherited_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
-    """Return the listening socket that systemd passed to this process, None where it passed none.
+    """Return the listening socket that systemd passed to this process, or None.
 
-    The variables that tell of it are taken out of `environ`. Raises ConfigError for anything else than one
-    listening Unix stream socket.
+    Removes the variables that describe it from `environ`. Raises ConfigError for anything but one listening
+    Unix stream socket.
     """
     pid, count, _ = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or count in ("", "0"):
@@ -35,7 +35,7 @@ def inherited_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
 
 
 def turn_away(listening: socket.socket) -> None:
-    """Hang up on everybody who waits: for them systemd would start syncd again and again, all in vain."""
+    """Close all waiting connections: otherwise systemd would start syncd for them again and again."""
     listening.setblocking(False)
     with suppress(OSError):  # nobody is left
         while True:

@@ -1,7 +1,7 @@
 """The daemon's life: start, serve, stop. Wires the account, the control server and systemd.
 
-Everything happens on one event loop; decoding and the database work in threads beside it. A dead part ends
-the process, so that systemd starts it again; a failed run is only an event and a status.
+Everything happens on one event loop; decoding and database work run in threads. A dead part ends the
+process, so that systemd restarts it; a failed run is only an event and a status.
 """
 
 import asyncio
@@ -36,26 +36,26 @@ from syncd.threads import Background, in_thread
 RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
 STOP_WITHIN_S = 4.5
-"""After so long a stop gives up waiting for anything at all."""
+"""After this time a stop no longer waits for anything."""
 TIDY_WITHIN_S = 0.3
-"""So long an end at once waits for the removal of its files: only a disk that hangs takes longer."""
+"""How long a forced end waits for the removal of its files: only a disk that hangs takes longer."""
 LAST_WORD_S = 0.2
-"""So long it waits for its line in the log: whoever reads that may be what hangs."""
+"""How long it waits for its log line: the reader of the log may be what hangs."""
 WAITING_SHARE = 0.75
-"""The part of all connections that may wait for a run; the others are for those who want an answer now."""
+"""The share of connections that may wait for a run; the others are for requests that need an answer now."""
 EXTEND_EVERY_S = 1.0
 EXTEND_S = 10.0
-"""How much more time a start or a stop asks systemd for, every second of a transaction that takes longer."""
+"""How much more time a start or stop asks systemd for, each second while a transaction takes longer."""
 
 
 class Daemon:
     """A long-running syncd. `run` returns the exit code.
 
-    `load_config` reads the configuration again for a reload, masks its secrets and puts its log settings in
-    force; it raises ConfigError, with nothing changed. `listening` is a socket to serve instead of making
-    one; `feed_every_s` is how often systemd's watchdog is to be fed. `on_run` is told of each ended run,
-    `on_cut`, in a thread beside the loop, of an end at once. SIGHUP asks for a reload, or for the end of a
-    daemon that `ends_with_terminal`.
+    `load_config` rereads the configuration for a reload, masks its secrets and applies its log settings; it
+    raises ConfigError, with nothing changed. `listening` is a socket to serve instead of creating one;
+    `feed_every_s` is how often to feed systemd's watchdog. `on_run` is called with each ended run, `on_cut`,
+    in a thread beside the loop, at a forced end. SIGHUP asks for a reload, or ends a daemon that
+    `ends_with_terminal`.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Daemon:
         return code
 
     async def _start(self, control: ControlServer, serving: "asyncio.Task[None]") -> None:
-        """Answer at once, from memory, then open the database, which may take as long as others hold it."""
+        """Answer at once, from memory, then open the database, which may wait for others to release it."""
         up = asyncio.create_task(control.up.wait())
         await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
         with self._extending():
@@ -167,9 +167,9 @@ class Daemon:
 
     @contextmanager
     def _extending(self) -> Iterator[None]:
-        """Keep systemd from ending a start or a stop while, and only while, a transaction is under way.
+        """Keep systemd from killing a start or stop while, and only while, a transaction is in progress.
 
-        A stop is over in STOP_WITHIN_S anyhow; this is for units with a TimeoutStopSec= shorter than that.
+        A stop ends within STOP_WITHIN_S anyway; this is for units with a shorter TimeoutStopSec=.
         """
 
         async def extend() -> None:
@@ -197,7 +197,7 @@ class Daemon:
         return 1
 
     async def _stop(self, serving: "asyncio.Task[None]", code: int) -> None:
-        """Stop in order: no new run, the run in progress, the socket, the connections."""
+        """Stop in this order: new runs, the run in progress, the socket, the connections."""
         if not self._stop_asked.is_set():
             self._begin_stop(code)
         if self._watchdog:
@@ -213,12 +213,12 @@ class Daemon:
             self._give_up("the database did not answer, its transaction is rolled back", code)
         await self._background.cancel()
         await self.account.close()
-        await self._loop.shutdown_default_executor()  # a thread that hangs would keep the process, unguarded
+        await self._loop.shutdown_default_executor()  # a hanging thread would keep the process, unguarded
         if self._guard:
             self._guard.cancel()
 
     def _on_signal(self, number: signal.Signals) -> None:
-        """Have the loop do what a signal asks for; the time of a stop begins here, if that is blocked too.
+        """Pass a signal to the loop; the time limit of a stop begins here, even if the loop is blocked.
 
         Called from a thread beside the loop.
         """
@@ -235,7 +235,7 @@ class Daemon:
         logger.bind(event="stopping").info("{}: stopping", number.name)
 
     def _begin_stop(self, code: int) -> None:
-        """Take nothing on any more; whatever the process is at, it has STOP_WITHIN_S left."""
+        """Accept no more work; whatever the process is doing, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
         self.account.runner.is_stopping = True
         if not self._guard:
@@ -248,7 +248,7 @@ class Daemon:
         self._guard.start()
 
     def _give_up(self, why: str, code: int) -> None:
-        """End the process now. Every transaction is all or nothing, so the next start heals what was cut."""
+        """End the process now. Every transaction is all or nothing, so the next start repairs the rest."""
 
         def tidy() -> None:
             if self._control:
@@ -277,14 +277,14 @@ class Daemon:
 
         self._background.start(reload())
 
-    # --- what the account tells
+    # --- callbacks of the account
 
     def _began(self, run: Run) -> None:
         """Show systemd that a run is in progress."""
         self._notifier.status(f"{run_name(run.id)} ({run.trigger}) in progress")
 
     def _ended(self, run: Run) -> None:
-        """Tell systemd, the heartbeat and whoever else wants to know how a run ended."""
+        """Tell systemd, the heartbeat and the `on_run` callback how a run ended."""
         self._notifier.status(
             self._redact(
                 f"{run_name(run.id)} {run.outcome}: {count(run.synced, 'event')} synced, {run.failed} failed"
@@ -296,7 +296,7 @@ class Daemon:
     # --- a reload
 
     async def reload(self) -> StatusAfter:
-        """Take a changed configuration over, once syncd is up. Raises ConfigError, with nothing changed."""
+        """Apply a changed configuration, once syncd is up. Raises ConfigError, with nothing changed."""
         await self._is_up.wait()
         async with self._reloading:  # log and redactor are changed in steps, in a thread
             self._notifier.reloading()
@@ -311,7 +311,7 @@ class Daemon:
         return after(self.account.status(), changed, late)
 
     async def _take_over(self, config: Config) -> tuple[list[str], list[str]]:
-        """Put a configuration in force; return the keys that changed, and those that wait for a restart."""
+        """Apply a configuration; return the keys that changed, and those that wait for a restart."""
         before = self._config
         effective = structs.replace(config, database=before.database, control=before.control)
         await self.account.configure(effective)

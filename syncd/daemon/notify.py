@@ -1,4 +1,4 @@
-"""Tells systemd how the service fares, by the datagrams of sd_notify(3). Imports nothing of syncd."""
+"""Tells systemd the state of the service, by the datagrams of sd_notify(3). Imports nothing of syncd."""
 
 import contextlib
 import socket
@@ -8,9 +8,9 @@ _SEND_TIMEOUT_S = 1.0  # a service manager that does not read must not stop the 
 
 
 class Notifier:
-    """A line to the service manager; does nothing where there is none, and never raises.
+    """A channel to the service manager; does nothing if there is none, and never raises.
 
-    `address` is what $NOTIFY_SOCKET holds: a path or an abstract name written `@name`; any other is ignored.
+    `address` is the value of $NOTIFY_SOCKET: a path or an abstract name written `@name`; others are ignored.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -23,26 +23,26 @@ class Notifier:
         self.send(READY="1", **more)
 
     def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows; one that cannot be sent at once is left out."""
+        """Set the line that `systemctl status` shows; it is dropped if it cannot be sent at once."""
         self.send(0.0, STATUS=text)
 
     def reloading(self) -> None:
-        """Report that a reload begins; `ready` must follow, also when the reload failed."""
+        """Report that a reload begins; `ready` must follow, even if the reload failed."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self.send(RELOADING="1", MONOTONIC_USEC=str(now_us))
 
     def extend(self, seconds: float) -> None:
-        """Ask for so many seconds from now on before the start or the stop in progress counts as failed."""
+        """Extend the time-out of the start or stop in progress to this many seconds from now."""
         self.send(0.0, EXTEND_TIMEOUT_USEC=str(round(seconds * 1e6)))
 
     def stopping(self) -> None:
-        """Report that the service is on its way out."""
+        """Report that the service is stopping."""
         self.send(STOPPING="1")
 
     def send(self, timeout_s: float = _SEND_TIMEOUT_S, /, **fields: str) -> None:
         """Send the assignments in one datagram; line breaks in values become spaces.
 
-        Whoever calls is held up meanwhile: a manager busy with something else does not read for seconds.
+        This blocks the caller: a busy manager may not read for seconds.
         """
         if self._address is None:
             return

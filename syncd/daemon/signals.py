@@ -1,4 +1,4 @@
-"""Takes the signals that a daemon is sent, beside the event loop: they are heard while that is blocked."""
+"""Receives the daemon's signals beside the event loop, so that they arrive while the loop is blocked."""
 
 import signal
 import socket
@@ -9,9 +9,9 @@ from collections.abc import Callable
 class Signals:
     """Calls `heard` with each of these signals, from a thread of its own, until `close`.
 
-    Python's handler in C writes a signal's number to a socket at once, in whichever thread it arrives and
-    whatever that is at; a thread of its own reads there. The main thread makes and closes it: `signal` asks
-    for that. asyncio's own handlers would take the place of this socket.
+    Python's handler in C writes a signal's number to a socket at once, whichever thread receives it and
+    whatever that thread does; a thread of its own reads the socket. `signal` requires the main thread to
+    create and close it. asyncio's own handlers would replace this socket.
     """
 
     def __init__(self, numbers: set[signal.Signals], heard: Callable[[signal.Signals], None]) -> None:
@@ -26,7 +26,7 @@ class Signals:
         self._thread.start()
 
     def close(self) -> None:
-        """Hear no more. None of these signals ends the process any more: it ends by itself."""
+        """Stop listening. These signals no longer end the process: it is ending anyway."""
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -41,10 +41,10 @@ class Signals:
 
 
 def hear_no_more() -> None:
-    """Have no signal end this process any more, which is ending by itself. Called from the main thread."""
+    """Ignore the signals from now on: this process is ending anyway. Called from the main thread."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _do_nothing(_number: int, _frame: object) -> None:
-    """Be a handler, so that the signal ends nothing."""
+    """Serve as a handler, so that the signal ends nothing."""

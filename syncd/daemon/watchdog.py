@@ -1,7 +1,7 @@
-"""Feeds systemd's watchdog, but only after proving that the daemon does its work; says why where it does not.
+"""Feeds systemd's watchdog, but only after checking that the daemon works; logs the reason if it does not.
 
-A thread of its own, since a blocked event loop is one of the things to be found out. What it cannot find out,
-a stopped process or a deadlock that catches it too, systemd notices by its silence.
+It is a thread of its own, because it must detect a blocked event loop. What it cannot detect, a stopped
+process or a deadlock that blocks it too, systemd notices by its silence.
 """
 
 import socket
@@ -15,19 +15,19 @@ from loguru import logger
 from syncd.daemon.notify import Notifier
 
 LATE_S = 10.0
-"""A slot that has been due for so long shows a dead scheduler: a live one is milliseconds late."""
+"""A slot overdue by this much shows a dead scheduler: a live one is milliseconds late."""
 OVERRUN_S = 150.0
-"""A run past its deadline for so long hangs: on a slow server the statement under way may take a minute more,
-its time-out, and so may that which puts the run's end on record. SQLite's waits are of 3 s."""
+"""A run past its deadline by this much hangs: on a slow server the current statement may take a minute more,
+its time-out, and so may the one that records the run's end. SQLite's waits are of 3 s."""
 
 
 class Watchdog(threading.Thread):
-    """Pings systemd each `every_s` seconds while all proofs succeed; asks for a restart when one fails.
+    """Pings systemd each `every_s` seconds while all checks pass; asks for a restart when one fails.
 
     `is_inherited`: systemd made the socket. `schedule_is_alive` says whether a next slot will come,
     `slot_overdue_s` and `run_overdue_s` how late the schedule and the run in progress are; all are called
-    from this thread. A trouble must last for half of `every_s`, so that a moment's load, or a clock just
-    stepped, restarts nothing. By then less than twice `every_s` has passed since the last ping.
+    from this thread. A problem must last for half of `every_s`, so that a short load, or a clock just
+    stepped, causes no restart. By then less than twice `every_s` has passed since the last ping.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Watchdog(threading.Thread):
         self._quit = threading.Event()
 
     def stop(self) -> None:
-        """Feed no more; systemd expects nothing of a service that is stopping."""
+        """Stop feeding; systemd expects no pings from a service that is stopping."""
         self._quit.set()
 
     def run(self) -> None:
-        """Feed until `stop`, or until a trouble lasts."""
+        """Feed until `stop`, or until a problem lasts."""
         while not self._quit.wait(self._every_s):
             trouble = self._lasting_trouble()
             if self._quit.is_set():
@@ -68,7 +68,7 @@ class Watchdog(threading.Thread):
             self._notifier.send(WATCHDOG="1")
 
     def _lasting_trouble(self) -> str | None:
-        """Return what is wrong, as soon as nothing is or once that has lasted."""
+        """Return None as soon as nothing is wrong, or the problem once it has lasted."""
         patience_s = self._every_s / 2
         until = time.monotonic() + patience_s
         while True:
@@ -87,13 +87,13 @@ class Watchdog(threading.Thread):
             answer = _first_line(self._path, timeout_s)
         except OSError as error:
             if self._is_inherited and isinstance(error, FileNotFoundError):
-                return None  # systemd's unit of the socket makes it anew, and no restart of this one
+                return None  # only systemd's socket unit can create it again, no restart can
             return f"the control server does not answer: {error}"
         return None if b" 200 " in answer else f"the control server answers {answer!r}"
 
 
 def _first_line(path: Path, timeout_s: float) -> bytes:
-    """Return the status line of an answer to a real request. Raises OSError, TimeoutError among them."""
+    """Return the status line of the answer to a real request. Raises OSError, including TimeoutError."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_s)
         connection.connect(str(path))
@@ -103,7 +103,7 @@ def _first_line(path: Path, timeout_s: float) -> bytes:
 
 
 def interval_s(environ: Mapping[str, str], pid: int) -> float | None:
-    """Return how often to feed, half of what systemd allows (sd_watchdog_enabled(3)); None for never."""
+    """Return the feeding interval, half of what systemd allows (sd_watchdog_enabled(3)); None for never."""
     allowed_us = environ.get("WATCHDOG_USEC", "")
     is_number = allowed_us.isdecimal() and len(allowed_us) < 20  # noqa: PLR2004 - an uint64 has no more
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not is_number:
