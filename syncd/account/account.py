@@ -1,7 +1,7 @@
 """One account as one object: the client, the database and the facts that runs and status need.
 
-The daemon and `syncd once` carry out the same work from here. The database is opened when it can be: until
-then runs fail and say so, and are put on record as soon as it answers.
+The daemon and `syncd once` both use it. The database is opened as soon as possible: until then runs fail and
+say so, and are recorded as soon as it answers.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ from syncd.text import run_name
 from syncd.threads import Background, in_thread, to_the_end
 
 UNRECORDED_AT_MOST = 100
-"""So many ended runs wait for a database that does not answer: a day of them, and little memory."""
+"""At most this many ended runs wait for a database that does not answer: a day of runs, little memory."""
 EVER = datetime.fromtimestamp(0, UTC)
 ANSWER_WITHIN_S = 2.0
-"""So long an answer waits: a run's for its lasting id, a reload's for what is found of the site's tables."""
+"""How long an answer waits: a run's for its lasting id, a reload's for the check of the site's tables."""
 
 
 class Account:
-    """Carries runs out for one account, one after the other; its database is opened when it can be.
+    """Executes the runs of one account, one after the other; opens its database as soon as possible.
 
-    Its `runner` is started with `serve` and ended with `stop`; `schedule` asks for runs from `start` on. The
-    callbacks are told of each run's beginning, steps and end.
+    `serve` starts its `runner` and `stop` ends it; `schedule` asks for runs from `start` on. The callbacks
+    are called at each run's beginning, steps and end.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Account:
         )
         self.schedule = Schedule(self._fire)
         self._began_s = self.clock.running_s()
-        self._outlived = False  # the database that this process took its knowledge from
+        self._outlived = False  # whether the database that this process learned from is gone
         self._redact = redact
         self._on_begin = on_begin
         self._on_progress = on_progress
@@ -108,10 +108,10 @@ class Account:
     # --- life
 
     async def open(self) -> None:
-        """Open the database where it is not open yet. Raises StoreError, and AlreadyRunning."""
+        """Open the database if it is not open yet. Raises StoreError, and AlreadyRunning."""
         async with self._opening:  # a run and a command may both come first
             if not self.database.is_open:
-                async with self._recording:  # an end that got on record meanwhile would count twice
+                async with self._recording:  # an end recorded meanwhile would count twice
                     await to_the_end(self._open())  # when cancelled too: what is open holds the lock
                 self._let_out_held()
 
@@ -128,16 +128,16 @@ class Account:
             raise
         self.facts.take_over(past)
         self.facts.places = places
-        if not self._outlived:  # else this process knows better
+        if not self._outlived:  # else this process has later facts
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)
             self.client.take_over(past.quiet)
         self._outlived = False
 
     async def _reopen(self) -> None:
-        """Open what is in the database's place, where that is not what is open any more. Raises as `open`.
+        """Open the file at the database's path if it is no longer the open one. Raises as `open`.
 
-        Only a run may do so, as it begins: one in progress goes by what it read in the other database.
+        Only a run may do so, as it begins: a run in progress relies on what it read in the old database.
         """
         how = self.database.is_open and (self.database.displacement() or await self.database.read(outdated))
         if not how:
@@ -148,9 +148,9 @@ class Account:
             self._forget()
 
     def _forget(self) -> None:
-        """Forget what stood in a database that is gone: what earlier runs left, and the runs' own numbers.
+        """Forget what a lost database held: what earlier runs left, and the runs' own ids.
 
-        A run's end that is not on record goes into the next one, unless it wrote into the one that is gone.
+        A run's unrecorded end goes into the next database, unless the run wrote into the lost one.
         """
         self._outlived = True
         kept = [ended.run for ended in self._unrecorded if ended.run.outcome not in record.GOOD]
@@ -161,7 +161,7 @@ class Account:
             self.runner.renumber(run)
 
     def start(self) -> None:
-        """Let runs begin by themselves: one now where that is wanted, and one in each slot."""
+        """Start the schedule: a run now if configured, and one in each slot."""
         sync, now = self.config.sync, self.clock.now()
         in_step_with = None if sync.run_on_start else self.facts.last_success_at
         self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
@@ -170,7 +170,7 @@ class Account:
         if not runs_now:
             self._tidy()
         if self.publishing.is_late or self.config.feeds:
-            self.webhooks.hold(EVER)  # what a run that was cut did not write yet is written before it is told
+            self.webhooks.hold(EVER)  # what an interrupted run left unwritten is written before it is told
         self.webhooks.start()
         self._background.start(self.webhooks.refresh() if runs_now else self._let_out())
         if runs_now:
@@ -185,9 +185,9 @@ class Account:
         await in_thread(self.database.close)
 
     async def configure(self, config: Config) -> None:
-        """Take new settings over: those of the client now, or with the next run where one is in progress.
+        """Apply new settings: the client's now, or with the next run if one is in progress.
 
-        Raises ConfigError, with nothing changed, where the client cannot be made.
+        Raises ConfigError, with nothing changed, if the client cannot be made.
         """
         client = self._new_client(config)
         self.config = config
@@ -207,12 +207,12 @@ class Account:
         await asyncio.wait({examining}, timeout=ANSWER_WITHIN_S)
 
     def _tidy(self) -> None:
-        """Have erased what may no longer be kept. A run in progress writes on as it began: after its end."""
+        """Erase what may no longer be kept; during a run, which keeps its old settings, after its end."""
         if self._at_work is None:
             self._background.start(upkeep.tidy(self.database, self.config, self.clock.now()))
 
     async def _fire(self) -> None:
-        """Do what a scheduled slot asks for, and return when that has ended."""
+        """Start the run of a scheduled slot, or skip it; return when it has ended."""
         waiting = [run for run in (self.runner.current, self.runner.queued) if run and run.whole]
         if self.paused:
             self.schedule.skip("paused")
@@ -223,10 +223,10 @@ class Account:
         elif not self.runner.is_stopping:
             await self.runner.wait(self.runner.request("interval"))
 
-    # --- what may be asked of it
+    # --- requests
 
     async def request(self, **wish: Unpack[Wish]) -> Run:
-        """Return the run that serves a request made by hand. Raises Stopping and TooManyEvents."""
+        """Return the run that serves a manual request. Raises Stopping and TooManyEvents."""
         run = self.runner.request("manual", **wish)
         if self.database.is_open:
             recording = self._background.start(self._try_to_record(run))
@@ -234,13 +234,13 @@ class Account:
         return run
 
     async def find_run(self, run_id: int) -> Run | None:
-        """Return a run: one of this process, or one on record. Raises StoreError."""
+        """Return a run of this process, or a recorded one. Raises StoreError."""
         return self.runner.find(run_id) or await self.database.read(runs_on_record.find, run_id)
 
     async def runs(self, limit: int, before: int | None) -> list[Run]:
-        """Return the latest runs that began, newest first. Raises StoreError, as all that follow."""
+        """Return the latest runs that began, newest first. Raises StoreError, as do all methods below."""
         await self.open()
-        current = self.runner.current  # what it has done so far is not on record yet
+        current = self.runner.current  # its progress so far is not recorded yet
         found = await self.database.read(runs_on_record.latest, limit, before)
         return [current if current and current.id == run.id else run for run in found]
 
@@ -256,12 +256,12 @@ class Account:
         return await self.database.read(absences.doubts, self.clock.now(), self.config.sync.full_every)
 
     async def deliveries(self, limit: int, *, delivered_too: bool) -> list[Delivery]:
-        """Return the latest deliveries to webhooks that wait or are parked, newest first; or of all."""
+        """Return the latest waiting and parked webhook deliveries, newest first; or the latest of all."""
         await self.open()
         return await self.database.read(deliveries.latest, limit, delivered_too=delivered_too)
 
     async def pause(self, *, paused: bool, requested_by: Peer | None = None) -> bool:
-        """Pause or resume scheduled runs; tell whether it is a change. Raises where it is not remembered."""
+        """Pause or resume scheduled runs; return whether that changed. Raises if it cannot be stored."""
         await self.open()
         if paused is (self.paused is not None):
             return False
@@ -269,7 +269,7 @@ class Account:
         pause = Pause(self.clock.now(), user) if paused else None
         await self.database.write(state.put, state.PAUSED, pause)
         self.paused = pause
-        if paused:  # no run comes that would do so
+        if paused:  # no run will come that does this
             self._let_out_held()
         what, by = "paused" if paused else "on again", f" (by {user})" if user else ""
         logger.bind(event="paused" if paused else "resumed").info("scheduled runs are {}{}", what, by)
@@ -313,11 +313,11 @@ class Account:
     async def _try_to_record(self, run: Run) -> None:
         current = self.runner.current
         if current and current is not run and current.id < 0:
-            return  # it began before, and gets its id before
+            return  # that run began earlier, and gets its id first
         try:
             await self._put_ends_on_record()
             await self._put_on_record(run)
-        except StoreError as error:  # it has no lasting id yet, and gets one with its beginning
+        except StoreError as error:  # it has no lasting id yet, and gets one when it begins
             logger.debug("{} is not on record yet: {}", run_name(run.id), error)
 
     async def _put_on_record(self, run: Run) -> None:
@@ -328,16 +328,16 @@ class Account:
         run.id = await self.database.write(runs_on_record.put, run)
 
     async def _work(self, run: Run) -> None:
-        """Carry a run out. Raises the SyncdError that made it impossible."""
+        """Execute a run. Raises the SyncdError that made it impossible."""
         self._at_work = None
         full_asked = run.full
         try:
             await self._reopen()
             await self.open()
-            await self._put_ends_on_record()  # what this run goes by stands there too
+            await self._put_ends_on_record()  # this run relies on them too
             if run.trigger != "manual" and run.whole:
                 run.full = run.full or self._full_is_due()
-            # Whether they are paused may only be known since the database is open.
+            # A pause may only be known once the database is open.
             is_paused = self.paused is not None and run.trigger in ("startup", "interval")
             if not is_paused:
                 await self._put_on_record(run)
@@ -346,9 +346,9 @@ class Account:
             self._on_begin(run)
         if is_paused:
             raise RunCancelled("scheduled runs are paused; resume them with `syncctl resume`")
-        if run.trigger == "manual" or full_asked:  # a person says that the credentials are good
+        if run.trigger == "manual" or full_asked:  # a person vouches for the credentials
             self.client.reset()
-        client, config = self.client, self.config  # a reload meanwhile is for the next run
+        client, config = self.client, self.config  # a reload meanwhile affects the next run only
         self._at_work = Work(
             config=config,
             client=client,
@@ -383,10 +383,10 @@ class Account:
         self._on_progress(run)
 
     async def _record_end(self, run: Run, error: RunError | None) -> None:
-        """Tell of a run's end, and put it on record or say why it is not. Raises nothing."""
+        """Log a run's end, and record it or log why it is not recorded. Raises nothing."""
         report = self._at_work.report if self._at_work else None
         failures = list(report.failures) if report else []
-        # Not the last of the run's own errors, which are cut off above some number.
+        # Not taken from the run's own errors, which are limited in number.
         self._log.finished(run, [*failures, error] if error else failures)
         self._unrecorded.append(Ended(run, report))
         try:
@@ -398,7 +398,7 @@ class Account:
             )
 
     async def _conclude(self, run: Run) -> None:
-        """Count a run that ended, and see to what it left. Raises nothing."""
+        """Count a run that ended, and do what follows. Raises nothing."""
         work, self._at_work = self._at_work, None
         self.facts.take(run, work.report.pace if work else None)
         try:
@@ -413,29 +413,29 @@ class Account:
             self._on_end(run)
 
     def _let_out_held(self) -> None:
-        if self.webhooks.is_held and self.runner.current is None:  # else its end does that
+        if self.webhooks.is_held and self.runner.current is None:  # else the run's end does it
             self._background.start(self._let_out())
 
     async def _let_out(self, since: datetime = EVER) -> None:
-        """Write the site's tables elsewhere, unless all stops, and its files; then endpoints are told."""
+        """Write the site's tables elsewhere and its files, unless syncd stops; then call the endpoints."""
         now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
         if can_write:
             await self.publishing.settle(self.database, now)
         can_write &= await self.feeds.follow(self.config.feeds, self.database, now, self.facts.events_unread)
-        # A run in progress, the next one, or the next start, writes first what was not written now.
-        waits = not (self.database.is_open and (self.paused or self.client.refused))  # else none comes
+        # A run in progress, the next run or the next start first writes what was not written now.
+        waits = not (self.database.is_open and (self.paused or self.client.refused))  # else no run comes
         if not self.runner.is_stopping and self.runner.current is None and (can_write or not waits):
             failing = {*self.publishing.failing, *self.feeds.failing(self.config.feeds)}
             self.webhooks.release(since, failing if waits else set())
         await self.webhooks.refresh()
 
     async def _put_ends_on_record(self) -> None:
-        """Put ended runs on record in their order, and prune after a whole reading. Raises StoreError."""
+        """Record ended runs in order, and prune after a whole reading. Raises StoreError."""
         while self._unrecorded:
             before_at = self.facts.last_full_at
             async with self._recording:
-                if self._unrecorded:  # somebody else may have done it meanwhile
-                    await to_the_end(self._put_end())  # when cancelled too: it would be put there twice
+                if self._unrecorded:  # another task may have done it meanwhile
+                    await to_the_end(self._put_end())  # even when cancelled: else it is recorded twice
             if before_at and self.facts.last_full_at != before_at:
                 await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
 
@@ -445,45 +445,45 @@ class Account:
         given = ended, self.clock.now(), self._live_since(), facts.last_full_at
         try:
             ended.run.id, readings = await self.database.write(finish, *given)
-        except ValueRefused:  # one that is not UTF-8 lacks a letter; no later run could begin for it
+        except ValueRefused:  # a database that is not UTF-8 lacks a letter; it would block all later runs
             ended.run.errors = [error.spelled_out() for error in ended.run.errors]
             ended.run.id, readings = await self.database.write(finish, *given)
         self._unrecorded.popleft()
         facts.last_full_at = readings.ended_at
 
     async def _take_stock(self) -> None:
-        """Look at what a run left. Raises nothing."""
+        """Update the facts from what a run left. Raises nothing."""
         try:
             if self.database.is_open:
                 self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
                 self.facts.places = await self._places()
-                await in_thread(self.database.checkpoint)  # which readers may have kept from emptying the log
+                await in_thread(self.database.checkpoint)  # readers may have kept the log from being emptied
         except StoreError as error:
             logger.bind(event="error.database").error("the mirror's figures cannot be read: {}", error)
 
     async def _places(self) -> list[Places]:
-        """Return the places of each live event, as far as the metrics are to tell them."""
+        """Return the places of each live event, as far as the metrics show them."""
         return await self.database.read(rows.places, self._live_since(), self.config.metrics.events)
 
     def _live_since(self) -> datetime:
         return self.clock.now() - self.config.sync.keep_past
 
     def _full_is_due(self) -> bool:
-        takes_turns = self.facts.pace and self.facts.pace.exceeds_a_run  # which together are as good
+        takes_turns = self.facts.pace and self.facts.pace.exceeds_a_run  # the rotation is as good
         every, now = self.config.sync.full_every, self.clock.now()
         return not takes_turns and not state.is_recent(self.facts.last_full_at, now, every)
 
-    # --- what the client tells
+    # --- callbacks of the client
 
     async def _note_request(self) -> None:
         await self._note("a request", state.note_request, self.clock.now().timestamp())
 
     async def _note_quiet(self, quiet: Quiet | None) -> None:
-        async with self._noting:  # the latest is to stand there
+        async with self._noting:  # the latest must win
             await self._note("a time of rest", state.put, state.QUIET, quiet)
 
     async def _note(self, what: str, note: Callable[..., None], *given: object) -> None:
-        """Put down what only a restart would not know: within this process it holds all the same."""
+        """Store a fact for the next start; if that fails, it still holds within this process."""
         try:
             await self.database.write(note, *given)
         except StoreError as error:

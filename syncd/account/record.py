@@ -1,4 +1,4 @@
-"""What an account's database says of the past when it is opened, and what a run's end adds to that."""
+"""What an account's database knows of the past when it is opened, and what a run's end adds to that."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -17,11 +17,11 @@ from syncd.run.report import Report
 
 GOOD = ("ok", "partial")
 Tell = Callable[[Connection, Run, str | None, datetime], None]
-"""Told of a run's end, and how the one before it ended."""
+"""A callback with an ended run, and the outcome of the run before it."""
 
 
 class Past(Struct, frozen=True):
-    """What a database just opened says of the past. `stock`: as `take_stock` returns it."""
+    """What a newly opened database knows of the past. `stock`: as `take_stock` returns it."""
 
     history: History
     stock: tuple[Figures, int, int]
@@ -33,19 +33,19 @@ class Past(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True):
-    """A run whose end is not on record yet, and what else is put there with it."""
+    """A run whose end is not recorded yet, and what is recorded with it."""
 
     run: Run
     report: Report | None = None
 
     @property
     def pace(self) -> Pace | None:
-        """How the run shared its requests out, where it came so far."""
+        """How the run shared out its requests, if it got that far."""
         return self.report.pace if self.report else None
 
 
 def look_back(connection: Connection, now: datetime, live_since: datetime, *, tell: Tell) -> Past:
-    """Return what is on record; what an earlier process left unfinished is closed, and told of."""
+    """Return what is recorded; close the runs that an earlier process left unfinished, and `tell` of them."""
     for run in runs.close_interrupted(connection, now):
         tell(connection, run, runs.outcome_before(connection, run), now)
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
@@ -61,16 +61,16 @@ def look_back(connection: Connection, now: datetime, live_since: datetime, *, te
 
 
 def _quiet(connection: Connection, now: datetime) -> Quiet | None:
-    """Return the time of rest on record; one that begins later was noted by a clock that was ahead."""
+    """Return the recorded time of rest; one that begins in the future came from a clock that was ahead."""
     quiet = state.get(connection, state.QUIET, Quiet)
-    if quiet and quiet.since > now:  # or it would last as much longer, at each start anew
+    if quiet and quiet.since > now:  # otherwise it would last longer, again at each start
         quiet = structs.replace(quiet, since=now, until=now + (quiet.until - quiet.since))
         state.put(connection, state.QUIET, quiet)
     return quiet
 
 
 def take_stock(connection: Connection, live_since: datetime) -> tuple[Figures, int, int]:
-    """Return what is known of live events' figures, how many scopes have a doubt, and the size in bytes."""
+    """Return the figures of live events, the number of scopes with a doubt, and the size in bytes."""
     figures = rows.figures(connection, live_since)
     return figures, absences.count_doubts(connection), state.size_bytes(connection)
 
@@ -84,9 +84,9 @@ def finish(
     *,
     tell: Tell,
 ) -> tuple[int, Readings]:
-    """Put a run's end on record; return its id, and where the readings of the whole account stand then.
+    """Record a run's end; return its id, and the state of the readings of the whole account.
 
-    `tell` puts on record, in the same transaction, whom it is told.
+    `tell` records, in the same transaction, the deliveries that follow.
     """
     report, pace = ended.report, ended.pace
     run = structs.replace(ended.run, id=runs.id_of(connection, ended.run))
@@ -114,7 +114,7 @@ def finish(
 def _reading_ended_at(
     connection: Connection, ended: Ended, readings: Readings, now: datetime, live_since: datetime
 ) -> datetime | None:
-    """Return when all live events were read, in this run or by turns that end with it; None before that."""
+    """Return when all live events were read, in this run or a rotation that ends with it; else None."""
     run, pace = ended.run, ended.pace
     if run.whole and run.full and run.outcome in GOOD:
         return run.finished_at

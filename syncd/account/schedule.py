@@ -1,8 +1,8 @@
-"""When runs happen by themselves: an APScheduler interval job, and a ticker that keeps it honest.
+"""When scheduled runs start: an APScheduler interval job, and a ticker that corrects it.
 
 Only this module knows APScheduler. Its scheduler reads the wall clock, which may be stepped, and waits on a
-clock that stands still during a suspend; the ticker compares the machine's three clocks every few seconds and
-plans the job anew when they drift apart, so that the next run is never further than one interval away.
+clock that stops during a suspend; the ticker compares the machine's three clocks every few seconds and plans
+the job again when they drift apart, so that the next run is never more than one interval away.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from loguru import logger
 from msgspec import Struct
 
 TICK_S = 5.0
-"""How often the clocks are compared: seldom enough to cost nothing; a run is late by no more than that."""
+"""How often the clocks are compared: seldom enough to cost nothing; a run is late by at most that."""
 JUMP_S = 10.0
-"""Clocks that drift apart by more than this between two ticks were stepped, or the machine slept."""
+"""If clocks drift apart by more than this between two ticks, one was stepped, or the machine slept."""
 DRIFT_S = 1.0
-"""Less than a jump, and more than a clock that is being set right slowly."""
+"""Less than a jump, and more than the slow correction of a clock."""
 
 
 class Clocks(Struct, frozen=True):
-    """One look at the machine's clocks: wall time; seconds that count a suspend; seconds that do not."""
+    """A reading of the machine's clocks: wall time; seconds that count a suspend; seconds that do not."""
 
     wall: datetime
     boot_s: float
@@ -38,7 +38,7 @@ class Clocks(Struct, frozen=True):
 
 
 def read_clocks() -> Clocks:
-    """Return the clocks as they stand now."""
+    """Return the current clocks."""
     return Clocks(datetime.now(UTC), time.clock_gettime(time.CLOCK_BOOTTIME), time.monotonic())
 
 
@@ -50,10 +50,10 @@ def first_slot(now: datetime, interval: timedelta, in_step_with: datetime | None
 
 
 class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publishes no types
-    """Fires at `anchor` + n × interval, each time up to `jitter` later; counts the slots that went by unused.
+    """Fires at `anchor` + n × interval, each time up to `jitter` later; counts the missed slots.
 
-    The trigger it derives from lists every missed instant before coalescing (millions after a clock step)
-    and adds each jitter to the last; this one computes the first slot after now.
+    Its base class lists every missed instant before coalescing (millions after a clock step) and adds each
+    jitter to the last; this one computes the first slot after now.
     """
 
     def __init__(self, interval: timedelta, anchor: datetime, jitter: timedelta) -> None:
@@ -65,7 +65,7 @@ class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publish
         self.missed = 0
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """Return the first slot after now, and after the one fired last; it may be asked twice for each."""
+        """Return the first slot after now and after the last one fired; may be called twice for each."""
         slot = self._slot(now)
         if previous_fire_time is not None:
             fired = self._slot(previous_fire_time)
@@ -79,11 +79,11 @@ class SlotTrigger(IntervalTrigger):  # type: ignore[misc]  # APScheduler publish
 
 
 class Schedule:
-    """Calls `fire` in each slot; a slot whose call is still under way when the next comes is skipped.
+    """Calls `fire` in each slot; skips a slot while the call of an earlier one is still in progress.
 
-    `skipped` counts the slots that were not used, by reason; `missed` those that went by while the machine
-    slept or the process was stopped. `is_alive` is the ticker's latest finding: whether APScheduler runs and
-    something is set to wake it. `start` and `stop` belong to the event loop's thread.
+    `skipped` counts the slots that were not used, by reason; `missed` those that passed while the machine
+    slept or the process was stopped. `is_alive` is the ticker's latest result: whether APScheduler runs and
+    a timer is set to wake it. Call `start` and `stop` in the event loop's thread.
     """
 
     def __init__(
@@ -100,32 +100,32 @@ class Schedule:
         self._trigger: SlotTrigger | None = None
         self._job: Job | None = None
         quiet = logging.getLogger("apscheduler.slots")
-        quiet.setLevel(logging.ERROR)  # what it warns of is told below, once
+        quiet.setLevel(logging.ERROR)  # its warnings are logged below, once
         self._scheduler = AsyncIOScheduler(timezone=UTC, logger=quiet)
         self._scheduler.add_listener(self._on_slot, EVENT_JOB_SUBMITTED | EVENT_JOB_MAX_INSTANCES)
         self._ticker: asyncio.Task[None] | None = None
         self.is_alive = True
 
     def start(self, interval: timedelta, jitter: timedelta, first: datetime) -> None:
-        """Begin with a first slot at `first`, aware."""
+        """Start, with the first slot at `first`, an aware instant."""
         self._interval, self._jitter = interval, jitter
         self._scheduler.start()
         self._plan(first)
         self._ticker = asyncio.create_task(self._tick_for_ever(), name="ticker")
 
     def change(self, interval: timedelta, jitter: timedelta) -> None:
-        """Take new settings over once started; the next slot is a whole interval away where they differ."""
+        """Apply new settings once started; if they differ, the next slot is a whole interval away."""
         if self._ticker and (interval, jitter) != (self._interval, self._jitter):
             self._interval, self._jitter = interval, jitter
             self._plan(self._clocks().wall + interval)
 
     def stop(self) -> None:
-        """Fire no more."""
+        """Stop firing."""
         if self._ticker:
             self._ticker.cancel()
             self._ticker = self._job = None
             self._scheduler.remove_all_jobs()
-            # Waiting here deadlocks or cancels, by the kind of scheduler; the run has its own deadline.
+            # Waiting here deadlocks or cancels, depending on the scheduler; the run has its own deadline.
             self._scheduler.shutdown(wait=False)
 
     @property
@@ -140,9 +140,9 @@ class Schedule:
         return self._job.next_run_time if self._job else None
 
     def overdue_s(self) -> float:
-        """Return for how long the next slot has been due, at most 0 while it is ahead. Thread-safe.
+        """Return how long the next slot has been due, at most 0 while it is ahead. Thread-safe.
 
-        By the clock that stands still in a suspend: neither a step nor a sleep makes a live schedule late.
+        Uses the clock that stops in a suspend: neither a step nor a sleep makes a live schedule late.
         """
         left_s, seen = self._left_s, self._seen  # in this order: a tick meanwhile can only make it less
         if self._job is None or (self._slot_at_s is not None and self._slot_at_s >= seen.boot_s):
@@ -151,11 +151,11 @@ class Schedule:
 
     @property
     def missed(self) -> int:
-        """How many slots went by with nobody there to see them."""
+        """How many slots passed while the machine slept or the process was stopped."""
         return self._missed_before + (self._trigger.missed if self._trigger else 0)
 
     def tick(self) -> None:
-        """Look at the clocks; plan anew where one was stepped or the machine slept since the last look."""
+        """Compare the clocks; plan again if one was stepped or the machine slept since the last tick."""
         seen, self._seen = self._seen, self._clocks()
         passed_s = self._seen.boot_s - seen.boot_s
         stepped_s = (self._seen.wall - seen.wall).total_seconds() - passed_s
@@ -163,7 +163,7 @@ class Schedule:
         if abs(stepped_s) <= JUMP_S and slept_s <= JUMP_S:
             self._left_s = (self.next_at - self._seen.wall).total_seconds() if self.next_at else 0.0
             if max(abs(stepped_s), slept_s) > DRIFT_S:
-                self._scheduler.wakeup()  # it waits anew; many such drifts would add up
+                self._scheduler.wakeup()  # it restarts its wait; many such drifts would add up
             return
         if abs(stepped_s) > JUMP_S:
             self.clock_jumps += 1
@@ -223,8 +223,8 @@ class Schedule:
             self.tick()
 
     def _is_armed(self) -> bool:
-        """Whether something is set to wake it; each wake-up sees to the next within one step of the loop."""
-        timer = self._scheduler._timeout  # noqa: SLF001  # it shows this nowhere else
+        """Whether a timer is set to wake it; each wake-up sets the next within one step of the loop."""
+        timer = self._scheduler._timeout  # noqa: SLF001  # it shows this only here
         return self._scheduler.state == STATE_RUNNING and timer is not None and not timer.cancelled()
 
 

@@ -1,4 +1,4 @@
-"""What the daemon knows of itself, in memory: status and health never wait for a run or for the database."""
+"""What the daemon knows of itself, in memory: status and health never wait for a run or the database."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +22,10 @@ from syncd.text import about, format_duration
 State = Literal["idle", "running", "paused", "stopping", "standby"]
 Health = Literal["ok", "degraded", "failing"]
 FAILING_AFTER = 3
-"""So many failed runs in a row are more than bad luck."""
+"""This many failed runs in a row are more than bad luck."""
 STALE_AFTER, LOST_AFTER = 2, 4
-"""Intervals without a run that brought anything up to date. One run may fail, or take long; a second that is
-missing is worth a look; after four nobody should trust the figures."""
+"""Intervals without a run that updated anything. One run may fail, or take long; a second missing run is
+worth a look; after four nobody should trust the figures."""
 
 
 class BudgetStatus(Struct, frozen=True, kw_only=True):
@@ -118,13 +118,13 @@ def after(status: Status, changed: Iterable[str], needs_restart: Iterable[str] =
 
 
 class Facts(Struct, kw_only=True):
-    """What status tells of an account: taken over from what is on record, then kept up to date.
+    """What status shows of an account: loaded from the record, then kept up to date.
 
-    `synced_at` is the end of the latest run that brought anything up to date, `whole_outcome` how the latest
-    run of the whole account ended; `totals` counts this process's runs by trigger and outcome, a slip's being
-    `unknown_event`. `last_full_at` is when all live events had been read, in a full run those without a date
-    as far as they fit; `pace` how the latest run of the whole account shared its requests out, `doubts` in
-    how many scopes there is one, `places` what is told of each live event.
+    `synced_at` is the end of the latest run that updated anything, `whole_outcome` the outcome of the latest
+    run of the whole account; `totals` counts this process's runs by trigger and outcome, `unknown_event` for
+    a mistyped id. `last_full_at` is when all live events had been read, in a full run those without a date
+    as far as they fit; `pace` how the latest run of the whole account shared out its requests, `doubts` the
+    number of scopes with a doubt, `places` what the metrics show of each live event.
     """
 
     started_at: datetime
@@ -150,7 +150,7 @@ class Facts(Struct, kw_only=True):
     database_bytes: int | None = None
 
     def anew(self, runs: Iterable[Run]) -> "Facts":
-        """Return what is left where the record is gone: these runs, and this process's own counts."""
+        """Return what remains after the record is lost: these runs, and this process's own counts."""
         fresh = Facts(started_at=self.started_at, now=self.now)
         for run in runs:
             fresh.take(run)
@@ -158,7 +158,7 @@ class Facts(Struct, kw_only=True):
         return fresh
 
     def take_over(self, past: Past) -> None:
-        """Start from what earlier processes put on record; this one's own runs so far stay counted."""
+        """Load what earlier processes recorded; this one's own runs so far stay counted."""
         history = past.history
         self.run_count += history.run_count
         self.last_run = self.last_run or history.last_run
@@ -168,12 +168,12 @@ class Facts(Struct, kw_only=True):
         self.whole_outcome = self.whole_outcome or history.whole_outcome
         self.consecutive_failures += history.consecutive_failures
         self.pace = past.pace
-        # The older ones come last, and where there is no room for all a deque drops its first.
+        # The older ones come last; a full deque would drop its first.
         self.latest_outcomes.extend(history.latest_outcomes[: LATEST - len(self.latest_outcomes)])
         self.take_stock(*past.stock)
 
     def take_stock(self, figures: Figures, doubts: int, database_bytes: int) -> None:
-        """Remember how events and their figures stand, the doubts, and the size of the database."""
+        """Remember the figures of events, the number of doubts, and the size of the database."""
         self.events_live, self.events_full = figures.events, figures.full
         self.events_nearly_full, self.database_bytes = figures.nearly_full, database_bytes
         self.oldest_figure_at = figures.oldest_at
@@ -181,7 +181,7 @@ class Facts(Struct, kw_only=True):
         self.doubts = doubts
 
     def take(self, run: Run, pace: Pace | None = None) -> None:
-        """Count an ended run. One of named events leaves health alone; a cancelled one says nothing of it."""
+        """Count an ended run. A run of named events, or a cancelled one, does not affect health."""
         self.run_count += 1
         self.last_run = run
         self.pace = pace or self.pace
@@ -202,7 +202,7 @@ class Facts(Struct, kw_only=True):
             self.last_success_at = run.finished_at
 
     def told(self) -> dict[str, Any]:
-        """Return what status tells of these alone, by its names."""
+        """Return the fields of Status that depend on these facts alone, by name."""
         same = {name: getattr(self, name) for name in self.__struct_fields__ if hasattr(Status, name)}
         at = self.oldest_figure_at
         age_s = None if at is None else round(max((self.now() - at).total_seconds(), 0.0), 1)
@@ -215,7 +215,7 @@ class Facts(Struct, kw_only=True):
     def health(  # noqa: PLR0911  # a ladder
         self, interval: timedelta, *, refused: bool, displaced: str | None = None
     ) -> tuple[Health, str]:
-        """Return the health and the reason, "" where it is ok; `displaced`: how the database is gone."""
+        """Return the health and the reason, "" if it is ok; `displaced`: how the database was lost."""
         if displaced:
             return "failing", f"{displaced}; the next run opens what is there"
         if refused:
@@ -225,7 +225,7 @@ class Facts(Struct, kw_only=True):
         age = self.now() - self.synced_at if self.synced_at else timedelta(0)
 
         def old(intervals: int) -> str:
-            """Return how old the data are."""
+            """Return the age of the data, in words."""
             return f"the data are {format_duration(age.total_seconds())} old, over {intervals} intervals"
 
         if age > LOST_AFTER * interval:
@@ -253,7 +253,7 @@ def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None
 
 
 def feeds_status(configured: Sequence[FeedConfig], feeds: Feeds) -> FeedsStatus:
-    """Return how the feeds that there are now fare, by the errors of those that were tried last."""
+    """Return the state of the configured feeds, from the errors of the last attempts."""
     failing = [f"{path}: {feeds.errors[path]}" for path in feeds.failing(configured)]
     return FeedsStatus(
         files=len(configured),

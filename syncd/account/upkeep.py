@@ -1,4 +1,4 @@
-"""What is tidied up in an account's database: what may no longer be kept, and what is too old."""
+"""Removes from an account's database what may no longer be kept, and what is too old."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -14,13 +14,13 @@ from syncd.errors import StoreError
 from syncd.threads import in_thread
 
 PRUNE_S = 1.0
-"""So long may old rows of a table be removed after a run; for both it is less than a stop may take."""
+"""How long old rows of a table may be removed after a run; for both tables less than a stop may take."""
 
 
 async def retain(database: Database, config: Config, now: datetime) -> None:
-    """Erase what `sync.attendees` no longer allows to keep of attendees, from the files too.
+    """Erase the data of attendees that `sync.attendees` no longer allows, from the files too.
 
-    Where more is to be kept, or the account is another one, all of it is imported from then on.
+    If it now allows more, or the account changed, all attendees are imported again.
     """
     user, mode = config.billetweb.user, config.sync.attendees
     if not await database.read(attendees.is_other, user, mode):
@@ -44,7 +44,7 @@ async def retain(database: Database, config: Config, now: datetime) -> None:
 
 
 async def tidy(database: Database, config: Config, now: datetime) -> None:
-    """Erase what may no longer be kept, before a run does. Raises nothing."""
+    """Erase what may no longer be kept, without waiting for a run. Raises nothing."""
     try:
         if database.is_open:
             await retain(database, config, now)
@@ -53,7 +53,7 @@ async def tidy(database: Database, config: Config, now: datetime) -> None:
 
 
 async def prune(database: Database, clock: Clock, keep: timedelta, before_at: datetime) -> None:
-    """Remove changes and deliveries that are too old, after a whole reading that had one before it."""
+    """Remove changes and deliveries that are too old, after every whole reading but the first."""
     removed = Counter[object]()
     try:
         for table, old in ((schema.changes, changes.old), (schema.deliveries, deliveries.old)):

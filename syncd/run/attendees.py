@@ -1,8 +1,8 @@
-"""What a run does about attendees: what changed in the account, the first import, all those of one event.
+"""What a run reads of attendees: what changed in the account, the first import, all those of one event.
 
-One read of the whole account tells what was modified since the earlier one: its rows are mirrored if that is
-wanted, and they name the events that sold or refunded. It cannot show a place that was deleted upstream: only
-a read of all attendees of an event can, which each live event has once a day.
+One read of the whole account shows what was modified since the previous one: its rows are mirrored if
+configured, and they name the events that sold or refunded. It cannot show a place that was deleted upstream:
+only a read of all attendees of an event can, which each live event gets once a day.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,24 +33,24 @@ from syncd.text import run_name
 from syncd.threads import in_thread
 
 OVERLAP = timedelta(minutes=10)
-"""Whether `last_update` includes its own second, and how Billetweb's clock goes, is not known. Clocks that
-are set by the network differ by seconds; ten minutes are far more, and the few rows in it are read twice."""
+"""It is unknown whether `last_update` includes its own second, and how exact Billetweb's clock is. Clocks set
+by the network differ by seconds; ten minutes are far more, and the few rows in them are read twice."""
 FIRST_LOOK = timedelta(days=1)
-"""So far back the sales are asked for that no earlier run asked for; older ones are in the figures."""
+"""How far back sales are asked for, if no earlier run did; older ones are in the figures."""
 BEGINNING = datetime(2010, 1, 1, tzinfo=UTC)
 """The first import goes back to here in spans of time, and then asks for all that is older at once."""
 FIRST_SPAN = timedelta(days=1)
-"""A busy day sells some thousand places, a few MiB; where it sells few, the next spans are longer."""
+"""A busy day sells some thousand places, a few MiB; after a quiet one the next spans are longer."""
 LEAST_SPAN = timedelta(hours=1)
-"""Shorter ones cost more requests than they spare memory; only an answer that is refused is cut further."""
+"""Shorter ones cost more requests than the memory is worth; only a refused answer is cut further."""
 LEAST_TO_CUT = 16 * OVERLAP
-"""From so long on both parts of a span, with what they overlap, are shorter than it by at least a sixteenth:
-so the cutting ends, also where Billetweb does not heed the borders."""
+"""From this length on, both parts of a span, with their overlap, are shorter than it by at least a sixteenth:
+so the cutting ends, even if Billetweb ignores the limits."""
 SMALL_BYTES, LARGE_BYTES = 4 * 1024 * 1024, 8 * 1024 * 1024
-"""After a smaller answer the span of the next one is twice as long, after a larger one half: nobody else can
-write while one is written, and a stop waits for it or loses it."""
+"""After a smaller answer the next span is twice as long, after a larger one half as long: nobody else can
+write while an answer is written, and a stop waits for it or loses it."""
 IMPORT_SHARE = 0.5
-"""The part of a run's time that an import may take; the rest is for the events, and the next run goes on."""
+"""The share of a run's time that an import may take; the rest is for the events. The next run continues."""
 
 
 Span = tuple[datetime | None, datetime | None]
@@ -58,9 +58,9 @@ Span = tuple[datetime | None, datetime | None]
 
 
 class EventAnswer(Struct, frozen=True):
-    """The attendees of one event as they were read, to be closed after use.
+    """The attendees of one event as they were read; close it after use.
 
-    `whole` says that all of them are to be in the answers, which are several where one would be too large.
+    `whole`: the answers should hold all of them. There are several answers if one would be too large.
     """
 
     event_id: str
@@ -69,14 +69,14 @@ class EventAnswer(Struct, frozen=True):
     whole: bool
 
     def close(self) -> None:
-        """Forget the answers."""
+        """Discard the answers."""
         _close(self.answers)
 
 
 class Attendees:
     """The attendees in one run; reads raise BilletwebError and StoreError.
 
-    `limited` is what is known of the key, which may have been another then. `unknown_until` as in
+    `limited` is what is recorded of a key, perhaps of an earlier one. `unknown_until` as in
     `attendees.take`.
     """
 
@@ -103,13 +103,13 @@ class Attendees:
 
     @property
     def _overlap(self) -> timedelta:
-        """How much earlier than its time a read is remembered: what this clock is ahead counts too."""
+        """How much is subtracted from the time of a read, including how far this clock is ahead."""
         return OVERLAP + self._client.ahead
 
     async def catch_up(self, live: AbstractSet[str]) -> None:
-        """Read what was modified in the whole account; those of the `live` events concerned become due.
+        """Read what was modified in the whole account; the `live` events concerned become due.
 
-        A key that is limited is not asked again for a day, but by hand.
+        With a limited key this is not tried again for a day, except by a manual run.
         """
         before = self._limited
         self._live = len(live)
@@ -135,13 +135,13 @@ class Attendees:
         await self._database.write(state.put, state.LIMITED, limited)
 
     async def skip(self, live: AbstractSet[str]) -> None:
-        """Have every event read instead of asking who sold: in this run, or first in the next."""
+        """Mark every event due instead of asking which sold: for this run, or first in the next."""
         began = self._now()
         moved = Cursor(since=began - self._overlap)
         await self._database.write(attendees.note_sales, live, began, moved, ())
 
     async def _look(self, live: AbstractSet[str]) -> None:
-        """Find out who sold, and keep nothing else."""
+        """Find out which events sold, and keep nothing else."""
         began = self._now()
         cursor, seen = await self._database.read(_resumes)
         since = cursor.since if cursor and cursor.since <= began else began - FIRST_LOOK
@@ -149,7 +149,7 @@ class Attendees:
             with await self._client.attendees(since=since) as answer:
                 sales = await in_thread(_all_sold, answer)
             events = live & {event_id for event_id, digest in sales if digest not in seen}
-        except TooLargeError:  # after a long time: anybody may have sold
+        except TooLargeError:  # after a long time: any event may have sold
             sales, events = [], live
         moved = Cursor(since=began - self._overlap)
         digests = {digest for _, digest in sales}
@@ -158,7 +158,7 @@ class Attendees:
     async def _mirror(self, live: AbstractSet[str]) -> None:
         cursor = await self._database.read(attendees.cursor)
         began = self._now()
-        # Where the import fails it goes on with the next run, and meanwhile no event is read whole for it.
+        # If the import fails, the next run continues it; until then no event is read whole because of it.
         self._imported_at = began if cursor is None else cursor.imported_at or began
         try:
             if cursor is None:
@@ -167,16 +167,16 @@ class Attendees:
                 cursor = structs.replace(cursor, since=began - self._overlap, before=began, back_to=None)
             else:
                 cursor = await self._increment(cursor, began, live)
-            # What a first import brings was sold before its events are read.
+            # A first import's places were sold before their events are read.
             await self._import(cursor, live if cursor.imported_at else frozenset())
         except (DecodeError, StatusError, TooLargeError, TransportError, ValueRefused):
-            # This may last, so events are asked for their own.
+            # This may last, so attendees are read event by event.
             self._is_unusable = True
             self._imported_at = None if cursor is None else cursor.imported_at
             raise
 
     async def _increment(self, cursor: Cursor, began: datetime, live: AbstractSet[str]) -> Cursor:
-        """Read what was modified since the cursor; return the next one."""
+        """Read what was modified since the cursor; return the next cursor."""
         try:
             answer = await self._client.attendees(since=cursor.since)
         except TooLargeError:  # after a long time: it is imported, in parts
@@ -188,7 +188,7 @@ class Attendees:
         return moved
 
     async def _import(self, cursor: Cursor, live: AbstractSet[str]) -> None:
-        """Import what is still to be, from the latest back, in spans of time with answers not too large."""
+        """Import what is still missing, from the latest back, in spans of time with moderate answers."""
         beginning = cursor.back_to or BEGINNING
         span = FIRST_SPAN
         while before := cursor.before:
@@ -203,7 +203,7 @@ class Attendees:
             except TooLargeError:
                 if span <= LEAST_SPAN:
                     raise
-                # An answer that was refused had at least eight times what is wanted.
+                # A refused answer was at least eight times as large as wanted.
                 span = max(min(span, before - beginning) / 4, LEAST_SPAN)
                 continue
             with answer:
@@ -228,7 +228,7 @@ class Attendees:
     def cost(self, event_id: str, reads: Reads, *, again: bool) -> int:
         """Return how many requests an event's own attendees take in this run: one or none.
 
-        `again`: rows of them are absent, and all are to be read for that.
+        `again`: some are absent, so all must be read.
         """
         if self._mode == "none":
             return 0
@@ -236,7 +236,7 @@ class Attendees:
         return int(by_event or again or self._full_is_due(event_id, reads))
 
     async def read_event(self, event_id: str, reads: Reads, *, again: bool) -> EventAnswer | None:
-        """Return an event's own attendees, all of them or those modified; None where they wait for later."""
+        """Return an event's own attendees, all or those modified; None if they are not read now."""
         if not self.cost(event_id, reads, again=again):
             return None
         began_at, since = self._now(), None
@@ -250,9 +250,9 @@ class Attendees:
         return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None)
 
     async def _whole(self, event_id: str) -> list[Spooled]:
-        """Return all attendees of an event; where one answer would be too large, by spans of time.
+        """Return all attendees of an event; if one answer would be too large, by spans of time.
 
-        The earliest come first: what is modified meanwhile comes again with the last span, so none is missed.
+        The earliest span comes first: what is modified meanwhile is also in the last one, so none is missed.
         """
         answers: list[Spooled] = []
         spans: list[Span] = [(None, None)]
@@ -272,7 +272,7 @@ class Attendees:
         return answers
 
     def take_event(self, connection: Connection, writing: Writing, read: EventAnswer) -> Taken:
-        """Write what was read of an event, in the transaction of its plan."""
+        """Write what was read of an event's attendees, in the transaction of its plan."""
         return attendees.take_event(
             connection,
             writing,
@@ -284,14 +284,14 @@ class Attendees:
         )
 
     def _full_is_due(self, event_id: str, reads: Reads) -> bool:
-        """Whether all attendees of an event are to be read; the import does that for every event."""
+        """Whether to read all attendees of an event; the import counts as that for every event."""
         last = max((at for at in (reads.attendees_full_at, self._imported_at) if at), default=None)
         if last is None or not state.is_recent(last, self._now(), self._full_every):
             return True
         return last < self._began and (self._run.full or event_id in self._run.events)
 
     def _decoded(self, answers: Iterable[Spooled], event_id: str | None = None) -> Iterator[Slice]:
-        """Give the rows of answers, slice by slice, in the thread that stores them."""
+        """Yield the rows of answers, slice by slice, in the thread that stores them."""
         decode = partial(decode_attendees, event_id=event_id, full=self._mode == "full")
         return (
             Slice(decoded.records, decoded.unreadable)
@@ -303,7 +303,7 @@ class Attendees:
 def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> list[Span]:
     """Return the parts of a span, the later one first.
 
-    One that reaches to now is all of an event's past, and most of that was sold of late: its later part is an
+    A span that reaches to now is all of an event's past, and most was sold recently: its later part is an
     eighth.
     """
     later = length / 2 if until else length / 8
@@ -327,6 +327,6 @@ def _all_sold(answer: Spooled) -> list[tuple[str, int]]:
 
 
 def _resumes(connection: Connection) -> tuple[Cursor | None, frozenset[int]]:
-    """Return from when sales are to be asked for, and which rows of them were told before."""
+    """Return from when to ask for sales, and which of their rows were already seen."""
     seen = state.get(connection, state.SEEN, list[int])
     return attendees.cursor(connection), frozenset(seen or ())

@@ -1,4 +1,4 @@
-"""One event in a run: its reads, its plan, and all of it written in one transaction."""
+"""One event in a run: reads it, plans it, and writes all of it in one transaction."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from syncd.run.attendees import Attendees, EventAnswer
 from syncd.run.work import Work
 
 PASSING = (ChallengeError, RateLimited, TransportError)
-"""What has to do with Billetweb as a whole, unless other events are read in the same run."""
+"""Errors of Billetweb as a whole, unless other events are read in the same run."""
 
 
 class Known(Struct, frozen=True):
-    """What the database says of all events before a run reads them.
+    """What the database knows of all events before a run reads them.
 
-    `with_sessions`: those that have sessions. `again`: by event, the tables in which rows are absent that
-    the next read may settle; in a run that accepts absences, all tables in which rows are absent.
+    `with_sessions`: those that have sessions. `again`: by event, the tables with absent rows that the next
+    read may settle; in a run that accepts absences, all tables with absent rows.
     """
 
     reads: dict[str, Reads]
@@ -46,16 +46,16 @@ class Known(Struct, frozen=True):
         return self.reads.get(event_id, Reads())
 
     def has_sessions(self, event: Event) -> bool:
-        """Whether sessions are to be read. One in no session mode any more is read until they are gone."""
+        """Whether to read sessions: in session mode, and after that until they are gone."""
         return event.multiple or event.id in self.with_sessions
 
     def cost(self, event: Event) -> int:
-        """Return the requests that an event's figures take."""
+        """Return how many requests an event's figures take."""
         return 3 if self.has_sessions(event) else 2
 
 
 class Events:
-    """Reads events and writes them, some at a time; what is in memory are the events in work."""
+    """Reads events and writes them, some at a time; memory holds only the events in work."""
 
     def __init__(self, work: Work, attendees: Attendees, known: Known) -> None:
         self._work = work
@@ -66,7 +66,7 @@ class Events:
         self._without_answer: list[str] = []
 
     async def sync(self, events: Sequence[Event]) -> None:
-        """Bring events up to date, in their order. Raises StoreError; other faults are that event's error."""
+        """Update events, in order. Raises StoreError; any other fault is that event's error."""
         self._work.report.advance("events", 0, len(events))
         waiting = iter(events)
 
@@ -87,9 +87,9 @@ class Events:
                 raise failures.exceptions[0] from None
             raise
         finally:
-            for event_id in self._without_answer:  # if others had one, it is these events that fail
+            for event_id in self._without_answer:  # if others had one, the fault is these events'
                 self._tried(event_id, failed=bool(self._work.run.synced))
-            for event_id in self._in_work:  # a run cut short comes to the others first
+            for event_id in self._in_work:  # the run after a cut one reads the others first
                 self._tried(event_id)
 
     def _tried(self, event_id: str, *, failed: bool = False) -> None:
@@ -104,7 +104,7 @@ class Events:
         except (BilletwebError, ValueRefused) as error:
             run.failed += 1
             report.fail(subject, error)
-            was_asked = isinstance(error, ValueRefused) or error.is_sent  # else it stays the next in turn
+            was_asked = isinstance(error, ValueRefused) or error.is_sent  # else it keeps its turn
             if was_asked and isinstance(error, PASSING):
                 self._without_answer.append(event.id)
             elif was_asked:
@@ -121,16 +121,16 @@ class Events:
             report.fail(subject, trouble)
         else:
             run.synced += 1
-        if plan.is_odd:  # that was not its turn
+        if plan.is_odd:  # that did not use its turn
             self._tried(event.id, failed=True)
-        else:  # where its figures bear a new age that alone tells that it had its turn
+        else:  # the new age of its figures alone shows that it had its turn
             at = self._work.clock.now() if trouble else None
             report.tried(event.id, self._known.reads_of(event.id), at, 0)
 
     async def _read_and_write(self, event: Event) -> tuple[EventPlan, SyncdError | None]:
-        """Return what was written of an event; where its attendees cannot be used all the rest, and why.
+        """Return the written plan; if its attendees cannot be used, that of the rest, and the reason.
 
-        Attendees are read first: what is sold from then on is news to the next increment.
+        Attendees are read first: the next increment reports what is sold after that.
         """
         answer: EventAnswer | None = None
         trouble: SyncdError | None = None
@@ -177,7 +177,7 @@ class Events:
 
     async def _write(self, event: Event, fetched: Fetched, answer: EventAnswer | None) -> EventPlan:
         """Plan and write all of an event in one transaction; return the plan."""
-        async with self._writing:  # no other event's rows move between its plan and its transaction
+        async with self._writing:  # other events' rows must not move between plan and transaction
             plan = await self._work.database.read(self._plan, event, fetched)
             if answer:
                 taken = await self._work.write(self._write_with, plan, answer)

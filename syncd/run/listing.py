@@ -1,4 +1,4 @@
-"""The list of events: what a run begins with, and what it says of the events that it lacks."""
+"""The list of events: a run begins with it, and notes the events that it lacks."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -16,7 +16,7 @@ from syncd.model import EVENTS, UNKNOWN_EVENT, Event
 from syncd.run.work import Work
 
 AT_ONCE = 200
-"""So many events are compared with one query; more would only be held in memory longer."""
+"""How many events are compared with one query; more would only use more memory."""
 
 
 class Malformed(SyncdError):
@@ -26,20 +26,20 @@ class Malformed(SyncdError):
 
 
 class UnknownEvent(SyncdError):
-    """An id that somebody named and the list does not hold."""
+    """An id that somebody named and that is not in the list."""
 
     kind = UNKNOWN_EVENT
 
 
 async def read(work: Work) -> Decoded[Event]:
-    """Return the list of events. What it lacks is noted, where no row of it was unusable."""
+    """Return the list of events. What it lacks is noted, if every row of it was usable."""
     listed = await _list(work)
     work.run.failed += listed.bad_total
     for bad in listed.bad:
         work.report.fail("events", Malformed(bad))
     if more := listed.bad_total - len(listed.bad):
         work.report.fail("events", Malformed(f"{more} more rows of the list cannot be used"), times=more)
-    if not listed.bad:  # one of the absent may be among the bad rows: no evidence
+    if not listed.bad:  # else an absent event may be among the bad rows: no evidence
         work.report.sizes[EVENTS, None] = await work.database.write(
             note, work.run.id, listed.records.keys(), work.clock.now()
         )
@@ -47,10 +47,10 @@ async def read(work: Work) -> Decoded[Event]:
 
 
 async def _list(work: Work) -> Decoded[Event]:
-    """Return the list, with what the mirror has for what it does not say.
+    """Return the list, with the mirror's values for what it does not say.
 
-    Where it is too large to be read, it is read without the events' descriptions, which are most of it; for
-    as long as everything is reread at the latest it is then not asked for with them again.
+    A list that is too large is read without the events' descriptions, which are most of it. After that it is
+    not requested with them again for `sync.full_every`.
     """
     now = work.clock.now()
     short_since = await work.database.read(state.get, state.SHORT, datetime)
@@ -61,7 +61,7 @@ async def _list(work: Work) -> Decoded[Event]:
         try:
             listed = await work.client.events()
         except TooManyRows:
-            raise  # without descriptions they are as many
+            raise  # without descriptions there would be as many
         except TooLargeError as error:
             logger.bind(event="list.short", run=work.run.id).warning(
                 "{}; it is read without descriptions", error
@@ -74,7 +74,7 @@ async def _list(work: Work) -> Decoded[Event]:
 
 
 async def _with_kept(work: Work, listed: Decoded[Event], kept: Mapping[str, Sequence[str]]) -> Decoded[Event]:
-    """Return the list with what the mirror has in these columns."""
+    """Return the list with the mirror's values in these columns."""
     records, keys = dict(listed.records), [*kept]
     for start in range(0, len(keys), AT_ONCE):
         some = keys[start : start + AT_ONCE]
@@ -93,11 +93,11 @@ def note(connection: Connection, run_id: int, listed: AbstractSet[str], now: dat
 
 
 async def resolve(work: Work, listed: Mapping[str, Event]) -> None:
-    """Put ids for the `ext_id`s by which somebody named events."""
+    """Replace the `ext_id`s by which somebody named events by ids."""
     run = work.run
     names = {*run.events, *run.accepted} - listed.keys()
     if names:
-        ids = await work.database.read(rows.ids_of, names)  # of one that the list lacks too
+        ids = await work.database.read(rows.ids_of, names)  # also for an event that the list lacks
         ids |= {event.ext_id: event.id for event in listed.values() if event.ext_id in names}
         run.events, run.accepted = (
             [*dict.fromkeys(ids.get(name, name) for name in some)] for some in (run.events, run.accepted)
@@ -115,7 +115,7 @@ def named(work: Work, listed: Mapping[str, Event], absent: Mapping[str, object])
 
 
 async def plans(work: Work, events: Sequence[Event]) -> AsyncIterator[EventPlan]:
-    """Give the plans for events of which only the list is read."""
+    """Yield the plans for events of which only the list is read."""
     for start in range(0, len(events), AT_ONCE):
         some = events[start : start + AT_ONCE]
         stored = await work.database.read(rows.stored, EVENTS, [event.id for event in some])
@@ -136,10 +136,10 @@ async def write(work: Work, plan: EventPlan) -> None:
 
 
 def has_date(event: Event) -> bool:
-    """Whether anything tells when an event is; of old series nothing does."""
+    """Whether an event has a date; old series have none."""
     return event.end is not None
 
 
 def is_live(event: Event, since: datetime) -> bool:
-    """Whether an event has not ended, or not long ago; one without any date: whether it is online."""
+    """Whether an event has not ended before `since`; without any date: whether it is online."""
     return event.online is not False if event.end is None else event.end > since

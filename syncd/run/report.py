@@ -1,7 +1,7 @@
 """What the log says of runs: a line at the start, a line per error, a line at the end.
 
-An error that the run before had too is not told again until an hour has passed, and then with its count: a
-night without Billetweb must not bury what came before it.
+An error that the previous run had too is logged again only after an hour, and then with its count: a night
+without Billetweb must not bury what came before it.
 """
 
 import re
@@ -24,7 +24,7 @@ from syncd.text import about, clip, count, format_duration, plain, run_name
 REPEAT_AFTER_S = 3600.0
 """Often enough for whoever reads the last hour of the journal."""
 ALIKE_AT_MOST = 3
-"""So many errors of one kind and status are told one by one in a run, then the others in one line."""
+"""A run logs this many errors of one kind and status one by one, then the others in one line."""
 
 NEXT = {
     "transport": "the old availability stays, the next run asks again",
@@ -51,9 +51,9 @@ NEXT = {
 
 
 NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)?(?: (?:d|h|min|s)\b)?(?: (?=[0-9]))?")
-"""What differs in one error from run to run: how many rows, how long more."""
+"""What differs in an error from run to run: the number of rows, the time left."""
 NAME_COLUMNS = 60
-"""Of an event's name so much stands in a line of the log: enough to know it by."""
+"""The length of an event's name in a log line: enough to recognise it."""
 
 
 class UnreadableValues(SyncdError):
@@ -63,12 +63,12 @@ class UnreadableValues(SyncdError):
 
 
 class Report:
-    """What is told of a run while it goes on, and what its end is to put on record.
+    """What is reported of a run in progress, and what is recorded at its end.
 
-    `failures` holds every error; `pace` is how a run of the whole account shared its requests out. `read_at`:
-    when the events in which nothing changed were read; `odd`: when those whose read lacked too much. `tries`:
-    how the events were tried that did not end well, or had not before. `sizes`: of the scopes that were read,
-    how many rows each should have held. `unreadable`: the values that could not be read.
+    `failures` holds every error; `pace` is how a run of the whole account shared out its requests. `read_at`:
+    when unchanged events were read; `odd`: when events were read whose read lacked too much. `tries`: the
+    tries of events that failed now or before. `sizes`: how many rows each scope that was read should have
+    held. `unreadable`: the values that could not be read.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Report:
         self._waits = waits
 
     def fail(self, subject: str, error: SyncdError, *, times: int = 1) -> None:
-        """Put an error on record that concerns a part of the run, and stands for so many."""
+        """Record an error of a part of the run; it counts `times`."""
         told = RunError(plain(subject), error.kind, plain(self._redact(str(error))), error.status)
         self.run.add_error(told, times)
         self.failures.append(told)
 
     def tell_unreadable(self) -> None:
-        """Put the values on record that could not be read: once a run, however many they were."""
+        """Record the values that could not be read: one error a run, however many they were."""
         if self.unreadable.count:
             self.run.unreadable = self.unreadable.count
             shown = "; ".join(self.unreadable.examples)
@@ -112,34 +112,34 @@ class Report:
             )
 
     def tried(self, event_id: str, before: Reads, at: datetime | None, failures: int) -> None:
-        """Note how an event was tried; nothing where that is on record already."""
+        """Note how an event was tried, unless that is already recorded."""
         if (at, failures) != (before.tried_at, before.failures):
             self.tries[event_id] = Try(at, failures)
 
     def settled(self, event_id: str) -> None:
-        """Note that a read that lacked too much was right after all: its figures stand, and it ended well."""
+        """Note that a read that lacked too much was right after all: its figures hold, and it succeeded."""
         self.read_at[event_id] = self.odd[event_id]
         self.tries[event_id] = Try()
 
     def advance(self, phase: str, done: int = 0, total: int = 0) -> None:
-        """Tell how far the run is."""
+        """Report the run's progress."""
         self.count_requests()
         self.run.progress = Progress(phase, done, total, *self._waits())
         self._on_progress(self.run)
 
     def step(self, by: int = 1) -> None:
-        """Tell that so many more of the phase's total are done."""
+        """Report that `by` more of the phase's total are done."""
         progress = self.run.progress
         if progress:
             self.advance(progress.phase, progress.done + by, progress.total)
 
     def count_requests(self) -> None:
-        """Bring the run's count of requests up to date."""
+        """Update the run's count of requests."""
         self.run.requests = self._requests() - self._requests_before
 
 
 def tell_news(run: Run, changes: Iterable[Change]) -> None:
-    """Tell which events sold out, and which have places again; of those whose places were known before."""
+    """Log which events sold out, and which have places again, if their places were known before."""
     for change in changes:
         if change.table != EVENTS or change.kind == "vanished" or "is_full" not in change.diff:
             continue
@@ -157,7 +157,7 @@ def tell_news(run: Run, changes: Iterable[Change]) -> None:
 
 
 def _places(event: Json) -> str | None:
-    """Return how many places an event has left, None where nothing tells."""
+    """Return how many places an event has left, None if unknown."""
     left = event["places_left"]
     return "unlimited" if event["unlimited"] else None if left is None else str(left)
 
@@ -168,14 +168,14 @@ class _Seen(Struct):
 
 
 class RunLog:
-    """Tells of runs, and remembers which errors were told. `clock` is monotonic seconds."""
+    """Logs runs, and remembers which errors were logged. `clock` is monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: dict[tuple[str, str, int | None, str], _Seen] = {}
 
     def started(self, run: Run) -> None:
-        """Tell that a run begins."""
+        """Log that a run begins."""
         what = (" in full" if run.full else "") + ("" if run.whole else f" of {', '.join(run.events)}")
         why = f"asked for by {run.requested_by.user}" if run.requested_by else run.trigger
         consent = ", accepting what is absent" if run.accept else ""
@@ -183,7 +183,7 @@ class RunLog:
         log.info("{}{} started ({}{})", run_name(run.id), what, why, consent)
 
     def finished(self, run: Run, failures: Iterable[RunError]) -> None:
-        """Tell what went wrong in a run, then how it ended."""
+        """Log what went wrong in a run, then how it ended."""
         known = self._tell_errors(run, list(failures))
         counts = run.counts
         details = ", ".join(f"{getattr(counts, kind)} {kind}" for kind in CHANGES if getattr(counts, kind))
@@ -209,12 +209,12 @@ class RunLog:
         ).log(level, "{}", text)
 
     def _tell_errors(self, run: Run, failures: list[RunError]) -> int:
-        """Tell the errors that are new or due again; return how many were told before and stay untold."""
+        """Log the errors that are new or due again; return the number of known ones, which are not."""
         now = self._clock()
         known = 0
         alike: Counter[tuple[str, int | None]] = Counter()
         still = set()
-        before = dict(self._seen)  # what this run tells was not told before it
+        before = dict(self._seen)  # without what this run logs
         for failure in failures:
             key = (failure.subject, failure.kind, failure.status, NUMBER.sub("", failure.message))
             seen = before.get(key)
@@ -230,7 +230,7 @@ class RunLog:
         for (kind, status), told in alike.items():
             if told > ALIKE_AT_MOST:
                 self._tell_more(run, kind, status, told - ALIKE_AT_MOST)
-        if run.whole:  # of what still fails another text may come back, by turns
+        if run.whole:  # what still fails may alternate between texts
             failing = {key[:3] for key in still}
             self._seen = {
                 key: seen

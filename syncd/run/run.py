@@ -1,13 +1,12 @@
 """One run: the order of its steps.
 
-The list of events comes first, then what changed among the attendees of the account. The live events whose
-turn it is (`agenda.py`), in a small account all of them, are then read one by one (gauges, tickets and, where
-it has any, sessions), planned and written in a transaction of its own, a few at a time: what is held in
-memory is the list and the events in work, and an event that fails leaves its old data while the others go on.
-Of all other events what the list says of them is written.
-In the end the run rules over what it found absent.
+The list of events comes first, then what changed among the account's attendees. Then the live events whose
+turn it is (`agenda.py`), in a small account all, are read (gauges, tickets and, if any, sessions), planned
+and written, each in its own transaction, a few at a time: memory holds only the list and the events in work,
+and an event that fails keeps its old data while the others continue. Of all other events, what the list says
+is written. In the end the run rules on what it found absent.
 
-A run is a function of its settings, the database and Billetweb: what it needs of an earlier one is on record.
+A run is a function of its settings, the database and Billetweb: what it needs of an earlier run is recorded.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -31,13 +30,13 @@ from syncd.run.work import Work
 from syncd.text import count, format_duration, run_name
 
 PATIENCE = 3
-"""So often in a row an event with a reason is tried before its turn; then it waits for that. One failure is
-often a moment's, three are seldom."""
+"""After this many failures in a row, an event with a reason to be read waits for its turn. One failure is
+often momentary, three seldom are."""
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 async def execute(work: Work) -> None:
-    """Do it all. Raises BilletwebError where the list of events cannot be read, and StoreError."""
+    """Execute a run. Raises BilletwebError if the list of events cannot be read, and StoreError."""
     try:
         await _Run(work).execute()
     finally:
@@ -53,10 +52,10 @@ class _Run:
         self._database = work.database
         self._now = work.clock.now
         self._stored: dict[str, datetime | None] = {}
-        self._unlisted: set[str] = set()  # they may be back with the next list: who sold is due then
+        self._unlisted: set[str] = set()  # they may return with the next list, and if sold, are due then
 
     async def execute(self) -> None:
-        """Take the steps in their order; see the module."""
+        """Execute the steps in order; see the module."""
         self._work.report.advance("listing")
         listed = (await listing.read(self._work)).records
         await self._know()
@@ -76,10 +75,10 @@ class _Run:
         await sweep(self._work)
 
     async def _know(self) -> None:
-        """Ask the database for what earlier runs left."""
+        """Read from the database what earlier runs left."""
 
         def look(connection: Connection) -> tuple[Known, Limited | None, datetime | None]:
-            """Find what this run goes by, in one transaction."""
+            """Read what this run relies on, in one transaction."""
             self._stored = rows.present_events(connection)
             self._absent = absences.of(connection, EVENTS)
             known = Known(
@@ -96,7 +95,7 @@ class _Run:
         self._attendees = Attendees(self._work, limited, unknown_until)
 
     def _accepted(self, listed: Mapping[str, Event], pace: Pace) -> dict[str, Event]:
-        """Return the events in which somebody says that what is absent is gone, as many as a run can read."""
+        """Return the events whose absences somebody accepts as gone, as many as a run can read."""
         if not self._run.accept:
             return {}
         accepted = [
@@ -115,7 +114,7 @@ class _Run:
 
     def _pace(self, live: Collection[Event]) -> Pace:
         sync = self._config.sync
-        cost = self._cost(filter(listing.has_date, live))  # the others take what is left
+        cost = self._cost(filter(listing.has_date, live))  # the others use the rest
         allowed = agenda.budget(
             cost,
             per_minute=self._config.billetweb.requests_per_minute,
@@ -126,14 +125,14 @@ class _Run:
         return Pace(budget=allowed, live=len(live), cost=cost)
 
     def _cost(self, events: Iterable[Event]) -> int:
-        """Return how many requests a read of all these takes."""
+        """Return how many requests it takes to read all these."""
         people = self._config.sync.attendees != "none"
         return sum(self._known.cost(event) + people for event in events)
 
     def _bound_by(self, pace: Pace, whole: int) -> None:
-        """Make no scheduled run full that could not read everything; warn of one by hand that cannot.
+        """Make no scheduled run full that cannot read everything; warn of a manual one that cannot.
 
-        `whole`: requests for the events without a date too, which only a full run by hand reads at any cost.
+        `whole`: requests with those for events without a date, which only a manual full run always reads.
         """
         if pace.exceeds_a_run:
             self._run.full = self._work.full_asked
@@ -153,9 +152,9 @@ class _Run:
     async def _in_turn(
         self, live: Mapping[str, Event], pace: Pace, accepted: Mapping[str, Event]
     ) -> dict[str, Event]:
-        """Return the events that are read now, in order: all, or in a large account those in turn.
+        """Return the events to read now, in order: all, or in a large account those whose turn it is.
 
-        There a run that accepts absences reads the events concerned instead: it is to come to its end.
+        There a run that accepts absences reads only the events concerned, so that it can finish.
         """
         pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
         self._work.report.pace = pace
@@ -173,13 +172,13 @@ class _Run:
         standings = [self._standing(event, edited=event.id in edited) for event in live.values()]
         read = accepted or {event_id: live[event_id] for event_id in agenda.choose(standings, pace.budget)}
         unread = live.keys() - read.keys()
-        # Before what the list says of them is written: then an edit is seen no more.
+        # Before the list's data are written: after that an edit is no longer visible.
         await self._database.write(state.mark_due, edited & unread, self._now())
         self._work.report.pace = structs.replace(pace, waiting=agenda.waiting(standings, read))
         return dict(read)
 
     def _all(self, live: Mapping[str, Event], pace: Pace, accepted: Mapping[str, Event]) -> dict[str, Event]:
-        """Return all events, the oldest figures first; those without a date last, as many as fit beside."""
+        """Return all events, the oldest figures first; those without a date last, as many as fit."""
         ordered = sorted({**live, **accepted}.items(), key=lambda item: self._age_order(item[0]))
         undated = [
             self._standing(event, edited=False) for key, event in ordered if not listing.has_date(event)
@@ -212,12 +211,12 @@ class _Run:
             cost=self._known.cost(event) + people,
             read_at=self._turn_at(event.id),
             dated=listing.has_date(event),
-            suspected=bool(again) and reads.tried_at is None,  # after a bad end it waits for its turn
+            suspected=bool(again) and reads.tried_at is None,  # after a failure it waits for its turn
             due=(edited or reads.due_at is not None) and reads.failures < PATIENCE,
         )
 
     def _turn_at(self, event_id: str) -> datetime | None:
-        """Return when an event was last read or tried; never, where a clock that was ahead says so."""
+        """Return when an event was last read or tried; an instant in the future does not count."""
         instants = (self._stored.get(event_id), self._known.reads_of(event_id).tried_at)
         return max((at for at in instants if at and at <= self._now()), default=None)
 

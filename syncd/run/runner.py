@@ -1,7 +1,7 @@
-"""Owns "never two runs at once", and run-now's promise: the run that is returned begins after the request.
+"""Guarantees "never two runs at once", and run-now's promise: the returned run begins after the request.
 
-One run is in progress at most, and one waits behind it at most. Whoever asks while one waits gets that one.
-Only `Runner` changes a run's `state` and `outcome`. Everything here happens on the event loop.
+At most one run is in progress, and at most one is queued. A request while one is queued gets that one. Only
+`Runner` changes a run's `state` and `outcome`. Everything here happens on the event loop.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from syncd.text import count, plain, run_name
 from syncd.threads import to_the_end
 
 MOST_EVENTS = 300
-"""So many events a run reads in the ten minutes that it has, at sixty requests a minute and two an event."""
+"""A run can read this many in its ten minutes, at sixty requests a minute and two for each event."""
 CONCLUDING_S = 1.0
-"""So long a stop lets a site's tables and files be written after a run: a third of the time that it has."""
+"""How long a stop lets a run's tables and files of the site be written: a third of the time it has."""
 RECENT = 50
-"""So many runs are remembered, for those who still wait for one: half a day of them at the usual interval."""
+"""How many runs are remembered for those who wait for one: half a day of runs at the usual interval."""
 
 
 class Stopping(SyncdError):
-    """No run is taken on any more: syncd is stopping."""
+    """No more runs are accepted: syncd is stopping."""
 
     kind = "stopping"
 
@@ -39,7 +39,7 @@ class TooManyEvents(SyncdError):
 
 
 class _Entry:
-    """A run that somebody may wait for. `ids` are those that it had before, on no record or a lost one."""
+    """A run that somebody may wait for. `ids` are all that it has had, unrecorded or in a lost record too."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -49,14 +49,14 @@ class _Entry:
 
 
 class Runner:
-    """Carries runs out, one after the other, by `work`.
+    """Executes runs, one after the other, with `work`.
 
-    Each ended run is handed to `record`, with what made it fail, then to `on_end`; neither may raise. It is
-    in progress until `record` has returned: whoever sees that it is over finds it on record, where that was
+    Each ended run is passed to `record`, with its failure, then to `on_end`; neither may raise. It is in
+    progress until `record` has returned: whoever sees that it is over finds it recorded, if that was
     possible.
 
-    `work` brings the run's figures and errors up to date; an exception it raises is the run's failure. A run
-    has a negative id, of this process alone, until `work` or somebody else puts it on record.
+    `work` updates the run's figures and errors; an exception that it raises is the run's failure. A run has
+    a negative id, valid in this process only, until `work` or somebody else records it.
     Start it with `serve`, end it with `stop`.
     """
 
@@ -97,12 +97,12 @@ class Runner:
     ) -> Run:
         """Return a run that begins after this call, or with `join` the one in progress.
 
-        Raises Stopping, and TooManyEvents where it would be asked for more than MOST_EVENTS. Made a run of
-        all events instead, it would read others, and none of those named that ended long ago.
+        Raises Stopping, and TooManyEvents for more than MOST_EVENTS. A run of all events would be no
+        substitute: it would not read the named events that ended long ago.
         """
         if self.is_stopping:
             raise Stopping("syncd is stopping; no run is started any more")
-        if join and self.current and self.current.state == "running":  # not one that goes on record already
+        if join and self.current and self.current.state == "running":  # not one that is being recorded
             return self.current
         self._check_number(set(events))
         if self.queued is None:
@@ -127,9 +127,9 @@ class Runner:
             )
 
     def find(self, run_id: int) -> Run | None:
-        """Return a run that is queued, in progress or ended not long ago, by any of its ids.
+        """Return a run that is queued, in progress or recently ended, by any of its ids.
 
-        The latest of that id: one whose record is gone may have had it before.
+        It is the latest with that id: a run whose record is lost may have had it before.
         """
         entries = [*reversed(self._recent)]
         found = [entry for entry in entries if entry.run.id == run_id]
@@ -137,21 +137,21 @@ class Runner:
         return found[0].run if found else None
 
     def renumber(self, run: Run) -> None:
-        """Give a run an id of this process alone again: the record that gave it one is gone."""
+        """Give a run a negative id again: the record that gave it one is lost."""
         if entry := self._entry(run):
             entry.ids.add(run.id)
         self._requested += 1
         run.id = -self._requested
 
     async def wait(self, run: Run, seconds: float | None = None) -> None:
-        """Return when the run has ended, or when the time is over; None: however long it takes."""
+        """Return when the run has ended, or after `seconds`; None: no limit."""
         entry = self._entry(run)
         if entry:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(entry.ended.wait(), seconds)
 
     async def watch(self, run: Run, keep_alive_s: float) -> AsyncIterator[Progress | None]:
-        """Yield each step of a run until it has ended; None whenever nothing happened for `keep_alive_s`."""
+        """Yield each step of a run until it ends; None whenever nothing happened for `keep_alive_s`."""
         entry = self._entry(run)
         if entry is None or entry.ended.is_set():
             return
@@ -160,7 +160,7 @@ class Runner:
         try:
             if run.progress:
                 yield run.progress
-            while True:  # until the end is told: steps may still be waiting here when the run has ended
+            while True:  # until the end marker: steps may still be queued here when the run has ended
                 try:
                     step = await asyncio.wait_for(steps.get(), keep_alive_s)
                 except TimeoutError:
@@ -173,7 +173,7 @@ class Runner:
             entry.watchers.remove(steps)
 
     def advance(self, run: Run) -> None:
-        """Tell those who watch that the run made a step."""
+        """Pass the run's step to those who watch it."""
         entry = self._entry(run)
         for steps in entry.watchers if entry else ():
             steps.put_nowait(run.progress)
@@ -182,7 +182,7 @@ class Runner:
         return next((entry for entry in self._recent if entry.run is run), None)
 
     def serve(self) -> None:
-        """Start taking runs on."""
+        """Start accepting runs."""
         self._task = asyncio.create_task(self._serve(), name="runner")
         self._task.add_done_callback(self._drop_queued)  # also of a task that is cancelled before it begins
 
@@ -193,7 +193,7 @@ class Runner:
         return self._task
 
     def overdue_s(self) -> float:
-        """Return how long ago the run in progress should have ended, at most 0 in time. Thread-safe."""
+        """Return how long the run in progress is overdue, at most 0 while in time. Thread-safe."""
         deadline_s = self._deadline_s
         return 0.0 if deadline_s is None else self._clock.running_s() - deadline_s
 
@@ -244,9 +244,9 @@ class Runner:
                 await self._conclude(run)
 
     async def _conclude(self, run: Run) -> None:
-        """See to what the run left. It may wait for others; a stop waits for it no longer than a moment."""
+        """Call `on_end`, which may wait for others; a stop waits for it only CONCLUDING_S."""
         work = asyncio.ensure_future(self._on_end(run))
-        if self.is_stopping:  # what cut the run is spent, and nothing else would end this
+        if self.is_stopping:  # the cancellation was used up by the run, nothing else would end this
             asyncio.get_running_loop().call_later(CONCLUDING_S, work.cancel)
         try:
             await to_the_end(work, CONCLUDING_S)
@@ -255,7 +255,7 @@ class Runner:
             self._tell_end(run)
 
     async def _bounded(self, run: Run) -> RunError | None:
-        """Do the work within the time-out; return what made it fail, which is put among the run's errors."""
+        """Do the work within the time-out; return its failure, which is added to the run's errors."""
         deadline = asyncio.timeout(self.timeout.total_seconds())
         try:
             async with deadline:
@@ -303,7 +303,7 @@ def _close(run: Run, outcome: Outcome) -> None:
 def _outcome(run: Run, error: RunError | None) -> Outcome:
     if error and error.kind == RunCancelled.kind:
         return "cancelled"
-    failures = run.errors_total - bool(run.unreadable)  # what is unreadable is told, and fails nothing
+    failures = run.errors_total - bool(run.unreadable)  # unreadable values are reported, but fail nothing
     if error or (failures and not run.synced):
         return "failed"
     return "partial" if failures else "ok"
@@ -318,9 +318,9 @@ def _widen(
     events: Sequence[str],
     requested_by: Peer | None,
 ) -> None:
-    """Make a queued run serve one request more: full, or accepting, if any was; all if any named none.
+    """Make a queued run serve one more request: full, or accepting, if any is; of all if any names none.
 
-    What is accepted is what those asked for who accepted.
+    Only the events of the accepting requests are accepted.
     """
     run.full = run.full or full
     if accept:

@@ -1,6 +1,6 @@
-"""The end of a run: its rulings over what it found absent, and what follows from them.
+"""The end of a run: its rulings on what it found absent, and what follows from them.
 
-Only what this very run read counts; see `mirror/absence.py` for the rule and its reasons.
+Only what this run itself read counts; see `mirror/absence.py` for the rule and its reasons.
 """
 
 from collections import defaultdict
@@ -18,17 +18,17 @@ from syncd.run.work import OnDoubt, Work
 from syncd.text import count, format_duration
 
 Gone = list[tuple[Scope, set[str]]]
-"""The ids of the rows that are believed gone, with the scope in which they were absent."""
+"""The ids of the rows believed gone, with the scope in which they were absent."""
 
 
 class Doubted(SyncdError):
-    """A read that lacks more than is believed soon."""
+    """A read that lacks too much to be believed soon."""
 
     kind = "doubted"
 
 
 async def sweep(work: Work) -> None:
-    """Let vanish what is believed gone; put on record, and report, what is doubted."""
+    """Mark as vanished what is believed gone; record and report what is doubted."""
     run, database = work.run, work.database
     since = work.clock.now() - work.config.sync.full_every
     scopes = await database.read(absences.measure, run.id, work.report.sizes)
@@ -39,7 +39,7 @@ async def sweep(work: Work) -> None:
         no_gauge_is_absent = any(scope.table == GAUGES and len(ids) == scope.absent for scope, ids in gone)
         if event_id in work.report.odd and no_gauge_is_absent:
             work.report.settled(event_id)
-    # A run of named events says nothing of the list, and of the account.
+    # A run of named events says nothing about the list and the account.
     waiting = rulings if run.whole else [pair for pair in rulings if pair[0].table != EVENTS]
     if waiting:
         lasting = work.config.sync.full_every
@@ -57,13 +57,13 @@ def _is_accepted(run: Run, scope: Scope) -> bool:
 def _gone(
     connection: Connection, run: Run, rulings: list[tuple[Scope, Ruling]], since: datetime
 ) -> dict[str | None, Gone]:
-    """Return the rows that are believed gone, by event."""
+    """Return the rows believed gone, by event."""
     found = defaultdict[str | None, Gone](list)
     for scope, ruling in rulings:
         if ruling.gone == "none" and not (scope.table == EVENTS and run.accepted):
             continue
         ids = {*absences.gone(connection, run.id, scope, since if ruling.gone == "lasting" else None)}
-        if ruling.gone == "none":  # of the list of events somebody may accept single ones
+        if ruling.gone == "none":  # somebody may accept single events of the list
             ids &= {*run.accepted}
         if ids:
             found[scope.event_id].append((scope, ids))
@@ -86,7 +86,7 @@ def _vanish(connection: Connection, writing: Writing, event_id: str | None, gone
     if found:
         plan = plan_vanished(rows.of_event(connection, event_id), found, writing.at)
         rows.write_plan(connection, writing, plan)
-        if found.get(GAUGES):  # a tariff's own quota may count again, which only a read tells
+        if found.get(GAUGES):  # a tariff's own quota may count again, which only a read shows
             state.mark_due(connection, [event_id], writing.at)
 
 
@@ -99,9 +99,9 @@ def _wait(
     rules: bool,
     doubted: OnDoubt,
 ) -> list[Doubt]:
-    """Put on record what absences wait for, and return the doubts; what is new of them is told.
+    """Record what absences wait for, and return the doubts; `doubted` is called with new ones.
 
-    A run that does not rule, one of named events, changes nothing where that stands already.
+    A run that does not rule, one of named events, leaves what is already recorded.
     """
     found = []
     for scope, ruling in rulings:

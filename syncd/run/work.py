@@ -1,4 +1,4 @@
-"""What a run works with; handed to each of its steps."""
+"""What a run works with; passed to each of its steps."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -27,8 +27,8 @@ OnDoubt = Callable[[Connection, datetime, Doubt], None]
 class Work(Struct, frozen=True, kw_only=True):
     """One run's surroundings.
 
-    `full_asked`: somebody asked for a full run, however long it takes. `follow`: what follows from changes in
-    their own transaction; `doubted`, from a new doubt, in the transaction that puts it on record.
+    `full_asked`: somebody asked for a full run, however long it takes. `follow` is called with changes, in
+    their transaction; `doubted` with a new doubt, in the transaction that records it.
     """
 
     config: Config
@@ -46,10 +46,10 @@ class Work(Struct, frozen=True, kw_only=True):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Carry a query out that writes rows, all or nothing; once they stand, count them and tell news.
+        """Execute a query that writes rows, all or nothing; after the commit, count them and log news.
 
-        What is handed to one that changes events must do for a second time: the query may be repeated.
-        A run that is cut meanwhile waits for that: no row gets in that it does not count.
+        Its arguments must be usable twice if it changes events: the query may be repeated. A run that is
+        cancelled meanwhile waits for it: every row that is written is counted.
         """
         written: list[Change] = []
 
@@ -58,14 +58,14 @@ class Work(Struct, frozen=True, kw_only=True):
             written.extend(some)
 
         async def carry_out() -> T:
-            """Repeat it where its transaction was given up, then count and tell."""
+            """Repeat it if its transaction was lost, then count and log."""
             while True:
                 written.clear()
                 writing = Writing(self.run.id, self.clock.now(), follow)
                 try:
                     result = await self.database.write(query, writing, *args, **kwargs)
                     break
-                except TransactionLost:  # by a table of the site's, which is passed over from then on
+                except TransactionLost:  # by a table of the site's, which is skipped from then on
                     continue
             self.run.counts.add(writing.counts)
             tell_news(self.run, written)
@@ -75,5 +75,5 @@ class Work(Struct, frozen=True, kw_only=True):
 
     @property
     def run(self) -> Run:
-        """The run's record, which whoever looks sees as it stands."""
+        """The run's record, always up to date."""
         return self.report.run
