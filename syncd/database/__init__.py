@@ -1,1 +1,1 @@
-"""Where the mirror stands: SQLite or PostgreSQL, its tables and their queries."""
+"""The mirror's database: SQLite or PostgreSQL, its tables and their queries."""

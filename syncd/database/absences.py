@@ -1,4 +1,4 @@
-"""The absences on record: rows that complete reads lacked and that have not vanished."""
+"""The recorded absences: rows that complete reads lacked and that have not vanished."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,9 +15,9 @@ ABSENT = schema.absences.c
 SCOPE = case((ABSENT.table_name == EVENTS, null()), else_=ABSENT.event_id)
 """The event of an absence's scope; null for the list of events."""
 EXAMPLES = 3
-"""So many ids tell a person which rows are meant, and still fit a line."""
+"""How many ids are shown: enough to know which rows are meant, and they fit a line."""
 EXAMPLE_CHARACTERS = 80
-"""Billetweb's ids have a dozen, a row of several ids some more; what somebody made up may have any number."""
+"""Billetweb's ids have a dozen, those of several parts some more; an invented one may have any number."""
 COLUMNS = ("table_name", "row_id", "event_id", "since", "reads", "run_id")
 
 
@@ -42,43 +42,43 @@ def of_event(connection: Connection, event_id: str) -> dict[str, dict[str, Absen
 def note(
     connection: Connection, run_id: int, table: str, event_id: str | None, absences: Mapping[str, Absence]
 ) -> None:
-    """Put the absences of a scope on record, in place of the earlier ones."""
+    """Record the absences of a scope, replacing the earlier ones."""
     rows = [
         (table, row_id, event_id or row_id, absence.since, absence.reads, run_id)
         for row_id, absence in absences.items()
     ]
-    if rows:  # one of a row that moved may still stand under the event it left
+    if rows:  # that of a row that moved may still be under its old event
         bulk.upsert(connection, schema.absences, COLUMNS, rows)
     earlier = ABSENT.run_id != run_id
     connection.execute(schema.absences.delete().where(_scope(table, event_id), earlier))
 
 
 def end(connection: Connection, table: str, row_ids: Iterable[str]) -> None:
-    """Forget the absences of rows that a read holds, or that have vanished."""
+    """Forget the absences of rows that a read returned, or that have vanished."""
     here = and_(ABSENT.table_name == table, ABSENT.row_id == bindparam("row"))
     if rows := [{"row": row_id} for row_id in row_ids]:
         connection.execute(schema.absences.delete().where(here), rows)
 
 
 def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
-    """Forget the absences inside events that have vanished: nobody reads them any more."""
+    """Forget the absences inside vanished events: these are no longer read."""
     here = ABSENT.event_id == bindparam("event")
     if events := [{"event": event_id} for event_id in event_ids]:
         connection.execute(schema.absences.delete().where(here), events)
 
 
 def forget_unread(connection: Connection, live_since: datetime) -> None:
-    """Forget the absences inside events that are live no more: nobody reads these, so nothing would tell."""
-    # One without dates that is offline is not live, but for SQL that is NULL.
+    """Forget the absences inside events that are no longer live: no read would ever settle them."""
+    # An offline event without dates is not live, but SQL gives NULL for it.
     unread = select(schema.events.c.id).where(schema.live(live_since).is_not(True))
     inside_them = and_(ABSENT.table_name != EVENTS, ABSENT.event_id.in_(unread))
     connection.execute(schema.absences.delete().where(inside_them))
 
 
 def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
-    """Return the tables, by event, in which rows are absent: all of them, or those without a doubt.
+    """Return the tables with absent rows, by event: all of them, or those without a doubt.
 
-    Of these the next read may settle the absences; a doubt waits for the turn of its event.
+    The next read may settle absences without a doubt; a doubt waits for the turn of its event.
     """
     query = select(ABSENT.event_id, ABSENT.table_name).where(ABSENT.table_name != EVENTS).distinct()
     if not all_of_them:
@@ -90,7 +90,7 @@ def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
 
 
 def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str | None], int]) -> list[Scope]:
-    """Return the scopes that a run read, `sizes` by table and event, with how much it found lacking."""
+    """Return the scopes that a run read, `sizes` by table and event, with the number of absent rows."""
     query = (
         select(ABSENT.table_name, SCOPE.label("scope"), func.count())
         .where(ABSENT.run_id == run_id)
@@ -104,21 +104,21 @@ def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str |
 
 
 def gone(connection: Connection, run_id: int, scope: Scope, since: datetime | None) -> list[str]:
-    """Return the rows of a scope that a run found lacking again; only those absent `since` where given."""
+    """Return the rows of a scope that a run found absent again; with `since`, only those since then."""
     here = and_(_scope(scope.table, scope.event_id), ABSENT.run_id == run_id, ABSENT.reads >= READS)
     lasting = here if since is None else and_(here, ABSENT.since <= since)
     return [*connection.scalars(select(ABSENT.row_id).where(lasting).order_by(ABSENT.row_id))]
 
 
 def set_waiting(connection: Connection, scope: Scope, waits_for: str | None, *, anew: bool = True) -> None:
-    """Put on record what the absences of a scope wait for; unless `anew`, only where nothing is yet."""
+    """Record what the absences of a scope wait for; unless `anew`, only if nothing is recorded yet."""
     other = ABSENT.waits_for.is_distinct_from(waits_for) if anew else ABSENT.waits_for.is_(None)
     here = and_(_scope(scope.table, scope.event_id), other)
     connection.execute(schema.absences.update().where(here).values(waits_for=waits_for))
 
 
 def waits_for(connection: Connection, scope: Scope) -> str | None:
-    """Return what the absences of a scope are on record as waiting for; None where nothing is doubted."""
+    """Return what the absences of a scope wait for, as recorded; None if nothing is doubted."""
     here = _scope(scope.table, scope.event_id)
     found: str | None = connection.scalar(select(func.min(ABSENT.waits_for)).where(here))
     return found
@@ -127,7 +127,7 @@ def waits_for(connection: Connection, scope: Scope) -> str | None:
 def doubts(
     connection: Connection, now: datetime, lasting: timedelta, scope: Scope | None = None
 ) -> list[Doubt]:
-    """Return the doubts as they are now, that of the list of events first; or that of one scope.
+    """Return the current doubts, that of the list of events first; or that of one scope.
 
     An absence that waits for time must have lasted for `lasting`.
     """
@@ -166,7 +166,7 @@ def doubts(
 
 
 def count_doubts(connection: Connection) -> int:
-    """Return in how many scopes there is a doubt."""
+    """Return the number of scopes with a doubt."""
     scopes = select(ABSENT.table_name, SCOPE).where(ABSENT.waits_for.is_not(None)).distinct().subquery()
     return connection.scalar(select(func.count()).select_from(scopes)) or 0
 
@@ -178,12 +178,12 @@ def _examples(connection: Connection, table: str, event_id: str | None) -> list[
 
 
 def list_size(connection: Connection, now: datetime) -> int:
-    """Return how many events the list should hold, some of which are absent."""
+    """Return how many events the list should hold, if some are absent."""
     return _size(connection, EVENTS, None, schema.live(now))
 
 
 def size_in(connection: Connection, table: str, event_id: str) -> int:
-    """Return how many rows a complete read of a table in an event should hold, some of which are absent."""
+    """Return how many rows of a table a complete read of an event should hold, if some are absent."""
     rows = schema.MIRRORED[table].c
     return _size(connection, table, event_id, and_(rows.vanished_at.is_(None), rows.event_id == event_id))
 
@@ -191,9 +191,9 @@ def size_in(connection: Connection, table: str, event_id: str) -> int:
 def _size(connection: Connection, table: str, event_id: str | None, expected: ColumnElement[bool]) -> int:
     """Return how many rows a scope should hold of those that are `expected`.
 
-    Those that came since others are absent do not count, where there were many before: what comes with a loss
-    is no evidence for it, and another account's list brings its own. Of few rows, one takes another's place
-    in everyday life.
+    Rows that came after the first absence do not count if there were many before: rows that come with a loss
+    are no evidence for it, and another account's list brings its own. If there were few, it is normal that
+    one replaces another.
     """
     rows, here = schema.MIRRORED[table], _scope(table, event_id)
     first = select(func.min(ABSENT.since)).where(here).scalar_subquery()

@@ -1,7 +1,7 @@
 """What is special about attendees: answers of any size, the cursor of their reads, and erasing them.
 
-Rows come in slices, an answer of any size in one transaction: what is held in memory is a slice. They get in
-as all others do. Personal data never gets into the log of changes.
+Rows come in slices, an answer of any size in one transaction: memory holds only a slice. They are written
+like all others. Personal data never gets into the log of changes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +21,15 @@ from syncd.mirror.diff import Change, compare, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Unreadable
 
 NAME = "attendees"
-"""Of the cursor of account-wide reads."""
+"""The name of the cursor of account-wide reads."""
 
 OF_ORDERS = frozenset({"order_paid", "disabled"})
-"""The columns in which an order shows that it was paid, or refunded."""
+"""The columns that show that an order was paid, or refunded."""
 HAPPENED = tuple(rows.FIELDS[ATTENDEES].index(name) for name in ("ordered_at", "paid_at"))
-"""Where it stands among an attendee's values when an order was made and paid."""
+"""The positions, among an attendee's values, of when an order was made and paid."""
 UNSAID = ("extra",)
-"""What the account's answer does not say of an attendee that is known. It has fields that the event's own has
-not, and may spell others in another way: so what syncd does not know is taken from the event's own alone."""
+"""What is not taken from the account's answer for a known attendee. It has fields that the event's own answer
+lacks, and may spell others differently: so unknown fields are taken only from the event's own answer."""
 
 
 class Slice(Struct, frozen=True):
@@ -42,8 +42,8 @@ class Slice(Struct, frozen=True):
 class Cursor(Struct, frozen=True, kw_only=True):
     """What the next account-wide read resumes from.
 
-    `since`: what was modified after that is still to be asked for. `before`: so is, for an import, what was
-    modified before that, as far as `back_to` (None: all of it); None while there is no import to go on with.
+    `since`: the next read asks for what was modified after that. `before`: an import still asks for what was
+    modified before that, back to `back_to` (None: all of it); None if no import is in progress.
     `imported_at`: when all was imported.
     """
 
@@ -69,9 +69,9 @@ class Order(Struct, frozen=True):
 
 
 class Taken(Struct):
-    """What was seen in an answer: the ids of its rows, and the events in which a row changed.
+    """What an answer held: the ids of its rows, and the events in which a row changed.
 
-    `of`: how many it should have held, None where it was not to hold all. `unreadable`: the values that could
+    `of`: how many it should have held, None if it was not to hold all. `unreadable`: the values that could
     not be read.
     """
 
@@ -86,7 +86,7 @@ def orders(
 ) -> dict[tuple[str, str], Order]:
     """Return the orders of these ids over these events, by order and event.
 
-    The events are what the index finds: the cost is that of their attendees, not of all.
+    The index is by event: the cost is that of these events' attendees, not of all.
     """
     people, tickets = schema.attendees.c, schema.tickets.c
     is_place = tickets.is_place.is_not(False)  # one of an unknown tariff is a place
@@ -117,7 +117,7 @@ def cursor(connection: Connection) -> Cursor | None:
 
 
 def set_cursor(connection: Connection, moved: Cursor, at: datetime) -> None:
-    """Have the next account-wide read resume from there."""
+    """Make the next account-wide read resume from there."""
     row = (NAME, msgspec.to_builtins(moved), at)
     bulk.upsert(connection, schema.cursors, ("name", "value", "updated_at"), [row])
 
@@ -125,7 +125,7 @@ def set_cursor(connection: Connection, moved: Cursor, at: datetime) -> None:
 def note_sales(
     connection: Connection, event_ids: Iterable[str], at: datetime, moved: Cursor, seen: Iterable[int]
 ) -> None:
-    """Have these events read, and remember how far sales are known and which rows told of them."""
+    """Mark these events due, and remember how far sales are known and which rows showed them."""
     state.mark_due(connection, event_ids, at)
     set_cursor(connection, moved, at)
     state.put(connection, state.SEEN, sorted(seen) or None)
@@ -142,9 +142,9 @@ def take(
 ) -> Taken:
     """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
 
-    Of the events in which a row changed, those that are `live` become due. A row that is new to the mirror
-    tells of an order only where that was made or paid since `unknown_until`, when the mirror of attendees
-    began: what is older may only not have been imported yet. None where all of it was.
+    The `live` events in which a row changed become due. A row that is new to the mirror is news of an order
+    only if that was made or paid after `unknown_until`, when the mirroring of attendees began: an older one
+    may merely not have been imported yet. None once all are imported.
     """
     taken = _take(connection, writing, slices, unsaid=UNSAID, unknown_until=unknown_until)
     absent = absences.of(connection, ATTENDEES).keys()
@@ -166,7 +166,7 @@ def take_event(
 ) -> Taken:
     """Write the rows of an answer about one event, in the caller's transaction.
 
-    What an answer lacks that was to hold the `whole` of them is noted. `unknown_until` as in `take`.
+    What an answer lacks is noted if it should hold the `whole` of them. `unknown_until` as in `take`.
     """
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
@@ -182,7 +182,7 @@ def take_event(
         names.append("attendees_full_at")
     else:
         absences.end(connection, ATTENDEES, sorted(taken.ids & absent.keys()))
-    if not is_odd:  # else who sold since the read before is still to be asked for
+    if not is_odd:  # else sales since the previous read must still be asked for
         row = (event_id, *(began_at for _ in names))
         bulk.upsert(connection, schema.reads, ("event_id", *names), [row])
     return taken
@@ -196,9 +196,9 @@ def _take(
     unsaid: Sequence[str] = (),
     unknown_until: datetime | None,
 ) -> Taken:
-    """Compare attendees with the stored rows, and write those that differ; what is `unsaid` of them stays.
+    """Compare attendees with the stored rows, and write those that differ; their `unsaid` columns stay.
 
-    What follows from orders waits for the end, for an order is told of as a whole.
+    What follows from orders waits for the end, because an order is reported as a whole.
     """
     taken, of_orders = Taken(), list[Change]()
     silent = structs.replace(writing, follow=follow_nothing)
@@ -224,7 +224,7 @@ def _take(
 
 
 def _is_news(change: Change, unknown_until: datetime | None) -> bool:
-    """Tell whether a change happened since the mirror began, and was not only unknown to it before."""
+    """Return whether a change happened after mirroring began, instead of being unknown before."""
     if unknown_until is None or change.kind != "inserted":
         return True
     return any(at and at >= unknown_until for at in (change.values[index] for index in HAPPENED))
@@ -234,16 +234,16 @@ def _is_news(change: Change, unknown_until: datetime | None) -> bool:
 
 
 def is_other(connection: Connection, user: str, mode: AttendeeMode) -> bool:
-    """Tell whether account or `sync.attendees` was another, or erased data may still be in the files."""
+    """Return whether account or `sync.attendees` changed, or erased data may still be in the files."""
     kept = state.get(connection, state.KEPT, str) or "none"
     is_of = state.get(connection, state.ACCOUNT, str)
     return (is_of, kept) != (user, mode) or bool(state.get(connection, state.TRACES, bool))
 
 
 def retain(connection: Connection, user: str, mode: AttendeeMode, at: datetime) -> int:
-    """Erase what `mode` does not allow to keep; return of how many attendees.
+    """Erase what `mode` does not allow to keep; return the number of attendees concerned.
 
-    Where more is to be kept than before, all of it is imported; and where the account is another one.
+    If more is to be kept than before, or the account changed, all attendees are imported again.
     """
     is_of = state.get(connection, state.ACCOUNT, str)
     if is_of != user:
@@ -264,7 +264,7 @@ def retain(connection: Connection, user: str, mode: AttendeeMode, at: datetime) 
 
 
 def _begin_anew(connection: Connection, at: datetime) -> None:
-    """Forget how far another account was read: of this one nothing was, and its old orders are no news."""
+    """Forget how far another account was read: of this one nothing was, and its old orders are not news."""
     connection.execute(schema.cursors.delete().where(schema.cursors.c.name == NAME))
     state.put(connection, state.SEEN, None)
     state.put(connection, state.SINCE, at.replace(microsecond=0))
@@ -272,25 +272,25 @@ def _begin_anew(connection: Connection, at: datetime) -> None:
 
 
 def _erase(connection: Connection, before: str, mode: AttendeeMode, at: datetime) -> int:
-    """Erase what is no longer kept; where more is, have it imported. Return of how many attendees."""
+    """Erase what is no longer kept, or arrange an import if more is. Return the number of attendees."""
     if mode == "none":
         return _erase_all(connection)
     if before == "full":
         return _erase_personal(connection, at)
     resumes = cursor(connection)
-    if resumes:  # who sold since then is still to be told
+    if resumes:  # sales since then must still be reported
         set_cursor(connection, Cursor(since=resumes.since, before=resumes.since), at)
     _forget_reads(connection)
     return 0
 
 
 def _forget_reads(connection: Connection) -> None:
-    """Have each event's attendees read whole."""
+    """Make the next read of each event's attendees whole."""
     connection.execute(schema.reads.update().values(attendees_at=None, attendees_full_at=None))
 
 
 def _erase_all(connection: Connection) -> int:
-    """Remove every attendee and what the log of changes holds of them; a log of rows that never were."""
+    """Remove every attendee, and their lines in the log of changes, as if they had never existed."""
     for table in (schema.changes, schema.absences):
         connection.execute(table.delete().where(table.c.table_name == ATTENDEES))
     deliveries.erase_orders(connection)

@@ -1,8 +1,8 @@
-"""Writes many rows at once: the one way in which rows get into the tables.
+"""Writes many rows at once: all rows get into the tables this way.
 
-Rows are tuples of Python values in the order of the column names. They are encoded column by column, by the
-types' own processors, and handed to the driver as its own tuples: SQLAlchemy's way with a dict for each row
-takes twice as long. On PostgreSQL many rows are copied, which takes a third of that again.
+Rows are tuples of Python values in the order of the column names. The types' own processors encode them,
+column by column, and the driver gets its own tuples: SQLAlchemy's way with a dict for each row takes twice as
+long. On PostgreSQL many rows are written with COPY, which takes a third of that again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,13 +20,13 @@ Rows = Sequence[tuple[Any, ...]]
 Columns = Sequence[tuple[Any, ...]]
 Encoder = Callable[[Any], Any]
 AT_ONCE = 500
-"""So many rows are encoded at once: few enough for a processor's cache."""
+"""How many rows are encoded at once: few enough for a processor's cache."""
 COPY_ABOVE_ROWS = 30
-"""From more than so many rows on, copying them is worth the statements that it takes besides."""
+"""Above this many rows, COPY is worth its additional statements."""
 
 
 class _Statement(Struct, frozen=True):
-    """How rows of some columns get into a table: its SQL texts, and an encoder for each column."""
+    """How to write rows of some columns into a table: the SQL texts, and an encoder for each column."""
 
     values: str
     copy: str
@@ -39,9 +39,9 @@ class _Statement(Struct, frozen=True):
 def upsert(
     connection: Connection, table: Table, names: tuple[str, ...], rows: Rows, keep: tuple[str, ...] = ()
 ) -> None:
-    """Write rows; one whose key is there already is overwritten, but for the columns in `keep`.
+    """Insert rows, or overwrite those whose key exists, except the columns in `keep`.
 
-    Of several rows with one key the last is written. Columns that are not named keep what they hold.
+    Of several rows with one key the last is written. Columns that are not named keep their values.
     """
     if _is_worth_copying(connection, rows):
         statement = _statement(connection.dialect, table, names, keep)
@@ -59,14 +59,14 @@ def upsert(
 
 
 def insert(connection: Connection, table: Table, names: tuple[str, ...], rows: Rows) -> None:
-    """Write new rows, in their order."""
+    """Insert new rows, in order."""
     if _is_worth_copying(connection, rows):
         statement = _statement(connection.dialect, table, names, None)
         with _copying(connection) as cursor:
             _copy(cursor, statement.copy, statement, rows)
         return
     for columns in _columns(rows):
-        # A column in which nothing stands is left out: a NULL takes SQLite's driver longer than a number.
+        # A column without values is left out: a NULL takes SQLite's driver longer than a number.
         named = {name: values for name, values in zip(names, columns, strict=True) if not _is_empty(values)}
         _execute(connection, _statement(connection.dialect, table, tuple(named), None), [*named.values()])
 
@@ -74,7 +74,7 @@ def insert(connection: Connection, table: Table, names: tuple[str, ...], rows: R
 def is_among(
     connection: Connection, column: ColumnElement[Any], values: Iterable[str]
 ) -> ColumnElement[bool]:
-    """Return what holds where a text column has one of many values; IN takes a parameter for each."""
+    """Return the condition that a text column has one of many values; IN takes a parameter for each."""
     if connection.dialect.name == "postgresql":
         return column.in_(
             select(func.unnest(literal([*values], ARRAY(Text))))
@@ -92,7 +92,7 @@ def _execute(connection: Connection, statement: _Statement, columns: Columns) ->
 
 @contextmanager
 def _copying(connection: Connection) -> Iterator[Any]:
-    """Give the driver's own cursor, whose errors leave as SQLAlchemy's."""
+    """Yield the driver's own cursor; its errors are raised as SQLAlchemy's."""
     theirs = connection.dialect.loaded_dbapi.Error
     try:
         with closing(connection.connection.cursor()) as cursor:
@@ -109,7 +109,7 @@ def _copy(cursor: Any, to: str, statement: _Statement, rows: Rows) -> None:
 
 
 def _columns(rows: Rows) -> Iterator[Columns]:
-    """Give the rows column by column, some at a time."""
+    """Yield the rows column by column, some at a time."""
     remaining = iter(rows)
     while batch := [*islice(remaining, AT_ONCE)]:
         yield [*zip(*batch, strict=True)]
@@ -120,7 +120,7 @@ def _is_empty(values: tuple[Any, ...]) -> bool:
 
 
 def _encoded(encoders: list[Encoder | None], columns: Columns) -> list[tuple[Any, ...]]:
-    """Return rows as the driver takes them."""
+    """Return rows in the driver's form."""
     try:
         return [*zip(*starmap(_encode, zip(encoders, columns, strict=True)), strict=True)]
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -139,7 +139,7 @@ def _encode(encode: Encoder | None, values: tuple[Any, ...]) -> Iterable[Any]:
 def _statement(
     dialect: Dialect, table: Table, names: tuple[str, ...], keep: tuple[str, ...] | None
 ) -> _Statement:
-    """Return how rows get in; with `keep` None they are new."""
+    """Return how to write rows; with `keep` None they are new."""
     quote = dialect.identifier_preparer.quote
     target, staged, columns = quote(table.name), quote(f"{table.name}_staged"), ", ".join(map(quote, names))
     conflict = ""

@@ -1,4 +1,4 @@
-"""The log of changes: written with the rows that it tells of, and shortened after a while."""
+"""The log of changes: written together with the rows, and pruned after a while."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -10,11 +10,11 @@ from syncd.mirror.diff import Change
 
 COLUMNS = ("run_id", "seen_at", "table_name", "row_id", "event_id", "kind", "diff")
 PRUNED_AT_ONCE = 10_000
-"""So many rows are removed in one transaction: a tenth of a second or so, in which nobody else writes."""
+"""How many rows one transaction removes: about a tenth of a second, in which nobody else writes."""
 
 
 def log(connection: Connection, run_id: int, at: datetime, changes: Iterable[Change]) -> None:
-    """Write a line for each change, in their order."""
+    """Write a line for each change, in order."""
     rows = [
         (run_id, at, change.table, change.row_id, change.event_id, change.kind, change.diff)
         for change in changes
@@ -31,13 +31,13 @@ def old(
     seq: Column[int] = schema.changes.c.seq,
     at: Column[datetime] = schema.changes.c.seen_at,
 ) -> ColumnElement[bool]:
-    """Return what holds for the changes that are older than `keep`; for other rows by their `seq` and `at`.
+    """Return the condition for changes older than `keep`, or for other rows by their `seq` and `at`.
 
-    Finding it out may take long.
+    Finding it may take long.
 
-    A wrong clock must not empty the log. So their age counts from the earliest of three instants: now, the
-    whole reading before the latest (`read_at`), and the latest change; and what stands behind a change that
-    is young enough stays, for it came later, whatever instant it bears.
+    A wrong clock must not empty the log. So ages count from the earliest of three instants: now, the whole
+    reading before the latest (`read_at`), and the latest change. All rows after the first one that is young
+    enough stay: they came later, whatever their instant says.
     """
     latest = connection.scalar(select(at).order_by(seq.desc()).limit(1))
     since = min(now, read_at, latest or now) - keep
@@ -47,7 +47,7 @@ def old(
 
 
 def prune(connection: Connection, table: Table, doomed: ColumnElement[bool]) -> int:
-    """Remove the first rows for which that holds, PRUNED_AT_ONCE at most; return how many."""
+    """Remove the first rows that meet the condition, at most PRUNED_AT_ONCE; return how many."""
     seq = table.c.seq
     first = select(seq).where(doomed).order_by(seq).limit(PRUNED_AT_ONCE)
     return connection.execute(table.delete().where(seq.in_(first))).rowcount

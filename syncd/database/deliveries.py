@@ -1,7 +1,7 @@
-"""What is to be told to endpoints of webhooks: put on record, found when due, concluded, sent again, removed.
+"""The deliveries to webhook endpoints: recorded, found when due, concluded, sent again, removed.
 
-A delivery is `pending` until it is `delivered`, or `parked` and tried no more. Those of one endpoint and
-event go out in their order: only the first of those that wait is sent.
+A delivery is `pending` until it is `delivered`, or `parked` and no longer tried. Those of one endpoint and
+event are sent in order: only the first of those that wait is sent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,18 +18,18 @@ COLUMNS = (
     *("state", "next_at", "retry_until", "error"),
 )
 KEEP_TRYING = timedelta(days=3)
-"""So long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
+"""How long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
 MOST_AHEAD = timedelta(days=1)
-"""Nothing waits for longer than that. An instant further ahead was read off a clock that was wrong."""
+"""The longest wait. An instant further ahead came from a wrong clock."""
 State = Literal["pending", "delivered", "parked"]
 ORDERS = ("order.paid", "order.refunded")
-"""The types that tell of attendees."""
+"""The types that concern attendees."""
 OPEN = ("pending", "parked")
 D = schema.deliveries.c
 
 
 class Message(Struct, frozen=True):
-    """What is to be told to one endpoint. `event_id` is "" where it is of no event, or of their list."""
+    """A message for one endpoint. `event_id` is "" if it concerns no event, or the list of events."""
 
     id: str
     endpoint: str
@@ -57,7 +57,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class Due(Struct, frozen=True):
-    """A delivery as it is sent. `attempts`: how often it was tried before."""
+    """A delivery to send. `attempts`: how often it was tried before."""
 
     id: str
     type: str
@@ -67,7 +67,7 @@ class Due(Struct, frozen=True):
 
 
 class Tried(Struct, frozen=True):
-    """What came of an attempt. `next_at`: when the next one is due, None where there is to be none."""
+    """The result of an attempt. `next_at`: when the next one is due, None if there is none."""
 
     at: datetime
     state: State
@@ -94,7 +94,7 @@ class Counts(Struct, frozen=True):
 
 
 def put(connection: Connection, messages: Iterable[Message], at: datetime) -> None:
-    """Put what is to be told on record, in its order; to an endpoint that is gone nothing is sent."""
+    """Record messages, in order; nothing is sent to an endpoint that is gone."""
     rows = []
     gone: dict[str, bool] = {}
     for one in messages:
@@ -120,7 +120,7 @@ def remembered(connection: Connection, endpoint: str) -> Remembered:
 
 
 def remember(connection: Connection, endpoint: str, value: Remembered) -> None:
-    """Remember that of an endpoint."""
+    """Store what to remember of an endpoint."""
     state.put(connection, _name(endpoint), value if value != Remembered() else None)
 
 
@@ -134,13 +134,13 @@ def _name(endpoint: str) -> str:
 def next_due(
     connection: Connection, endpoint: str, now: datetime, held_since: datetime | None = None
 ) -> Due | datetime | None:
-    """Return the delivery to send now; else when the next one is due; None where none waits.
+    """Return the delivery to send now; else when the next one is due; None if none waits.
 
-    The one that waits longest goes first: so those that fail keep no other from its turn. Those that were put
-    on record from `held_since` on are passed over.
+    The one that waits longest goes first, so failing ones do not block others. Those recorded from
+    `held_since` on are skipped.
     """
     pending = and_(D.endpoint == endpoint, schema.PENDING)
-    # The first of each event in one pass: to look for an earlier one of each took time squared on SQLite.
+    # The first of each event in one pass: looking for an earlier one of each took quadratic time on SQLite.
     first = D.seq.in_(select(func.min(D.seq)).where(pending).group_by(D.event_id).correlate(None))
     waits = and_(first, D.created_at < held_since) if held_since else first
     columns = (D.id, D.type, D.body, D.attempts, D.retry_until)
@@ -153,7 +153,7 @@ def next_due(
 
 
 def conclude(connection: Connection, due: Due, tried: Tried) -> None:
-    """Put on record what came of an attempt."""
+    """Record the result of an attempt."""
     values = {"attempted_at": tried.at, "attempts": due.attempts + 1, "next_at": tried.next_at}
     values |= {"state": tried.state, "status": tried.status, "error": tried.error}
     if tried.state == "delivered":
@@ -162,13 +162,13 @@ def conclude(connection: Connection, due: Due, tried: Tried) -> None:
 
 
 def park(connection: Connection, endpoint: str, settings: str) -> None:
-    """Park all that waits for an endpoint that is gone, until its settings are others than these."""
+    """Park all that waits for an endpoint that is gone, until its settings change from these."""
     remember(connection, endpoint, Remembered(gone=settings))
     _park(connection, and_(D.endpoint == endpoint, schema.PENDING), GONE)
 
 
 def park_orphans(connection: Connection, endpoints: Sequence[str]) -> dict[str, int]:
-    """Park what waits for endpoints that are configured no more; return how many that are, by endpoint."""
+    """Park what waits for endpoints that are no longer configured; return how many, by endpoint."""
     waits = {name: some.pending for name, some in counts(connection).items() if some.pending}
     lost = {name: number for name, number in waits.items() if name not in endpoints}
     _park(connection, and_(D.endpoint.in_([*lost]), schema.PENDING), ORPHAN)
@@ -176,7 +176,7 @@ def park_orphans(connection: Connection, endpoints: Sequence[str]) -> dict[str, 
 
 
 def take_back(connection: Connection, endpoints: Sequence[str], now: datetime) -> None:
-    """Let endpoints that are configured again have what they would still be tried with."""
+    """Unpark, for endpoints that are configured again, what may still be tried."""
     _unpark(connection, and_(D.endpoint.in_([*endpoints]), D.error == ORPHAN), now)
 
 
@@ -187,7 +187,7 @@ def _park(connection: Connection, here: ColumnElement[bool], error: str) -> None
 
 
 def revive(connection: Connection, endpoint: str, now: datetime) -> None:
-    """Let an endpoint that is configured anew have what it would still be tried with."""
+    """Unpark, for an endpoint with new settings, what may still be tried."""
     remember(connection, endpoint, Remembered())
     _unpark(connection, D.endpoint == endpoint, now)
 
@@ -210,9 +210,9 @@ def retry(
     endpoint: str | None,
     configured: Sequence[str],
 ) -> tuple[int, list[str]]:
-    """Have deliveries sent again now: these, and all that wait for an endpoint or are parked.
+    """Make deliveries due now: these, and all of an endpoint that wait or are parked.
 
-    Return how many, and the ids that are none to a `configured` endpoint; with such ids nothing is done.
+    Return how many, and the ids of no delivery to a `configured` endpoint; with such ids nothing is done.
     """
     named = bulk.is_among(connection, D.id, ids)
     found = connection.execute(select(D.id, D.endpoint).where(named)).all()
@@ -227,7 +227,7 @@ def retry(
 
 
 def latest(connection: Connection, limit: int, *, delivered_too: bool) -> list[Delivery]:
-    """Return the latest deliveries that wait or are parked, newest first; or of all."""
+    """Return the latest deliveries that wait or are parked, newest first; or the latest of all."""
     query = select(*(D[name] for name in Delivery.__struct_fields__)).order_by(D.seq.desc()).limit(limit)
     if not delivered_too:
         query = query.where(D.state.in_(OPEN))
@@ -245,11 +245,11 @@ def counts(connection: Connection) -> dict[str, Counts]:
 
 
 def old(connection: Connection, keep: timedelta, now: datetime, read_at: datetime) -> ColumnElement[bool]:
-    """Return what holds for the deliveries that are older than `keep`, as changes are, and wait no more."""
+    """Return the condition for deliveries older than `keep`, as for changes, that no longer wait."""
     is_old = changes.old(connection, keep, now, read_at, seq=D.seq, at=D.created_at)
     return and_(is_old, D.state != "pending")
 
 
 def erase_orders(connection: Connection) -> None:
-    """Remove what tells of attendees, where none are mirrored any more."""
+    """Remove the deliveries about attendees, when none are mirrored any more."""
     connection.execute(schema.deliveries.delete().where(D.type.in_(ORDERS)))

@@ -1,4 +1,4 @@
-"""Another program's database, for a moment: nothing is made, migrated or set in it, and nothing kept open."""
+"""Another program's database, opened briefly: nothing is created, migrated or set, and nothing kept open."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from syncd.database.engine import is_sqlite, reason
 from syncd.errors import StoreError, TransactionLost
 
 WAIT_S = 5
-"""How long a lock of the site's is waited for: longer than its own programs hold one, and no run's time."""
+"""How long to wait for a lock of the site's: longer than its programs hold one, shorter than a run."""
 
 
 @contextmanager
 def connected(url: str, *, write: bool = False) -> Iterator[Connection]:
-    """Give a connection in a transaction, committed at the end. Raises StoreError, in the driver's words."""
+    """Yield a connection in a transaction, committed at the end. Raises StoreError, in the driver's words."""
     engine = _engine(url, write=write)
     try:
         with _in_words(), engine.execution_options(write=write).begin() as connection:
@@ -37,10 +37,10 @@ def _engine(url: str, *, write: bool) -> Engine:
 
 @contextmanager
 def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
-    """Do something in a transaction that goes on where this fails. Raises StoreError, as above.
+    """Run a part of a transaction that continues if this part fails. Raises StoreError, as above.
 
-    Raises TransactionLost where the whole transaction is gone: SQLite gives it up for a full disk, say, and
-    with its connection a server.
+    Raises TransactionLost if the whole transaction is lost: SQLite ends it for a full disk, for example, and
+    a server with its connection.
     """
     try:
         with _in_words(), connection.begin_nested():
@@ -52,7 +52,7 @@ def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
             raise TransactionLost(str(error)) from None
         if connection.dialect.name == "sqlite" and not _is_in_transaction(connection):
             first: BaseException = error
-            while first.__context__:  # what came after only says that there is nothing to go back to
+            while first.__context__:  # later errors only say that the savepoint is gone
                 first = first.__context__
             raise TransactionLost(f"SQLite gave the transaction up: {first}") from None
         raise
@@ -90,15 +90,15 @@ def told(error: SQLAlchemyError) -> str:
 
 
 def _file(url: str) -> Engine:
-    """Return an engine for a SQLite file that is there, which keeps its journal mode."""
+    """Return an engine for an existing SQLite file, which keeps its journal mode."""
     path = sqlite.path_of(url)
-    if trouble := sqlite.obstacle(path, in_use=True):  # asked first: for a closed folder `exists` raises
+    if trouble := sqlite.obstacle(path, in_use=True):  # first: for a closed folder `exists` raises
         raise StoreError(trouble)
     if not path.exists():
         raise StoreError(f"there is no file {path}")
 
     def connect() -> sqlite3.Connection:
-        """Open it; a text of theirs that is not UTF-8, in whatever row, is read all the same."""
+        """Open it; a text that is not UTF-8, in any row, is read too."""
         address = f"{path.absolute().as_uri()}?mode=rw"
         connection = sqlite3.connect(address, uri=True, timeout=WAIT_S, check_same_thread=False)
         connection.text_factory = lambda text: text.decode(errors="replace")

@@ -21,15 +21,15 @@ from syncd.text import count
 from syncd.threads import in_thread
 
 OF_VALUES = ("22", "23", "54", "P0001")
-"""The classes of SQLSTATE for data, constraints and limits such as an index's, and what a trigger raises
-(PostgreSQL, appendix A)."""
+"""The classes of SQLSTATE for data, constraints and limits such as an index's, and the code that triggers
+raise (PostgreSQL, appendix A)."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 VERSION_TABLE = "syncd_schema"
 """Not Alembic's usual name: the database may be a site's own, with migrations of its own."""
 SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
-"""Parameters of libpq's that are secret; a URL may have them behind its question mark."""
+"""Secret parameters of libpq; a URL may have them after its question mark."""
 
 
 class Database:
@@ -42,18 +42,18 @@ class Database:
 
     @property
     def is_open(self) -> bool:
-        """Whether transactions can be begun."""
+        """Whether transactions can begin."""
         return self._held is not None
 
     @property
     def is_writing(self) -> bool:
-        """Whether a transaction that writes is under way, that of a migration too."""
+        """Whether a writing transaction is in progress, including a migration."""
         return bool(self._writers)
 
     def open(self) -> None:
-        """Take the lock and bring the tables up to date; do nothing where that was done.
+        """Take the lock and migrate the tables; do nothing if that was done.
 
-        Raises StoreError, AlreadyRunning where another syncd has it, ConfigError.
+        Raises StoreError, AlreadyRunning if another syncd has the lock, ConfigError.
         """
         if self._held:
             return
@@ -77,7 +77,7 @@ class Database:
     async def write(
         self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Carry a query out that writes, all or nothing, in a thread. Raises StoreError."""
+        """Execute a query that writes, all or nothing, in a thread. Raises StoreError."""
         return await in_thread(self._carry_out, query, True, *args, **kwargs)
 
     def _carry_out(
@@ -93,10 +93,10 @@ class Database:
 
     @contextmanager
     def begin(self, *, write: bool = False) -> Iterator[Connection]:
-        """Give a connection in a transaction, committed at the end, rolled back where something is raised.
+        """Yield a connection in a transaction, committed at the end, rolled back on an exception.
 
-        SQLAlchemy's errors leave as StoreError, in the driver's words only and without their cause:
-        statements and their values could hold what nobody may read in a log.
+        SQLAlchemy's errors are raised as StoreError, in the driver's words only and without their cause:
+        statements and their values could hold what must not be in a log.
         """
         held = self._held
         if held is None:
@@ -108,7 +108,7 @@ class Database:
             if is_about_a_value(error):
                 raise ValueRefused(f"the database cannot hold a value: {reason(error)}") from None
             raise StoreError(f"the database did not do as asked: {reason(error)}") from None
-        except AlreadyRunning as error:  # it came while this one was cut off from the server
+        except AlreadyRunning as error:  # the other one came while this one was cut off from the server
             raise StoreError(str(error)) from None
         except (OverflowError, UnicodeError) as error:  # the driver's, for values that it cannot hold
             raise ValueRefused(f"the database cannot hold a value ({type(error).__name__})") from None
@@ -123,39 +123,39 @@ class Database:
                     self._writers.add(get_ident())
                 yield connection
                 if write:
-                    _prove(held)  # or it would be committed to a file that nobody finds
+                    _prove(held)  # else it would be committed to a file that nobody finds
         finally:
             self._writers.discard(get_ident())
 
     def _migrate(self, held: Sqlite | Postgresql) -> None:
-        """Bring the tables up to date."""
+        """Migrate the tables."""
         with self._transaction(held, write=True) as connection:
             if _known_revision(connection) != schema.REVISION:
                 upgrade(connection, schema.REVISION)
 
     def displacement(self) -> str | None:
-        """Return how what is open is not what is at its path; None while it is. Waits for nothing."""
+        """Return how the file at the path differs from the open one, or None. Waits for nothing."""
         held = self._held
         return held.displacement() if held else None
 
     def prove(self) -> None:
-        """Raise StoreError where what was written is lost, with a file that is not at its path any more."""
+        """Raise StoreError if what was written is lost because the file is no longer at its path."""
         if self._held:
             _prove(self._held)
 
     def checkpoint(self) -> bool:
-        """Bring what was written or erased from SQLite's log into the file; tell whether that was done."""
+        """Move what was written or erased from SQLite's log into the file; return whether that succeeded."""
         return self._held is None or self._held.checkpoint()
 
     def close(self) -> None:
-        """Close every connection and let the lock go."""
+        """Close every connection and release the lock."""
         held, self._held = self._held, None
         if held:
             held.close()
 
 
 def outdated(connection: Connection) -> str | None:
-    """Return how the tables are not this version's any more, None while they are. Raises StoreError."""
+    """Return how the tables are no longer this version's, or None. Raises StoreError."""
     revision = _known_revision(connection)
     if revision == schema.REVISION:
         return None
@@ -165,7 +165,7 @@ def outdated(connection: Connection) -> str | None:
 
 
 def _prove(held: Sqlite | Postgresql) -> None:
-    """Raise StoreError where what is open is not what is at its path any more."""
+    """Raise StoreError if the open file is no longer the one at its path."""
     if how := held.displacement():
         raise StoreError(f"{how}; the next run opens what is there")
 
@@ -196,7 +196,7 @@ def reason(error: SQLAlchemyError) -> str:
     if cause is None:
         waited = "another transaction took too long" if isinstance(error, NoConnectionError) else ""
         return waited or type(error).__name__
-    # What psycopg's text says after the first sentence shows the values of the row.
+    # After the first sentence psycopg's text shows the values of the row.
     told = getattr(getattr(cause, "diag", None), "message_primary", None)
     match cause.args:
         case int(), str(words):  # PyMySQL's, with the number of the error
@@ -206,7 +206,7 @@ def reason(error: SQLAlchemyError) -> str:
 
 
 def _joined(told: str) -> str:
-    """Return a driver's lines on one, as sentences: libpq's has one for each address, and a hint."""
+    """Return a driver's lines as sentences on one line: libpq has one for each address, and a hint."""
     joined = ""
     for line in filter(None, (line.strip().removeprefix("- ") for line in told.splitlines())):
         between = "" if not joined or joined[-1] in ".!?:,;" else "." if line[0].isupper() else ";"
@@ -215,13 +215,13 @@ def _joined(told: str) -> str:
 
 
 def is_about_a_value(error: SQLAlchemyError) -> bool:
-    """Whether it is a value that the database refuses, and not what it was asked to do."""
+    """Whether the database refuses a value, not the statement."""
     sqlstate = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
     return isinstance(error, DataError | IntegrityError) or sqlstate.startswith(OF_VALUES)
 
 
 def check(url: str) -> str | None:
-    """Return what is wrong with the database, None where syncd can use it. Creates and changes nothing."""
+    """Return what is wrong with the database, None if syncd can use it. Creates and changes nothing."""
     try:
         trouble = _trouble(url)
     except SQLAlchemyError as error:
@@ -249,7 +249,7 @@ def _trouble(url: str) -> str | None:
 
 
 def contents(url: str) -> str:
-    """Return what a database that passed `check` holds, "" where it is empty yet."""
+    """Return what a database that passed `check` holds, "" if it is still empty."""
     if is_sqlite(url) and not sqlite.path_of(url).exists():
         return ""
     with _looking(url) as connection:
@@ -265,7 +265,7 @@ def contents(url: str) -> str:
 
 @contextmanager
 def _looking(url: str) -> Iterator[Connection]:
-    """Give a connection that keeps nothing behind it."""
+    """Yield a connection that leaves nothing open."""
     engine = sqlite.engine(url, read_only=True) if is_sqlite(url) else postgresql.engine(url)
     try:
         with engine.connect() as connection:
@@ -275,7 +275,7 @@ def _looking(url: str) -> Iterator[Connection]:
 
 
 def _lacking(connection: Connection) -> str:
-    """Return which tables, columns and views of this version are not there, "" where all are."""
+    """Return which tables, columns and views of this version are missing, "" if none is."""
     found, here = inspect(connection), connection.dialect.default_schema_name
     tables, views = {*found.get_table_names(here)}, {*found.get_view_names(here)}
     lacking = [f"the table {name}" for name in schema.metadata.tables if name not in tables]
@@ -290,9 +290,9 @@ def _lacking(connection: Connection) -> str:
 def _known_revision(connection: Connection) -> str | None:
     """Return the schema's revision, None for a database without one.
 
-    Raises StoreError for one of a later syncd, and where the tables are in another schema of search_path.
+    Raises StoreError for one of a later syncd, and if the tables are in another schema of search_path.
     """
-    here = connection.dialect.default_schema_name  # by name alone another syncd's tables would be found
+    here = connection.dialect.default_schema_name  # by name alone it could find another syncd's tables
     if not inspect(connection).has_table(VERSION_TABLE, here):
         if connection.dialect.name == "postgresql":
             postgresql.refuse_elsewhere(connection, VERSION_TABLE)
@@ -311,8 +311,8 @@ def take_your_time(connection: Connection) -> None:
 
 
 def upgrade(connection: Connection, revision: str) -> None:
-    """Bring the schema to a revision, inside the caller's transaction."""
-    # Alembic is heavy and needed once in the life of a version.
+    """Migrate the schema to a revision, inside the caller's transaction."""
+    # Alembic is heavy and needed once for each version.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415

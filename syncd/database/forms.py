@@ -1,6 +1,6 @@
-"""A table of a site's own, looked at: how its columns are typed, and what is wrong there. Nothing is changed.
+"""Inspects a site's own table: the types of its columns, and what is wrong. Changes nothing.
 
-The table is another program's: what may be in which column is looked at before anything is written.
+The table is another program's: the values that each column allows are checked before anything is written.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,18 +40,18 @@ from syncd.database.engine import VERSION_TABLE
 from syncd.text import alike
 
 LARGE = 10_000
-"""Rows from which on a key without an index is felt: each write reads the table through."""
+"""From this many rows on, a key without an index is slow: each write scans the table."""
 KNOWN = (String, Integer, Numeric, Float, Boolean, DateTime, Date, LargeBinary, JSON)
-"""What is said to be wrong in a column; others, as domains are, are tried."""
+"""Types that are checked for a column; others, such as domains, are just tried."""
 OURS = {*schema.metadata.tables, *schema.VIEWS, VERSION_TABLE}
-"""What a syncd's database holds, and nobody else writes."""
+"""The tables of syncd's own database, which nobody else writes."""
 NUMBER = (Integer, Numeric, Float)
 
 
 class Form(Struct, frozen=True):
-    """What was found of a site's table: how its columns are typed, what is wrong, and what only slow.
+    """What was found of a site's table: the types of its columns, what is wrong, and what is only slow.
 
-    `instants`: of a SQLite file, how each column of instants has one already, where it has.
+    `instants`: in a SQLite file, an existing value of each column of instants, if there is one.
     """
 
     settings: PublishConfig
@@ -63,12 +63,12 @@ class Form(Struct, frozen=True):
 
     @property
     def is_file(self) -> bool:
-        """Whether it is in a SQLite file, which holds in a column what was written there."""
+        """Whether it is in a SQLite file, whose columns hold values of any type."""
         return self.dialect == "sqlite"
 
     @property
     def is_mysql(self) -> bool:
-        """Whether it is in MySQL or MariaDB, to which texts are equal that are the same but for capitals."""
+        """Whether it is in MySQL or MariaDB, which compares texts case-insensitively."""
         return self.dialect in ("mysql", "mariadb")
 
     @property
@@ -84,14 +84,14 @@ class Form(Struct, frozen=True):
 
 
 def look(connection: Connection, settings: PublishConfig) -> Form:
-    """Return what is found of the table. Changes nothing."""
+    """Return the form of the table. Changes nothing."""
     schema_name, name = _names(settings)
     bare = Form(settings, connection.dialect.name, {}, [], [])
     if bare.is_mysql and (refusal := mysql.hidden(connection, bare.table)):
         return structs.replace(bare, problems=[refusal])
     found = inspect(connection)
     is_there = found.has_table(name, schema_name)
-    if is_there and bare.is_file:  # which finds it by other letters, and then not what is about it
+    if is_there and bare.is_file:  # it finds a table in other case, but then not its columns
         is_there = name in {*found.get_table_names(schema_name), *found.get_view_names(schema_name)}
     if not is_there:
         lacking = f'there is no table "{settings.table}"{_meant(name, found.get_table_names(schema_name))}'
@@ -121,7 +121,7 @@ def _names(settings: PublishConfig) -> tuple[str | None, str]:
 
 
 def _columns(settings: PublishConfig) -> list[str]:
-    """Return the columns of theirs that are named, each once."""
+    """Return the site's columns that are named, each once."""
     named = [*settings.match, *settings.set, settings.unless, settings.touch]
     return list(dict.fromkeys(name for name in named if name))
 
@@ -170,7 +170,7 @@ def _kind(ours: str) -> TypeEngine[Any]:
 
 
 def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
-    """Give back what this user may not do."""
+    """Yield what this user may not do."""
     if form.is_file:
         return
     written = [*form.settings.set, *filter(None, [form.settings.touch])]
@@ -178,7 +178,7 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
         yield from filter(None, [mysql.forbidden(connection, form.table, written)])
         return
     preparer = connection.dialect.identifier_preparer
-    quoted = preparer.format_table(form.table).replace("%%", "%")  # it is a value here, and no statement
+    quoted = preparer.format_table(form.table).replace("%%", "%")  # it is a value here, not a statement
     may = "SELECT current_user, has_column_privilege(:table, :column, :right)"
     for right, columns in (("SELECT", _columns(form.settings)), ("UPDATE", written)):
         for each in columns:
@@ -191,19 +191,19 @@ def _forbidden(connection: Connection, form: Form) -> Iterable[str]:
 
 
 def _instants(connection: Connection, form: Form) -> Iterable[tuple[str, object]]:
-    """Give back a value of each column of instants in a SQLite file, whose type says little of their form."""
+    """Yield a value of each column of instants in a SQLite file, whose type says little of their form."""
     settings = form.settings
     named = [theirs for theirs, ours in settings.set.items() if isinstance(_kind(ours), schema.Instant)]
     for name in [*named, *filter(None, [settings.touch])] if form.is_file else []:
         one = form.table.c[name]
         some = select(one).where(one.is_not(None)).limit(1)
-        found = connection.scalar(some.where(one != 0)) or connection.scalar(some)  # 0 tells no unit
+        found = connection.scalar(some.where(one != 0)) or connection.scalar(some)  # 0 shows no unit
         if found is not None:
             yield name, found
 
 
 def repeated(connection: Connection, form: Form) -> list[str]:
-    """Return what is to be said of keys that several rows hold, of the first three."""
+    """Return a message on keys that several rows have, for the first three."""
     key = form.table.c[form.key]
     query = select(as_said(form, key), func.count()).where(key.is_not(None))
     query = query.group_by(same(form, form.key, key)).having(func.count() > 1)
@@ -211,18 +211,18 @@ def repeated(connection: Connection, form: Form) -> list[str]:
 
 
 def same(form: Form, name: str, value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a value of a column so that only what is the same is equal to it."""
+    """Return a column's value in a form that compares exactly."""
     return mysql.exact(value) if form.is_mysql and isinstance(form.types[name], String) else value
 
 
 def as_said(form: Form, said: ColumnClause[Any]) -> ColumnElement[Any]:
-    """Return a column with its values as they were written: PostgreSQL's char(n) puts spaces behind them."""
+    """Return a column with its values as written: PostgreSQL's char(n) pads them with spaces."""
     is_padded = form.dialect == "postgresql" and isinstance(form.types[said.name], CHAR)
     return cast(said, Text()).label(said.name) if is_padded else said
 
 
 def several(form: Form, key: object, count: int) -> str:
-    """Return what is said of a key that several rows hold."""
+    """Return a message on a key that several rows have."""
     rows = f'{count} rows of "{form.settings.table}"'
     return f'{rows} hold the key "{key}" in "{form.key}", so that none of them is written'
 

@@ -1,4 +1,4 @@
-"""A lock that dies with its process: the way in which a second syncd finds out that it is one too many."""
+"""A lock that ends with its process, by which a second syncd finds that another one runs."""
 
 import errno
 import fcntl
@@ -11,17 +11,17 @@ from pathlib import Path
 from syncd.errors import AlreadyRunning
 
 ATTEMPTS = 10
-"""So often the file may be replaced between opening and locking it: once is chance, ten times is no lock."""
+"""How often the file may be replaced between opening and locking: once is chance, ten times is no lock."""
 NUMBER = re.compile(rb"[0-9]{0,20}\n?")
-"""What a lock's file holds: the process id of its latest holder, or nothing yet."""
+"""The content of a lock file: the process id of its latest holder, or nothing yet."""
 
 
 class FileLock:
-    """An exclusive flock on a file of its own, which stays: removing it would let two holders in.
+    """An exclusive flock on a file of its own, which is kept: removing it would allow two holders.
 
-    Whoever may write into the folder may put something else there: a link is not followed, and a file that
-    is somebody else's, has another name too, or holds more than a process id, is left as it is. `what` it
-    guards is named in the refusal.
+    Others who may write to the folder may put something else there: a link is not followed, and a file that
+    belongs to somebody else, has another name too, or holds more than a process id, is left unchanged. The
+    refusal names `what` is locked.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -36,7 +36,7 @@ class FileLock:
             try:
                 self._take(fd)
                 is_there = _is_at(fd, self._path)
-            except BaseException:  # of a full disk, say: left open, the next attempt would meet its own lock
+            except BaseException:  # a full disk, say: if left open, the next attempt would meet its own lock
                 os.close(fd)
                 raise
             if is_there:
@@ -58,35 +58,35 @@ class FileLock:
             raise AlreadyRunning(f"another syncd (process {holder}) holds {self._what}") from None
         if found.st_uid == 0:
             give_to_folder(fd, self._path.parent)
-        os.fchmod(fd, 0o600)  # which a umask may have kept from being so
+        os.fchmod(fd, 0o600)  # a umask may have restricted it more
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
     @property
     def is_held(self) -> bool:
-        """Whether the lock is held, by the file that whoever comes next would find."""
+        """Whether the lock is held, on the file that the next process would find."""
         return self._fd is not None and _is_at(self._fd, self._path)
 
     def release(self) -> None:
-        """Let it go; does nothing where it is not held."""
+        """Release it; does nothing if it is not held."""
         if self._fd is not None:
             fd, self._fd = self._fd, None  # a thread that gives up on a stop may come here too
             os.close(fd)
 
 
 def give_to_folder(fd: int, folder: Path) -> None:
-    """Have a file that root opened belong to the owner of its folder: the daemon may be another user.
+    """Give a file that root opened to the owner of its folder: the daemon may be another user.
 
-    So does SQLite with the files that it makes beside a database.
+    SQLite does the same with the files that it creates beside a database.
     """
     owner = folder.stat()
     if os.geteuid() == 0 != owner.st_uid:
-        with suppress(OSError):  # where root may not do so, it is as it was
+        with suppress(OSError):  # if root may not do so, the owner stays
             os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def identity(path: Path, *, follow_links: bool = True) -> tuple[int, int] | None:
-    """Return which file is at a path, None where none can be found."""
+    """Return the identity of the file at a path, None if none can be found."""
     try:
         found = path.stat(follow_symlinks=follow_links)
     except OSError:
@@ -95,7 +95,7 @@ def identity(path: Path, *, follow_links: bool = True) -> tuple[int, int] | None
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Tell whether a path still leads to the file that is open."""
+    """Return whether a path still leads to the open file."""
     try:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except OSError:

@@ -1,6 +1,6 @@
-"""MySQL and MariaDB, for tables of a site's own alone: syncd's own database is never there.
+"""MySQL and MariaDB, only for a site's own tables: syncd's own database is never there.
 
-PyMySQL is imported where a URL needs it, and not before: it is optional.
+PyMySQL is imported only if a URL needs it: it is optional.
 """
 
 import sys
@@ -14,26 +14,26 @@ from syncd.errors import ConfigError, StoreError
 
 INSTALL = f"{sys.executable} -m pip install 'PyMySQL[rsa]'; the Debian package brings it"
 CONNECT_S, ANSWER_S = 5, 60
-"""How long a server may take to let us in, and to answer a statement: as PostgreSQL has it."""
+"""How long a server may take to connect, and to answer a statement: as with PostgreSQL."""
 SESSION = (
     # Instants are written and compared in UTC, whatever the server's zone.
     "SET SESSION time_zone = '+00:00', "
-    # A value that does not fit is refused, and not cut; quotes and backslashes mean what PyMySQL expects.
+    # A value that does not fit is refused, not truncated; quotes and backslashes mean what PyMySQL expects.
     "sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
     "innodb_lock_wait_timeout = {wait_s}, lock_wait_timeout = {wait_s}"
 )
 LOCKED = {1205, 1213, 1305}
-"""A lock was waited for; a deadlock, which ends the transaction; its savepoint, which is gone with that."""
+"""A lock time-out; a deadlock, which ends the transaction; a missing savepoint, which ended with that."""
 FORBIDDEN = {1142, 1143}
 """The user has no right to the table, or to a column."""
 UNKNOWN = {1049, 1146}
 """There is no such database, or table."""
 REFUSED = {1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}
-"""A value that is out of range, of another kind or too long, or that a trigger or constraint refuses."""
+"""A value is out of range, of another type or too long, or a trigger or constraint refuses it."""
 
 
 def engine(url: str, *, wait_s: int) -> Engine:
-    """Return an engine for a database there, with nothing connected yet. ConfigError without PyMySQL."""
+    """Return an engine for such a database, not connected yet. Raises ConfigError without PyMySQL."""
     made = make_url(url)
     address = made.set(drivername="mysql+pymysql", query={**made.query, "charset": "utf8mb4"})
     times = {"connect_timeout": CONNECT_S, "read_timeout": ANSWER_S, "write_timeout": ANSWER_S}
@@ -56,26 +56,26 @@ def is_meant(url: str) -> bool:
 
 
 def code(error: BaseException) -> int:
-    """Return the number of an error of the server's, 0 where it has none."""
+    """Return the number of a server's error, 0 if it has none."""
     arguments = getattr(getattr(error, "orig", None), "args", ())
     return arguments[0] if arguments and isinstance(arguments[0], int) else 0
 
 
 def exact(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a text so that another one is equal only where it is the same: not also in capitals, say."""
+    """Return a text in a form that compares exactly: for example, case matters."""
     from sqlalchemy.dialects import mysql  # noqa: PLC0415 - heavy, and mostly not needed
 
     return cast(cast(value, mysql.CHAR(charset="utf8mb4")), mysql.BINARY)
 
 
 def hidden(connection: Connection, table: TableClause) -> str | None:
-    """Return what is to be said of a table at which this user may not even look, None where he may."""
+    """Return a message if this user may not even see a table, or None."""
     name = connection.dialect.identifier_preparer.format_table(table)
     return _refusal(connection, "SELECT", name, f"SHOW CREATE TABLE {name}")
 
 
 def forbidden(connection: Connection, table: TableClause, written: list[str]) -> str | None:
-    """Return what this user may not do with a table, None where all is allowed. Changes nothing."""
+    """Return what this user may not do with a table, None if all is allowed. Changes nothing."""
     preparer = connection.dialect.identifier_preparer
     name, quote = preparer.format_table(table), preparer.quote_identifier
     columns = ", ".join(quote(column.name) for column in table.columns)
@@ -89,13 +89,13 @@ def forbidden(connection: Connection, table: TableClause, written: list[str]) ->
 
 
 def _refusal(connection: Connection, right: str, name: str, attempt: str) -> str | None:
-    """Return the sentence on a right that an attempt lacks, with the statement that gives it."""
+    """Return the message on a missing right, with the statement that grants it."""
     try:
         connection.exec_driver_sql(attempt)
     except DBAPIError as error:
         if code(error) not in FORBIDDEN | UNKNOWN:
             raise
-        if code(error) in UNKNOWN:  # found by whoever looks further
+        if code(error) in UNKNOWN:  # a later check reports it
             return None
     else:
         return None
@@ -104,7 +104,7 @@ def _refusal(connection: Connection, right: str, name: str, attempt: str) -> str
 
 
 def told(error: Exception) -> StoreError | None:
-    """Return what to say of an error that is PyMySQL's own, None where it is another one's."""
+    """Return the message for PyMySQL's own error, None for any other."""
     if isinstance(error, RuntimeError) and "cryptography" in str(error):
         return StoreError(
             f"this server's way to ask for a password needs the package cryptography: {INSTALL}"

@@ -1,8 +1,8 @@
 """PostgreSQL's side of the database: one connection that writes and holds the lock, a few that read.
 
-What a session is told as it begins may be refused or ignored on the way, by a pooler say, and roles and
-databases have settings of their own. So what syncd needs is set by statements, and looked at afterwards.
-psycopg is imported where a URL needs it, and not before: it is optional, and heavy.
+A pooler may refuse or ignore a session's start parameters, and roles and databases have their own settings.
+So syncd sets what it needs by statements, and checks it afterwards.
+psycopg is imported only if a URL needs it: it is optional, and heavy.
 """
 
 import os
@@ -29,16 +29,16 @@ CONNECTION = {
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
-"""What libpq is told, where the URL says nothing else: a server that is gone is noticed within a minute."""
+"""libpq's parameters, unless the URL sets others: a lost server is noticed within a minute."""
 SESSION = {
     "statement_timeout": "60s",
     "client_min_messages": "warning",
-    # The server too notices within a minute that a syncd is gone, and lets its lock go.
+    # The server too notices within a minute that a syncd is gone, and releases its lock.
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-"""What a session is set to, where `options` in the URL say nothing else."""
+"""Settings of a session, unless `options` in the URL set others."""
 NEEDED = {
     "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "client_encoding": "UTF8",
@@ -47,11 +47,11 @@ NEEDED = {
     "extra_float_digits": "3",  # every digit, also before PostgreSQL 12
     "standard_conforming_strings": "on",
 }
-"""What a session is set to, whatever the URL says: what is written and read would else be another value."""
+"""Settings of a session, whatever the URL says: otherwise other values would be written and read."""
 READING = {"default_transaction_read_only": "on", "default_transaction_isolation": "repeatable read"}
 WRITING = {"default_transaction_isolation": "read committed"}
 UNUSABLE = re.compile("25006|57P0.|08...")
-"""Errors by which a connection is no good any more: the server has become read-only, or ends it."""
+"""Errors after which a connection is unusable: the server has become read-only, or ends it."""
 POOLED = (
     "a pooler in transaction mode is in between: each transaction would get another session, without syncd's"
     " settings and its lock; set pool_mode = session for this database, or connect to the server itself"
@@ -72,36 +72,35 @@ LOCK_NOT_AVAILABLE = "55P03"
 NOTICE_CLIENT_GONE = """
 SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'
 """
-"""Without it the server would finish a long statement, and hold the lock, for a syncd that is gone. Before
-PostgreSQL 14 there is no such setting."""
+"""Otherwise the server would finish a long statement, and keep the lock, for a syncd that is gone. PostgreSQL
+before 14 has no such setting."""
 
 
 class Postgresql:
     """A database on a server.
 
-    Whatever is written goes through the one connection that holds the lock. So a transaction of a syncd that
-    lost the lock cannot be committed: the server ended its connection. The pool connects anew where that
-    happened, which takes the lock again.
+    All writes go through the one connection that holds the lock. So a syncd that lost the lock cannot commit:
+    the server ended its connection. The pool then reconnects, which takes the lock again.
     """
 
     def __init__(self, url: str, name: str) -> None:
-        """Prepare both pools; nothing is connected yet. ConfigError where psycopg is missing.
+        """Prepare both pools, without connecting. Raises ConfigError if psycopg is missing.
 
-        `name` is the URL as it may be shown.
+        `name` is the URL in the form that may be shown.
         """
         self.name = f"the database {name}"
         self._schema: str | None = None
-        # One transaction writes at a time. Of what reads, a run takes one, status and syncctl two; two
-        # more for a moment. A connection costs the server some MiB and there are a hundred by default.
+        # One transaction writes at a time. For reads, a run takes one connection, status and syncctl two;
+        # two more are for peaks. Each costs the server some MiB, and by default it allows a hundred.
         self.writer = _engine(
             url, WRITING, self._hold, writes=True, pool_size=1, max_overflow=0, pool_timeout=LOCK_TIMEOUT_S
         )
         self.reader = _engine(url, READING, self._agree, pool_size=3, max_overflow=2, pool_timeout=5)
-        # Where the one that writes was no good any more, the server may be another one now.
+        # If the writing connection became unusable, the server may be another one now.
         event.listen(self.writer, "invalidate", lambda *_: self.reader.dispose())
 
     def _agree(self, _dialect: Dialect, connection: Any) -> None:
-        """Refuse a session in another schema than the first one's: a role's search_path may be changed."""
+        """Refuse a session in another schema than the first one: a role's search_path may change."""
         (schema,) = connection.execute("SELECT current_schema()").fetchone()
         connection.commit()
         self._schema = self._schema or schema
@@ -133,34 +132,34 @@ class Postgresql:
         connection.commit()
 
     def opened(self) -> None:
-        """Do nothing: a server's database is no file."""
+        """Do nothing: a server's database is not a file."""
 
     def displacement(self) -> None:
         """Return None: a connection ends with its database."""
 
     def checkpoint(self) -> bool:
-        """Leave it to the server, whose vacuum overwrites what was erased."""
+        """Do nothing: the server's vacuum overwrites what was erased."""
         return True
 
     def close(self) -> None:
-        """Close every connection, and with the one that writes the lock is let go."""
+        """Close every connection; closing the writing one releases the lock."""
         self.reader.dispose()
         self.writer.dispose()
 
 
 def engine(url: str, *, lock_timeout_s: int | None = None) -> Engine:
-    """Return an engine that keeps no connection, and refuses where syncd could not write.
+    """Return an engine that keeps no connection, and refuses a database that syncd could not write.
 
-    It writes where it is said how long it is to wait for a lock, and only reads otherwise.
+    It writes if a time to wait for a lock is given, and otherwise only reads.
     """
     session = READING if lock_timeout_s is None else WRITING | {"lock_timeout": f"{lock_timeout_s}s"}
     return _engine(url, session, writes=True, poolclass=NullPool)
 
 
 def advice(told: str) -> str:
-    """Return what to do where a server refuses the role, "" where it said something else.
+    """Return what to do if a server refuses the role, "" for any other error.
 
-    By its socket it usually lets in the role that is named as who asks ("peer" in PostgreSQL's manual).
+    On its socket it usually accepts only the role named like the user ("peer" in PostgreSQL's manual).
     """
     if not re.search(r'Peer authentication failed|role "[^"]*" does not exist', told):
         return ""
@@ -168,7 +167,7 @@ def advice(told: str) -> str:
         return "; this was asked as root: the service asks as its own user, and may be let in"
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a user whom only the kernel knows
+    except KeyError:  # a user without a name
         return ""
     return (
         f'; by its socket it lets in the role that is named as this user: `createuser {user}` makes "{user}"'
@@ -196,7 +195,7 @@ def obstacle(connection: Connection, revision: str | None) -> str | None:
 
 
 def refuse_elsewhere(connection: Connection, table: str) -> None:
-    """Raise StoreError where a table that is not in the first schema of search_path is in a later one."""
+    """Raise StoreError if a table is not in the first schema of search_path but in a later one."""
     elsewhere, here = connection.execute(
         text(
             "SELECT (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass(:table)),"
@@ -219,7 +218,7 @@ def _engine(
     writes: bool = False,
     **pool: Any,
 ) -> Engine:
-    """Return an engine whose sessions are set and looked at before they are used; `prepare` comes last."""
+    """Return an engine whose sessions are set and checked before use; `prepare` comes last."""
     address, asked = _taken_apart(make_url(url))
     try:
         made = create_engine(
@@ -230,7 +229,7 @@ def _engine(
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
-        """Return a connection with its settings made and proved; see `_prove` for what is refused."""
+        """Return a connection with its settings made and checked; see `_prove` for what is refused."""
         connection = dialect.connect(*args, **parameters)
         try:
             if writes:
@@ -254,9 +253,9 @@ def _engine(
 
 
 def _taken_apart(url: URL) -> tuple[URL, dict[str, str]]:
-    """Return the URL with what libpq is told, and the settings among its `options`, which statements set.
+    """Return the URL with libpq's parameters, and the settings among its `options`, which statements set.
 
-    A pooler would refuse or ignore them there. Whatever else stands among them is left in the URL.
+    A pooler would refuse or ignore them there. Other options stay in the URL.
     """
     asked: dict[str, str] = {}
     rest: list[str] = []
@@ -268,15 +267,15 @@ def _taken_apart(url: URL) -> tuple[URL, dict[str, str]]:
             asked[name.replace("-", "_").lower()] = re.sub(r"\\(.)", r"\1", value)
         else:
             rest.append(word)
-    # Empty, and not left out: libpq would take $PGOPTIONS.
+    # Empty, not left out: libpq would use $PGOPTIONS.
     query = {**CONNECTION, **url.query, "options": " ".join(rest)}
     return url.set(drivername="postgresql+psycopg", query=query), asked
 
 
 def _refuse_pooler(connection: Any, connect: Callable[[], Any]) -> None:
-    """Raise StoreError where transactions of one connection get sessions of many.
+    """Raise StoreError if the transactions of one connection run in several sessions.
 
-    A pooler has a process id of its own to tell. In session mode two connections have two sessions; in
+    A pooler reports a process id of its own. In session mode two connections have two sessions; in
     transaction mode the second gets the first one's, or takes it away.
     """
     session = _process_id(connection)
@@ -285,7 +284,7 @@ def _refuse_pooler(connection: Any, connect: Callable[[], Any]) -> None:
         return
     other = connect()
     try:
-        # Its transaction stays open, and with it the session its own.
+        # Its transaction stays open, so it keeps its session.
         is_shared = _process_id(other) == session
         if is_shared or _process_id(connection) != session:
             raise StoreError(POOLED)
@@ -300,7 +299,7 @@ def _process_id(connection: Any) -> int:
 
 
 def _set(connection: Any, settings: Mapping[str, str]) -> None:
-    """Set a session; raise StoreError where it is not so in the next transaction."""
+    """Set a session; raise StoreError if the settings are not there in the next transaction."""
     words = [word for setting in settings.items() for word in setting]
     made = ", ".join(["set_config(%s, %s, false)"] * len(settings))
     wanted = connection.execute(f"SELECT {made}", words).fetchone()
@@ -314,7 +313,7 @@ def _set(connection: Any, settings: Mapping[str, str]) -> None:
 
 
 def _prove(connection: Any, search_path: str | None, quote: Callable[[str], str], *, writes: bool) -> None:
-    """Raise StoreError where the session is none that syncd can use."""
+    """Raise StoreError if syncd cannot use the session."""
     is_standby, read_only, user, schema = connection.execute(
         "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only'), current_user,"
         " current_schema()"

@@ -1,4 +1,4 @@
-"""The mirrored tables: what they hold, and the one way in which rows get into them."""
+"""The mirrored tables: what they hold, and the one way to write rows into them."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ SHOWN = (
 )
 """The columns of an event that the control API shows."""
 PUBLIC = tuple(name for name in SHOWN if name != "availability_at")
-"""Those of them that move with news alone."""
+"""Those of them that change only with news."""
 OFFERED = (
     *("id", "event_id", "position", "name", "full_name", "price", "is_full"),
     *("visibility", "is_place", "sale_starts_at", "sale_ends_at"),
@@ -46,20 +46,20 @@ OF_EVENT = {
     )
     for name, table in schema.PLANNED.items()
 }
-"""The rows of one event: its record's columns, the key's, and since when it is vanished."""
+"""The rows of one event: the record's columns, the key's, and when it was marked vanished."""
 
 
 Follow = Callable[[Connection, "Writing", Sequence[Change]], None]
 
 
 def follow_nothing(_connection: Connection, _writing: "Writing", _changes: Sequence[Change]) -> None:
-    """Let nothing follow."""
+    """Do nothing."""
 
 
 class Writing(Struct, frozen=True):
-    """On whose account rows are written, when, and what follows from them in the same transaction.
+    """For which run rows are written, when, and what follows from them in the same transaction.
 
-    `counts`: the rows by what becomes of them where the transaction is committed.
+    `counts`: the number of rows by kind of change, valid if the transaction is committed.
     """
 
     run_id: int
@@ -69,14 +69,14 @@ class Writing(Struct, frozen=True):
 
 
 NEARLY_FULL = 10
-"""A tenth of the places: whoever looks may still do something about it."""
+"""A tenth of the places: it is not too late to act."""
 
 
 class Figures(Struct, frozen=True):
-    """Of live events: how many there are, how many are full, and of how many figures were read.
+    """Of live events: how many there are, how many are full, and how many have figures.
 
-    `oldest_at` is when the oldest of those were read, None where none were. `nearly_full`: of how many a
-    tenth of the places or less is left.
+    `oldest_at` is when the oldest figures were read, None if none were. `nearly_full`: how many have a tenth
+    of their places or less left.
     """
 
     events: int
@@ -118,7 +118,7 @@ def present_events(connection: Connection) -> dict[str, datetime | None]:
 
 
 def expected_events(connection: Connection, now: datetime) -> set[str]:
-    """Return the events that the list should hold: one that is over may leave it without being gone."""
+    """Return the events that the list should hold: one that is over may leave it without having vanished."""
     return {*connection.scalars(select(schema.events.c.id).where(schema.live(now)))}
 
 
@@ -130,7 +130,7 @@ def events_with_sessions(connection: Connection) -> set[str]:
 
 
 def ids_of(connection: Connection, ext_ids: Iterable[str]) -> dict[str | None, str]:
-    """Return the ids of the events with these `ext_id`s, as far as there are any."""
+    """Return the ids of the events with these `ext_id`s, as far as they exist."""
     events = schema.events.c
     query = select(events.ext_id, events.id).where(events.ext_id.in_([*ext_ids]))
     return {row[0]: row[1] for row in connection.execute(query).all()}
@@ -144,7 +144,7 @@ def ext_ids(connection: Connection, ids: Iterable[str]) -> dict[str, str | None]
 
 
 def stored(connection: Connection, table: str, ids: Iterable[str]) -> dict[str, Stored]:
-    """Return the rows of these ids, as far as there are any, in a table whose key is `id`."""
+    """Return the rows of these ids, as far as they exist, in a table whose key is `id`."""
     columns = schema.MIRRORED[table].c
     query = select(*HELD[table], columns.vanished_at).where(bulk.is_among(connection, columns.id, ids))
     return {row[0]: Stored(tuple(row[:-1]), row[-1]) for row in connection.execute(query).all()}
@@ -153,9 +153,9 @@ def stored(connection: Connection, table: str, ids: Iterable[str]) -> dict[str, 
 def of_event(
     connection: Connection, event_id: str, read: Mapping[str, Iterable[str]] | None = None
 ) -> EventRows:
-    """Return all that the mirror holds of one event but its attendees.
+    """Return all that the mirror holds of one event except its attendees.
 
-    With those rows, by table, that were `read` of it but stand under another event, or do no longer.
+    Includes those rows, by table, that were `read` for it but are or were stored under another event.
     """
     lacking = absences.of_event(connection, event_id)
     sizes = {name: absences.size_in(connection, name, event_id) for name, absent in lacking.items() if absent}
@@ -199,7 +199,7 @@ def turned(connection: Connection, now: datetime) -> set[str]:
 
 
 def figures(connection: Connection, live_since: datetime, but: Iterable[str] = ()) -> Figures:
-    """Return what is known of the figures of live events; those in `but` are left aside."""
+    """Return what is known of the figures of live events, except those in `but`."""
     events = schema.events.c
     read_at, left = events.availability_at, events.places_left
     query = select(
@@ -213,7 +213,7 @@ def figures(connection: Connection, live_since: datetime, but: Iterable[str] = (
 
 
 def never_read(connection: Connection, failures: int, since: datetime) -> int:
-    """Return how many events were tried so often in a row, or oftener and lately, and never read."""
+    """Return how many events were tried recently, failed this often or more in a row, and were never read."""
     events, reads = schema.events.c, schema.reads.c
     known = select(events.id).where(events.availability_at.is_not(None))
     tried = (reads.failures >= failures, reads.tried_at >= since, reads.event_id.not_in(known))
@@ -221,7 +221,7 @@ def never_read(connection: Connection, failures: int, since: datetime) -> int:
 
 
 def places(connection: Connection, live_since: datetime, at_most: int) -> list[Places]:
-    """Return the places of each live event; none where there are more events than `at_most`."""
+    """Return the places of each live event; none if there are more events than `at_most`."""
     columns = [schema.events.c[name] for name in Places.__struct_fields__]
     query = select(*columns).where(schema.live(live_since)).order_by(schema.events.c.id).limit(at_most + 1)
     found = [Places(*row) for row in connection.execute(query).all()]
@@ -229,7 +229,7 @@ def places(connection: Connection, live_since: datetime, at_most: int) -> list[P
 
 
 def shown_events(connection: Connection, live_since: datetime | None, now: datetime) -> list[Json]:
-    """Return the events as the control API shows them, by start; all where `live_since` is None."""
+    """Return the events as the control API shows them, by start; all if `live_since` is None."""
     return _shown(connection, now, *([] if live_since is None else [schema.live(live_since)]))
 
 
@@ -291,7 +291,7 @@ def write_plan(connection: Connection, writing: Writing, plan: EventPlan) -> Non
 
 
 def write(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
-    """Write rows, their lines in the log of changes, and what follows from them: the one way in."""
+    """Write rows, their lines in the log of changes, and what follows: the only way to write them."""
     _write_rows(connection, writing, some)
     _tell(connection, writing, some)
 
@@ -315,7 +315,7 @@ def _write_rows(connection: Connection, writing: Writing, some: Sequence[Change]
 
 
 def _tell(connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
-    """Log and count what was written, and let follow what follows."""
+    """Log and count what was written, and call `follow`."""
     if some:
         writing.counts.add(count(some))
         changes.log(connection, writing.run_id, writing.at, some)
@@ -323,7 +323,7 @@ def _tell(connection: Connection, writing: Writing, some: Sequence[Change]) -> N
 
 
 def _ends_absence(change: Change) -> bool:
-    """Whether the row may still be on record as absent: it vanished, or it was found under another event."""
+    """Whether the row may still be recorded as absent: it vanished, or was found under another event."""
     return change.kind == "vanished" or (change.kind == "updated" and "event_id" in change.diff)
 
 
@@ -343,15 +343,15 @@ def set_read_at(connection: Connection, read_at: Mapping[str, datetime], now: da
         events = schema.events
         at = bindparam("at", type_=schema.Instant)
         held = events.c.availability_at
-        # A run whose end comes to record late must not set back what a later one read; an instant that is
-        # yet to come was read off a clock that was wrong.
+        # A run whose end is recorded late must not set back what a later one read; an instant in the future
+        # came from a wrong clock.
         older = or_(held.is_(None), held < at, held > now)
         statement = events.update().where(events.c.id == bindparam("event"), older).values(availability_at=at)
         connection.execute(statement, [{"event": event_id, "at": at} for event_id, at in read_at.items()])
 
 
 def _all(connection: Connection, query: Select[Any]) -> Sequence[RowMapping]:
-    """Return every row. Read to its end: a cursor left open keeps the connection's next user from writing."""
+    """Return every row, reading to the end: an open cursor keeps the connection's next user from writing."""
     return connection.execute(query).mappings().all()
 
 

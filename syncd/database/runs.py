@@ -1,4 +1,4 @@
-"""The runs on record: put there as they begin, brought up to date as they end; what they say of the past."""
+"""The recorded runs: inserted when they begin, updated when they end; and what they say of the past."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,12 +11,12 @@ from syncd.database import schema
 from syncd.model import Counts, Outcome, Run, RunError
 
 LATEST = 8
-"""So many latest outcomes a status shows: two hours of them at the usual interval."""
+"""How many latest outcomes a status shows: two hours of them at the usual interval."""
 COUNTS = Counts.__struct_fields__
 
 
 class History(Struct, frozen=True):
-    """What the runs on record say: what status and the schedule start from."""
+    """What the recorded runs say: status and the schedule start from it."""
 
     run_count: int = 0
     last_run: Run | None = None
@@ -29,13 +29,13 @@ class History(Struct, frozen=True):
 
 
 def put(connection: Connection, run: Run) -> int:
-    """Put a run on record as it stands now; return its id, which the database gives to a new one."""
+    """Record the present state of a run; return its id, which the database gives to a new one."""
     values = _values(run)
     runs = schema.runs
     if run.id > 0:
         connection.execute(runs.update().where(runs.c.id == run.id).values(values))
         return run.id
-    if connection.dialect.name == "sqlite":  # from the ids below 0 that 0.3 gave it would count on there
+    if connection.dialect.name == "sqlite":  # otherwise it would continue from 0.3's negative ids
         values["id"] = (
             select(func.coalesce(func.max(runs.c.id), 0) + 1).where(runs.c.id > 0).scalar_subquery()
         )
@@ -57,9 +57,9 @@ def has_ended(connection: Connection, run_id: int) -> bool:
 
 
 def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
-    """Close what an earlier process left unfinished: failed where it was running, else cancelled.
+    """Close the runs that an earlier process left unfinished: as failed if running, else as cancelled.
 
-    Return those that failed by that.
+    Return the failed ones.
     """
     interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
     errors = {"errors": [msgspec.to_builtins(interrupted)], "errors_total": 1}
@@ -79,7 +79,7 @@ def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
 
 
 def _changes_by(connection: Connection, run_id: int) -> dict[str, int]:
-    """Return the rows that the last run changed, by what became of them; only its part of the log is read."""
+    """Return how many rows the last run changed, by kind; reads only its part of the log."""
     columns = schema.changes.c
     before = select(columns.seq).where(columns.run_id != run_id).order_by(columns.seq.desc()).limit(1)
     query = select(columns.kind, func.count()).where(
@@ -90,9 +90,9 @@ def _changes_by(connection: Connection, run_id: int) -> dict[str, int]:
 
 
 def outcome_before(connection: Connection, run: Run) -> Outcome | None:
-    """Return how the latest run of the whole account ended that was not cancelled, this one left aside.
+    """Return the outcome of the latest other run of the whole account that was not cancelled.
 
-    By their ids: to a run of a clock that was ahead all others would be earlier, for years.
+    The latest by id: a run of a clock that was ahead would be the latest by time for years.
     """
     runs = schema.runs.c
     ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled", runs.id != run.id)
@@ -103,7 +103,7 @@ def outcome_before(connection: Connection, run: Run) -> Outcome | None:
 
 
 def find(connection: Connection, run_id: int) -> Run | None:
-    """Return one run on record."""
+    """Return one recorded run."""
     return _first(connection, select(schema.runs).where(schema.runs.c.id == run_id))
 
 
@@ -119,7 +119,7 @@ def latest(connection: Connection, limit: int, before: int | None) -> list[Run]:
 def history(connection: Connection, at: datetime) -> History:
     """Return what the record says up to `at`."""
     runs = schema.runs.c
-    past = runs.finished_at <= at  # or a clock that was ahead would be the latest for years
+    past = runs.finished_at <= at  # or a run of a clock that was ahead would be the latest for years
     done = select(schema.runs).where(runs.state == "done", runs.started_at.is_not(None), past)
     whole = (runs.whole, runs.outcome != "cancelled", past)
     good = runs.outcome.in_(("ok", "partial"))

@@ -1,8 +1,8 @@
 """The tables, as SQLAlchemy Core. The migrations in `migrations/` create them.
 
 The mirrored tables, whose columns are the fields of their records, and `syncd_runs`, `syncd_changes`,
-`syncd_deliveries`, `syncd_cursors` are public: other programs read them, and the views, which stand in the
-migrations alone.
+`syncd_deliveries`, `syncd_cursors` are public: other programs read them, and the views, which only the
+migrations define.
 `syncd_absences`, `syncd_reads`, `syncd_requests` and `syncd_state` are private.
 """
 
@@ -61,11 +61,11 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def bind_processor(self, dialect: Dialect) -> Any:
-        """Return what writes an instant; as text to either database, which takes far less time."""
+        """Return the processor that writes an instant, as text on both databases: that is far faster."""
         return _sqlite_instant if dialect.name == "sqlite" else _instant
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Make it aware, as SQLite's type forgets the zone; convert PostgreSQL's, of whatever zone."""
+        """Make it aware, because SQLite's type drops the zone; convert PostgreSQL's, in any zone, to UTC."""
         if value is None or value.tzinfo is UTC:
             return value
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -82,7 +82,7 @@ def _sqlite_instant(value: datetime | None) -> str | None:
 
 
 def _in_utc(value: datetime) -> datetime:
-    """Refuse a naive instant: nobody could tell what it means."""
+    """Refuse a naive instant: its meaning is unknown."""
     if value.tzinfo is None:
         raise ValueError(f"naive instant {value!r}")
     return value.astimezone(UTC)
@@ -98,8 +98,8 @@ def _text(value: datetime) -> str:
 class Money(TypeDecorator[Decimal]):
     """Decimal in Python; on SQLite a column of numeric affinity, so that SUM works, written and read as text.
 
-    SQLite may keep 12.50 as the real 12.5: its shortest text gives the same Decimal value back. PostgreSQL
-    gives 12.5000; both are read as 12.5, so that a change reads the same.
+    SQLite may store 12.50 as the real 12.5: its shortest text gives the same Decimal. PostgreSQL returns
+    12.5000; both are read as 12.5, so that a change looks the same.
     """
 
     impl = Numeric
@@ -112,7 +112,7 @@ class Money(TypeDecorator[Decimal]):
         return dialect.type_descriptor(Numeric(12, 4))
 
     def bind_processor(self, _dialect: Dialect) -> Any:
-        """Return what writes an amount: text, of which either database makes the number."""
+        """Return the processor that writes an amount, as text, which both databases convert."""
         return _money_text
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
@@ -133,7 +133,7 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
-        """Import PostgreSQL's types for PostgreSQL alone."""
+        """Import PostgreSQL's types only for PostgreSQL."""
         if dialect.name == "postgresql":
             from sqlalchemy.dialects.postgresql import JSONB  # noqa: PLC0415
 
@@ -141,18 +141,18 @@ class Json(TypeDecorator[Any]):
         return dialect.type_descriptor(_JSON(none_as_null=True))
 
     def bind_processor(self, _dialect: Dialect) -> Any:
-        """Return what writes JSON: text for either database."""
+        """Return the processor that writes JSON, as text on both databases."""
         return _json_text
 
 
 def _json_text(value: object) -> str | None:
-    """Return JSON without escapes and blanks."""
+    """Return JSON without escapes and spaces."""
     return None if value is None else msgspec.json.encode(value).decode()
 
 
 JSON = Json()
 WIDE = BigInteger().with_variant(Integer, "sqlite")
-"""A number that counts on for ever, or that others give; SQLite's INTEGER is as wide as it must be."""
+"""A number that grows for ever, or that others set; SQLite's INTEGER is as wide as needed."""
 metadata = MetaData()
 
 
@@ -238,7 +238,7 @@ changes = Table(
     Column("event_id", Text, nullable=False, index=True),
     Column("kind", Text, nullable=False),
     Column("diff", JSON, nullable=False),
-    sqlite_autoincrement=True,  # a reader's place in the feed stays good: numbers are never given out twice
+    sqlite_autoincrement=True,  # a reader's position stays valid: numbers are never reused
 )
 
 deliveries = Table(
@@ -259,12 +259,12 @@ deliveries = Table(
     Column("delivered_at", Instant),
     Column("status", Integer),
     Column("error", Text),
-    sqlite_autoincrement=True,  # their order: a number is never given out twice
+    sqlite_autoincrement=True,  # their order: a number is never reused
 )
-"""What is to be told to an endpoint, and what came of it. `state` is `pending`, `delivered` or `parked`;
-`event_id` '' is for what concerns no event, or the list of them; `body` is sent as it stands here."""
+"""The deliveries to endpoints, and their results. `state` is `pending`, `delivered` or `parked`;
+`event_id` is '' for what concerns no event, or the list of them; `body` is sent unchanged."""
 PENDING = deliveries.c.state == "pending"
-# The migration has it of these alone; `postgresql_where` here would load that dialect at every start.
+# The migration restricts it to these; `postgresql_where` here would load that dialect at every start.
 Index("ix_syncd_deliveries_pending", deliveries.c.endpoint, deliveries.c.event_id, deliveries.c.seq)
 Index("ix_syncd_deliveries_state", deliveries.c.state, deliveries.c.seq)
 """Those that wait or are parked are few; all others are history."""
@@ -289,7 +289,7 @@ absences = Table(
     Column("waits_for", Text),
 )
 """Rows that complete reads lacked and that have not vanished: since when, in how many reads in a row, in
-which run last; and what the latest ruling over a doubt waits for."""
+which run last; and what a doubt waits for by the latest ruling."""
 
 reads = Table(
     "syncd_reads",
@@ -301,9 +301,9 @@ reads = Table(
     Column("tried_at", Instant),
     Column("failures", Integer, nullable=False, server_default="0"),
 )
-"""Per event: since when something is known to have happened to it that was not read yet; when the latest read
-of its own attendees began, and the latest that asked for all of them; when it was tried last without a good
-end, and how often in a row it failed."""
+"""For each event: since when a change is known that was not read yet; when the latest read of its own
+attendees began, and the latest read of all of them; when it was last tried without success, and how often in
+a row it failed."""
 
 requests = Table("syncd_requests", metadata, Column("sent_at", Float, primary_key=True))
 
@@ -315,15 +315,15 @@ state = Table(
 )
 
 PLANNED = {table.name: table for table in (events, gauges, tickets, sessions)}
-"""The tables of which an event's rows are few and are planned together, by name."""
+"""The tables with few rows for each event, which are planned together, by name."""
 MIRRORED = PLANNED | {attendees.name: attendees}
 """The tables that hold what Billetweb has, by name."""
 
 
 def live(since: datetime) -> ColumnElement[bool]:
-    """Return what holds for the events that are there and were not over at that instant.
+    """Return the condition for events that have not vanished and were not over at that instant.
 
-    One without any date, as old series are, counts while it is online.
+    An event without any date, such as an old series, counts while it is online.
     """
     end = func.coalesce(events.c.ends_at, events.c.starts_at)
     goes_on = or_(end > since, and_(end.is_(None), events.c.online.is_not(False)))

@@ -19,25 +19,25 @@ from syncd.errors import StoreError
 BUSY_TIMEOUT_MS = 3000
 """How long a statement waits for another program's lock on the file: less than a stop may take."""
 MODE = 0o640
-"""Of a new file, as far as the umask allows it: its group may read it, where the service lets a site do so.
+"""A new file's mode, as far as the umask allows: its group may read it, if the service lets a site do so.
 Others may not, whatever the umask: it may hold people's addresses."""
 LEAST_FREE_BYTES = 1 << 20
-"""A run of a small account writes some hundred KiB before SQLite can give back what it took."""
+"""A run of a small account writes some hundred KiB before SQLite can free space."""
 WAL_BYTES = 4 << 20
-"""What the write-ahead log shrinks to once nobody reads it: it gets no longer without readers, as SQLite
-empties it after 1,000 pages."""
+"""The size to which the write-ahead log shrinks once nobody reads it: without readers it gets no longer,
+because SQLite empties it after 1,000 pages."""
 CACHE_KIB = 8192
-"""SQLite's 2 MiB do not hold the indexes that an import of 100,000 attendees writes all over."""
+"""SQLite's 2 MiB do not hold the indexes that an import of 100,000 attendees updates."""
 
 
 class Sqlite:
     """A database file, held by a lock of its own.
 
-    An open file goes on taking rows when its name is gone: whoever writes asks for `displacement` before.
+    An open file still accepts rows after its name is removed: check `displacement` before a write.
     """
 
     def __init__(self, url: str) -> None:
-        """Take the lock. Raises StoreError, and AlreadyRunning where another syncd has it."""
+        """Take the lock. Raises StoreError, and AlreadyRunning if another syncd has it."""
         path = Path(os.path.realpath(path_of(url)))  # one lock for one file, whichever link leads to it
         self._path = path
         self.name = f"the database {path}"
@@ -64,7 +64,7 @@ class Sqlite:
             self._files[log] = found
 
     def displacement(self) -> str | None:
-        """Return how what is at the files' paths is not what is open; None while it is. Waits for nothing."""
+        """Return how the files at the paths differ from the open ones, or None. Waits for nothing."""
         for path, opened in self._files.items():
             found = identity(path)
             if found != opened:
@@ -73,14 +73,14 @@ class Sqlite:
         return None if self._lock.is_held else f"the lock of {self.name} was removed while it was held"
 
     def _prove(self, *_: object) -> None:
-        """Refuse to connect to another file than the other connections."""
+        """Refuse to connect to another file than the other connections did."""
         if how := self.displacement():
             raise StoreError(how)
 
     def checkpoint(self) -> bool:
-        """Empty the write-ahead log, which grows while somebody reads; tell whether that was done.
+        """Empty the write-ahead log, which grows while somebody reads; return whether that succeeded.
 
-        It cannot be while somebody reads the file; nobody is waited for.
+        It fails while somebody reads the file; it does not wait for readers.
         """
         unable = suppress(sqlite3.Error, SQLAlchemyError, StoreError)
         with unable, closing(self.writer.raw_connection()) as connection:
@@ -94,21 +94,21 @@ class Sqlite:
         return False
 
     def close(self) -> None:
-        """Close every connection and let the lock go.
+        """Close every connection and release the lock.
 
-        The file is left without a write-ahead log: who may only read it could not open it otherwise.
+        The file is left without a write-ahead log: otherwise a user who may only read could not open it.
         """
         is_ours = self.displacement() is None
         self.writer.dispose()
         if is_ours:
             file = f"{self._path.as_uri()}?mode=rw"
             with suppress(sqlite3.Error), closing(sqlite3.connect(file, uri=True, timeout=0)) as connection:
-                connection.execute("PRAGMA journal_mode = DELETE")  # fails where somebody reads just now
+                connection.execute("PRAGMA journal_mode = DELETE")  # fails while somebody reads
         self._lock.release()
 
 
 def _made_private(path: Path) -> tuple[int, int]:
-    """Return which file it is; one that is not there is made, and not for everybody. Raises OSError."""
+    """Return the file's identity; create a missing file, not readable for everybody. Raises OSError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     except FileExistsError:
@@ -123,7 +123,7 @@ def _made_private(path: Path) -> tuple[int, int]:
             )
     else:
         give_to_folder(fd, path.parent)
-        os.fchmod(fd, os.fstat(fd).st_mode & 0o777 | 0o600)  # a umask may take even the owner's own right
+        os.fchmod(fd, os.fstat(fd).st_mode & 0o777 | 0o600)  # a umask may remove even the owner's rights
         found = os.fstat(fd)
         os.close(fd)
     return found.st_dev, found.st_ino
@@ -135,7 +135,7 @@ def path_of(url: str) -> Path:
 
 
 def obstacle(path: Path, *, in_use: bool = False) -> str | None:
-    """Return why this user cannot have a database in that file; one `in_use` may have its log already."""
+    """Return why this user cannot have a database in that file; one `in_use` may have a log already."""
     try:
         if not path.parent.is_dir():
             return f"the folder {path.parent} does not exist"
@@ -148,7 +148,7 @@ def obstacle(path: Path, *, in_use: bool = False) -> str | None:
         return f"{path} is no regular file"
     if mode and not os.access(path, os.R_OK | os.W_OK):
         return f"{path} is not readable and writable for this user"
-    real = Path(os.path.realpath(path))  # beside it SQLite writes its journal, whichever link leads there
+    real = Path(os.path.realpath(path))  # SQLite writes its journal beside the real file
     logs = [log for end in ("-wal", "-shm") if (log := real.with_name(f"{real.name}{end}")).exists()]
     if not (in_use and logs):
         writable = os.access(real.parent, os.W_OK | os.X_OK)
@@ -159,7 +159,7 @@ def obstacle(path: Path, *, in_use: bool = False) -> str | None:
 
 
 def lack_of_room(path: Path) -> str | None:
-    """Return that the disk is full which the file is on, or is to be on."""
+    """Return a message if the disk of the file, present or future, is full."""
     free = shutil.disk_usage(path.parent).free
     return (
         f"the disk of {path.parent} is full: {free // 1024} KiB are free" if free < LEAST_FREE_BYTES else None
@@ -167,13 +167,13 @@ def lack_of_room(path: Path) -> str | None:
 
 
 def engine(url: str, *, read_only: bool = False) -> Engine:
-    """Return an engine for the file; a read-only one changes nothing in it, its journal mode neither."""
+    """Return an engine for the file; a read-only one changes nothing, not even its journal mode."""
     made = create_engine(url, hide_parameters=True)
     begin_explicitly(made)
 
     @event.listens_for(made, "connect")
     def set_pragmas(connection: Any, _record: object) -> None:
-        """Set what SQLite forgets with each connection."""
+        """Set what SQLite forgets with every connection."""
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
@@ -188,9 +188,9 @@ def engine(url: str, *, read_only: bool = False) -> Engine:
 
 
 def begin_explicitly(made: Engine) -> None:
-    """Have an engine's transactions begun by statements: the driver's own way spares DDL.
+    """Begin an engine's transactions by statements: the driver's own way leaves DDL out.
 
-    One that will write takes its lock first: one that reads first cannot wait for it later.
+    A transaction that will write takes its lock first: after a read it could not wait for it.
     """
 
     @event.listens_for(made, "connect")

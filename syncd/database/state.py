@@ -1,4 +1,4 @@
-"""What one run tells the next, over any restart: named values, requests, and the reads of events."""
+"""What one run leaves for the next, across restarts: named values, requests, and the reads of events."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -33,9 +33,9 @@ class Limited(Struct, frozen=True):
 
 
 class Readings(Struct, frozen=True):
-    """The readings of all live events, each in one full run or by turns over many runs.
+    """The readings of all live events, each in one full run or in a rotation over many runs.
 
-    `began_at`: since when the one under way counts; `ended_at`: when the latest ended.
+    `began_at`: since when the current one counts; `ended_at`: when the latest ended.
     """
 
     began_at: datetime
@@ -43,7 +43,7 @@ class Readings(Struct, frozen=True):
 
 
 class Pause(Struct, frozen=True):
-    """That scheduled runs are paused; `since` and `by` are None where an earlier version noted it."""
+    """A pause of scheduled runs; `since` and `by` are None if an earlier version noted it."""
 
     since: datetime | None = None
     by: str | None = None
@@ -60,14 +60,14 @@ class Reads(Struct, frozen=True):
 
 
 class Try(Struct, frozen=True):
-    """When an event was tried last without a good end, None after one; and how often in a row it failed."""
+    """When an event was last tried without success, None after a success; how often in a row it failed."""
 
     at: datetime | None = None
     failures: int = 0
 
 
 def size_bytes(connection: Connection) -> int:
-    """Return how large the database is: SQLite's file, or on PostgreSQL syncd's own tables."""
+    """Return the size of the database: SQLite's file, or on PostgreSQL syncd's own tables."""
     if connection.dialect.name == "sqlite":
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         return int(pages * connection.exec_driver_sql("PRAGMA page_size").scalar_one())
@@ -80,13 +80,13 @@ def size_bytes(connection: Connection) -> int:
 
 
 def get(connection: Connection, name: str, kind: type[T]) -> T | None:
-    """Return a named value; None where there is none."""
+    """Return a named value, None if there is none."""
     value = connection.scalar(select(schema.state.c.value).where(schema.state.c.name == name))
     return None if value is None else msgspec.convert(value, kind)
 
 
 def put(connection: Connection, name: str, value: object) -> None:
-    """Remember a value under a name; None forgets it."""
+    """Store a value under a name; None removes it."""
     if value is None:
         connection.execute(schema.state.delete().where(schema.state.c.name == name))
     else:
@@ -95,7 +95,7 @@ def put(connection: Connection, name: str, value: object) -> None:
 
 
 def pause(connection: Connection) -> Pause | None:
-    """Return the pause of scheduled runs, None where there is none."""
+    """Return the pause of scheduled runs, None if there is none."""
     noted = get(connection, PAUSED, object)
     return Pause() if noted is True else msgspec.convert(noted, Pause) if noted else None
 
@@ -115,7 +115,7 @@ def forget_requests(connection: Connection, at_s: float, window_s: float) -> Non
 
 
 def request_ages_s(connection: Connection, at_s: float, window_s: float) -> list[float]:
-    """Return how long before `at_s` the requests within the window were sent; the clock may be set back."""
+    """Return how long before `at_s` the requests in the window were sent; the clock may be set back."""
     sent_at = schema.requests.c.sent_at
     noted = connection.scalars(select(sent_at).where(sent_at > at_s - window_s)).all()
     return [max(at_s - at, 0.0) for at in noted]
@@ -131,25 +131,25 @@ def reads(connection: Connection) -> dict[str, Reads]:
 
 
 def mark_due(connection: Connection, event_ids: Iterable[str], at: datetime) -> None:
-    """Remember that something happened to these events that is still to be read."""
+    """Mark these events due: something happened to them that must still be read."""
     rows = [(event_id, at) for event_id in sorted(event_ids)]
     if rows:
         bulk.upsert(connection, schema.reads, ("event_id", "due_at"), rows)
 
 
 def mark_read(connection: Connection, event_id: str) -> None:
-    """Forget what made an event due: it is read herewith."""
+    """Mark an event as read, no longer due."""
     reads_ = schema.reads
     connection.execute(reads_.update().where(reads_.c.event_id == event_id).values(due_at=None))
 
 
 def note_tries(connection: Connection, tries: Mapping[str, Try]) -> None:
-    """Remember how events were tried in a run."""
+    """Store how events were tried in a run."""
     rows = [(event_id, tried.at, tried.failures) for event_id, tried in sorted(tries.items())]
     if rows:
         bulk.upsert(connection, schema.reads, ("event_id", "tried_at", "failures"), rows)
 
 
 def is_recent(at: datetime | None, now: datetime, within: timedelta) -> bool:
-    """Tell whether an instant is no longer ago than that; one yet to come was read off a wrong clock."""
+    """Return whether an instant is at most that long ago; one in the future came from a wrong clock."""
     return at is not None and timedelta(0) <= now - at < within

@@ -1,7 +1,7 @@
-"""The rows of a site's own table, brought up to date; none is made or removed.
+"""Updates the rows of a site's own table; creates and removes none.
 
-Values go past SQLAlchemy's types, as the driver has them: the table is another program's, and SQLite holds in
-a column what that wrote there.
+Values bypass SQLAlchemy's types: the table is another program's, and a column in SQLite holds whatever type
+that program wrote.
 """
 
 import re
@@ -38,20 +38,20 @@ from syncd.mirror.diff import FIGURES
 Mapped = RowMapping
 """A row, by its columns."""
 KEYS_AT_ONCE = 500
-"""So many keys stand in one question; SQLite takes 32,766 values, and older ones 999."""
+"""How many keys one query has; SQLite takes 32,766 values, older versions 999."""
 NUMBER = re.compile("0|[1-9][0-9]{0,17}")
-"""A key as a column of numbers may have it: in 64 bits, without a zero before it."""
+"""A key in a column of numbers: in 64 bits, without a leading zero."""
 AS_TEXT = re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:?\d\d)?")
-"""An instant as SQLite's functions read it; without an offset it is in UTC."""
+"""An instant in the form that SQLite's functions read; without an offset it is in UTC."""
 LEAST_MS = 100_000_000_000
-"""A whole number below it is in seconds, which reach it in the year 5138. As milliseconds it is in 1973."""
+"""A whole number below it is in seconds, which reach it in the year 5138; in milliseconds it is in 1973."""
 LISTED = 10
-"""So many keys that match nothing are shown; more would fill a screen."""
+"""How many keys without a match are shown; more would fill a screen."""
 KEY = "the key"
 
 
 class Done(Struct):
-    """What came of it: how many rows of theirs match, keys that match nothing, rows of vanished events.
+    """The result: how many rows of the site match, how many keys match nothing, rows of vanished events.
 
     `problems` are sentences on rows that could not be written.
     """
@@ -70,7 +70,7 @@ class Done(Struct):
 def events(
     connection: Connection, settings: PublishConfig, ids: Collection[str] | None = None
 ) -> Sequence[Mapped]:
-    """Return what stands in the mirror for that table; of these events, and of those with a key of theirs."""
+    """Return the mirror's values for that table: of these events, and of those that share a key with them."""
     (ours,) = settings.match.values()
     columns = schema.events.c
     named = dict.fromkeys(["id", "vanished_at", "places_left", "unlimited", *ours, *settings.set.values()])
@@ -84,9 +84,9 @@ def events(
 
 
 def keys_of(some: Iterable[Mapped], settings: PublishConfig) -> dict[str, list[Mapped]]:
-    """Return what events each key of theirs may mean: by the first of our columns that has it.
+    """Return the events that each of the site's keys may mean: by the first of our columns that has it.
 
-    One that has vanished counts where no other has the key.
+    A vanished event counts only if no other has the key.
     """
     found: dict[str, list[Mapped]] = {}
     some = [*some]
@@ -107,12 +107,12 @@ def keys_of(some: Iterable[Mapped], settings: PublishConfig) -> dict[str, list[M
 def bring(
     connection: Connection, form: Form, some: Sequence[Mapped], at: datetime, *, all_of_them: bool
 ) -> Done:
-    """Bring the rows up to date with these events, which are all of the mirror or those that changed."""
+    """Update the rows from these events, which are all of the mirror or those that changed."""
     done, meant = Done(), keys_of(some, form.settings)
     keys = iter(_all_keys(connection, form, meant, done) if all_of_them else _typed(form, meant))
     writes: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     while part := [*islice(keys, KEYS_AT_ONCE)]:
-        wanted = {*part}  # for MySQL a key in other letters is the same
+        wanted = {*part}  # MySQL ignores the case of a key
         found = connection.execute(_theirs(form, part)).mappings().all()
         rows = [row for row in found if row[form.key] in wanted]
         counts = Counter(row[form.key] for row in rows)
@@ -127,14 +127,14 @@ def bring(
 
 
 def _typed(form: Form, keys: Iterable[str]) -> list[Any]:
-    """Return the keys as their column holds them."""
+    """Return the keys in the type of their column."""
     if isinstance(form.types[form.key], Integer):
         return [int(key) for key in keys if NUMBER.fullmatch(key)]
     return [*keys]
 
 
 def _all_keys(connection: Connection, form: Form, meant: Mapping[str, object], done: Done) -> list[Any]:
-    """Return the keys of theirs that mean an event, and count the others."""
+    """Return the site's keys that match an event, and count the others."""
     key = form.table.c[form.key]
     query = select(as_said(form, key)).where(key.is_not(None))
     query = query.group_by(same(form, form.key, key)).order_by(key)
@@ -157,12 +157,12 @@ def _theirs(form: Form, keys: Sequence[Any]) -> Any:
 
 
 def _bound(value: object) -> ColumnElement[Any]:
-    """Return a value without a type of SQLAlchemy's: the server finds what it is to be."""
+    """Return a value without SQLAlchemy's type: the server determines it."""
     return bindparam(None, value, type_=NullType())
 
 
 def _news(form: Form, row: Mapped, meant: list[Mapped], at: datetime, done: Done) -> dict[str, Any]:
-    """Return which of a row's columns get what."""
+    """Return the new values of a row, by column."""
     settings = form.settings
     if len(meant) > 1:
         ids = ", ".join(event["id"] for event in meant[:3])
@@ -188,14 +188,14 @@ def _news(form: Form, row: Mapped, meant: list[Mapped], at: datetime, done: Done
 
 
 def _is_known(event: Mapped, ours: str) -> bool:
-    """Whether a column is known: what follows from what is inside the event is while the places left are."""
+    """Whether a column's value is known: derived figures are known if the places left are."""
     if ours == "sale_status":
         return bool(event[ours] != "unknown")
     return ours not in FIGURES or event["places_left"] is not None or bool(event["unlimited"])
 
 
 def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
-    """Return a value as their column takes it; in a file an instant as the row has had it `before`."""
+    """Return a value in the form of the site's column; in a file an instant in the form of `before`."""
     kind = form.types[name]
     if isinstance(value, datetime):
         if not form.is_file:
@@ -207,17 +207,17 @@ def _encoded(form: Form, name: str, value: Any, before: object) -> Any:
 
 
 def _number(form: Form, kind: TypeEngine[Any], value: Decimal) -> Decimal | float:
-    """Return an amount as a column takes it: with more digits than a server's has it would never be equal."""
+    """Return an amount rounded to a column: with more digits than the server's it would never be equal."""
     if form.is_file or isinstance(kind, Float):
         return float(value)
     scale = 0 if isinstance(kind, Integer) else getattr(kind, "scale", None)
-    if scale is None or -int(value.as_tuple().exponent) <= scale:  # to pad it would take too many digits
+    if scale is None or -int(value.as_tuple().exponent) <= scale:  # padding would take too many digits
         return value
     return value.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
 
 
 def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
-    """Return an instant as a column of a server's takes it, which has so many digits of a second."""
+    """Return an instant with the precision of a server's column."""
     digits = (getattr(kind, "fsp", None) or 0) if form.is_mysql else getattr(kind, "precision", None)
     if digits is not None:
         unit = 10 ** (6 - digits)
@@ -226,7 +226,7 @@ def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
 
 
 def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> int | str:
-    """Return an instant in the form of another one, as the site's program has written that.
+    """Return an instant in the form of another one, which the site's program has written.
 
     Prisma has had milliseconds and text in one column, Drizzle has seconds, SQLite's own clock no offset.
     """
@@ -243,7 +243,7 @@ def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> int | str:
 def _write(
     connection: Connection, form: Form, names: Sequence[str], values: list[dict[str, Any]], done: Done
 ) -> None:
-    """Write many rows by one statement; where one is refused each by itself: the others get theirs."""
+    """Write many rows by one statement; if one is refused, write each alone, so that the others succeed."""
     statement = _statement(form, names)
     try:
         with connection.begin_nested():
@@ -262,7 +262,7 @@ def _write(
 
 
 def _is_about_a_value(error: DBAPIError) -> bool:
-    """Whether it is a value that the table refuses, and not what the database was asked to do."""
+    """Whether the table refuses a value, not the statement."""
     return is_about_a_value(error) or mysql.code(error) in mysql.REFUSED
 
 
@@ -271,7 +271,7 @@ def _new(name: str) -> str:
 
 
 def _statement(form: Form, names: Sequence[str]) -> Update:
-    """Return what writes these columns of the row with a key, where one of them differs."""
+    """Return the statement that writes these columns of the row with a key, if one of them differs."""
     theirs, settings = form.table, form.settings
     wanted = bindparam(KEY, type_=NullType())
     news = {name: bindparam(_new(name), type_=NullType()) for name in names}
@@ -282,7 +282,7 @@ def _statement(form: Form, names: Sequence[str]) -> Update:
     ]
     key = same(form, form.key, theirs.c[form.key])
     statement = update(theirs).where(key == same(form, form.key, wanted), or_(*differs))
-    if form.is_mysql:  # what is compared exactly is no use to its index
+    if form.is_mysql:  # its index does not serve exact comparisons
         statement = statement.where(theirs.c[form.key] == wanted)
     if settings.unless:
         statement = statement.where(theirs.c[settings.unless].is_not(true()))

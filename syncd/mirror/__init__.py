@@ -1,1 +1,1 @@
-"""What is decided of what was read. Pure: no I/O, no clock."""
+"""The decisions on what was read. Pure: no I/O, no clock."""

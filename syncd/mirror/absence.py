@@ -1,8 +1,8 @@
-"""What is believed of rows that complete reads lacked: the one rule of absence. Pure.
+"""The one rule of absence: when rows that complete reads lacked are believed gone. Pure.
 
-Presence is believed at once; absence only by persistence, longer the more would go; where most of an account
-would go, a person says so. An error upstream can look like an empty account: consumers of this API have lost
-data that way.
+Presence is believed at once; absence only when it lasts, the longer the more rows would go; if most of an
+account would go, a person must say so. An error upstream can look like an empty account: consumers of this
+API have lost data that way.
 """
 
 from collections import Counter
@@ -16,14 +16,14 @@ from msgspec import Struct
 from syncd.model import EVENTS
 
 FEW_ROWS = 3
-"""Of so few rows most go in everyday life: a tariff of three replaced by two others."""
+"""Among this few rows it is normal that most go: one tariff stays, two are replaced."""
 READS = 2
-"""So many reads in a row, in as many runs, must lack a row. One odd answer is no news, and a second one is
-seldom odd in the same way."""
+"""How many reads in a row, in as many runs, must lack a row. One odd answer proves nothing, and a second one
+is seldom odd in the same way."""
 
 
 class Absence(Struct, frozen=True):
-    """Since when a row has been lacking, and in how many reads in a row."""
+    """Since when a row has been absent, and in how many reads in a row."""
 
     since: datetime
     reads: int
@@ -43,10 +43,10 @@ class Scope(Struct, frozen=True, kw_only=True):
 
 
 class Ruling(Struct, frozen=True):
-    """What becomes of the absent rows of a scope.
+    """The decision on the absent rows of a scope.
 
-    `gone`: which of them have vanished. `waits_for`: what the others wait for, None where that is only their
-    next read.
+    `gone`: which of them have vanished. `waits_for`: what the others wait for, None if only for their next
+    read.
     """
 
     gone: Literal["none", "again", "lasting"]
@@ -59,8 +59,8 @@ def note(
     """Return the absences after a complete read of a scope.
 
     `present`: the scope's rows that have not vanished; `read`: those that the read held; `before`: the
-    scope's absences so far. Whatever is not in the result is absent no longer. An instant that is yet to
-    come was read off a clock that was wrong.
+    scope's absences so far. A row that is not in the result is no longer absent. An instant in the future
+    came from a wrong clock.
     """
     found = {}
     for row in sorted(present - read):
@@ -70,19 +70,19 @@ def note(
 
 
 def is_most(absent: int, of: int) -> bool:
-    """Tell whether so many rows are most of many."""
+    """Return whether `absent` rows are most of many."""
     return of > FEW_ROWS and 2 * absent > of
 
 
 def is_mostly_absent(absent: int, of: int) -> bool:
-    """Tell whether a read lacked so much of its scope that the scope's absences must last."""
+    """Return whether a read lacked so much of its scope that the scope's absences must last."""
     return is_most(absent, of) or absent == of > 0
 
 
 def rule(scopes: Sequence[Scope], *, whole: bool, accepted: Callable[[Scope], bool]) -> list[Ruling]:
-    """Return what becomes of the absences in the scopes that a run read, in their order.
+    """Return the rulings on the scopes that a run read, in their order.
 
-    A run that is not `whole`, of named events, lets nothing vanish but where somebody `accepted` that it has.
+    A run that is not `whole`, of named events, lets rows vanish only where somebody `accepted` that.
     """
     doubted = _doubted_tables(scopes) if whole else frozenset()
     return [
@@ -92,7 +92,7 @@ def rule(scopes: Sequence[Scope], *, whole: bool, accepted: Callable[[Scope], bo
 
 
 def _doubted_tables(scopes: Iterable[Scope]) -> frozenset[str]:
-    """Return the tables of which the run found most of the account lacking."""
+    """Return the tables in which most rows of the account were absent in this run."""
     of, absent = Counter[str](), Counter[str]()
     for scope in scopes:
         of[scope.table] += scope.of
@@ -108,6 +108,6 @@ def _rule(scope: Scope, *, whole: bool, accepted: bool, doubted: bool) -> Ruling
         ruling = Ruling("lasting", "time")
     else:
         ruling = Ruling("again")
-    if accepted:  # but for what nobody had seen lacking before
+    if accepted:  # except what nobody had seen absent before
         return Ruling("again", ruling.waits_for)
     return ruling if whole else Ruling("none", ruling.waits_for)

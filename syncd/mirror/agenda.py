@@ -1,9 +1,9 @@
 """Which events a run reads: those with a reason first, the others in turn. Pure: no I/O, no clock.
 
 A read of an event costs two or three requests, so an account of a thousand events cannot be read whole every
-15 minutes. What one cheap request tells (the list of events shows edits, the increment of attendees shows
-sales and refunds) gives an event a *reason*; what nothing tells of, such as a raised quota, is found when the
-event's *turn* comes.
+15 minutes. What one cheap request shows (the list of events shows edits, the increment of attendees shows
+sales and refunds) gives an event a *reason*; what no such request shows, such as a raised quota, is found
+when the event's *turn* comes.
 """
 
 import math
@@ -14,18 +14,18 @@ from typing import Literal
 from msgspec import Struct
 
 LEAST_REQUESTS = 20
-"""A run may always send so many, enough for the list and half a dozen events: where the interval is very
-short, the ceiling alone holds it back."""
+"""A run may always send this many, enough for the list and half a dozen events: if the interval is very
+short, only the ceiling limits it."""
 USED = 0.8
-"""The part of what the ceiling lets through that is planned with: some are repeated, some answers slow."""
+"""The share of the ceiling that is planned: some requests are retried, some answers are slow."""
 
 
 class Standing(Struct, frozen=True, kw_only=True):
     """What is known of a live event before it is read.
 
     `cost`: requests that reading it takes. `read_at`: when it was last read or tried, None for never.
-    `dated`: whether it has a date; one that has none comes last. `suspected`: rows of it may have vanished,
-    which only a read in this very run can tell. `due`: something was seen to happen to it.
+    `dated`: whether it has a date; one without comes last. `suspected`: rows of it may have vanished, which
+    only a read in this run can show. `due`: something is known to have happened to it.
     """
 
     id: str
@@ -37,23 +37,23 @@ class Standing(Struct, frozen=True, kw_only=True):
 
     @property
     def has_reason(self) -> bool:
-        """Whether it is to be read before its turn."""
+        """Whether to read it before its turn."""
         return self.suspected or self.due or self.read_at is None
 
 
 class Budget(Struct, frozen=True, kw_only=True):
-    """How many requests a run may plan: `capacity` in all; for those in turn, until `share` is used up."""
+    """How many requests a run may plan: `capacity` in all; for events in turn, until `share` is used up."""
 
     capacity: int
     share: int
 
     @property
     def kept(self) -> int:
-        """How many of them are for those in turn, however many others have a reason."""
+        """How many of them are reserved for events in turn, however many others have a reason."""
         return max(min(self.share, self.capacity // 2), 1)
 
     def bound(self, cost: int, interval: timedelta) -> timedelta:
-        """Return how old a figure gets at most, where `cost` requests would read everything."""
+        """Return the greatest age of a figure, if `cost` requests read everything."""
         return (1 if cost <= self.share else math.ceil(cost / self.kept)) * interval
 
 
@@ -61,11 +61,11 @@ Increment = Literal["used", "not needed", "not permitted", "failed"]
 
 
 class Pace(Struct, frozen=True, kw_only=True):
-    """How a run of the whole account shared its requests out.
+    """How a run of the whole account shared out its requests.
 
-    `live`: how many live events there were; `cost`: requests that reading those with a date takes; `waiting`:
+    `live`: the number of live events; `cost`: requests that reading those with a date takes; `waiting`:
     events with a reason to be read that wait for the next run; `increment`: whether the account's attendees
-    told who sold.
+    showed which events sold.
     """
 
     budget: Budget
@@ -88,10 +88,10 @@ class Pace(Struct, frozen=True, kw_only=True):
 def budget(
     cost: int, *, per_minute: int, interval: timedelta, run_timeout: timedelta, full_every: timedelta
 ) -> Budget:
-    """Return what a run may plan in an account that `cost` requests would read whole.
+    """Return what a run may plan in an account that `cost` requests read whole.
 
-    Capacity is what the ceiling lets through before the next run is due, or this one is over. The share is
-    what it lets through at once, or more where all turns together would else take longer than `full_every`.
+    Capacity is what the ceiling lets through before the next run is due, or this one times out. The share is
+    what it lets through at once, or more if all turns together would otherwise exceed `full_every`.
     """
     minutes = min(interval, run_timeout) / timedelta(minutes=1)
     capacity = max(int(USED * per_minute * minutes), min(LEAST_REQUESTS, per_minute))
@@ -101,11 +101,11 @@ def budget(
 
 
 def choose(standings: Iterable[Standing], allowed: Budget) -> list[str]:
-    """Return whom a run reads: the suspected, the due, those never read, then the oldest for the share.
+    """Return the events that a run reads: the suspected, the due, those never read, then the oldest.
 
-    Those of whom something is known leave to the others what is kept for them, where they need it. Of the
-    events without a date one is read beside them: their own turns come last, and might never come. One event
-    is read at least, however much its read costs.
+    Events with a reason leave to the others the requests that are reserved for them, if they need them. One
+    event without a date is read besides: their own turns come last, and might never come. At least one event
+    is read, whatever it costs.
     """
     ordered = sorted(standings, key=_urgency)
     known = [standing for standing in ordered if standing.suspected or standing.due]
@@ -129,12 +129,12 @@ def choose(standings: Iterable[Standing], allowed: Budget) -> list[str]:
 
 
 def waiting(standings: Iterable[Standing], read: Container[str]) -> int:
-    """Return how many with a reason to be read must wait for the next run, where it reads these."""
+    """Return how many events with a reason must wait for the next run, if this one reads these."""
     return sum(standing.has_reason and standing.id not in read for standing in standings)
 
 
 def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
-    """Return those for whom so many requests suffice, with their cost."""
+    """Return the events for which this many requests suffice, with their cost."""
     chosen: dict[str, int] = {}
     for standing in standings:
         if standing.cost <= requests:

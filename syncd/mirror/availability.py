@@ -1,11 +1,11 @@
 """How many places are left: gauges, tickets and sessions into the figures of an event and its parts. Pure.
 
 A sold place uses the gauges of its tariff, its category, its session and its event at once (Billetweb help
-on gauges): gauges of different levels overlap and are never added. A figure is *limited* where the places
-left are known, else *unlimited* or *unknown*; only a limited one can be full.
+on gauges): gauges of different levels overlap and are never added. A figure is *limited* if the places left
+are known, else *unlimited* or *unknown*; only a limited one can be full.
 
-The figures are what the public sees. *On offer* is a tariff that is a place, is shown, and whose sale has
-begun and not ended; a session that is shown and has not begun. Where none is on offer, all that are places
+The figures are what the public sees. A tariff is *on offer* if it is a place, is shown, and its sale has
+begun and not ended; a session if it is shown and has not begun. If none is on offer, all that are places
 (all that have not begun) count instead: a figure does not disappear with the end of a sale.
 """
 
@@ -19,11 +19,11 @@ from msgspec.structs import replace
 from syncd.model import Event, Gauge, SaleStatus, Session, Ticket
 
 SHOWN = ("0", "1", "", None)
-"""The `visibility` of tariffs that a site in use shows; it hides all others. What they mean is not known."""
+"""The `visibility` of tariffs that a known site shows; it hides all others. Their meaning is unknown."""
 ENABLED = ("0", "", None)
 """The `disabled` of sessions that are not hidden."""
 WITHIN = " > "
-"""What stands between the name of a category and that of one inside it, in Billetweb's own sample."""
+"""The separator between the names of a category and of one inside it, in Billetweb's own sample."""
 _Record = TypeVar("_Record", Event, Ticket, Session)
 
 
@@ -34,22 +34,22 @@ class _Figure(NamedTuple):
 
 
 class _Levels(NamedTuple):
-    """The gauges of one event, by what they count; and of its tariffs, which are places."""
+    """The gauges of one event, by what they count; and which of its tariffs are places."""
 
     event: _Figure | None
     sessions: dict[str, _Figure]
-    categories: list[tuple[str, _Figure]]  # by name, which is all that a ticket tells of its own
+    categories: list[tuple[str, _Figure]]  # by name: a ticket names its category only by that
     tickets: dict[str, _Figure]
     category_of: dict[str, str]  # ticket id -> name of its category
     places: set[str]  # ids of tickets
 
     def above(self, ticket_id: str) -> list[_Figure]:
-        """Give the category gauges that the ticket counts in."""
+        """Return the category gauges that the ticket counts in."""
         category = self.category_of.get(ticket_id, "")
         return [figure for name, figure in self.categories if _is_above(name, category)]
 
     def below(self, name: str) -> list[str]:
-        """Give the tickets that count in the category gauge of that name."""
+        """Return the tickets that count in the category gauge of that name."""
         return [ticket_id for ticket_id, category in self.category_of.items() if _is_above(name, category)]
 
 
@@ -61,11 +61,10 @@ def with_figures(
     *,
     now: datetime,
 ) -> tuple[Event, list[Ticket], list[Session]]:
-    """Give event, tickets and sessions with their `places_total`, `places_left`, `unlimited`, `is_full`.
+    """Return event, tickets and sessions with their `places_total`, `places_left`, `unlimited`, `is_full`.
 
-    And the event with its `sale_status`. Tickets and sessions come as `decode.py` gives them, with their
-    quota for `places_total`; of one that a read lacked, the total that an earlier call gave stands in for it.
-    `now` is aware.
+    The event also gets its `sale_status`. Tickets and sessions come from `decode.py`, with their quota as
+    `places_total`; one that a read lacked comes with the total of an earlier call. `now` is aware.
     """
     levels = _levels(gauges, tickets)
     counting = _counting(tickets, levels, now)
@@ -78,7 +77,7 @@ def with_figures(
 
 
 def with_place(ticket: Ticket, not_places: Sequence[str]) -> Ticket:
-    """Give a ticket with its `is_place`; `not_places` are ids, and names in which `*` stands for anything."""
+    """Return a ticket with its `is_place`; `not_places` are ids, and names in which `*` means any text."""
     names = [name.strip().casefold() for name in (ticket.name, ticket.full_name) if name]
     is_place = not any(
         pattern == ticket.id or any(_is_like(name, pattern.strip().casefold()) for name in names)
@@ -88,7 +87,7 @@ def with_place(ticket: Ticket, not_places: Sequence[str]) -> Ticket:
 
 
 def _is_like(name: str, pattern: str) -> bool:
-    """Tell whether a name is the pattern's; of all characters `*` alone stands for others."""
+    """Return whether a name matches the pattern; only `*` is special."""
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
@@ -96,7 +95,7 @@ def _is_like(name: str, pattern: str) -> bool:
 
 
 def is_on_offer(ticket: Ticket, now: datetime) -> bool:
-    """Tell whether the public can buy a tariff at that instant, if there are places left."""
+    """Return whether the public can buy a tariff at that instant, if places are left."""
     begins, ends = ticket.sale_starts_at, ticket.sale_ends_at
     return _is_public(ticket) and (begins is None or begins <= now) and (ends is None or ends > now)
 
@@ -106,17 +105,17 @@ def _is_public(ticket: Ticket) -> bool:
 
 
 def _counting(tickets: Sequence[Ticket], levels: _Levels, now: datetime) -> dict[str, _Figure]:
-    """Give the own gauges of the tariffs that count in the event's figure, by id."""
+    """Return the own gauges of the tariffs that count in the event's figure, by id."""
     on_offer = {ticket.id for ticket in tickets if is_on_offer(ticket, now)}
-    # Where no tariff is known nothing speaks against a gauge; else one that is not listed is not on offer.
+    # If no tariff is known, every gauge counts; else one whose tariff is not listed is not on offer.
     counting = on_offer or levels.places or levels.tickets.keys() - levels.category_of.keys()
     return {ticket_id: levels.tickets.get(ticket_id, _Figure()) for ticket_id in counting}
 
 
 def _coming(event: Event, sessions: Sequence[Session], levels: _Levels, now: datetime) -> list[_Figure]:
-    """Give the figures of the sessions that count: on offer, or else all that have not begun.
+    """Return the figures of the sessions that count: those on offer, else all that have not begun.
 
-    One of which nobody knows when it begins has not.
+    A session without a known start has not begun.
     """
     coming = [
         session
@@ -128,7 +127,7 @@ def _coming(event: Event, sessions: Sequence[Session], levels: _Levels, now: dat
 
 
 def with_end(event: Event, now: datetime) -> Event:
-    """Return an event of which only the list was read: once it is over, so is its sale."""
+    """Return an event of which only the list was read; if it is over, its sale has ended too."""
     is_ended = _is_over(event, now) and not event.is_full
     return replace(event, sale_status="ended") if is_ended else event
 
@@ -167,20 +166,20 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
                 levels.categories.append(((gauge.name or "").strip(), figure))
             case "session":
                 levels.sessions[gauge.session_id] = figure
-            case _ if gauge.gauge_id == (gauge.name or ""):  # what stands there for a row without an id
+            case _ if gauge.gauge_id == (gauge.name or ""):  # the value for a row without an id
                 whole_event.append(figure)
     return levels._replace(event=_tightest(whole_event))
 
 
 def _is_above(name: str, category: str) -> bool:
-    """Tell whether a gauge of that name counts the tariffs of a category: it, one around it or inside it."""
+    """Return whether a gauge of that name counts a category's tariffs: its own, an outer or an inner one."""
     if not name:
         return False
     return category == name or category.startswith(name + WITHIN) or category.endswith(WITHIN + name)
 
 
 def _of_event(levels: _Levels, tickets: dict[str, _Figure], coming: list[_Figure]) -> _Figure:
-    """Give the figure of an event without a gauge of its own, by the first rule that applies."""
+    """Return the figure of an event without its own gauge, by the first rule that applies."""
     own, named = [*tickets.values()], _of_places(levels)
     categories = [figure for _, figure in named]
     if _all_limited(coming):
@@ -193,13 +192,13 @@ def _of_event(levels: _Levels, tickets: dict[str, _Figure], coming: list[_Figure
         figure.unlimited and not _any_limited(levels.above(ticket_id))
         for ticket_id, figure in tickets.items()
     )
-    # A limited category gauge above no tariff limits something, and nobody knows what.
+    # A limited category gauge without tariffs limits something, but it is unknown what.
     is_certain = all(levels.below(name) for name, figure in named if figure.left is not None)
     return _Figure(unlimited=is_unlimited and is_certain)
 
 
 def _of_places(levels: _Levels) -> list[tuple[str, _Figure]]:
-    """Give the category gauges but those that count nothing that is a place."""
+    """Return the category gauges that count at least one place."""
     return [
         (name, figure)
         for name, figure in levels.categories
@@ -208,14 +207,14 @@ def _of_places(levels: _Levels) -> list[tuple[str, _Figure]]:
 
 
 def _is_inside(name: str, levels: _Levels) -> bool:
-    """Whether a category is inside another that has a gauge: a place in both is one place."""
+    """Whether a category is inside another with a gauge: a place in both is one place."""
     outer = [other + WITHIN for other, _ in levels.categories if other and other != name]
     within = [c for c in levels.category_of.values() if c == name or c.endswith(WITHIN + name)]
     return any(inner.startswith(other) for inner in (name, *within) for other in outer)
 
 
 def _of_ticket(ticket: Ticket, levels: _Levels) -> _Figure:
-    """Give the tightest of the gauges that a sale of this ticket uses."""
+    """Return the tightest of the gauges that a sale of this ticket uses."""
     own = levels.tickets.get(ticket.id, _Figure())
     tightest = _tightest([own, *levels.above(ticket.id), levels.event or _Figure()])
     if tightest is not None and tightest.left is not None:
@@ -224,7 +223,7 @@ def _of_ticket(ticket: Ticket, levels: _Levels) -> _Figure:
 
 
 def _of_session(session: Session, levels: _Levels) -> _Figure:
-    """Give the session's gauge, whatever it says; without one, what its quota and sales leave."""
+    """Return the session's gauge, whatever it says; without one, its quota minus its sales."""
     gauge = levels.sessions.get(session.id)
     if gauge is not None:
         return _with_total(gauge, session.places_total)
@@ -234,7 +233,7 @@ def _of_session(session: Session, levels: _Levels) -> _Figure:
 
 
 def _tightest(figures: list[_Figure]) -> _Figure | None:
-    """Give the one with the fewest places left; where none is limited, unknown before unlimited."""
+    """Return the figure with the fewest places left; if none is limited, unknown before unlimited."""
 
     def tightness(figure: _Figure) -> tuple[bool, int, bool, bool, int]:
         unknown, untotalled = figure.left is None, figure.total is None

@@ -1,6 +1,6 @@
 """What a read changes in the mirror: records beside stored rows, column by column. Pure: no I/O, no clock.
 
-One form of diff serves every table: a `Change` is the row to write and the line of the log in one. A plan is
+One form of diff serves every table: a `Change` is both the row to write and the line of the log. A plan is
 complete before anything of it is written, and is not changed afterwards.
 """
 
@@ -35,7 +35,7 @@ from syncd.model import (
 Record = Event | Gauge | Ticket | Session | Attendee
 R = TypeVar("R", Event, Gauge, Ticket, Session, Attendee)
 FIGURES = ("places_total", "places_left", "unlimited", "is_full", "sale_status")
-"""The columns of an event that follow from what is inside it."""
+"""The columns of an event that are derived from its gauges, tickets and sessions."""
 KINDS: dict[str, type[Record]] = {
     EVENTS: Event,
     GAUGES: Gauge,
@@ -48,12 +48,12 @@ LOGGED = {
     table: tuple(name for name in kind.__struct_fields__ if not (table == ATTENDEES and name in PERSONAL))
     for table, kind in KINDS.items()
 }
-"""The columns that the log of changes tells of: the first ones, without those that hold personal data."""
+"""The columns that the log of changes shows: the first ones, without those that hold personal data."""
 EVENT_ID = {
     table: kind.__struct_fields__.index("id" if table == EVENTS else "event_id")
     for table, kind in KINDS.items()
 }
-"""Where the fields of a record name its event."""
+"""The position of the event's id in a record."""
 JSON_AT = {
     table: [
         number
@@ -62,19 +62,19 @@ JSON_AT = {
     ]
     for table, kind in KINDS.items()
 }
-"""Where the fields of a record hold JSON."""
+"""The positions of JSON fields in a record."""
 ChangeKind = Literal["inserted", "updated", "vanished", "returned"]
 
 
 class Stored(Struct, frozen=True):
-    """A row as the mirror has it: its record's fields in their order, and since when it is vanished."""
+    """A row of the mirror: its record's fields in order, and when it was marked vanished."""
 
     values: tuple[Any, ...]
     vanished_at: datetime | None
 
 
 class Change(Struct, frozen=True):
-    """One row to write. `values`: the whole row, empty where it vanished. `diff`: column → (old, new)."""
+    """One row to write. `values`: the whole row, empty if it vanished. `diff`: column → (old, new)."""
 
     table: str
     row_id: str
@@ -87,7 +87,7 @@ class Change(Struct, frozen=True):
 class Lack(Struct, frozen=True):
     """What a complete read of one event's rows in a table lacked; `of`: how many rows it should have held.
 
-    `is_news`: whether these absences are others than those on record, or have one more read.
+    `is_news`: whether these absences differ from the recorded ones, in rows or in reads.
     """
 
     table: str
@@ -97,10 +97,10 @@ class Lack(Struct, frozen=True):
 
 
 class EventRows(Struct, frozen=True):
-    """All that the mirror holds of one event but its attendees: by table name, rows and absences by row id.
+    """All that the mirror holds of one event except attendees: by table, rows and absences by row id.
 
-    Rows of other events may be among them, which move to this one. `sizes`: of the tables in which rows are
-    absent, how many a complete read should hold.
+    It may include rows of other events that move to this one. `sizes`: how many rows a complete read should
+    hold, for the tables with absences.
     """
 
     event_id: str
@@ -110,10 +110,10 @@ class EventRows(Struct, frozen=True):
 
 
 class EventPlan(Struct, frozen=True, kw_only=True):
-    """What one event's reads ask of the database.
+    """What one event's reads change in the database.
 
-    `read_at` is when the availability was read, None where it was not. `is_odd`: that read lacked so much
-    that its figures bear no new age. `was_due`: what made the event due is read herewith.
+    `read_at` is when the availability was read, None if it was not. `is_odd`: that read lacked so much that
+    its figures keep their old age. `was_due`: the event was due, and is now read.
     """
 
     event_id: str
@@ -131,7 +131,7 @@ class EventPlan(Struct, frozen=True, kw_only=True):
 
 
 class Fetched(Struct, frozen=True, kw_only=True):
-    """What complete reads said of one event. `sessions` is None where they need not be read.
+    """What complete reads returned for one event. `sessions` is None if they need not be read.
 
     `unreadable`: by table and row id, the columns whose values could not be read.
     """
@@ -144,12 +144,12 @@ class Fetched(Struct, frozen=True, kw_only=True):
 
 
 def count(changes: Iterable[Change]) -> Counts:
-    """Return rows by what becomes of them."""
+    """Return the number of rows by kind of change."""
     return Counts(**Counter[str](change.kind for change in changes))
 
 
 def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
-    """Return the change that brings `stored` to `record`, None where they are equal."""
+    """Return the change from `stored` to `record`, None if they are equal."""
     new = structs.astuple(record)
     event_id, names = new[EVENT_ID[table]], LOGGED[table]
     if stored is None:
@@ -167,9 +167,9 @@ def compare(table: str, stored: Stored | None, record: Record) -> Change | None:
 
 
 def keep(record: R, stored: Stored | None, columns: Sequence[str]) -> R:
-    """Return the record with what the mirror has in these columns, where it has the row.
+    """Return the record with the mirror's values in these columns, if it has the row.
 
-    A gauge's places left and whether they are unlimited are one value of Billetweb's.
+    `places_left` and `unlimited` of a gauge are one value at Billetweb.
     """
     if not (columns and stored):
         return record
@@ -180,7 +180,7 @@ def keep(record: R, stored: Stored | None, columns: Sequence[str]) -> R:
 
 
 def vanished(table: str, event_id: str, rows: Iterable[str], at: datetime) -> list[Change]:
-    """Return the changes by which rows vanish, in the order of their ids."""
+    """Return the changes that mark rows vanished, in the order of their ids."""
     diff = {"vanished_at": (None, at)}
     return [Change(table, row, event_id, "vanished", (), diff) for row in sorted(rows)]
 
@@ -190,11 +190,11 @@ def plan_event(
 ) -> EventPlan:
     """Return the plan for one live event whose scopes were all read.
 
-    `not_places`: ids and names of the tariffs that sell no place. A value that could not be read stays as it
-    is in the mirror.
+    `not_places`: ids and names of the tariffs that sell no place. If a value could not be read, the mirror
+    keeps the old one.
 
-    Figures are derived from the rows that stand in the mirror afterwards: one that is absent still counts
-    until it vanishes. So one odd answer never moves a figure by absence.
+    Figures are derived from the rows that the mirror then holds: an absent row still counts until it
+    vanishes. So one odd answer never changes a figure by absence.
     """
     read = {GAUGES: fetched.gauges, TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
     lacks = tuple(
@@ -229,7 +229,7 @@ def plan_event(
 
 
 def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: datetime) -> EventPlan:
-    """Return the plan by which rows of an event vanish, by table, and its figures follow."""
+    """Return the plan that marks rows of an event vanished, by table, and updates its figures."""
     event_id = known.event_id
     marked = [
         change
@@ -248,7 +248,7 @@ def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: da
 
 
 def plan_listed(event: Event, stored: Stored | None, now: datetime) -> EventPlan:
-    """Return the plan for an event of which only the list was read: its figures stay, but its sale ends."""
+    """Return the plan for an event of which only the list was read: figures stay, but the sale may end."""
     change = compare(EVENTS, stored, with_end(keep(event, stored, FIGURES), now))
     return EventPlan(event_id=event.id, changes=(change,) if change else (), unchanged=0 if change else 1)
 
@@ -283,7 +283,7 @@ def _standing(
 
 
 def _readable(known: EventRows, table: str, read: Mapping[str, R], fetched: Fetched) -> dict[str, R]:
-    """Return the rows that were read, with what the mirror has for what could not be."""
+    """Return the rows that were read, with the mirror's values for unreadable ones."""
     unreadable, stored = fetched.unreadable.get(table, {}), known.rows.get(table, {})
     return {row: keep(record, stored.get(row), unreadable.get(row, ())) for row, record in read.items()}
 
@@ -301,7 +301,7 @@ def _compared(
     *,
     now: datetime,
 ) -> tuple[tuple[Change, ...], int]:
-    """Return the changes that bring an event's rows to these, with their figures; and how many stay."""
+    """Return the changes from an event's stored rows to these, with figures; and how many are unchanged."""
     event, new_tickets, new_sessions = with_figures(
         event, gauges.values(), [*tickets.values()], [*sessions.values()], now=now
     )
@@ -315,14 +315,14 @@ def _compared(
 
 
 def _are_same(table: str, old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
-    """Tell whether a row keeps all its values."""
-    if old == new:  # nearly always, but for what Python takes for equal inside JSON
+    """Return whether a row keeps all its values."""
+    if old == new:  # nearly always enough, except for what Python takes for equal inside JSON
         return all(is_same(old[at], new[at]) for at in JSON_AT[table])
     return all(map(is_same, old, new))
 
 
 def is_same(old: object, new: object) -> bool:
-    """Tell whether a column keeps its value; inside JSON 1 is neither true nor 1.0, as Python has it."""
+    """Return whether a column keeps its value; inside JSON, unlike in Python, 1 is neither true nor 1.0."""
     if new and isinstance(new, dict | list):
         return _canonical(old) == _canonical(new)
     return old == new
@@ -331,7 +331,7 @@ def is_same(old: object, new: object) -> bool:
 def _canonical(value: object) -> str:
     """Return JSON in one spelling, that of PostgreSQL's numbers: 1e300 is its digits, -0.0 is 0.0."""
     text = json.dumps(value, sort_keys=True)
-    if "e+" in text or "-0.0" in text:  # mostly there are none
+    if "e+" in text or "-0.0" in text:  # seldom
         text = json.dumps(json.loads(text, parse_float=_number))
     return text
 
