@@ -1,4 +1,4 @@
-"""What an answer of Billetweb stands for as a whole: an array, or an error in one of its many forms. Pure.
+"""What an answer of Billetweb means as a whole: an array, or an error in one of its many forms. Pure.
 
 Nothing that holds a secret link (`key=…`) gets into an error.
 """
@@ -42,10 +42,10 @@ _SECONDS = re.compile(r"[+-]?[0-9]{1,15}")
 
 
 def rows(body: bytes) -> list[object]:
-    """Give the rows of an answer: the bare array that every list of Billetweb is.
+    """Return the rows of an answer: every list of Billetweb is a bare array.
 
     A UTF-8 byte order mark is tolerated. Raises DecodeError for anything else, also for an error object:
-    `classify` comes first.
+    call `classify` first.
     """
     found = document(body)
     if not isinstance(found, list):
@@ -54,7 +54,7 @@ def rows(body: bytes) -> list[object]:
 
 
 def begins_list(body: bytes, status: int) -> bool:
-    """Tell whether an answer is a success: 2xx and the beginning of an array. The first bytes are enough."""
+    """Return whether an answer is a success: 2xx and the beginning of an array. The first bytes suffice."""
     return 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip(BLANKS).startswith(b"[")  # noqa: PLR2004
 
 
@@ -66,11 +66,11 @@ def classify(
     now: datetime,
     redact: Callable[[str], str] = str,
 ) -> BilletwebError | None:
-    """Give the error that an answer stands for, or None for a success: 2xx and the beginning of an array.
+    """Return the error that an answer means, or None for a success: 2xx and the beginning of an array.
 
-    Decided by the error's token first, then by the challenge page's marker, then by the status, whatever
-    the content type says: Billetweb answers errors with 200 too. Whether the array is complete is found out
-    by decoding it. `retry_after` is the header's text; what upstream says passes `redact` before it is cut.
+    The error's token decides first, then the challenge page's marker, then the status, whatever the content
+    type says: Billetweb sends errors with 200 too. Only decoding shows whether the array is complete.
+    `retry_after` is the header's text; upstream's text passes `redact` before it is cut.
     """
     if begins_list(body, status):
         return None
@@ -96,7 +96,7 @@ def classify(
 
 
 def retry_after_s(header: str | None, *, now: datetime, most_s: float = RETRY_AFTER_MAX_S) -> float | None:
-    """Give the seconds that a Retry-After header asks to wait, within 1 s and `most_s`; None if unusable.
+    """Return the seconds that a Retry-After header asks to wait, from 1 to `most_s`; None if unusable.
 
     Both forms of RFC 9110 §10.2.3 are read: seconds, and an HTTP date, compared with `now` (aware).
     """
@@ -113,9 +113,9 @@ def retry_after_s(header: str | None, *, now: datetime, most_s: float = RETRY_AF
 
 
 def ahead(date: str | None, *, now: datetime) -> timedelta:
-    """Give how far `now` (aware) is ahead of the clock that wrote a Date header, where it plainly is.
+    """Return how far `now` (aware) is ahead of the clock that wrote a Date header, if it clearly is.
 
-    A day at most: what is further off is no clock.
+    At most a day: a larger difference is not credible.
     """
     try:
         gap = now - parsedate_to_datetime(date or "").astimezone(UTC)
@@ -125,7 +125,7 @@ def ahead(date: str | None, *, now: datetime) -> timedelta:
 
 
 def document(body: bytes | bytearray, kind: Any = Any) -> Any:
-    """Return what an answer holds, as `kind`. Raises DecodeError where it is no well-formed JSON."""
+    """Return an answer's content, as `kind`. Raises DecodeError if it is not well-formed JSON."""
     text = body.removeprefix(codecs.BOM_UTF8).strip(BLANKS)
     if not text:
         raise DecodeError("Billetweb's answer is empty where a JSON array is due")
@@ -137,15 +137,15 @@ def document(body: bytes | bytearray, kind: Any = Any) -> Any:
         reason = str(error)
     with suppress(ValueError, RecursionError):
         return msgspec.json.decode(_spelled_out(text), type=kind)
-    # Raised outside the handler, for the cause may hold a piece of the body.
+    # Raised outside the handler, because the cause may hold a piece of the body.
     raise DecodeError(f"Billetweb's answer is not well-formed JSON: {reason}")
 
 
 def _spelled_out(body: bytes | bytearray) -> bytes:
-    """Give JSON in which what is no number to anybody (1e400, NaN, 5,000 digits) is a text.
+    """Return JSON in which invalid numbers (1e400, NaN, 5,000 digits) are texts.
 
-    So one odd value is unreadable, and not the whole answer. Half of a pair of surrogates becomes "?".
-    Raises ValueError for what is no JSON, RecursionError where it is too deep.
+    So one odd value is unreadable, not the whole answer. Half of a surrogate pair becomes "?". Raises
+    ValueError for what is not JSON, RecursionError if it is too deep.
     """
     document = json.loads(
         body.decode(),
@@ -162,7 +162,7 @@ def _not_an_array(document: object) -> str:
 
 
 def _line(value: object, redact: Callable[[str], str]) -> str:
-    """Make a text of upstream fit for a message: one short line, without what looks like a credential."""
+    """Return a text of upstream for a message: one short line, without what looks like a credential."""
     if not isinstance(value, str):
         return ""
     text = _CREDENTIAL.sub("…", " ".join(redact(value).split()))

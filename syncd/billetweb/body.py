@@ -1,7 +1,7 @@
-"""The body of an answer: unpacked in steps while it arrives, laid down, and read in slices.
+"""The body of an answer: decompressed in steps while it arrives, stored, and read in slices.
 
-However little of it travels, and whatever it becomes, no step takes long, and what is held is bounded. It is
-unpacked here and not by httpx, which unpacks a piece in one step, as often as the answer says it is packed.
+However well it is compressed, and whatever it becomes, no step takes long, and memory is bounded. It is
+decompressed here because httpx decompresses a piece in one step, as many times as the answer says.
 """
 
 import os
@@ -17,26 +17,26 @@ from syncd.threads import in_thread
 
 T = TypeVar("T")
 CODING = "gzip"
-"""The one way in which an answer may be packed: what every server has."""
+"""The only compression that an answer may have: every server has it."""
 CODING_MAX_CHARS = 40
 HTTP_OK, SUCCESS = 200, 2
 MAX_BODY_BYTES = 64 * 1024 * 1024
-"""Unpacked: fifty thousand places sold, with all that is asked of their holders."""
+"""Decompressed: fifty thousand places sold, with all that is asked of their holders."""
 IN_MEMORY_BYTES = 1024 * 1024
-"""An answer goes to a file from here on; a refusal has no more than this to say."""
+"""A larger answer goes to a file; a refusal is never longer."""
 PIECE_BYTES = 256 * 1024
-"""So much is read, or unpacked, in one step: a few milliseconds."""
+"""How much is read, or decompressed, in one step: a few milliseconds."""
 LIST_MAX_ROWS = 50_000
-"""Events, tariffs or sessions of one answer, all held at once: twenty events a day for seven years. What they
-take is then tens of MiB and some tenths of a second."""
+"""Events, tariffs or sessions of one answer, all held at once: twenty events a day for seven years. They take
+tens of MiB and some tenths of a second."""
 PEOPLE_MAX_ROWS = 200_000
-"""Attendees of one answer, of which the ids alone are held: MAX_BODY_BYTES has room for a third as many."""
+"""Attendees of one answer, of which only the ids are held: MAX_BODY_BYTES has room for a third of this."""
 
 
 class Spooled:
-    """An answer that is an array, or begins as one, laid down to be read in slices; close it after use.
+    """An answer that is an array, or begins as one, stored to be read in slices; close it after use.
 
-    The methods block, on a disk and on parsing: they are for a worker thread.
+    The methods block, on disk and on parsing: call them in a worker thread.
     """
 
     def __init__(self, file: IO[bytes], path: str, max_rows: int = PEOPLE_MAX_ROWS) -> None:
@@ -51,19 +51,19 @@ class Spooled:
         self.close()
 
     def close(self) -> None:
-        """Forget the answer."""
+        """Discard the answer."""
         self._file.close()
 
     @property
     def size(self) -> int:
-        """How many bytes the answer has."""
+        """The size of the answer in bytes."""
         return self._file.seek(0, os.SEEK_END)
 
     def decoded(self, decode: Callable[..., T]) -> Iterator[T]:
-        """Give what `decode` makes of each slice, a small array of the rows, told how many came `before`.
+        """Yield the result of `decode` for each slice, a small array; it also gets the row count `before`.
 
-        Raises DecodeError, which names the request, where the answer turns out to be no whole array, or
-        where `decode` does: what came before is then not to be believed either. TooLargeError is one.
+        Raises DecodeError, which names the request, if the answer is not a whole array, or if `decode` does:
+        then do not trust the earlier slices either. TooLargeError is a DecodeError.
         """
         self._file.seek(0)
         chunks = iter(partial(self._file.read, PIECE_BYTES), b"")
@@ -78,16 +78,16 @@ class Spooled:
 
 
 class _Plain:
-    """A body that is as it is."""
+    """A body without compression."""
 
     def feed(self, packed: bytes | bytearray, *, last: bool = False) -> Iterator[bytes | bytearray]:
-        """Give the bytes."""
+        """Yield the bytes."""
         del last
         yield packed
 
 
 class _Gzip:
-    """A body that is packed once."""
+    """A body that is compressed once."""
 
     def __init__(self, status: int) -> None:
         self._inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
@@ -95,7 +95,7 @@ class _Gzip:
         self._status = status
 
     def feed(self, packed: bytes | bytearray, *, last: bool = False) -> Iterator[bytes | bytearray]:
-        """Give what becomes of the bytes, in steps. What comes after the end is left out, as browsers do."""
+        """Yield the decompressed bytes, in steps. What follows the end is ignored, as browsers do."""
         self._has_begun = self._has_begun or bool(packed)
         is_full = bool(packed)
         while is_full and not self._inflater.eof:
@@ -114,11 +114,11 @@ class _Gzip:
 
 
 async def lay_down(chunks: AsyncIterable[bytes], file: IO[bytes], *, coding: str, status: int) -> None:
-    """Write a body to the file, unpacked, in steps and from a worker thread.
+    """Write a body to the file, decompressed, in steps and from a worker thread.
 
-    `coding` is what the answer's header says of how it is packed. Raises DecodeError where that is not as it
-    was asked for, or broken, TooLargeError where it is or becomes too large, and TransportError where there
-    is no room for it.
+    `coding` is the compression by the answer's header. Raises DecodeError if it is not the requested one, or
+    the data are broken, TooLargeError if the body is or becomes too large, and TransportError if there is no
+    room for it.
     """
     unpacker = _unpacker(coding, status)
     if unpacker is None:
@@ -140,7 +140,7 @@ async def lay_down(chunks: AsyncIterable[bytes], file: IO[bytes], *, coding: str
 
 
 def _unpacker(coding: str, status: int) -> _Plain | _Gzip | None:
-    """Return what unpacks a body: it is as it is or packed once. None for any other coding, and for two."""
+    """Return the decompressor of a body that is plain or compressed once. None for any other coding."""
     codings = [each.strip() for each in coding.lower().split(",")]
     match [each for each in codings if each not in ("", "identity")]:
         case []:
@@ -168,7 +168,7 @@ def _too_large(status: int) -> TooLargeError:
 
 @contextmanager
 def named(path: str, status: int | None = None) -> Iterator[None]:
-    """Say of an error within which request it is about, and the answer's status where it has none."""
+    """Add to an error raised within the request that it is about, and the answer's status if it has none."""
     try:
         yield
     except BilletwebError as error:

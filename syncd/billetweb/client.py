@@ -1,9 +1,9 @@
 """The client of Billetweb's API (https://www.billetweb.fr/bo/api.php): bytes over HTTP, records out.
 
-An answer is laid down, in a temporary file where it is large, and read from there in slices (`body.py`).
+An answer is stored, in a temporary file if it is large, and read from there in slices (`body.py`).
 
 The key travels in the Authorization header, never in a URL: URLs end up in logs and error texts. httpx's
-exceptions leave as `errors.BilletwebError`. `answers.py` and `decode.py` know what the answers mean.
+exceptions are raised as `errors.BilletwebError`. `answers.py` and `decode.py` know what the answers mean.
 """
 
 import asyncio
@@ -44,28 +44,28 @@ R = TypeVar("R")
 EVENTS = "/events"
 HTTP_NOT_FOUND = 404
 HEAD_BYTES = 100
-"""Enough to see that an answer begins as a list; one that hides it behind more blanks is looked at whole."""
+"""Enough to see that an answer begins as a list; if more blanks come first, it is checked whole."""
 ATTEMPTS = 3
-"""A second one helps against most faults of a moment, a third against nearly all; the next run is near."""
+"""A second one helps against most momentary faults, a third against nearly all; the next run is near."""
 RETRY_WITHIN_S = 180.0
 """Long enough for three time-outs with a wait for the ceiling between them."""
 CHALLENGE_WAIT_S = 300.0
-"""Minutes, not seconds, is what others tell their users whom the protection stopped."""
+"""Minutes, not seconds: others tell so users who are stopped by the protection."""
 CHALLENGE_WAIT_MAX_S = 3600.0
-"""Longer silence would not be kinder, and somebody may have lifted the protection."""
+"""A longer wait would not help, and somebody may have lifted the protection."""
 REFUSED_S = 24 * 3600.0
-"""A key may be good again without anybody's telling so: it is tried once a day."""
+"""A key may become valid again without notice: it is tried once a day."""
 
 
 class Billetweb:
     """Reads one account.
 
-    A request that failed for a passing reason is asked again, ATTEMPTS times in all and not once
-    RETRY_WITHIN_S are over. After the list of events was refused to the credentials nothing is sent for a
-    day, or until `reset`; after a challenge page, for some minutes (twice as long each time, up to an hour);
-    and for as long as Billetweb asks for a rest: every request then raises the same error at once, but waits
-    where a rest is not longer than RETRY_WITHIN_S.
-    `quiet` is the latest such time; `on_quiet` is told of each that begins, and None when it is over.
+    A request that failed for a transient reason is retried, ATTEMPTS times in all and within RETRY_WITHIN_S.
+    After the list of events was refused to the credentials, nothing is sent for a day, or until `reset`;
+    after a challenge page, for some minutes (twice as long each time, up to an hour); and for as long as
+    Billetweb asks for a rest: every request then raises the same error at once, but waits if a rest is not
+    longer than RETRY_WITHIN_S.
+    `quiet` is the latest such time; `on_quiet` is called with each that begins, and None when it is over.
     `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
     """
@@ -86,7 +86,7 @@ class Billetweb:
         self._count_carts = count_carts
         self._clock = clock or Clock()
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._decoding = asyncio.Lock()  # one after the other is as fast, and one is held in memory
+        self._decoding = asyncio.Lock()  # one after the other is as fast, and only one is in memory
         self.credentials = Secret(f"{config.user}:{key.value}")
         self._redact = Redactor(of_basic_auth(config.user, key.value))
         self.quiet: Quiet | None = None
@@ -108,7 +108,7 @@ class Billetweb:
         )
 
     def take_over(self, quiet: Quiet | None) -> None:
-        """Keep quiet as an earlier client was asked to; a refusal is that of the key that was refused."""
+        """Keep the rest that an earlier client was asked for; a refusal holds only for the refused key."""
         if quiet is None:
             return
         self.is_noted = True
@@ -119,7 +119,7 @@ class Billetweb:
             self._limiter.pause(self._left_s)
 
     def succeed(self, before: "Billetweb") -> None:
-        """Go on where the client of earlier settings was; but ask again with a key that was refused to it."""
+        """Continue from the client of earlier settings, but retry a key that was refused to it."""
         self.statuses = before.statuses  # the same counter: a run in progress still counts there
         self.ahead = before.ahead
         self.is_noted = before.is_noted
@@ -128,12 +128,12 @@ class Billetweb:
 
     def _be_quiet(self, quiet: Quiet) -> None:
         self.quiet = quiet
-        # By the clock that nobody sets: the other one is for the next process.
+        # By the monotonic clock: the wall clock is for the next process.
         self._quiet_until_s = self._clock.running_s() + quiet.lasts_s(self._clock.now())
 
     @property
     def _left_s(self) -> float:
-        """How long nothing is to be sent; 0 where something may be."""
+        """How long nothing may be sent; 0 if sending is allowed."""
         return max(self._quiet_until_s - self._clock.running_s(), 0.0) if self.quiet else 0.0
 
     @property
@@ -146,7 +146,7 @@ class Billetweb:
         return quiet if quiet and quiet.kind == kind and self._left_s else None
 
     def reset(self) -> None:
-        """Ask again with the same credentials: somebody says that they are good now."""
+        """Try the same credentials again: somebody says that they are valid now."""
         if self.refused:
             self.quiet = None
 
@@ -179,10 +179,10 @@ class Billetweb:
     async def attendees(
         self, *, since: datetime | None, until: datetime | None = None, event_id: str | None = None
     ) -> Spooled:
-        """Return the attendees of an event or of the account, refunded ones too; all or the lately changed.
+        """Return attendees of an event or of the account, refunded ones too; all or those changed recently.
 
-        The rows are for `decode.decode_attendees`. Raises RestrictedError where the key may not read them,
-        and TooLargeError where a shorter time, or an event, should be asked for.
+        The rows are for `decode.decode_attendees`. Raises RestrictedError if the key may not read them, and
+        TooLargeError if the caller should ask for a shorter time, or for an event.
         """
         params = {"disabled": "1"}
         if since is not None:
@@ -208,14 +208,14 @@ class Billetweb:
                 return part is not None
 
             async with self._decoding:
-                # Not all at once, so that a stop need not wait for the last; a short answer in one step.
+                # In steps, so that a stop need not wait for the last; a short answer in one step.
                 while await in_thread(lambda: more() and more()):
                     pass
         return whole
 
     async def _get(self, path: str, params: dict[str, str], timeout_s: float | None = None) -> IO[bytes]:
         with named(path):
-            await self._turn()  # outside the retries, whose time does not run while a request is held back
+            await self._turn()  # outside the retries: their time must not run while a request is held back
         async for attempt in stamina.retry_context(
             on=_backoff, attempts=ATTEMPTS, timeout=RETRY_WITHIN_S, wait_initial=0.5, wait_max=10.0
         ):
@@ -280,13 +280,13 @@ class Billetweb:
         return answers.classify(body, status, retry_after, now=now, redact=self._redact)
 
     async def _learn(self, error: BilletwebError) -> None:
-        """Keep quiet where the error asks for that."""
+        """Begin a rest if the error asks for one."""
         wait_s, before = error.wait_s or 0.0, self.quiet
         if isinstance(error, AuthError):
             await self._keep_quiet("credentials", REFUSED_S, error)
         elif isinstance(error, ChallengeError):
             if self._lasting("challenge"):
-                return  # requests under way together meet the same challenge: it counts once
+                return  # simultaneous requests meet the same challenge: it counts once
             again = before if before and before.kind == "challenge" else None
             length_s = 2 * (again.until - again.since).total_seconds() if again else CHALLENGE_WAIT_S
             await self._keep_quiet("challenge", min(length_s, CHALLENGE_WAIT_MAX_S), error)
@@ -316,7 +316,7 @@ class Billetweb:
             await self._on_quiet(quiet)
 
     async def _forget_quiet(self) -> None:
-        """Forget a time that is over, since an answer came; one that began meanwhile goes on."""
+        """Forget a rest that is over, because an answer came; one that began meanwhile stays."""
         if self.is_noted and not self._left_s:
             self.quiet, self.is_noted = None, False
             if self._on_quiet:
@@ -347,7 +347,7 @@ class Billetweb:
 
 
 def _backoff(error: Exception) -> bool | float:
-    """Tell stamina whether to ask again, and after how many seconds where the error knows."""
+    """Return to stamina whether to retry, and after how many seconds if the error says so."""
     if not isinstance(error, BilletwebError) or not error.retry:
         return False
     if error.wait_s is None:
@@ -367,9 +367,9 @@ def _timeouts(seconds: float) -> httpx.Timeout:
 
 
 def tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
-    """Say that a request is asked again; for stamina's hooks, in place of its own.
+    """Log that a request is retried; for stamina's hooks, instead of its own.
 
-    Only of Billetweb's: httpx's own errors, met by the heartbeat, hold the address in their text.
+    Only for Billetweb's errors: httpx's own, raised in the heartbeat, have the address in their text.
     """
     error = details.caused_by
     if isinstance(error, BilletwebError):

@@ -1,4 +1,4 @@
-"""Billetweb's answers into records. Nothing but this, `answers.py` and `fields.py` knows its spelling. Pure.
+"""Billetweb's answers into records. Only this, `answers.py` and `fields.py` know its spelling. Pure.
 
 The source of the shapes is the Billetweb API page (/events, /event/:id/avail, /tickets, /dates, /attendees)
 and what its users met.
@@ -44,10 +44,10 @@ from syncd.errors import (
 from syncd.model import Attendee, Event, Gauge, Session, Ticket
 
 BAD_AT_MOST = 20
-"""So many unusable rows are named, as many as a run keeps errors; the others are counted."""
+"""How many unusable rows are named, as many as a run keeps errors; the others are counted."""
 
 FEW = 16
-"""So few rows are read one by one where one is odd: to halve them further costs more than it spares."""
+"""If one of this few rows is odd, they are read one by one: halving further costs more than it saves."""
 
 R = TypeVar("R")
 ReadAttendee = tuple[str, Attendee, tuple[str, ...]]  # id, record, the columns that could not be read
@@ -56,10 +56,9 @@ ReadAttendee = tuple[str, Attendee, tuple[str, ...]]  # id, record, the columns 
 class Decoded(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     """The records of one answer, by id.
 
-    `bad` names the first rows that could not be used, with the reason ("events[2].id is missing"), and
-    `bad_total` counts them all: where there are any, the read is not complete. `duplicates` counts the rows
-    replaced by a later one of their key. `unreadable`: by key, the columns of a record whose values could not
-    be read.
+    `bad` names the first unusable rows, with the reason ("events[2].id is missing"), and `bad_total` counts
+    them all: if there are any, the read is not complete. `duplicates` counts the rows replaced by a later one
+    with the same key. `unreadable`: by key, the columns of a record whose values could not be read.
     """
 
     records: dict[str, R]
@@ -74,7 +73,7 @@ class Decoded(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
         return len(self.records) + self.bad_total + self.duplicates
 
     def joined(self, later: "Decoded[R]") -> "Decoded[R]":
-        """Return this and what came after it as one; this one is used up."""
+        """Return this and what came after it as one; do not use this one afterwards."""
         rows = self.rows + later.rows
         self.records.update(later.records)
         bad_total = self.bad_total + later.bad_total
@@ -89,7 +88,7 @@ class Decoded(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
 
 def _texts(*names: str) -> Table:
-    """Give the table of those text fields whose column has their wire name."""
+    """Return the table of text fields whose column has their wire name."""
     return {name: (name, to_text) for name in names}
 
 
@@ -134,13 +133,13 @@ _SESSION = _texts("name", "place", "description", "instructions") | {
 
 
 def _session_id(value: object) -> str | None:
-    """Give the session of an order, "0" where it has none."""
+    """Return the session of an order, "0" if it has none."""
     session_id = to_id(value)
     return session_id if session_id and session_id.strip("0") else None
 
 
 def _use(value: object) -> int | None:
-    """Give how far a place was used, "0" to "3"; a number that fits no small integer is none."""
+    """Return how far a place was used, "0" to "3"; a number too large for a small integer is unreadable."""
     number = to_integer(value)
     if number is not None and not 0 <= number < 2**15:
         raise UnfitError
@@ -208,9 +207,9 @@ _SALE = msgspec.json.Decoder(_Sale)
 
 
 def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[Event]:
-    """Give the events of `/events` by id; an unusable row is counted as `bad`, and the others stand.
+    """Return the events of `/events` by id; an unusable row is counted as `bad`, the others are kept.
 
-    Raises DecodeError for a body that is no array.
+    Raises DecodeError for a body that is not an array.
     """
     found, bad, bad_total = [], [], 0
     for index, row in enumerate(rows(body), before):
@@ -227,16 +226,16 @@ def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[Even
 
 
 def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Gauge]:
-    """Give the gauges of `/event/:id/avail` by id.
+    """Return the gauges of `/event/:id/avail` by id.
 
-    Raises DecodeError, naming row and field, for a row that is no object or has no type.
+    Raises DecodeError, naming row and field, for a row that is not an object or has no type.
     """
     found = (_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", before, required="type"))
     return _keyed((gauge.id, gauge, unreadable) for gauge, unreadable in found)
 
 
 def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Ticket]:
-    """Give the tariffs of `/event/:id/tickets` by id; `position` counts from 1 in the answer's order.
+    """Return the tariffs of `/event/:id/tickets` by id; `position` counts from 1 in the answer's order.
 
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
     row and field, for a row that is no object or has no id.
@@ -248,7 +247,7 @@ def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Ti
 
 
 def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Session]:
-    """Give the sessions of `/event/:id/dates` by id.
+    """Return the sessions of `/event/:id/dates` by id.
 
     `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
     row and field, for a row that is no object or has no id.
@@ -262,19 +261,19 @@ def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[S
 def decode_attendees(
     body: bytes, *, event_id: str | None = None, full: bool, before: int = 0
 ) -> Decoded[Attendee]:
-    """Give the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
+    """Return the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
 
-    The columns of PERSONAL are filled where `full` alone; links and `lane` never are. Raises DecodeError,
-    naming row and field, for a row that is no object, has no id, or has to name its event and does not.
+    The columns of PERSONAL are filled only if `full`; links and `lane` never are. Raises DecodeError, naming
+    row and field, for a row that is not an object, has no id, or must name its event and does not.
     """
     return _keyed(_attendees(rows(body), before, event_id, full=full))
 
 
 def sold(body: bytes, *, before: int = 0) -> list[tuple[str, int]]:
-    """Give the event and a digest of each row of `/attendees`, and nothing else of it.
+    """Return the event and a digest of each row of `/attendees`, and nothing else.
 
     A digest has 64 bits, is the same in every process and changes with any byte of the row. Raises
-    DecodeError, naming row and field, for a row that is no object or names no event.
+    DecodeError, naming row and field, for a row that is not an object or names no event.
     """
     found: list[tuple[str, int]] = []
     for index, raw in enumerate(document(body, list[msgspec.Raw]), before):
@@ -291,7 +290,7 @@ def sold(body: bytes, *, before: int = 0) -> list[tuple[str, int]]:
 
 
 def _attendees(found: list[object], before: int, event_id: str | None, *, full: bool) -> list[ReadAttendee]:
-    """Give attendees; where the odd ones are is found by halving."""
+    """Return attendees; odd ones are located by halving."""
     try:
         return _quickly(found, event_id, full=full)
     except (TypeError, ValueError):
@@ -308,9 +307,9 @@ def _attendees(found: list[object], before: int, event_id: str | None, *, full: 
 
 
 def _quickly(found: list[object], event_id: str | None, *, full: bool) -> list[ReadAttendee]:
-    """Give attendees, column by column: a third of the time.
+    """Return attendees, column by column, in a third of the time.
 
-    Raises ValueError or TypeError where a value does not fit, or a row is no object.
+    Raises ValueError or TypeError if a value does not fit, or a row is not an object.
     """
     if not found:
         return []
@@ -329,7 +328,7 @@ def _quickly(found: list[object], event_id: str | None, *, full: bool) -> list[R
 
 
 def _unknown(row: Any) -> dict[str, object]:
-    """Give the fields of an attendee that are unknown here."""
+    """Return the fields of an attendee that are unknown here."""
     if _HANDLED.issuperset(row):
         return {}
     return storable_items({name: row[name] for name in sorted(row.keys() - _HANDLED)})
@@ -349,7 +348,7 @@ def _carefully(row: object, subject: str, event_id: str | None, *, full: bool) -
 def _keyed(
     rows: Iterable[tuple[str, R, tuple[str, ...]]], bad: Iterable[str] = (), bad_total: int = 0
 ) -> Decoded[R]:
-    """Give the records by key, with the columns that could not be read; of several with one key the last."""
+    """Return the records by key, with the unreadable columns; of several with one key the last."""
     found = list(rows)
     records = {key: record for key, record, _ in found}
     last = {key: columns for key, _, columns in found} if any(columns for _, _, columns in found) else {}
@@ -363,7 +362,7 @@ def _keyed(
 
 
 def _gauge(row: Columns, event_id: str) -> tuple[Gauge, tuple[str, ...]]:
-    """Give a gauge; its name stands in for an id that is missing or cannot be read."""
+    """Return a gauge; its name replaces a missing or unreadable id."""
     columns, unreadable = row.values, tuple(column for column in row.unreadable if column != "id")
     row_id = columns.pop("id", "")
     if columns.get("places_left", 0) < 0:

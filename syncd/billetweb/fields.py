@@ -2,8 +2,8 @@
 
 The API page and its users show: nearly everything arrives as a string, `false` stands for a missing
 number, `[]` for an empty object, `""` or a zero date for nothing, and times are the wall clock of Paris.
-A converter gives None for a missing value and raises ValueError for one that cannot be read; what is plainly
-meant is read, however it is written: `"0.0"` is 0, `"12,50"` is 12.50, an ISO instant is an instant.
+A converter returns None for a missing value and raises ValueError for one that cannot be read; a clear value
+is read, however it is written: `"0.0"` is 0, `"12,50"` is 12.50, an ISO instant is an instant.
 """
 
 import re
@@ -48,14 +48,14 @@ class UnfitError(ValueError):
 
 
 class Columns(NamedTuple):
-    """A row's columns that have a value, with `extra`; and the names of those whose value cannot be read."""
+    """A row's columns that have a value, with `extra`; and the names of the unreadable ones."""
 
     values: dict[str, Any]
     unreadable: tuple[str, ...]
 
 
 def _matching(value: object, pattern: re.Pattern[str]) -> str | None:
-    """Give a string or number as trimmed text of the pattern; None for "", null and PHP's false."""
+    """Return a string or number as trimmed text of the pattern; None for "", null and PHP's false."""
     if value is None or value is False:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -67,14 +67,14 @@ def _matching(value: object, pattern: re.Pattern[str]) -> str | None:
 
 
 def to_id(value: object) -> str | None:
-    """Give an id: digits."""
+    """Return an id: digits."""
     if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= ID_MAX:
         return value
     return _matching(value, _DIGITS)
 
 
 def to_text(value: object) -> str | None:
-    """Give a text as it is, spaces and entities included; NUL alone goes: PostgreSQL cannot store it."""
+    """Return a text unchanged, spaces and entities included, but without NUL: PostgreSQL cannot store it."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, SCALARS):
@@ -83,20 +83,20 @@ def to_text(value: object) -> str | None:
 
 
 def to_code(value: object) -> str | None:
-    """Give a value of an open enumeration, which is also met as a flag."""
+    """Return a value of an open enumeration, which also occurs as a flag."""
     return str(int(value)) if isinstance(value, bool) else to_safe_text(value)
 
 
 def to_safe_text(value: object) -> str | None:
-    """Give a text, None for one that holds a secret link: that is never stored."""
-    if isinstance(value, str) and value.isprintable() and not _is_secret(value):  # as nearly all
+    """Return a text, None for one that holds a secret link: that is never stored."""
+    if isinstance(value, str) and value.isprintable() and not _is_secret(value):  # nearly always
         return value or None
     text = to_text(value)
     return None if text is None or _is_secret(text) else text
 
 
 def to_flag(value: object) -> bool | None:
-    """Give a yes or no, written as 1 or 0, or in full."""
+    """Return a yes or no, written as 1 or 0, or in full."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and (said := _FLAGS.get(value.strip().lower())) is not None:
@@ -108,7 +108,7 @@ def to_flag(value: object) -> bool | None:
 
 
 def to_integer(value: object) -> int | None:
-    """Give a whole number."""
+    """Return a whole number."""
     if isinstance(value, str):
         value = _THOUSANDS.sub("", value)
     text = _matching(value, _INTEGER)
@@ -116,18 +116,18 @@ def to_integer(value: object) -> int | None:
 
 
 def to_count(value: object) -> int | None:
-    """Give a number of places; a negative one says that none is known."""
+    """Return a number of places; a negative one means unknown."""
     number = to_integer(value)
     return None if number is None or number < 0 else number
 
 
 def to_limit(value: object) -> int | None:
-    """Give the quota of a ticket or session, where 0 too says that no limit is known."""
+    """Return the quota of a ticket or session; 0 also means that no limit is known."""
     return to_count(value) or None
 
 
 def to_decimal(value: object) -> Decimal | None:
-    """Give an amount of money or a rate, exact to 4 decimals."""
+    """Return an amount of money or a rate, exact to 4 decimals."""
     if isinstance(value, str):
         value = _CENTS.sub(".", _THOUSANDS.sub("", value.strip().removesuffix("€").rstrip()))
     text = _matching(value, _DECIMAL)
@@ -141,11 +141,11 @@ def to_decimal(value: object) -> Decimal | None:
 
 
 def to_instant(value: object) -> datetime | None:
-    """Give the instant of a Paris wall time, in UTC; None for a zero date.
+    """Return the instant of a Paris wall time, in UTC; None for a zero date.
 
-    In the doubled hour of autumn the first pass is meant (fold=0). In the hour that spring leaves out the
-    offset of before counts: 02:30 is the instant of 03:30. An instant that names its offset is taken at its
-    word; a day alone begins at midnight.
+    In the repeated hour of autumn the first pass is meant (fold=0). In the skipped hour of spring the earlier
+    offset counts: 02:30 is the instant of 03:30. An instant with an offset keeps it; a date without a time is
+    midnight.
     """
     text = value.strip() if isinstance(value, str) else _matching(value, _INSTANT)
     if not text:
@@ -171,7 +171,7 @@ def _paris() -> ZoneInfo:
 
 
 def to_sale_time(value: object) -> datetime | None:
-    """Give an instant written as UNIX seconds (0 for none) or as a wall time: sales were met with both."""
+    """Return an instant written as UNIX seconds (0 for none) or as a wall time: sales have both."""
     try:
         seconds = to_integer(value)
     except ValueError:
@@ -187,7 +187,7 @@ def to_sale_time(value: object) -> datetime | None:
 
 
 def to_tags(value: object) -> list[str]:
-    """Give a list of texts, without the empty ones."""
+    """Return a list of texts, without the empty ones."""
     if value is None or value is False or value == "":
         return []
     if not isinstance(value, list):
@@ -196,7 +196,7 @@ def to_tags(value: object) -> list[str]:
 
 
 def to_map(value: object) -> dict[str, object] | None:
-    """Give an object of any content, without what may not be stored; PHP writes an empty one as `[]`."""
+    """Return an object of any content, without what may not be stored; PHP writes an empty one as `[]`."""
     if value is None or value is False or value in ("", []):
         return None
     if not isinstance(value, dict):
@@ -205,7 +205,7 @@ def to_map(value: object) -> dict[str, object] | None:
 
 
 class _Memory(dict[object, object]):
-    """What a converter made of the latest texts.
+    """A converter's results for the latest texts.
 
     Other values are not kept: 1, 1.0 and True are one key to a dict. Nor are long texts.
     """
@@ -223,17 +223,17 @@ class _Memory(dict[object, object]):
 
 
 def remembering(convert: Callable[[object], object]) -> Callable[[object], object]:
-    """Give a converter that remembers, for columns where few texts come again and again: 10 times as fast.
+    """Return a converter with a cache, for columns in which few texts recur: 10 times as fast.
 
-    What it makes is shared, so it must be immutable. A list or an object makes it raise TypeError.
+    Its results are shared, so they must be immutable. It raises TypeError for a list or an object.
     """
     return _Memory(convert).__getitem__
 
 
 def columns_of(row: object, table: Table, subject: str, *, required: tuple[str, ...] = ("id",)) -> Columns:
-    """Give a row's columns. What cannot be read is in `extra` under its wire name, as is what is unknown.
+    """Return a row's columns. Unreadable and unknown fields are in `extra`, under their wire names.
 
-    Raises DecodeError where one of the `required` fields has no value.
+    Raises DecodeError if one of the `required` fields has no value.
     """
     if not isinstance(row, dict):
         raise DecodeError(f"{subject} is {'null' if row is None else 'not an object'}")
@@ -244,7 +244,7 @@ def columns_of(row: object, table: Table, subject: str, *, required: tuple[str, 
             continue
         try:
             value = convert(row[name])
-        except (TypeError, ValueError):  # TypeError: a list or an object, from a converter that remembers
+        except (TypeError, ValueError):  # TypeError: a list or an object, from a converter with a cache
             unreadable.append(column)
             continue
         read.add(name)
@@ -260,7 +260,7 @@ def columns_of(row: object, table: Table, subject: str, *, required: tuple[str, 
 
 
 def storable_items(values: dict[str, object], depth: int = EXTRA_MAX_DEPTH) -> dict[str, object]:
-    """Give the items with what may be stored of each: a label stays where its value may not."""
+    """Return the items with what may be stored of each: a label stays even if its value may not."""
     return {
         name.replace("\0", ""): _storable(value, depth)
         for name, value in values.items()
@@ -269,7 +269,7 @@ def storable_items(values: dict[str, object], depth: int = EXTRA_MAX_DEPTH) -> d
 
 
 def _is_plain(values: dict[str, object]) -> bool:
-    """Tell whether the object holds harmless texts alone, as nearly always: a fifth of the time."""
+    """Return whether the object holds only harmless texts, as nearly always, in a fifth of the time."""
     try:
         text = "".join((*values, *values.values()))  # type: ignore[arg-type]
     except TypeError:
@@ -278,7 +278,7 @@ def _is_plain(values: dict[str, object]) -> bool:
 
 
 def _storable(value: object, depth: int) -> object:
-    """Give what may be stored of a value: no secret link, no NUL, nothing too deep."""
+    """Return what may be stored of a value: no secret link, no NUL, nothing too deep."""
     if isinstance(value, str):
         return None if _is_secret(value) else value.replace("\0", "")
     if isinstance(value, dict | list) and depth <= 0:

@@ -14,21 +14,21 @@ from datetime import datetime, timedelta
 from loguru import logger
 
 WINDOW_S = 61.0
-"""A second more than the minute meant: requests travel for unequal times and may arrive closer together."""
+"""A second more than a minute: travel times differ, so requests may arrive closer together."""
 WORTH_TELLING_S = 5.0
-"""A shorter wait is over before a person has read of it."""
+"""A shorter wait is over before a person has read about it."""
 
 
 SHOWN_S = 1.0
-"""Who watches a run may be told of shorter ones, but a wait of less is over before it is read."""
+"""Those who watch a run see shorter waits too, but less than this is over before it is read."""
 
 
 class RateLimiter:
     """At most `per_minute` requests in any WINDOW_S seconds, and none before a pause is over.
 
     `note` is called for each request before it is sent. `clock` is monotonic seconds; `sleep` waits.
-    `waiting` is until when, by that clock, the next request waits, and for what; `on_wait` is called when it
-    begins and when it is over.
+    `waiting` is until when, by that clock, the next request waits, and for what; `on_wait` is called when a
+    wait begins and ends.
     """
 
     def __init__(
@@ -56,32 +56,32 @@ class RateLimiter:
         self._sent = deque(sorted([*self._sent, *(now - age for age in ages_s)]))
 
     def pause(self, seconds: float) -> None:
-        """Let nothing through for so long; a longer pause that is under way stays."""
+        """Let nothing through for so long; a longer current pause stays."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
     @property
     def paused_s(self) -> float:
-        """How long a pause still lasts; 0 without one."""
+        """How long the pause still lasts; 0 without one."""
         return max(self._paused_until - self._clock(), 0.0)
 
     def waits(self, now: datetime) -> tuple[datetime | None, str | None]:
-        """Return until when the next request waits, and for what; twice None while none does."""
+        """Return until when the next request waits, and for what; None and None if none does."""
         if self.waiting is None:
             return None, None
         until_s, why = self.waiting
         return now + timedelta(seconds=until_s - self._clock()), why
 
     async def acquire(self, check: Callable[[], None] = lambda: None) -> None:
-        """Return when a request may be sent, first come first served; it is counted as sent then.
+        """Wait until a request may be sent, first come first served, and count it as sent.
 
-        `check` is called before each wait; what it raises ends this one's.
+        `check` is called before each wait; an exception that it raises ends the wait of this request.
         """
         async with self._turn:
             while (wait := self._due())[0] > 0:
                 check()
                 await self._wait(*wait)
             await self._note()
-            self._sent.append(self._clock())  # last of all: a note may take its time in a busy database
+            self._sent.append(self._clock())  # last: a note may take long in a busy database
 
     async def _wait(self, wait_s: float, why: str) -> None:
         if wait_s >= WORTH_TELLING_S:

@@ -1,8 +1,8 @@
-"""One large JSON array into small ones, while it arrives. Pure.
+"""Cuts one large JSON array into small ones, while it arrives. Pure.
 
-The beginning of an array that ends behind a row is an array itself once it is closed; one that ends inside
-a row or a text is not. So a place that looks like the border of two rows is tried, and taken where the
-parser agrees; only where that fails are the bytes counted through.
+The beginning of an array that ends after a row becomes an array when it is closed; one that ends inside a row
+or a text does not. So a place that looks like the border of two rows is tried, and used if the parser agrees;
+only if that fails are the brackets counted.
 """
 
 import codecs
@@ -18,10 +18,10 @@ from syncd.errors import DecodeError, TooLargeError, TooManyRows
 SLICE_BYTES = 256 * 1024
 """Some hundred rows: enough for a statement each, little to hold in memory."""
 ROW_MAX_BYTES = 2 * 1024 * 1024
-"""So large a single row may be: a description with a picture in it. It is parsed in one step that nothing
-interrupts, and one of empty lists alone takes thirty times its bytes and up to a second for that."""
+"""The largest row: a description with a picture in it. It is parsed in one step that nothing interrupts; one
+of nothing but empty lists takes thirty times its bytes and up to a second."""
 TRIES = 3
-"""So many places that look like a border are tried: three in a row inside texts are there on purpose."""
+"""How many places that look like a border are tried: three in a row inside texts are there on purpose."""
 
 _BORDER = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
 _TOKEN = re.compile(  # a quote alone begins a text cut short
@@ -32,14 +32,14 @@ _DEPTH = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
 
 
 def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Give the rows of an array as arrays of at most `about` so many bytes; none for an empty array.
+    """Yield the rows of an array as arrays of at most `about` so many bytes; none for an empty array.
 
-    Each with how many rows came before it.
+    Each comes with the number of rows before it.
 
-    A row that is larger makes its slice so. No more than a slice and a chunk are held. A UTF-8 byte order
-    mark is tolerated. Raises DecodeError unless all chunks together are one complete, well-formed array:
-    no slice is to be trusted before the last. Raises TooManyRows for more than `most` rows, and TooLargeError
-    for a row over ROW_MAX_BYTES.
+    A larger row makes its slice larger. At most a slice and a chunk are held. A UTF-8 byte order mark is
+    tolerated. Raises DecodeError unless all chunks together are one complete, well-formed array: trust no
+    slice before the last one has come. Raises TooManyRows for more than `most` rows, and TooLargeError for a
+    row over ROW_MAX_BYTES.
     """
     held, wanted, begun, before = bytearray(), about, False, 0
     for chunk in chunks:
@@ -64,14 +64,14 @@ def slices(chunks: Iterable[bytes], *, most: int, about: int = SLICE_BYTES) -> I
 
 
 def _bearable(before: int, rows: int, most: int) -> int:
-    """Return `before`. Raises TooManyRows where so many more are too many."""
+    """Return `before`. Raises TooManyRows if the total is too large."""
     if before + rows > most:
         raise TooManyRows(f"Billetweb's answer has more than {most} rows")
     return before
 
 
 def _begin(held: bytearray) -> bool:
-    """Take away the bracket that opens the array; tell whether it has come."""
+    """Remove the bracket that opens the array; return whether it has come."""
     text = held.removeprefix(codecs.BOM_UTF8).lstrip(BLANKS)
     if codecs.BOM_UTF8.startswith(text):  # nothing yet, or a part of the mark
         return False
@@ -82,7 +82,7 @@ def _begin(held: bytearray) -> bool:
 
 
 def _cut(held: bytearray, wanted: int) -> tuple[int, int, int] | None:
-    """Give where the last row within `wanted` bytes ends, where the next begins, and how many rows end."""
+    """Return where the last row within `wanted` bytes ends, where the next begins, and how many rows end."""
     borders = [(border.start() + 1, border.end()) for border in _BORDER.finditer(held, 0, wanted)]
     for end, after in reversed(borders[-TRIES:]):
         with suppress(DecodeError):
@@ -93,7 +93,7 @@ def _cut(held: bytearray, wanted: int) -> tuple[int, int, int] | None:
 
 
 def _counted(held: bytearray, wanted: int) -> tuple[int, int] | None:
-    """Give both ends, found by counting brackets: right for every beginning of an array, and slow."""
+    """Return both ends by counting brackets: correct for every beginning of an array, but slow."""
     depth, found = 0, None
     for token in _TOKEN.finditer(held, 0, wanted):
         first = held[token.start()]
@@ -108,12 +108,12 @@ def _counted(held: bytearray, wanted: int) -> tuple[int, int] | None:
 
 
 def _rows(text: bytes | bytearray) -> int:
-    """Give the number of rows of an array. Raises DecodeError for anything else."""
+    """Return the number of rows of an array. Raises DecodeError for anything else."""
     try:
-        text.decode()  # the parser does not look into what it hands over raw
+        text.decode()  # the parser does not check what it passes on raw
     except UnicodeDecodeError as error:
         reason = str(error)
     else:
         return len(document(text, list[msgspec.Raw]))
-    # Raised outside the handler, for the cause may hold a piece of the body.
+    # Raised outside the handler, because the cause may hold a piece of the body.
     raise DecodeError(f"Billetweb's answer is not well-formed JSON: {reason}")

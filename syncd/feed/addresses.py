@@ -1,7 +1,7 @@
-"""Where a name leads, and whether one may be connected to it: whoever names an endpoint does not get inside.
+"""Resolves names and decides which addresses are allowed: an endpoint must give no access to a private net.
 
-A request goes to the very address that was looked at here, so that a name that leads elsewhere a moment later
-changes nothing. Leans on the tables of `ipaddress`.
+A request goes to the very address that was checked here, so a name that resolves differently a moment later
+changes nothing. Uses the tables of `ipaddress`.
 """
 
 import socket
@@ -15,15 +15,15 @@ from syncd.threads import getaddrinfo
 
 Address = IPv4Address | IPv6Address
 NAT64 = IPv6Network("64:ff9b::/96")
-"""Behind it stand addresses of IPv4 (RFC 6052)."""
+"""Its addresses stand for IPv4 addresses (RFC 6052)."""
 
 
 class Unreachable(Exception):
-    """A name that leads nowhere, or only to where it must not."""
+    """A name that resolves to nothing, or only to addresses that are not allowed."""
 
 
 def meant(address: Address) -> Address:
-    """Return the address of IPv4 that one of IPv6 stands for, any other one as it is."""
+    """Return the IPv4 address that an IPv6 address stands for, any other address unchanged."""
     if isinstance(address, IPv4Address):
         return address
     if address in NAT64:
@@ -33,7 +33,7 @@ def meant(address: Address) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address is one of the public internet, and of one machine there."""
+    """Return whether an address is public and belongs to a single machine."""
     address = meant(address)
     if isinstance(address, IPv6Address) and address.is_site_local:
         return False
@@ -41,9 +41,9 @@ def is_public(address: Address) -> bool:
 
 
 async def lead_to(host: str, port: int, *, private: bool, loopback: bool) -> list[Address]:
-    """Return the addresses that a host has and that may be connected to, in the resolver's order.
+    """Return the allowed addresses of a host, in the resolver's order.
 
-    That are public ones; with `private` all; with `loopback` those of this machine alone. Raises Unreachable.
+    These are public ones; with `private` all; with `loopback` only this machine's. Raises Unreachable.
     """
     found = list(dict.fromkeys(await resolve(host, port)))
     if loopback:
@@ -61,7 +61,7 @@ async def lead_to(host: str, port: int, *, private: bool, loopback: bool) -> lis
 async def resolve(host: str, port: int) -> list[Address]:
     """Return the addresses of a host. Raises Unreachable.
 
-    A resolver may take half a minute, and whoever asks gives up before.
+    A resolver may take half a minute; the caller gives up earlier.
     """
     with suppress(ValueError):
         return [ip_address(host)]
@@ -76,11 +76,11 @@ async def resolve(host: str, port: int) -> list[Address]:
 
 
 def check(config: Config) -> list[str]:
-    """Return what is wrong with the addresses of endpoints, as far as that shows without asking."""
+    """Return what is wrong with the addresses of endpoints, as far as that shows without a resolver."""
     problems = []
     for each in config.webhooks:
         host = urlsplit(each.url).hostname or ""
-        with suppress(ValueError):  # a name, which may lead elsewhere when it is sent to
+        with suppress(ValueError):  # a name, which is resolved when it is used
             if not (each.private or web.is_loopback(host) or is_public(ip_address(host))):
                 problems.append(
                     f"webhooks {each.name}: {host} is no address of the public internet;"

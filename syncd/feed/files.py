@@ -1,7 +1,7 @@
 """Feeds: files that the events are written to for others, such as a site without a database client.
 
-Each is written beside and renamed over, so that whoever reads it sees the old content or the new one, whole;
-and only where its content changes, so that its time of change tells of news.
+Each is written beside and renamed, so that readers see either the whole old content or the whole new one; and
+only if its content changes, so that its modification time shows news.
 """
 
 import os
@@ -24,23 +24,23 @@ from syncd.feed.rendering import news, render
 from syncd.threads import Latest, in_own_thread
 
 WAIT_S = 2.0
-"""So long a run's end waits for files to be written, less than a stop may take: a disk of the network that
-hangs is to hold no run."""
+"""How long a run's end waits for files to be written, less than a stop may take: a hanging network disk must
+not hold up runs."""
 PATIENCE = 3
-"""So often an event may fail that was never read before files do without it. One failure is often a moment's,
-three are seldom."""
+"""After this many failures of an event that was never read, files do without it. One failure is often
+momentary, three seldom are."""
 LATELY = timedelta(days=1)
-"""Any live event is tried once a day at least; one that was not is live no more."""
+"""Every live event is tried at least once a day; one that was not is no longer live."""
 
 
 class NotReplaced(Exception):
-    """What stands at a feed's path is nothing that a feed may replace."""
+    """A feed must not replace what is at its path."""
 
 
 class Feeds:
-    """The feeds of an account. `errors` holds, by path, why one could not be written the last time.
+    """The feeds of an account. `errors` holds, by path, why the last write failed.
 
-    `written` and `failed` count how often one was, or could not be, since the daemon started.
+    `written` and `failed` count the writes that succeeded and failed since the daemon started.
     """
 
     def __init__(self) -> None:
@@ -51,21 +51,21 @@ class Feeds:
         self.writing = Latest[Path]()
 
     def forget(self) -> None:
-        """Forget which files were written: the database that they show is gone."""
+        """Forget which files were written: their database is lost."""
         self._own.clear()
 
     def failing(self, configured: Iterable[FeedConfig]) -> list[Path]:
-        """Return which of the feeds that there are now could not be written the last time."""
+        """Return which of the configured feeds failed last time."""
         return [feed.path for feed in configured if feed.path in self.errors]
 
     async def follow(
         self, feeds: Sequence[FeedConfig], database: Database, now: datetime, unread: int | None
     ) -> bool:
-        """Bring every feed up to date, where that is done soon; tell whether the mirror's database let it.
+        """Update every feed, waiting at most WAIT_S; return whether the mirror's database allowed it.
 
-        After a failed run too: an event may be over. What another mirror left at a path says more than a
-        young one could: it stays until this one has read every live event. `unread`: so many it never has,
-        None where that is not known.
+        This happens after a failed run too: an event may be over. A file that another mirror left says more
+        than a young mirror could: it stays until this one has read every live event. `unread`: how many live
+        events it has never read, None if unknown.
         """
         if not feeds or not database.is_open:
             return not feeds
@@ -87,7 +87,7 @@ class Feeds:
         return True
 
     async def write(self, feed: FeedConfig, events: Sequence[PublicEvent], stays: bool = False) -> None:
-        """Bring a feed up to date, but for a file that is there and `stays`. Raises nothing."""
+        """Update a feed, except an existing file that `stays`. Raises nothing."""
         error, has_news = await in_own_thread(_attempt, feed, events, stays)
         if not error:
             self._own.add(str(feed.path))
@@ -95,7 +95,7 @@ class Feeds:
         self._tell(feed.path, error)
 
     def _tell(self, path: Path, error: str) -> None:
-        """Note how it fares with a feed, "" for well, and log it where that is news."""
+        """Note a feed's error, "" for none, and log it if it is new."""
         before = self.errors.pop(path, "")
         if error:
             self.errors[path] = error
@@ -108,7 +108,7 @@ class Feeds:
 
 
 def _attempt(feed: FeedConfig, events: Sequence[PublicEvent], stays: bool) -> tuple[str, bool]:
-    """Write a feed; return what was the matter, "" where nothing was, and whether it had news."""
+    """Write a feed; return the error, "" for none, and whether it had news."""
     wanted = {*feed.tags}
     chosen = [event for event in events if not wanted or wanted & {*event.tags}]
     try:
@@ -125,14 +125,14 @@ def _attempt(feed: FeedConfig, events: Sequence[PublicEvent], stays: bool) -> tu
 
 
 def _look_up(connection: Connection, now: datetime) -> tuple[list[PublicEvent], set[str], int]:
-    """Return the events, the paths written from this database, and how many events were read in vain."""
+    """Return the events, the paths written from this database, and how many events could not be read."""
     own = {*(state.get(connection, state.FEEDS, list[str]) or ())}
     given_up = rows.never_read(connection, PATIENCE, now - LATELY)
     return rows.public_events(connection, now), own, given_up
 
 
 def obstacle(feed: FeedConfig) -> str | None:
-    """Return what keeps a feed from being written, as far as that shows without writing it."""
+    """Return what prevents a feed from being written, as far as that shows without writing it."""
     folder = feed.path.parent
     try:
         if not stat.S_ISDIR(folder.stat().st_mode):
@@ -146,24 +146,25 @@ def obstacle(feed: FeedConfig) -> str | None:
 
 
 def replace(path: Path, content: bytes, mode: int, news_of: Callable[[bytes], bytes] = bytes) -> bool:
-    """Write a file beside and rename it over, where the content or mode differs; return whether it did.
+    """Replace a file in one step if the content or mode differs; return whether it did.
 
-    `news_of` gives what counts of a content. Raises OSError, and NotReplaced; the old file stays then.
+    `news_of` returns the part of a content to compare. Raises OSError, and NotReplaced; then the old file
+    stays.
     """
     if _look(path) == (mode, len(content)) and news_of(_content(path) or b"") == news_of(content):
         return False
-    # Always the same name: what a killed process left is cleared away by the next.
+    # Always the same name: the next process removes what a killed one left.
     beside = path.with_name(f".{path.name}.new")
     with suppress(FileNotFoundError):
         beside.unlink()
-    # O_EXCL follows no link. Nobody else opens it before it is whole.
+    # O_EXCL follows no link. Nobody else can open it before it is whole.
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(file, "wb") as whole:  # noqa: PTH123 - of what is open
             whole.write(content)
             whole.flush()
             os.fchmod(file, mode)  # whatever the umask
-            os.fsync(file)  # or a power cut might leave the new name with nothing in it
+            os.fsync(file)  # or a power cut might leave an empty file under the new name
         beside.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -173,7 +174,7 @@ def replace(path: Path, content: bytes, mode: int, news_of: Callable[[bytes], by
 
 
 def _look(path: Path) -> tuple[int, int] | None:
-    """Return mode and size of a regular file, None where there is nothing. Raises OSError, NotReplaced."""
+    """Return mode and size of a regular file, None if there is none. Raises OSError, NotReplaced."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -186,7 +187,7 @@ def _look(path: Path) -> tuple[int, int] | None:
 
 
 def _content(path: Path) -> bytes | None:
-    """Return what a file holds, None where it cannot be read, which need not keep it from being replaced."""
+    """Return a file's content, None if it cannot be read, which does not prevent replacing it."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

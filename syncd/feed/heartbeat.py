@@ -15,17 +15,17 @@ from syncd.threads import in_thread
 
 TIMEOUT_S = 5.0
 ATTEMPTS = 2
-"""A ping takes a moment or does not come; one that is lost is made good by the next run's."""
+"""A ping takes a moment or fails; the next run's makes up for a lost one."""
 
 
 async def ping(url: str | None, run: Run) -> None:
-    """Ask for the URL after an ok run, for its `/fail` after any other. Never raises.
+    """Request the URL after an ok run, its `/fail` after any other. Never raises.
 
-    Without a URL, or after a run that says nothing of the mirror, since it was cancelled or failed for ids
-    alone that somebody mistyped, nothing is asked.
+    Nothing is requested without a URL, or after a run that says nothing about the mirror: one that was
+    cancelled, or failed only because of mistyped ids.
     `rid` is the run's id as a UUID, the only form that healthchecks.io takes
     (https://healthchecks.io/docs/http_api/): run 42 is 00000000-0000-0000-0000-000000000042.
-    The URL is a secret of its own (who knows it can silence the monitor), so that no message names it.
+    The URL is itself a secret (who knows it can silence the monitor), so no message names it.
     """
     if url is None or run.outcome == "cancelled" or run.is_slip:
         return
@@ -49,6 +49,6 @@ async def _ask(target: str, *, rid: str) -> None:
     async with (
         made as client,
         asyncio.timeout(TIMEOUT_S),
-        client.stream("GET", target, params={"rid": rid}) as answer,  # the body is of no interest
+        client.stream("GET", target, params={"rid": rid}) as answer,  # the body does not matter
     ):
         answer.raise_for_status()

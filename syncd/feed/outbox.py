@@ -1,7 +1,7 @@
-"""What becomes a webhook: puts deliveries on record in the transaction of the change that they tell of.
+"""What becomes a webhook: records deliveries in the transaction of the change that they report.
 
-Each is written out here, once: whatever happens later, every attempt sends these same bytes. Nothing of
-people is in them.
+Each body is encoded here, once: whatever happens later, every attempt sends the same bytes. They hold no
+personal data.
 """
 
 import secrets
@@ -21,13 +21,13 @@ from syncd.mirror.diff import Change
 from syncd.model import ATTENDEES, EVENTS, Doubt, Json, Run
 
 OF_ORDER = ("order_id", "order_ext_id", "event_id", "places", "refunded", "order_price")
-"""What is told of an order."""
+"""The fields that are sent of an order."""
 
 
 class Outbox:
-    """Puts on record what is to be told to each endpoint of an account, in the threads of transactions.
+    """Records the deliveries for each endpoint of an account, in the threads of transactions.
 
-    `has_news`: whether anything was put on record since somebody last took note.
+    `has_news`: whether anything was recorded since this was last reset.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Outbox:
         self.has_news = False
 
     def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
-        """Put on record what follows from changes of events, and of attendees for orders."""
+        """Record what follows from changes of events, and of attendees for orders."""
         if not self.endpoints:
             return
         if of_events := [change for change in changes if change.table == EVENTS]:
@@ -44,14 +44,14 @@ class Outbox:
             self._follow_orders(connection, writing.at, of_people)
 
     def doubted(self, connection: Connection, at: datetime, doubt: Doubt) -> None:
-        """Put on record that something is doubted."""
+        """Record that something is doubted."""
         if self.endpoints:
             event_id = doubt.event_id or ""
             ext_id = rows.ext_ids(connection, [event_id]).get(event_id)
             self._put(connection, at, [("doubt", event_id, ext_id, doubt)])
 
     def ended(self, connection: Connection, run: Run, before: str | None, at: datetime) -> None:
-        """Put on record that runs fail, or that they do no longer; `before`: how the one before ended."""
+        """Record that runs fail, or no longer fail; `before`: the outcome of the previous run."""
         run = structs.replace(run, requested_by=None)  # a person's name
         if run.whole and run.outcome == "failed" and before != "failed":
             self._put(connection, at, [("run.failed", "", None, run)])
@@ -82,7 +82,7 @@ class Outbox:
         for key, (paid, refunded, held) in news.items():
             if order := found.get(key):
                 data = {name: getattr(order, name) for name in OF_ORDER}
-                # A place that comes to an order that was paid before is no payment.
+                # A place added to an order that was already paid is not a payment.
                 kinds = ["order.paid"] if held and order.paid <= paid else []
                 kinds += ["order.refunded"] if refunded else []
                 told += [(kind, key[1], ext_ids.get(key[1]), data) for kind in kinds]
@@ -91,7 +91,7 @@ class Outbox:
     def _put(
         self, connection: Connection, at: datetime, told: Iterable[tuple[str, str, object, object]]
     ) -> None:
-        """Put on record for each endpoint what it wants: type, event, the event's `ext_id`, data."""
+        """Record for each endpoint what it wants of `told`: type, event, the event's `ext_id`, data."""
         messages = []
         for kind, event_id, ext_id, data in told:
             wanted = [each for each in self.endpoints if _wants(each, kind, event_id, ext_id)]
@@ -103,7 +103,7 @@ class Outbox:
 
 
 def _kinds(change: Change) -> Iterator[str]:
-    """Yield what a change of an event is told as."""
+    """Yield the types under which a change of an event is sent."""
     if change.kind == "vanished":
         yield "event.vanished"
         return
@@ -116,7 +116,7 @@ def _kinds(change: Change) -> Iterator[str]:
 
 
 def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
-    """Return by order and event how many of its places were found paid now, refunded, and paid and kept."""
+    """Return, by order and event, how many places are newly paid, newly refunded, and newly paid and kept."""
     news: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for change in changes:
         if change.kind == "vanished":
@@ -132,11 +132,11 @@ def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
 
 
 ORDER_ID, DISABLED = (rows.FIELDS[ATTENDEES].index(name) for name in ("order_id", "disabled"))
-"""Where these stand among an attendee's values."""
+"""Their positions among an attendee's values."""
 
 
 def _wants(endpoint: WebhookConfig, kind: str, event_id: str, ext_id: object) -> bool:
-    """Tell whether an endpoint is to be told; what concerns no single event it is told whatever it names."""
+    """Return whether an endpoint wants this; its `events` do not limit what concerns no single event."""
     is_meant = not (endpoint.events and event_id) or not {event_id, ext_id}.isdisjoint(endpoint.events)
     return kind in endpoint.on and is_meant
 
@@ -147,5 +147,5 @@ def _body(kind: str, at: datetime, data: object) -> str:
 
 
 def _new_id() -> str:
-    """Return an id that nobody else gives: 96 bits by chance, without the dot that the signature needs."""
+    """Return a unique id: 96 random bits, without the dot that the signature uses."""
     return f"msg_{secrets.token_hex(12)}"

@@ -1,8 +1,8 @@
-"""Keeps tables of a site's own true: each `[[publish]]` is a target, with what came of it last.
+"""Updates a site's own tables: each `[[publish]]` is a target, with its latest result.
 
 In the mirror's own database a target's rows are written with the event's, behind a savepoint; at the end of
-each run every target is compared with the whole mirror, which heals what a crash, a lock or a later row of
-theirs left. What goes wrong is that target's error, and nobody else's.
+each run every target is compared with the whole mirror, which repairs what a crash, a lock or a later row of
+the site's left. A failure is that target's error, and stops nothing else.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from syncd.text import count, plain
 from syncd.threads import Latest, in_own_thread, in_thread
 
 WAIT_S = 10.0
-"""So long a run's end waits for tables elsewhere, twice as long as they wait for a lock: a server that says
-nothing is to hold no run."""
+"""How long a run's end waits for tables elsewhere, twice as long as they wait for a lock: a silent server
+must not hold up runs."""
 
 
 class TargetState(Struct, kw_only=True):
@@ -61,20 +61,20 @@ class PublishStatus(Struct, frozen=True):
 
 
 class Target:
-    """One table of a site's, and how it fares."""
+    """One table of a site's, and its state."""
 
     def __init__(self, settings: PublishConfig, state: TargetState, *, url: str, is_here: bool) -> None:
         self.settings = settings
         self.state = state
         self.url = url
         self.is_here = is_here
-        self.waits = False  # for the end of the run, after something went wrong
+        self.waits = False  # for the end of the run, after a failure
         self._form: Form | None = None
 
     def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
-        """Write what follows from these events, in their transaction. Raises nothing but TransactionLost.
+        """Write what follows from these events, in their transaction. Raises only TransactionLost.
 
-        What goes wrong is told at the end of the run, which tries it again.
+        A failure is retried at the end of the run, and reported there.
         """
         if self.waits:
             return
@@ -87,18 +87,18 @@ class Target:
             self.waits = True  # the transaction is repeated without it
             raise
         except Exception as error:  # noqa: BLE001 - a bug with one table ends no run; it is told at its end
-            self.waits = True  # a lock is not to be waited for with each event
+            self.waits = True  # do not wait for a lock with each event
             why = error if isinstance(error, StoreError) else type(error).__name__
             logger.debug("publish {}: {}; tried again at the end of the run", self.state.name, why)
         else:
             self._count(done, at)
 
     def bring(self, connection: Connection, some: Sequence[Mapped], at: datetime) -> Done:
-        """Write what differs from the whole mirror, and return what came of it. Raises StoreError."""
+        """Write what differs from the whole mirror, and return the result. Raises StoreError."""
         return target.bring(connection, self.look(connection), some, at, all_of_them=True)
 
     def take(self, done: Done, at: datetime) -> None:
-        """Remember what is committed."""
+        """Remember the committed result."""
         self.waits = False
         self._count(done, at)
         self.state.matched, self.state.unmatched = done.matched, done.unmatched
@@ -116,20 +116,20 @@ class Target:
             self._works()
 
     def fail(self, error: str) -> None:
-        """Remember what went wrong, and tell of it where that is news."""
+        """Remember what went wrong, and log it if it is new."""
         self._form = None
         self._failed(error)
 
     def examine(self, connection: Connection) -> None:
-        """Look at the table between runs. Raises StoreError where it is not usable."""
+        """Check the table between runs. Raises StoreError if it is not usable."""
         was_unfit = self._form is None
         if repeated := forms.repeated(connection, self.look(connection)):
             self._failed("; ".join(repeated))
-        elif was_unfit:  # else what is wrong is in the rows, and only writing them shows that it is mended
+        elif was_unfit:  # else the fault is in the rows, and only writing them shows whether it is gone
             self._works()
 
     def look(self, connection: Connection) -> Form:
-        """Return the table as it is now. Raises StoreError where it is not usable."""
+        """Return the present form of the table. Raises StoreError if it is not usable."""
         form = forms.look(connection, self.settings)
         for warning in form.warnings:
             if warning not in self.state.warnings:
@@ -169,7 +169,7 @@ class Publishing:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take new settings over; a target that stays as it was keeps what is known of it."""
+        """Apply new settings; an unchanged target keeps its state."""
         known = {each.settings.name: each for each in self.targets}
         targets = []
         for settings in config.publish:
@@ -179,20 +179,20 @@ class Publishing:
 
     @property
     def is_late(self) -> bool:
-        """Whether rows are written when a run ends: in another database, or after something went wrong."""
+        """Whether rows are written when a run ends: in another database, or after a failure."""
         return any(each.waits or not each.is_here for each in self.targets)
 
     @property
     def failing(self) -> set[str]:
-        """The names of those that fail."""
+        """The names of the targets that fail."""
         return {each.state.name for each in self.targets if each.state.last_error is not None}
 
     def status(self) -> PublishStatus:
-        """Return how many there are and fail."""
+        """Return how many targets there are, and how many fail."""
         return PublishStatus(len(self.targets), len(self.failing))
 
     def states(self) -> list[TargetState]:
-        """Return how each of them fares."""
+        """Return the state of each target."""
         return [each.state for each in self.targets]
 
     def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
@@ -204,14 +204,14 @@ class Publishing:
                     each.follow(connection, ids, writing.at)
 
     async def examine(self, database: Database) -> None:
-        """Look whether every target can be used, and remember what is wrong."""
+        """Check whether every target can be used, and remember what is wrong."""
         here, others = self._by_place()
         for each in here:
             await _guarded(each, in_thread(_examine, database, each))
         await asyncio.gather(*(_guarded(each, in_own_thread(_examine, database, each)) for each in others))
 
     async def settle(self, database: Database, at: datetime) -> None:
-        """Bring every target up to date with the whole mirror, those elsewhere where that is done soon."""
+        """Update every target from the whole mirror; wait at most WAIT_S for those elsewhere."""
         here, others = self._by_place()
         for each in here:
             await _guarded(each, in_thread(_settle, database, at, each))
@@ -254,7 +254,7 @@ def _settle(database: Database, at: datetime, each: Target) -> None:
 
 
 async def _settle_elsewhere(database: Database, at: datetime, each: Target) -> None:
-    """Do the same in another database, which may hang: of this one nothing is held meanwhile."""
+    """Do the same in another database, which may hang: nothing of this one is held meanwhile."""
 
     async def bring() -> None:
         """Read here, and write there."""
@@ -279,7 +279,7 @@ def _target(settings: PublishConfig, config: Config) -> Target:
 
 
 def check(config: Config) -> tuple[list[str], list[str]]:
-    """Return what is wrong with the targets of a configuration, and what is only slow. Changes nothing."""
+    """Return the problems of a configuration's targets, and what is only slow. Changes nothing."""
     problems, warnings = [], []
     for settings in config.publish:
         try:

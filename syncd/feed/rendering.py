@@ -1,6 +1,6 @@
 """Events as files for others: JSON, schema.org's JSON-LD, a calendar, a table. Pure: events in, bytes out.
 
-The same events give the same bytes: nothing in them tells when they were written.
+The same events give the same bytes: these do not show when they were written.
 """
 
 import io
@@ -25,10 +25,10 @@ COLUMNS = (
 )
 SCHEMA = "https://schema.org"
 PRODUCT = "-//syncd//Billetweb//EN"
-"""Without the version: another one is no news of the events."""
+"""Without the version: a new one is not news of the events."""
 FORMULA = re.compile(r"""(?:\A|(?<=[;\n\r]))(?="*[=+@\t\r\n-])""")
-"""Before what a spreadsheet takes for a formula (OWASP, CSV injection). Where ";" parts cells, as in France,
-one begins in the middle of a text."""
+"""The place before what a spreadsheet takes for a formula (OWASP, CSV injection). If ";" separates cells, as
+in France, one may begin in the middle of a text."""
 
 
 def render(form: FeedFormat, events: Sequence[PublicEvent]) -> bytes:
@@ -41,9 +41,9 @@ def _json(events: Sequence[PublicEvent]) -> bytes:
 
 
 def _document(content: object) -> bytes:
-    """Return JSON that may also stand inside a page's `<script>`: no text in it can end that."""
+    """Return JSON that is safe inside a page's `<script>`: no text in it can end that."""
     text = msgspec.json.format(msgspec.json.encode(content), indent=2)
-    return text.replace(b"<", b"\\u003c") + b"\n"  # a "<" stands within a string alone
+    return text.replace(b"<", b"\\u003c") + b"\n"  # a "<" occurs only in strings
 
 
 # --- schema.org
@@ -54,7 +54,7 @@ def _jsonld(events: Sequence[PublicEvent]) -> bytes:
 
 
 def _schema_event(event: PublicEvent) -> Json:
-    """Return an event in schema.org's words; what is not known is left out."""
+    """Return an event in schema.org's words, without what is unknown."""
     shown = event.shown
     place = shown["place"]
     return {
@@ -90,7 +90,7 @@ def _known(**values: Any) -> Json:
 
 
 def _amount(price: Decimal) -> str:
-    """Return an amount as it is written, with cents; more digits where it has them."""
+    """Return an amount with cents, or with more digits if it has them."""
     return str(price.quantize(Decimal("0.01")) if price == round(price, 2) else price)
 
 
@@ -98,7 +98,7 @@ def _amount(price: Decimal) -> str:
 
 
 def _ics(events: Sequence[PublicEvent]) -> bytes:
-    """Return a calendar of the events whose start is known: a calendar has no place for others."""
+    """Return a calendar of the events whose start is known: others have no place in it."""
     from icalendar import Calendar, Timezone  # noqa: PLC0415 - megabytes that only this format needs
 
     calendar = Calendar()
@@ -107,7 +107,7 @@ def _ics(events: Sequence[PublicEvent]) -> bytes:
     for event in events:
         if event.shown["starts_at"]:
             calendar.add_component(_calendar_event(event))
-    if not calendar.subcomponents:  # RFC 5545 wants one (section 3.6)
+    if not calendar.subcomponents:  # RFC 5545 requires one (section 3.6)
         calendar.add_component(Timezone.from_tzid("UTC"))
     content: bytes = calendar.to_ical()
     return content
@@ -117,7 +117,7 @@ def _calendar_event(event: PublicEvent) -> "icalendar.Event":
     from icalendar import Event  # noqa: PLC0415
 
     shown, entry = event.shown, Event()
-    # One of these for all time, as RFC 7986 wants it, and it does not tell the account's number.
+    # It never changes, as RFC 7986 requires, and does not show the account's number.
     entry.add("uid", str(uuid5(NAMESPACE_URL, f"https://www.billetweb.fr/{event.account}/{shown['id']}")))
     entry.add("dtstamp", event.changed_at.replace(microsecond=0))
     entry.add("dtstart", shown["starts_at"])
@@ -131,12 +131,12 @@ def _calendar_event(event: PublicEvent) -> "icalendar.Event":
 
 
 def news(form: FeedFormat, content: bytes) -> bytes:
-    """Return what of a content tells of the events: an entry's DTSTAMP moves with what it does not show."""
+    """Return the part of a content that is about events: DTSTAMP also changes with what is not shown."""
     return re.sub(rb"(?m)^DTSTAMP:.*$", b"", content) if form == "ics" else content
 
 
 def _printable(text: str) -> str:
-    """Return a text on one line: control characters have no place in a calendar, and could begin a line."""
+    """Return a text on one line: control characters are not allowed in a calendar, and could begin a line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -155,7 +155,7 @@ def _csv(events: Sequence[PublicEvent]) -> bytes:
 
 
 def _cell(value: object) -> str:
-    """Return a value as a cell. A text that a spreadsheet would carry out is led by an apostrophe."""
+    """Return a value as a cell. Text that a spreadsheet would execute gets a leading apostrophe."""
     if value is None:
         return ""
     if isinstance(value, str):

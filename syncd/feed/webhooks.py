@@ -1,8 +1,8 @@
 """Delivers webhooks by the Standard Webhooks specification: a task for each endpoint, none waits for another.
 
-What is to be told stands in the database (`outbox.py` puts it there), and so does what came of it: a process
-that is killed leaves the next one all that it needs. An attempt whose end is not on record is made again,
-with the same id and the same bytes: a receiver may get a delivery twice, never another one.
+The database holds the deliveries (`outbox.py` records them) and their results: a killed process leaves the
+next one all that it needs. An attempt without a recorded result is repeated, with the same id and the same
+bytes: a receiver may get a delivery twice, but never a different one.
 """
 
 import asyncio
@@ -32,24 +32,24 @@ from syncd.text import format_duration, plain
 from syncd.threads import in_thread
 
 STEPS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
-"""So long after each failed attempt comes the next; the last of these from then on."""
+"""The wait after each failed attempt; the last value repeats."""
 CONNECT_S = 5.0
-"""So long one address may take to answer at all; then comes the next that the host has."""
+"""How long one address may take to connect; then the host's next one is tried."""
 KEEP_ALIVE_S = 1.0
-"""So long a connection is kept for the next delivery. Many receivers, Node's among them, close theirs after
+"""How long a connection is kept for the next delivery. Many receivers, Node's among them, close theirs after
 5 s, and what is sent at that moment fails."""
 DEADLINE_S = 15.0
-"""So long an attempt may take in all. The specification advises 15 to 30; an endpoint that takes longer holds
-up its own other deliveries alone."""
+"""How long an attempt may take in all. The specification advises 15 to 30; a slower endpoint delays only its
+own other deliveries."""
 MOST_BYTES = 64 * 1024
-"""So much of an answer is read, for politeness: nothing in it matters but its status."""
+"""How much of an answer is read, out of politeness: only its status matters."""
 KEEP_TRYING_S = deliveries.KEEP_TRYING.total_seconds()
 RETRY_AFTER_MOST_S = deliveries.MOST_AHEAD.total_seconds()
-"""So long a receiver may ask to be left alone: longer, and of three days too few attempts would be left."""
+"""The longest Retry-After that is respected: a longer one would leave too few attempts in three days."""
 LOOK_AGAIN_S = 60.0
-"""So often a clock that was set is noticed, while something waits."""
+"""How often a stepped clock is noticed, while something waits."""
 AFTER_TROUBLE_S = 5.0
-"""So long it waits after the database refused. A lock that another program holds is mostly gone by then."""
+"""The wait after a database error. A lock of another program is usually gone by then."""
 GONE = 410
 
 
@@ -80,7 +80,7 @@ class WebhooksStatus(Struct, frozen=True):
 
 
 class Shared(Struct):
-    """What endpoints have in common. Of the threads that work for runs, sending takes one at most."""
+    """What endpoints have in common. Sending takes at most one of the threads that work for runs."""
 
     databases: asyncio.Lock
     held_since: datetime | None = None
@@ -101,15 +101,15 @@ class Endpoint:
         self._shared = shared
         self._client: httpx.AsyncClient | None = None
         self._news = asyncio.Event()
-        self._came: tuple[Due, int | None, str, float | None] | None = None  # not on record
+        self._came: tuple[Due, int | None, str, float | None] | None = None  # not recorded yet
 
     @property
     def fingerprint(self) -> Secret:
-        """What makes it another endpoint when it changes."""
+        """The settings that make it a different endpoint if they change."""
         return Secret("\n".join([self.settings.url, *(secret.value for secret in self.secrets)]))
 
     def wake(self) -> None:
-        """Have its task look for what is due."""
+        """Make its task look for what is due."""
         self._news.set()
 
     async def close(self) -> None:
@@ -118,7 +118,7 @@ class Endpoint:
             await self._client.aclose()
 
     async def serve(self, database: Database) -> None:
-        """Send whatever is due, for as long as it is not cancelled."""
+        """Send whatever is due, until cancelled."""
         while True:
             self._news.clear()
             await self._wait(await self._guarded(database))
@@ -129,7 +129,7 @@ class Endpoint:
             pass
 
     async def _guarded(self, database: Database) -> float | None:
-        """Make a step; return as `_step`. Whatever goes wrong is this endpoint's, and is tried again."""
+        """Do a step; return as `_step`. Any failure is this endpoint's only, and is retried."""
         try:
             return await self._step(database) if database.is_open else LOOK_AGAIN_S
         except StoreError as error:
@@ -145,7 +145,7 @@ class Endpoint:
         )
 
     async def _wait(self, seconds: float | None) -> None:
-        """Return after so long, or when there is news; None: then alone."""
+        """Return after so many seconds, or when there is news; None: only then."""
         if seconds == 0:
             return
         waits: set[asyncio.Task[Any]] = {asyncio.create_task(self._news.wait())}
@@ -158,7 +158,7 @@ class Endpoint:
                 each.cancel()
 
     async def _step(self, database: Database) -> float | None:
-        """Send the next delivery and return 0; else return in how many seconds one is due, None for never."""
+        """Send the next delivery and return 0; else return the seconds until one is due, None for never."""
         if self._came is None:
             now = self._clock.now()
             async with self._shared.databases:
@@ -168,7 +168,7 @@ class Endpoint:
             if isinstance(found, datetime):
                 return max((found - now).total_seconds(), 0.001)
             self._came = (found, *await self._attempt(found))
-        await self._conclude(database, *self._came)  # until then nothing is sent: backoff would be forgotten
+        await self._conclude(database, *self._came)  # nothing is sent before: the backoff would be lost
         self._came = None
         return 0.0
 
@@ -185,7 +185,7 @@ class Endpoint:
     # --- an attempt
 
     async def _attempt(self, due: Due) -> tuple[int | None, str, float | None]:
-        """Send a delivery once; return the answer's status, what went wrong, and what rest was asked for."""
+        """Send a delivery once; return the answer's status, the error, and the requested wait."""
         status: int | None = None
         wait_s: float | None = None
         try:
@@ -211,7 +211,7 @@ class Endpoint:
         return status, error, wait_s
 
     def _reason(self, trouble: Exception) -> str:
-        """Return why there was no answer. httpx's own texts may hold the address, but for connections'."""
+        """Return why there was no answer. httpx's texts may hold the address, but not connection errors'."""
         if isinstance(trouble, TimeoutError):
             return f"no answer within {DEADLINE_S:g} s"
         if isinstance(trouble, Unreachable | ConfigError):
@@ -224,7 +224,7 @@ class Endpoint:
         return f"unexpected {type(trouble).__name__}, see the log; please report it"
 
     async def _send(self, due: Due) -> httpx.Response:
-        """Return the answer, still open, of the first of its addresses that takes a connection."""
+        """Return the answer, still open, of the first address that accepts a connection."""
         if self._client is None:  # reading certificates takes its time
             timeout = httpx.Timeout(DEADLINE_S, connect=CONNECT_S)
             limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
@@ -256,7 +256,7 @@ class Endpoint:
             "POST", url, content=due.body.encode(), headers=headers, extensions=extensions
         )
 
-    # --- what came of it
+    # --- results
 
     async def _conclude(
         self, database: Database, due: Due, status: int | None, error: str, wait_s: float | None
@@ -274,7 +274,7 @@ class Endpoint:
         digest = await in_thread(self.fingerprint.digest) if is_gone else ""
 
         def record(connection: Connection) -> dict[str, Counts]:
-            """Put the attempt on record, and what it means for the endpoint; return the counts."""
+            """Record the attempt, and what it means for the endpoint; return the counts."""
             deliveries.conclude(connection, due, tried)
             if is_gone:
                 deliveries.park(connection, self.settings.name, digest)
@@ -294,7 +294,7 @@ class Endpoint:
         self.state.pending, self.state.parked = mine.pending, mine.parked
 
     def _tell(self, due: Due, tried: Tried) -> None:
-        """Count an attempt, and tell of it where that is news: not each failure of a night."""
+        """Count an attempt, and log it if it is new: not each failure of a night."""
         state, name = self.state, self.settings.name
         if tried.state == "delivered":
             state.delivered += 1
@@ -329,7 +329,7 @@ HEADERS = {"User-Agent": f"syncd/{__version__}", "Accept": "*/*", "Accept-Encodi
 
 
 async def _read_out(answer: httpx.Response) -> None:
-    """Read an answer as it comes, as much as is allowed; a receiver may end badly that is cut off."""
+    """Read an answer up to the limit; a receiver that is cut off may fail."""
     size = 0
     async for piece in answer.aiter_raw():
         size += len(piece)
@@ -338,7 +338,7 @@ async def _read_out(answer: httpx.Response) -> None:
 
 
 class Webhooks:
-    """All endpoints of an account. `outbox` puts on record what they are to be told."""
+    """All endpoints of an account. `outbox` records what to send them."""
 
     def __init__(self, config: Config, database: Database, clock: Clock) -> None:
         self.outbox = Outbox()
@@ -353,7 +353,7 @@ class Webhooks:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take new settings over. An endpoint that stays as it was goes on with what it is at."""
+        """Apply new settings. An unchanged endpoint continues undisturbed."""
         known = {(each.settings, each.secrets): each for each in self.endpoints}
         endpoints = []
         for settings in config.webhooks:
@@ -367,7 +367,7 @@ class Webhooks:
             self.start()
 
     def start(self) -> None:
-        """Begin to send, and go on with it."""
+        """Start sending, or adapt it to new settings."""
         self._serves = True
         for gone in self._tasks.keys() - {*self.endpoints}:
             self._tasks.pop(gone).cancel()
@@ -387,16 +387,16 @@ class Webhooks:
         return self._shared.held_since is not None
 
     def hold(self, since: datetime) -> None:
-        """Keep back what is put on record from then on.
+        """Hold back what is recorded from then on.
 
-        Who is told of an event looks into a table or file of the site, which must have its figures by then.
+        A receiver reads the event in a table or file of the site, which must be up to date by then.
         """
         self._shared.held_since = min(since, self._shared.held_since or since)
 
     def release(self, since: datetime, failing: AbstractSet[object]) -> None:
-        """Keep back what was put on record from then on, where one of the site's fails that did not before.
+        """Hold back what was recorded from then on, if a table or file fails that did not fail before.
 
-        Else nothing: the next run writes what failed, and what goes on failing holds nothing back.
+        Otherwise hold back nothing: the next run retries what failed, and a lasting failure holds nothing.
         """
         is_news = not failing <= self._failing
         self._failing = failing
