@@ -1,6 +1,6 @@
 """The routes of the control server, and the form of its answers.
 
-They ask the account, and have the daemon read its configuration again.
+They call the account, and the daemon for a reload.
 """
 
 import asyncio
@@ -38,18 +38,18 @@ from syncd.threads import in_own_thread
 B = TypeVar("B")
 Reload = Callable[[], Awaitable[StatusAfter]]
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
-NAME_WITHIN_S = 1.0  # of a user; where names are kept on another machine that is away, the number must do
-MAX_WAIT_S = 60.0  # proxies close what is silent for longer
+NAME_WITHIN_S = 1.0  # of a user; if the machine that keeps the names is away, the number must do
+MAX_WAIT_S = 60.0  # proxies close connections that are silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
 MOST_WAITING = 300
-"""So many wait for a run at once; who comes after them is told at once how it stands, and asks again."""
+"""How many requests wait for a run at once; a further one is answered at once, and its client asks again."""
 KEEP_ALIVE_S = 5.0
-"""A progress stream shows a sign of life this often; syncctl takes a longer silence for a dead daemon."""
+"""A progress stream sends a sign of life this often; to syncctl a long silence means a dead daemon."""
 
 
 EventName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{EVENT_NAME}$"})]
-"""An event's id or ext_id; described so, and refused with a sentence of its own."""
+"""An event's id or ext_id; described by this pattern, but refused with its own message."""
 
 
 class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,8 +87,8 @@ def application(
 ) -> Starlette:
     """Return the ASGI application that answers for an account.
 
-    `reload` reads the configuration again; it raises ConfigError and changes nothing where that is bad. What
-    went wrong is told through `redact`; `most_waiting` may wait for a run at once.
+    `reload` rereads the configuration; it raises ConfigError and changes nothing if that is bad. Error
+    messages pass `redact`; `most_waiting` requests may wait for a run at once.
     """
     routes = _Routes(account, reload, most_waiting)
     token = secrets.token_urlsafe(32)  # this process's own, for its page
@@ -122,7 +122,7 @@ def application(
         },
     )
     app.state.redact = redact
-    app.router.redirect_slashes = False  # to an address of its own making, which is wrong behind a proxy
+    app.router.redirect_slashes = False  # it redirects to an address that is wrong behind a proxy
     return app
 
 
@@ -134,7 +134,7 @@ class _Routes:
 
     @contextmanager
     def _place(self) -> Iterator[bool]:
-        """Tell whether one more may wait."""
+        """Return whether one more request may wait."""
         if self._places <= 0:
             yield False
             return
@@ -324,7 +324,7 @@ class _Routes:
 
 
 async def _peer(request: Request) -> Peer:
-    """Return who asks. Where names are kept on another machine, it may be long in telling one."""
+    """Return who sent the request. If another machine keeps the names, a lookup may take long."""
     client = request.client
     assert client is not None
     uid = int(client.host)
@@ -348,7 +348,7 @@ async def _body(request: Request, kind: type[B]) -> B:
             body += chunk
             if len(body) > MAX_BODY_BYTES:
                 raise Refusal(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes")
-    except ClientDisconnect as error:  # nobody is there any more to read this
+    except ClientDisconnect as error:  # nobody is left to read this
         raise Refusal(400, "bad_request", "the body broke off") from error
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
@@ -390,12 +390,12 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 def error_answer(status: int, code: str, message: str) -> Response:
-    """Return an error in the one shape that all have."""
+    """Return an error in the common form."""
     return _json({"error": {"code": code, "message": harmless(message)}}, status)
 
 
 class _Cut:
-    """Answers whom a stop cuts off, if the answer has not begun."""
+    """Answers requests that a stop cuts off, if their answer has not begun."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -437,9 +437,9 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 
 async def _apologise(_request: Request, _bug: Exception) -> Response:
-    """Answer in the usual shape; the server logs the exception."""
+    """Answer in the usual form; the server logs the exception."""
     answer = error_answer(500, "internal", "syncd met an unexpected error, see its log; please report it")
-    answer.headers["Connection"] = "close"  # uvicorn hangs up after this: the client had better know
+    answer.headers["Connection"] = "close"  # uvicorn closes the connection after this: tell the client
     return answer
 
 

@@ -1,7 +1,7 @@
-"""Who may change something: whoever is let into the socket; of all that a browser sends, only the page's own.
+"""Who may change something: anybody with access to the socket, but of browsers' requests only the page's own.
 
-A proxy or bridge in front of the socket knows its user by a cookie, which a browser sends along for a form of
-any other site as well. So what comes from a browser must come from the page, and hold what only it was told.
+A proxy or bridge in front of the socket knows its user by a cookie, which a browser also sends with a form of
+any other site. So a browser's request must come from the page, and hold the token that only the page has.
 """
 
 import hmac
@@ -14,12 +14,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 TOKEN_HEADER = "Syncd-Token"  # noqa: S105 - its name
 HARMLESS_METHODS = {"GET", "HEAD", "OPTIONS"}
 PAGE = "/"
-"""Its form has the token in its body, where the page itself looks for it."""
+"""Its form has the token in the body, and the page itself checks it."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Gate:
-    """Refuses with 403 what changes something and comes from a browser, but not from the page."""
+    """Refuses with 403 a browser's request that changes something but does not come from the page."""
 
     def __init__(self, app: ASGIApp, token: str, refuse: Callable[[int, str, str], Response]) -> None:
         self._app = app
@@ -37,9 +37,9 @@ class Gate:
 
 
 def objection(headers: Headers, given: str, token: str) -> str | None:
-    """Return why a request that changes something is refused, None where it is not.
+    """Return why a request that changes something is refused, None if it is not.
 
-    Programs send neither `Origin` nor `Sec-Fetch-Site`, browsers at least one with all that is no GET.
+    Programs send neither `Origin` nor `Sec-Fetch-Site`; browsers send at least one, except with a GET.
     """
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     if origin is None and site is None:
@@ -57,7 +57,7 @@ def objection(headers: Headers, given: str, token: str) -> str | None:
 
 
 def _is_of(origin: str, host: str) -> bool:
-    """Tell whether a page of this origin is the host's own, whichever way its usual port is written."""
+    """Return whether a page of this origin is the host's own, with or without the default port."""
     scheme, _, authority = origin.lower().partition("://")
     if not authority or scheme not in DEFAULT_PORTS:
         return False  # such as "null", of a page without an origin

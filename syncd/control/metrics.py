@@ -1,7 +1,7 @@
-"""Prometheus text from what the daemon remembers, made anew at each scrape: nothing is counted twice.
+"""Prometheus text from the daemon's memory, built at each scrape: nothing is counted twice.
 
-The table in monitoring/metrics.md says of each metric its type, its labels and what it is; here is only where
-its value comes from. Names and labels stay; what is not known has no sample, for zero would be a lie.
+The table in monitoring/metrics.md has the type, the labels and the text of each metric; here is only the
+source of its value. Names and labels are stable; an unknown value has no sample, because zero would be false.
 """
 
 import os
@@ -28,15 +28,15 @@ from syncd.model import Outcome, Run
 from syncd.text import plain
 
 NAME_LENGTH = 100
-"""Of an event's name so much stands in a label: enough to know it, and few bytes at each scrape."""
+"""The length of an event's name in a label: enough to recognise it, and few bytes at each scrape."""
 FAMILIES = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
 TABLE = Path(__file__).parents[1] / "monitoring/metrics.md"
 ROW = re.compile(r"^\| `syncd_(\w+)` \| (gauge|counter) \| (.*?) \| (.*) \|$", re.MULTILINE)
 
 Value = float | datetime | None
-"""None: not known. An instant is told in seconds since 1970."""
+"""None: unknown. An instant is exported in seconds since 1970."""
 Values = Mapping[str, Value] | Mapping[tuple[str, str], Value] | Mapping[tuple[str, str, str], Value]
-"""By label, or by labels where there are two or three."""
+"""By label, or by labels if there are two or three."""
 Metrics = dict[str, Value | Values]
 
 
@@ -50,7 +50,7 @@ class _Collector(Collector):
         self._account = account
 
     def collect(self) -> Iterator[Metric]:
-        """Give every metric of which something is known."""
+        """Yield every metric of which something is known."""
         account = self._account
         status, facts = account.status(), account.facts
         metrics: Metrics = {
@@ -132,13 +132,13 @@ def _mirror(status: Status) -> Metrics:
         "events_full": status.events_full,
         "events_unread": status.events_unread,
         "oldest_figure_timestamp_seconds": status.oldest_figure_at,
-        # None counted yet is not none: nothing is known before the database is open.
+        # Not counted yet does not mean 0: nothing is known before the database is open.
         "doubts": None if status.events_live is None else status.doubts,
     }
 
 
 def _events(facts: Facts) -> Metrics:
-    """Tell of each live event, where the configuration has not that left out. What is unknown is not told."""
+    """Yield the metrics of each live event, unless the configuration excludes them, without the unknown."""
     known = [event for event in facts.places if event.unlimited or event.places_left is not None]
     labelled = [((event.id, _short(event.name or "")), event) for event in known]
     return {
@@ -198,13 +198,13 @@ def _webhooks(endpoints: Sequence[EndpointState]) -> Metrics:
 
 
 def _process() -> Metrics:
-    """Tell of the process itself; the library's own needs /proc/stat, which systemd's ProcSubset= hides."""
+    """Yield the process's metrics; the library's own need /proc/stat, which systemd's ProcSubset= hides."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return {
         "process_cpu_seconds_total": time.process_time(),
         "process_resident_memory_bytes": pages * os.sysconf("SC_PAGESIZE"),
         "process_threads": threading.active_count(),
-        # Less the one that this listing opens.
+        # Without the one that this listing opens.
         "process_open_fds": len(os.listdir("/proc/self/fd")) - 1,  # noqa: PTH208
         "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }

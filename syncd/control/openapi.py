@@ -1,7 +1,7 @@
-"""The control API described, as OpenAPI 3.1: made from the routes that there are and from what they give.
+"""The description of the control API, as OpenAPI 3.1, generated from the routes and the types they return.
 
-Each handler says what it takes and gives by `described`; the records are the schemas. A route without that is
-no route: the document cannot be made, which a test shows.
+`described` states what each handler takes and returns; the records are the schemas. The document cannot be
+made if a route lacks it, which a test shows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,9 +32,9 @@ REFUSALS = {
     422: "The configuration is bad; the old one stays in force.",
     503: "The database cannot be read or written now.",
 }
-"""What an error of this status means. All have the one shape."""
+"""What an error of this status means. All have the same form."""
 IN_PATH: Mapping[str, Json] = {"id": {"type": "integer", "format": "int64"}}
-"""The schemas of what stands in paths."""
+"""The schemas of the parameters in paths."""
 
 
 class Event(Struct, frozen=True):
@@ -72,11 +72,11 @@ class Error(Struct, frozen=True):
 
 
 class described(Struct, frozen=True):  # noqa: N801 - it stands before handlers, as a decorator
-    """What a route does for one method, noted with its handler.
+    """What a route does for one method, attached to its handler.
 
-    `answer` is the type of the answer, or a dict of those of its fields; `query` has the schemas of
+    `answer` is the type of the answer, or a dict of its fields' types; `query` has the schemas of
     parameters, `refused` the statuses of errors, `also` other statuses with an answer of the same media type;
-    `media` None is for an answer without a body.
+    `media` is None for an answer without a body.
     """
 
     summary: str
@@ -90,13 +90,13 @@ class described(Struct, frozen=True):  # noqa: N801 - it stands before handlers,
     also: Mapping[int, str] = {}
 
     def __call__(self, handler: H) -> H:
-        """Return the handler, which knows it from now on."""
+        """Return the handler, with this description attached."""
         handler.__dict__.setdefault("operations", {})[self.method] = self
         return handler
 
 
 def document(routes: Iterable[BaseRoute]) -> Json:
-    """Return the description of these routes. Raises LookupError where one has none."""
+    """Return the description of these routes. Raises LookupError if one has none."""
     operations = {
         (path, method): operation for route in routes for path, method, operation in _operations(route)
     }
@@ -162,7 +162,7 @@ def _schema(kind: Any) -> Json:
 
 
 def _schemas(operations: Iterable[described]) -> Json:
-    """Return the schemas of all records. What syncd gives has all of its fields, but for a few records."""
+    """Return the schemas of all records. What syncd returns has all its fields, except in a few records."""
     given: list[Any] = [Error]
     taken: list[Any] = []
     for operation in operations:

@@ -1,8 +1,8 @@
 """`GET /`: one page for people, with the status, the events, the latest runs, and a button for one more.
 
-It is one resource, which shows itself (GET) and takes its own form (POST), so a site that puts it behind its
-own login passes on one address and nothing else. It holds all that it needs: no other file, no other route.
-Its script asks for the page again and puts what differs in place; without a script the browser does.
+It is one resource, which shows itself (GET) and accepts its own form (POST), so a site that puts it behind
+its own login forwards only one address. It contains all that it needs: no other file, no other route. Its
+script reloads the page and replaces what differs; without the script the browser reloads it.
 """
 
 import base64
@@ -35,16 +35,16 @@ RUNS_SHOWN = 12
 EVENTS_SHOWN = 300
 """More than a person looks through; each takes 1 KiB of a page that is loaded again and again."""
 FEW = 0.1
-"""An event with no more than this share of its places left is marked: the last ones sell fast."""
+"""An event with at most this share of its places left is marked: the last ones sell fast."""
 MAX_FORM_BYTES = 4096
 """The form has one field, a token of 43 letters."""
 Decoded = dict[str, Any]
-"""A record as the routes give it: in builtin types, instants as text."""
+"""A record as the routes return it: in builtin types, instants as text."""
 SECURITY = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Not no-referrer, with which a browser sends the page's own form with `Origin: null`.
+    # Not no-referrer: with that a browser sends the page's own form with `Origin: null`.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
@@ -52,7 +52,7 @@ HERE = Path(__file__).parent
 
 
 class Page:
-    """The page and its form. `start` asks for a run in the name of whoever sent a request."""
+    """The page and its form. `start` requests a run in the name of a request's sender."""
 
     def __init__(self, account: Account, token: str, start: Callable[[Request], Awaitable[Run]]) -> None:
         self._account = account
@@ -72,17 +72,17 @@ class Page:
         refused=(403, 409, 413),
     )
     async def answer(self, request: Request) -> Response:
-        """Show the page; a POST asks for a run and leads back to the page, which then tells of it."""
+        """Show the page; a POST requests a run and redirects to the page, which then shows it."""
         if request.method != "POST":
             return await self._show(request)
         if why := objection(request.headers, await _token(request), self._token):
             raise HTTPException(403, why)
         run = await self._start(request)
-        # Relative to the address that the browser knows, which may be a proxy's.
+        # Relative to the browser's address, which may be a proxy's.
         return Response(status_code=303, headers={"Location": f"?run={run.id}"} | SECURITY)
 
     async def _show(self, request: Request) -> Response:
-        """Answer with the page, or with what is in memory alone (`?only=now`), which is asked for often."""
+        """Answer with the page, or only with what is in memory (`?only=now`), which is requested often."""
         status = self._account.status()
         asked = await self._asked(request.query_params.get("run", ""))
         context: Json = {
@@ -99,7 +99,7 @@ class Page:
                     "runs": await self._account.runs(RUNS_SHOWN, None),
                     "doubts": await self._account.doubts(),
                 }
-            except SyncdError as error:  # the page is what one looks at in trouble
+            except SyncdError as error:  # people look at the page when something is wrong
                 context["trouble"] = request.app.state.redact(str(error))
             context["targets"] = self._account.publishing.states()
         html = await in_thread(_render, context, datetime.now(UTC))
@@ -117,12 +117,12 @@ class Page:
 
 
 def _is_past(run: Run, last: Run | None) -> bool:
-    """Tell whether a later run ended too: an open page does not tell of an earlier one for ever."""
+    """Return whether a later run has ended too: then an open page no longer shows the earlier one."""
     return bool(run.finished_at and last and last.finished_at and last.finished_at > run.finished_at)
 
 
 async def _token(request: Request) -> str:
-    """Return the token in a form, "" where there is none."""
+    """Return the token in a form, "" if there is none."""
     body = b""
     try:
         async for chunk in request.stream():
@@ -136,13 +136,13 @@ async def _token(request: Request) -> str:
 
 @functools.cache
 def _part(name: str) -> str:
-    """Return the page's style or script, as it stands in the page."""
+    """Return the page's style or script, exactly as in the page."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
 @functools.cache
 def _policy() -> str:
-    """Return what the page may load and do: its own style and script, to the letter, and nothing else."""
+    """Return what the page may load and do: exactly its own style and script, and nothing else."""
     style, script = (
         base64.b64encode(hashlib.sha256(_part(name).encode()).digest()).decode()
         for name in ("page.css", "page.js")
@@ -155,7 +155,7 @@ def _policy() -> str:
 
 @functools.cache
 def _template() -> "Template":
-    # A daemon that nobody looks at needs none.
+    # Imported here: a daemon whose page nobody opens does not need it.
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
@@ -167,11 +167,11 @@ def _template() -> "Template":
 
 
 def _render(context: Json, now: datetime) -> str:
-    """Return the page's HTML, of records as the account gives them."""
+    """Return the page's HTML, from the account's records."""
     from markupsafe import Markup  # noqa: PLC0415 - jinja2's
 
     def coarse(instant: str) -> str:
-        """Return how long ago an instant is, in one unit: it stands in many rows, which are to be calm."""
+        """Return how long ago an instant is, in one unit: it is in many rows, which should change seldom."""
         age_s = max((now - datetime.fromisoformat(instant)).total_seconds(), 0.0)
         for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
             if age_s >= size:
@@ -193,7 +193,7 @@ def _render(context: Json, now: datetime) -> str:
 
 
 def _in_order(events: list[Decoded], now: datetime) -> list[Decoded]:
-    """Return the events by their start, those that are over last, the latest of them first."""
+    """Return the events by their start; those that are over come last, the latest of them first."""
     for event in events:
         end = event["ends_at"] or event["starts_at"]
         event["over"] = end is not None and end <= now
@@ -202,7 +202,7 @@ def _in_order(events: list[Decoded], now: datetime) -> list[Decoded]:
 
 
 def _address(url: str | None) -> str | None:
-    """Return a web address that may become a link, None for anything else, such as a script."""
+    """Return a web address that may be a link, None for anything else, such as a script."""
     try:
         parts = urlsplit(url or "")
     except ValueError:
@@ -211,7 +211,7 @@ def _address(url: str | None) -> str | None:
 
 
 class Places(msgspec.Struct, frozen=True):
-    """How an event's places are shown: a word for the style, what is said, and the share of the bar."""
+    """How an event's places are shown: a style, a text, and the share of the bar."""
 
     kind: str
     words: str
@@ -219,7 +219,7 @@ class Places(msgspec.Struct, frozen=True):
 
 
 def _places(event: Decoded) -> Places:
-    """Return what is shown of an event's places."""
+    """Return how to show an event's places."""
     left, total = event["places_left"], event["places_total"]
     if event["unlimited"]:
         return Places("unlimited", "unlimited")

@@ -1,7 +1,7 @@
-"""Those who are connected to the control server: how many, and for how long they may say nothing.
+"""The connections to the control server: how many there may be, and how long they may be silent.
 
-Connections are taken here and not by asyncio, which takes as many as come, and says without end so when there
-are no more files.
+They are accepted here and not by asyncio, which accepts any number, and logs without end when no more files
+can be opened.
 """
 
 import asyncio
@@ -23,32 +23,32 @@ from syncd.text import count
 from syncd.threads import Background
 
 MOST = 512
-"""So many connections at once: more than people and sites have, and half of the files that systemd allows."""
+"""At most this many connections: more than people and sites need, and half of the files systemd allows."""
 SHARE = 0.5
-"""The part of the limit of files that connections may take; the database and Billetweb have the rest."""
+"""The share of the limit of open files for connections; the database and Billetweb use the rest."""
 REQUEST_WITHIN_S = 10.0
-"""From the connection, or the answer before, to a request's last byte: programs take milliseconds, and a
+"""From the connection, or the previous answer, to a request's last byte: programs take milliseconds; a
 person who types it has this long."""
 SILENT_S = 0.5
-"""Who has said nothing for so long is dropped where there is no room: programs ask at once."""
+"""A peer that has been silent for this long is dropped if there is no room: programs ask at once."""
 STALLED_S = 60.0
-"""Who takes nothing of an answer for so long is gone, or does not want it."""
+"""A peer that reads nothing of an answer for this long is gone, or does not want it."""
 AT_ONCE = 16
-"""So many are let in before those are heard who are in."""
+"""How many are accepted before the existing ones are served."""
 RETRY_S = 0.1
-"""So soon it is looked again whether there is room."""
+"""How soon to check again for room."""
 BACKLOG = 1024
-"""So many may wait at the door meanwhile."""
+"""How many may wait to be accepted meanwhile."""
 
 
 def connections_at_most() -> int:
-    """Return how many connections there may be, by the limit of files of this process."""
+    """Return how many connections there may be, by this process's limit of open files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if files == resource.RLIM_INFINITY else min(MOST, int(files * SHARE))
 
 
 class Peers:
-    """All who are connected, and since when those say nothing who owe a request."""
+    """All connections, and since when those that owe a request are silent."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -66,15 +66,15 @@ class Peers:
         self._silent.pop(peer, None)
 
     def owes(self, peer: "PeerProtocol", now: float) -> None:
-        """Note that somebody is to say something."""
+        """Note that a peer owes a request."""
         self._silent.setdefault(peer, now)
 
     def has_asked(self, peer: "PeerProtocol") -> None:
-        """Note that somebody has said what there was to say."""
+        """Note that a peer has sent its request."""
         self._silent.pop(peer, None)
 
     def has_room(self, coming: int, now: float) -> bool:
-        """Tell whether one more may come besides the `coming`; if not, drop those who have said nothing."""
+        """Return whether there is room for one more besides the `coming`; if not, drop silent peers."""
         if len(self._connected) + coming < self._most:
             return True
         silent = [peer for peer, since in self._silent.items() if now - since >= SILENT_S]
@@ -85,7 +85,7 @@ class Peers:
         return False
 
     def tell(self, what: str) -> None:
-        """Say what is wrong with those who come; the same once in an hour."""
+        """Log a problem with connections, the same one at most once an hour."""
         untold = self._told.untold(what)
         if untold is not None:
             again = f" ({count(untold, 'time')} more since it was last told)" if untold else ""
@@ -93,7 +93,7 @@ class Peers:
 
 
 class PeerProtocol(H11Protocol):
-    """One connection: HTTP with deadlines, and the kernel's word on who it is."""
+    """One connection: HTTP with deadlines; the kernel says who the peer is."""
 
     def __init__(self, config: Config, state: ServerState, peers: Peers) -> None:
         super().__init__(config, state, {})
@@ -103,9 +103,9 @@ class PeerProtocol(H11Protocol):
         self._left = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Put the kernel's word on who connected where ASGI has the client's address."""
+        """Store the user and process that the kernel reports as the client's address in ASGI."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` is called for any unsent data
         peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _gid = struct.unpack("iII", peer)
         self.client = (str(uid), pid)
@@ -120,7 +120,7 @@ class PeerProtocol(H11Protocol):
         self._end_stall()
 
     def data_received(self, data: bytes) -> None:
-        """Take what was sent."""
+        """Receive data."""
         super().data_received(data)
         self._look()
 
@@ -130,7 +130,7 @@ class PeerProtocol(H11Protocol):
         self._look()
 
     def _look(self) -> None:
-        """Set the deadline where a request is to come, or the rest of one; else put it off."""
+        """Set the deadline if a request, or the rest of one, is expected; else cancel it."""
         if not self.transport.is_closing() and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self._peers.owes(self, self.loop.time())
             self._deadline = self._deadline or self.loop.call_later(REQUEST_WITHIN_S, self._give_up)
@@ -145,13 +145,13 @@ class PeerProtocol(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Wait until what was written is taken, if anything of it is."""
+        """Wait until the peer has read what was written, as long as it reads at all."""
         super().pause_writing()
         self._left = self.transport.get_write_buffer_size()
         self._stall = self._stall or self.loop.call_later(STALLED_S, self._look_at_stall)
 
     def resume_writing(self) -> None:
-        """Go on: all that was written is taken."""
+        """Continue: the peer has read all that was written."""
         super().resume_writing()
         self._end_stall()
 
@@ -169,13 +169,13 @@ class PeerProtocol(H11Protocol):
             self._stall = None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with an error of the same shape as all others."""
+        """Answer what is not HTTP with an error in the common form."""
         self._refuse(400, "bad_request", msg)
         self.transport.close()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return  # it has an answer
+            return  # it was answered
         answer = error_answer(status, code, message)
         headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         for event in (
@@ -187,7 +187,7 @@ class PeerProtocol(H11Protocol):
 
 
 class Listener:
-    """Lets those in who connect to a socket, while there is room, until `close`."""
+    """Accepts connections to a socket, while there is room, until `close`."""
 
     def __init__(
         self, listening: socket.socket, peers: Peers, protocol: Callable[[], asyncio.Protocol]
@@ -203,7 +203,7 @@ class Listener:
         self._resume()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Stop accepting."""
         self._pause()
         self._socket.close()
 

@@ -1,6 +1,6 @@
 """The control server: HTTP on a Unix socket, for syncctl, curl, nginx and any site's server code.
 
-It serves whatever application it is handed, and says who asks, by the kernel's word.
+It serves any application passed to it, and tells it who asks, as the kernel reports it.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from syncd.log.repeats import Repeats
 from syncd.threads import in_thread
 
 LAST_WORDS_S = 0.1
-"""How long a stop waits for the request of somebody who has just connected."""
+"""How long a stop waits for the request of a peer that has just connected."""
 LOOK_EVERY_S = 5.0
-"""How often it is looked whether the socket is still there: sooner than people ask twice."""
+"""How often to check that the socket is still there: sooner than people ask twice."""
 
 TICK_S = 1.0
-"""How often the date of the answers moves: it counts whole seconds, and a daemon at rest sleeps."""
+"""How often to update the date of the answers: it has whole seconds, and an idle daemon should sleep."""
 
 
 class ControlServer:
@@ -38,9 +38,9 @@ class ControlServer:
     def __init__(
         self, path: Path, *, mode: int, group: str | None, inherited: socket.socket | None = None
     ) -> None:
-        """Bind the socket. Raises AlreadyRunning where a syncd answers, ConfigError where it cannot be.
+        """Bind the socket. Raises AlreadyRunning if a syncd answers there, ConfigError if binding fails.
 
-        One that is `inherited` from systemd is served as it is, and left in place at the end.
+        A socket `inherited` from systemd is used as it is, and left in place at the end.
         """
         self.up = asyncio.Event()
         self._server: _Server | None = None
@@ -88,7 +88,7 @@ class ControlServer:
             await asyncio.wait({looking})
 
     async def _look_for_ever(self, server: "_Server") -> None:
-        """Make the socket anew where somebody removed it, with all of its folder perhaps."""
+        """Create the socket again if somebody removed it, perhaps with its folder."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             found = identity(self.path, follow_links=False)
@@ -114,16 +114,16 @@ class ControlServer:
         self._identity = identity(self.path, follow_links=False)
 
     def stop(self) -> None:
-        """Let no new request in and give those in progress a second; `serve` then returns."""
+        """Accept no new request and give those in progress a second; then `serve` returns."""
         if self._server:
             self._server.end()
 
     def remove(self) -> None:
-        """Remove the socket, so that nobody finds it who would get no answer; leave systemd's own.
+        """Remove the socket, so that no client finds one that does not answer; leave systemd's own.
 
-        One that another program put in its place is that program's.
+        A socket that another program put in its place is left too.
         """
-        # Nobody gets the number of this file before it is closed.
+        # The number of this file cannot be reused before it is closed.
         if self._is_ours and self._identity and identity(self.path, follow_links=False) == self._identity:
             self.path.unlink(missing_ok=True)
         self._identity = None
@@ -139,18 +139,18 @@ class _Server(uvicorn.Server):
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """Let no new request in."""
+        """Accept no new request."""
         self._ending.set()
 
     async def main_loop(self) -> None:
-        """Wait for the end; tick once a second, for the answers' date, and not ten times as uvicorn does."""
+        """Wait for the end; tick once a second, for the answers' date, not ten times like uvicorn."""
         while not self._ending.is_set():
             await self.on_tick(0)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), TICK_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take connections, and say so."""
+        """Accept connections, and set `up`."""
         assert sockets
         self.servers = []
         self.listen(sockets[0])
@@ -158,7 +158,7 @@ class _Server(uvicorn.Server):
         self._up.set()
 
     def listen(self, listening: socket.socket) -> None:
-        """Take connections on this socket, and no more on the one before."""
+        """Accept connections on this socket, no longer on the previous one."""
         for before in self.servers:
             before.close()
         self.servers = [Listener(listening, self._peers, self._protocol)]  # type: ignore[list-item]
@@ -167,7 +167,7 @@ class _Server(uvicorn.Server):
         return PeerProtocol(self.config, self.server_state, self._peers)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer those too who were let in at the last moment, then close what is left open."""
+        """Answer also the peers accepted at the last moment, then close what is still open."""
         for server in self.servers:
             server.close()
         await asyncio.sleep(LAST_WORDS_S)

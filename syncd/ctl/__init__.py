@@ -1,1 +1,1 @@
-"""The program `syncctl`: the standard library and `syncd.text` alone, for it must start fast."""
+"""The program `syncctl`: uses only the standard library and `syncd.text`, because it must start fast."""

@@ -1,4 +1,4 @@
-"""The start of `syncctl`, which is `python -m syncd.ctl` too."""
+"""The entry point of `syncctl`, also as `python -m syncd.ctl`."""
 
 import sys
 
@@ -14,7 +14,7 @@ def main() -> int:
         import signal  # noqa: PLC0415 - loads enum, which no other way needs
 
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)  # by the signal itself, which stops a shell's loop too
+        os.kill(os.getpid(), signal.SIGINT)  # the signal itself also stops a shell's loop
         return 130
 
 

@@ -1,10 +1,10 @@
-"""`syncctl page`: a loopback port before the daemon's socket, for one browser of whoever may use that socket.
+"""`syncctl page`: a loopback port in front of the daemon's socket, for one browser of a user of that socket.
 
-Any user of the machine can connect to the port, and any page that a browser shows can try to. So the printed
-address holds a token that the first visitor spends for a cookie, and without the cookie all is refused.
-Cookies do not know ports: the path in front of all is random too, or the browser would send the cookie to
-whatever listens on another port of 127.0.0.1. The host's name must be this machine's, whatever its port, for
-that may be an ssh tunnel's: an attacker's name that leads to 127.0.0.1 (DNS rebinding) is none of these.
+Any user of the machine can connect to the port, and any page in a browser can try to. So the printed address
+holds a token that the first visitor exchanges for a cookie; without the cookie everything is refused. Cookies
+do not know ports: the path prefix is random too, or the browser would send the cookie to another program on
+127.0.0.1. The host's name must be this machine's, on any port, which may be an ssh tunnel's: an attacker's
+name that resolves to 127.0.0.1 (DNS rebinding) is refused.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from syncd.ctl.http import ANSWER_TIMEOUT_S, Failure, connect
 HOST = "127.0.0.1"
 OUR_NAMES = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
 PASSED_ON = ("Host", "Origin", "Sec-Fetch-Site", "Content-Type", "Accept", "Syncd-Token")
-"""What the daemon's answer depends on; the cookie is the bridge's alone."""
+"""The headers that the daemon's answer depends on; the cookie is only the bridge's."""
 MOST_BYTES = 64 * 1024
-"""The daemon takes no larger body."""
+"""The daemon accepts no larger body."""
 SILENCE_S = 75.0
-"""The daemon says nothing for 60 s where it is asked to wait so long for a run's end."""
+"""The daemon is silent for up to 60 s if it is asked to wait for a run's end."""
 BROWSER_SILENCE_S = 30.0
-"""A browser keeps a connection open that it may need; it makes another where this one is closed."""
+"""A browser keeps connections open for later; if one is closed, it opens another."""
 MOST_AT_ONCE = 64
-"""A browser has half a dozen connections open; other users of the machine are not to fill its memory."""
+"""A browser opens half a dozen connections; other users of the machine must not fill its memory."""
 WELCOME = """\
 <!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>syncd</title>
 <meta http-equiv="refresh" content="0;url={path}"><p><a href="{path}">To the page</a></p></html>
 """
-"""Not a redirect: after a link in another site's page, a browser would follow that without the cookie."""
+"""Not a redirect: a browser that came by a link of another site would follow that without the cookie."""
 
 
 class Bridge(socketserver.ThreadingTCPServer):
     """Listens on a port of 127.0.0.1, 0 for any that is free; `serve_forever` answers. Raises OSError."""
 
-    allow_reuse_address = True  # else a port is closed for a minute after each use
-    daemon_threads = True  # a stream in progress does not keep the program from ending
+    allow_reuse_address = True  # else a port stays unusable for a minute after each use
+    daemon_threads = True  # a stream in progress must not prevent the end of the program
 
     def __init__(self, path: str, port: int = 0) -> None:
         super().__init__((HOST, port), _Handler)
@@ -56,14 +56,14 @@ class Bridge(socketserver.ThreadingTCPServer):
         self.address = f"http://{HOST}:{self.server_address[1]}/?token={self._token}"
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Answer in a thread of its own, while there are not too many."""
+        """Answer in a thread of its own, unless there are too many."""
         if threading.active_count() > MOST_AT_ONCE:
             self.shutdown_request(request)  # type: ignore[arg-type]
         else:
             super().process_request(request, client_address)  # type: ignore[arg-type]
 
     def spend(self, token: str) -> bool:
-        """Tell whether this is the token, and for the first time."""
+        """Return whether this is the token, used for the first time."""
         with self._spending:
             fits = bool(self._token) and hmac.compare_digest(token.encode(), self._token.encode())
             if fits:
@@ -71,7 +71,7 @@ class Bridge(socketserver.ThreadingTCPServer):
             return fits
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Keep quiet about a browser that went away."""
+        """Ignore a browser that went away."""
         if not isinstance(sys.exception(), OSError | ValueError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _pass_on(self, target: str) -> None:
-        """Hand the request to the daemon and its answer back, byte by byte as it comes."""
+        """Forward the request to the daemon and its answer back, as the bytes arrive."""
         length = self.headers.get("Content-Length", "0")
         if not length.isascii() or not length.isdigit() or "Transfer-Encoding" in self.headers:
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "A body needs its length.")
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is over {MOST_BYTES} bytes.")
             return
         body = self.rfile.read(int(length))
-        # A folded header becomes one line, so that nobody slips another one in.
+        # A folded header becomes one line, so that nobody can inject another.
         lines = [
             f"{name}: {' '.join(self.headers[name].split())}" for name in PASSED_ON if name in self.headers
         ]
@@ -162,4 +162,4 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(chunk)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of each request: addresses hold the token."""
+        """Log no requests: addresses hold the token."""

@@ -1,4 +1,4 @@
-"""What `syncctl watch` shows, as a function of what was seen, the time and the size. Leans on rich."""
+"""What `syncctl watch` shows, as a function of what was seen, the time and the size. Uses rich."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from syncd.text import Json
 
 WIDE = 140
-"""From so many columns on runs and events stand side by side, each as wide as on a small terminal."""
+"""From this width on, runs and events are side by side, each as wide as on a small terminal."""
 RUN_ROWS = 4
-"""So many runs are listed where they stand above the events: the sparkline tells of the others."""
+"""How many runs are listed if they are above the events: the sparkline shows the others."""
 SMALL = 19
-"""So many lines are left for both on 24 lines, with two on the daemon."""
+"""The lines left for both on a screen of 24, with two for the daemon."""
 NAMED = 14
-"""So many columns of a line on the daemon are its frame and the name of its subject."""
+"""The columns that the frame and the subject's name take of a line on the daemon."""
 BARRED = 90
-"""From so many columns on there is room for a bar of the places taken, of this length."""
+"""From this width on, there is room for a bar of the places taken, of this length."""
 BAR = 20
 NEARLY = 0.1
 """The share of places left below which an event is nearly full."""
@@ -90,7 +90,7 @@ class _Drawing:
     # --- the daemon
 
     def title(self) -> Text:
-        """Return the daemon's health, version and rhythm."""
+        """Return the daemon's health, version and interval."""
         status = self.status
         if self.seen.trouble:
             return Text("no daemon answers", "bold red")
@@ -101,7 +101,7 @@ class _Drawing:
         return title.append(f"  syncd {text.plain(status['version'])}, up {up}, a run every {every}", "bold")
 
     def head(self) -> list[Text]:
-        """Return the lines on the daemon, each cut where it does not fit."""
+        """Return the lines on the daemon, each cut if it does not fit."""
         status, lines = self.status, []
         if self.seen.trouble and self.seen.since:
             since = self.seen.since.astimezone().strftime("%H:%M:%S")
@@ -122,7 +122,7 @@ class _Drawing:
         return lines
 
     def line(self, name: str, said: str, style: str = "") -> Text:
-        """Return a named line, which is cut where it does not fit."""
+        """Return a named line, cut if it does not fit."""
         line = Text.assemble((f"{name:10}", "dim"), (said, style), no_wrap=True)
         line.overflow = "ellipsis"
         return line
@@ -151,7 +151,7 @@ class _Drawing:
         return line.append(text.plain(error) if error else text.count(run["synced"], "event"))
 
     def current_run(self) -> Text:
-        """Return how far the run in progress is, with a bar, and what it waits for."""
+        """Return the progress of the current run, with a bar, and what it waits for."""
         run = self.status["current_run"]
         progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
         phase, done, total = text.plain(progress["phase"]), progress["done"], progress["total"]
@@ -167,7 +167,7 @@ class _Drawing:
         return line.append(f" {text.waits(progress, self.now) or took}")
 
     def notes(self) -> Iterable[tuple[str, str]]:
-        """Give what somebody should look at, with the command that shows more."""
+        """Yield what needs attention, with the command that shows more."""
         status = self.status
         if status.get("doubts"):
             yield "doubts", f"{text.count(status['doubts'], 'doubt')}: see `syncctl doubts`"
@@ -258,21 +258,21 @@ class _Drawing:
         return self.framed(table, title)
 
     def left(self, event: Json) -> Text:
-        """Return how many places an event has left, in a colour where they are few."""
+        """Return how many places an event has left, coloured if they are few."""
         left, total = text.places_left(event), event["places_total"]
         if isinstance(left, str):
             return Text(left, "bold red" if left == "full" else "dim", justify="right")
         return Text(str(left), "yellow" if total and left <= total * NEARLY else "", justify="right")
 
     def taken(self, event: Json) -> Text:
-        """Return a bar of the places that are taken."""
+        """Return a bar of the places taken."""
         left, total = event["places_left"], event["places_total"]
         if left is None or not total:
             return Text("")
         return self.bar(min(max(total - left, 0), total), total, BAR, "red" if event["is_full"] else "cyan")
 
     def moved(self, event: Json) -> Text:
-        """Return how many places came or went while somebody watched."""
+        """Return how many places came or went during the watch."""
         by = self.seen.moved.get(event["id"], 0)
         if not by:
             return Text("")
@@ -299,7 +299,7 @@ class _Drawing:
 
 
 def _table(*columns: tuple[str, int], headers: bool = False) -> Table:
-    """Return a table without lines, of columns by name; those with a ratio take what the others leave."""
+    """Return a table without lines, of columns by name; those with a ratio share the remaining width."""
     table = Table(box=None, expand=True, show_header=headers, padding=(0, 2, 0, 0), header_style="dim")
     for name, ratio in columns:
         justify: Any = "right" if name in ("left", "of") else "left"
@@ -308,6 +308,6 @@ def _table(*columns: tuple[str, int], headers: bool = False) -> Table:
 
 
 def _scarcity(event: Json) -> tuple[bool, float, str]:
-    """Return what sorts events: those with the fewest places left first, the unlimited and vanished last."""
+    """Return an event's sort key: fewest places left first, unlimited and vanished last."""
     left = event["places_left"]
     return event["vanished_at"] is not None, float("inf") if left is None else left, event["starts_at"] or ""

@@ -25,7 +25,7 @@ EXIT_REFUSED = 6
 
 
 class Failure(Exception):
-    """A command that cannot be done: its exit code, a stable word, and what happened and what to do."""
+    """A command that failed: its exit code, a stable word, and what happened and what to do."""
 
     def __init__(self, exit_code: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class Failure(Exception):
 
 
 class NoDaemon(Failure):
-    """No daemon took the request, or none finished its answer. `is_absent`: nobody listens."""
+    """No daemon accepted the request, or finished its answer. `is_absent`: nobody listens."""
 
     def __init__(self, message: str, *, is_absent: bool = False) -> None:
         super().__init__(EXIT_NO_DAEMON, "no_daemon", message)
@@ -63,10 +63,10 @@ def ask(path: str, method: str, target: str, body: Json | None = None, *, timeou
 def exchange(
     path: str, method: str, target: str, body: Json | None, timeout_s: float
 ) -> Iterator[tuple[socket.socket, dict[str, str], BinaryIO]]:
-    """Give the connection, the headers and the unread body of the daemon's answer to one request.
+    """Yield the connection, the headers and the unread body of the daemon's answer to one request.
 
     HTTP/1.0, so that the answer is never chunked and ends with the connection. Raises NoDaemon if no answer
-    comes or, also while the body is read, if it stops; Failure for a refusal and for another syncd's answer.
+    comes or if it stops, even while the body is read; Failure for a refusal and for another syncd's answer.
     """
     content = b"" if body is None else json.dumps(body).encode()
     head = (
@@ -91,7 +91,7 @@ def exchange(
 def connect(path: str, timeout_s: float) -> socket.socket:
     """Return a connection to the Unix socket at `path`. Raises NoDaemon, or Failure without permission."""
     connection = socket.socket(socket.AF_UNIX)
-    # The kernel's time-out waits while the daemon's queue is full; Python's would fail at once with EAGAIN.
+    # With the kernel's time-out it waits for a full queue; with Python's it would fail at once with EAGAIN.
     interval = struct.pack("ll", *divmod(max(1, round(timeout_s * 1_000_000)), 1_000_000))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
     try:
@@ -108,7 +108,7 @@ def connect(path: str, timeout_s: float) -> socket.socket:
 
 
 def unit_at(path: str) -> str | None:
-    """Return the unit whose socket is there; None where syncd does not run as one of the supplied units."""
+    """Return the unit with this socket; None if syncd does not run as one of the supplied units."""
     folder, _, rest = path.removeprefix("/run/syncd/").partition("/")
     if not path.startswith("/run/syncd/") or (rest or folder) != "syncd.sock" or not folder:
         return None
@@ -116,7 +116,7 @@ def unit_at(path: str) -> str | None:
 
 
 def config_option(unit: str | None) -> str:
-    """Return how `syncd` is led to that unit's settings: by nothing, where they are the usual ones."""
+    """Return the option that gives `syncd` that unit's settings, "" for the default ones."""
     if unit is None:
         return " --config FILE"
     name = unit.partition("@")[2]
@@ -161,7 +161,7 @@ def read_head(path: str, stream: BinaryIO) -> dict[str, str]:
 
 
 def _compatible(version: str) -> list[str]:
-    """Return the part of a version that both ends must share: the major number, below 1.0 the minor too."""
+    """Return the part of a version that both ends must share: the major number, and below 1.0 the minor."""
     numbers = version.split(".")
     return numbers[:2] if numbers[0] == "0" else numbers[:1]
 

@@ -1,7 +1,7 @@
-"""`syncctl`: read the command line, ask the daemon over its Unix socket, print, give back an exit code.
+"""`syncctl`: parse the command line, ask the daemon over its Unix socket, print, return an exit code.
 
-It starts fast, since monitors and scripts call it often: light parts of the standard library alone, a small
-HTTP client of its own, and rich only for `watch`.
+It starts fast, because monitors and scripts call it often: it uses only light parts of the standard library,
+its own small HTTP client, and rich only for `watch`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     Show = Callable[[Json], None]
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
-SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run has nothing to tell
-POLL_WAIT_S = 5.0  # so long one question waits; short enough to notice a daemon that is gone
-POLL_PAUSE_S = 0.1  # so that a daemon that answers at once, as one that stops may, is not flooded
+SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run has no news
+POLL_WAIT_S = 5.0  # how long one request waits; short enough to notice a lost daemon
+POLL_PAUSE_S = 0.1  # so as not to flood a daemon that answers at once, for example while it stops
 
-SYSTEMD = "/run/systemd/system"  # is there where systemd runs the machine (sd_booted(3))
-SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has other troubles
+SYSTEMD = "/run/systemd/system"  # exists if systemd runs the machine (sd_booted(3))
+SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has a problem
 
 EXIT_OK = 0
 EXIT_BAD = 1
@@ -58,7 +58,7 @@ EXAMPLES = {
     "page": "syncctl page --port 8080",
     "metrics": "syncctl metrics --textfile /var/lib/prometheus/node-exporter/syncd.prom",
 }
-"""A line to copy, by command."""
+"""An example line for each command."""
 
 EPILOG = """\
 exit codes:
@@ -96,11 +96,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def perform(args: argparse.Namespace) -> int:
-    """Return the exit code of a parsed command, having told of any failure. Raises KeyboardInterrupt."""
+    """Execute a parsed command, print any failure, return the exit code. Raises KeyboardInterrupt."""
     try:
         exit_code: int = args.function(args)
     except KeyboardInterrupt:
-        is_usual = args.function in (watch, page)  # they end in no other way
+        is_usual = args.function in (watch, page)  # they end only this way
         failure = Failure(EXIT_INTERRUPTED, "interrupted", "" if is_usual else "Interrupted.")
     except Failure as error:
         failure = error
@@ -114,12 +114,12 @@ def perform(args: argparse.Namespace) -> int:
     elif message:
         complain(message)
     if failure.exit_code == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt  # it is told; the program ends by the signal
+        raise KeyboardInterrupt  # it was printed; the program ends by the signal
     return failure.exit_code
 
 
 def advice(socket: str) -> str:
-    """Return what to do about a daemon that is not there: a failed service would only fail again."""
+    """Return what to do about a missing daemon: a failed service would only fail again."""
     import subprocess  # noqa: PLC0415 - for this sentence alone
 
     start = "syncd run"
@@ -136,7 +136,7 @@ def advice(socket: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; `function` of what it parses carries the command out and returns its exit code."""
+    """Return the parser; `function` of its result executes the command and returns the exit code."""
     options: Any = {"formatter_class": _help_formatter, "allow_abbrev": False}
     description = "Ask the syncd daemon how it fares, and for what it can do."
     parser = usage.Parser(prog="syncctl", description=description, epilog=EPILOG, **options)
@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(json=False, commands=commands.choices)
 
     def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
-        """Add a command with its help and the options that commands share."""
+        """Add a command with its help and the common options."""
         command = commands.add_parser(
             name, help=help_, description=help_, epilog=f"example:\n  {EXAMPLES[name]}", **options
         )
@@ -265,17 +265,17 @@ def status(args: argparse.Namespace) -> int:
 
 
 def run_now(args: argparse.Namespace) -> int:
-    """Ask for a run and see it through."""
+    """Request a run, and wait for it."""
     return see_through(args, "/v1/runs", {"full": args.full, "events": args.event, "join": args.join})
 
 
 def accept(args: argparse.Namespace) -> int:
-    """Ask for a run that lets vanish what it finds absent once more, and see it through."""
+    """Request a run that marks as vanished what it finds absent again, and wait for it."""
     return see_through(args, "/v1/accept", {"events": args.event})
 
 
 def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
-    """Ask for a run, wait for its end and print it; 1 if its outcome is not ok."""
+    """Request a run, wait for its end and print it; return 1 if its outcome is not ok."""
     deadline = time.monotonic() + args.timeout
     timeout_s = min(args.timeout, http.ANSWER_TIMEOUT_S)
     try:
@@ -292,7 +292,7 @@ def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
 
 
 def show(args: argparse.Namespace, target: str, name: str, table: Callable[..., str]) -> int:
-    """Ask for a list, which the answer has under that name, and print it as a table."""
+    """Request a list, which the answer has under that name, and print it as a table."""
     answer = ask_json(args.socket, "GET", target)
     write_answer(args, answer, lambda: table(answer[name], datetime.now(UTC), _width(args)))
     return EXIT_OK
@@ -304,7 +304,7 @@ def history(args: argparse.Namespace) -> int:
 
 
 def events(args: argparse.Namespace) -> int:
-    """Print the live events, or all; or those of them that are full, or have places left."""
+    """Print the live events, or all; or only those that are full, or have places left."""
     answer, now = ask_json(args.socket, "GET", f"/v1/events?all={int(args.all)}"), datetime.now(UTC)
     if args.full:
         answer["events"] = [event for event in answer["events"] if event["is_full"]]
@@ -320,12 +320,12 @@ def doubts(args: argparse.Namespace) -> int:
 
 
 def publish(args: argparse.Namespace) -> int:
-    """Print how each table of the site's fares."""
+    """Print the state of each of the site's tables."""
     return show(args, "/v1/publish", "publish", tables.publish_table)
 
 
 def webhooks(args: argparse.Namespace) -> int:
-    """Print what waits for each endpoint and what was given up, or have it sent again."""
+    """Print the waiting and parked deliveries of each endpoint, or have them sent again."""
     if bool(args.ids) + bool(args.endpoint) != bool(args.verb):
         message = "`retry` takes deliveries by their ids, or one endpoint by --endpoint; without it neither."
         raise Failure(EXIT_USAGE, "usage", message)
@@ -348,7 +348,7 @@ def watch(args: argparse.Namespace) -> int:
 
 
 def change_state(args: argparse.Namespace) -> int:
-    """Carry out `pause`, `resume` or `reload` and print the state after it."""
+    """Execute `pause`, `resume` or `reload` and print the state after it."""
     answer = ask_json(args.socket, "POST", f"/v1/{args.command}")
     unit = unit_at(args.socket)
     write_answer(args, answer, lambda: panel.answer(args.command, answer, datetime.now(UTC), unit))
@@ -356,7 +356,7 @@ def change_state(args: argparse.Namespace) -> int:
 
 
 def metrics(args: argparse.Namespace) -> int:
-    """Print the Prometheus text as the daemon gives it, or put it into a file."""
+    """Print the daemon's Prometheus text, or write it into a file."""
     exposition = ask(args.socket, "GET", "/metrics")
     if args.textfile is None:
         write(exposition.decode(errors="backslashreplace"))
@@ -375,7 +375,7 @@ def page(args: argparse.Namespace) -> int:
     """Print the address of the daemon's page and serve it until Ctrl-C."""
     from syncd.ctl.bridge import Bridge  # noqa: PLC0415 - no other command needs it
 
-    ask(args.socket, "GET", "/v1/status")  # fails as any command does, rather than in the browser
+    ask(args.socket, "GET", "/v1/status")  # so that it fails like any command, not in the browser
     try:
         bridge = Bridge(args.socket, args.port)
     except OSError as error:
@@ -395,12 +395,12 @@ def _width(args: argparse.Namespace) -> int | None:
 
 
 def write_answer(args: argparse.Namespace, answer: Json, readable: Callable[[], str]) -> None:
-    """Print an answer: as JSON if `--json` asks for it, else as `readable` puts it."""
+    """Print an answer: as JSON with `--json`, else in the form of `readable`."""
     write(as_json(answer) if args.json else readable() + "\n")
 
 
 def as_json(document: Json) -> str:
-    """Return a document in ASCII, so that it is JSON whatever the terminal's encoding."""
+    """Return JSON in ASCII, which is valid whatever the terminal's encoding."""
     return json.dumps(document, indent=2) + "\n"
 
 
@@ -446,7 +446,7 @@ def follow(path: str, run_id: int, deadline: float, show: Show) -> Json | None:
 
 
 def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
-    """Return the ended run by asking for it again and again; for when its stream broke."""
+    """Return the ended run by polling; used after its stream broke."""
     while (left_s := deadline - time.monotonic()) > 0:
         wait_s = int(min(POLL_WAIT_S, left_s))
         timeout_s = min(wait_s + http.ANSWER_TIMEOUT_S, left_s)

@@ -1,4 +1,4 @@
-"""What `syncctl status` shows: one screen, the daemon on its first line, one subject a line below."""
+"""What `syncctl status` shows: one screen, the daemon on the first line, then one subject a line."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ HINTS = {
     "restricted": "give the key the right to all events, on Billetweb's API page",
     "timeout": "raise sync.run_timeout, then `syncctl reload`",
 }
-"""What mends a run that did not end well, by the kind of its first error. Each fits 80 columns.
+"""What helps after a run that did not end well, by the kind of its first error. Each fits 80 columns.
 
-CONFIG: the option that leads `syncd` to the daemon's settings, where these are not the usual ones.
+CONFIG: the option that gives `syncd` the daemon's settings, if these are not the usual ones.
 """
 
 
 def status_panel(
     status: Json, now: datetime, width: int | None = text.USUAL_WIDTH, unit: str | None = UNIT
 ) -> str:
-    """Return a Status as a panel, no line wider than `width` but for reason and hint.
+    """Return a Status as a panel, no line wider than `width` except reason and hint.
 
-    `unit` is what syncd runs as under systemd; None where it runs otherwise.
+    `unit` is what syncd runs as under systemd; None if it runs otherwise.
     """
     rows = {
         "last run": _last_run(status, now),
@@ -52,14 +52,14 @@ def status_panel(
         "database": _database(status),
     }
     lines = [f"{name:13}{value}" for name, value in rows.items() if value]
-    # What is painted is short, and its colours would count as columns.
+    # Coloured lines are short, and their colour codes would count as columns.
     return "\n".join(
         _head(status, width, unit) + [line if "\x1b" in line else text.clip(line, width) for line in lines]
     )
 
 
 def _head(status: Json, width: int | None, unit: str | None) -> list[str]:
-    """Return the daemon on one line; where health is not ok, why, and what mends it."""
+    """Return the daemon on one line; if health is not ok, also the reason and what helps."""
     health = status["health"]
     marked = f"{text.mark(health)} {health}"
     up, every = format_duration(status["uptime_s"]), format_duration(status["interval_s"])
@@ -73,7 +73,7 @@ def _head(status: Json, width: int | None, unit: str | None) -> list[str]:
 
 
 def hint(status: Json, unit: str | None = UNIT) -> str:
-    """Return what mends a health that is not ok, "" where it is."""
+    """Return what helps if health is not ok, "" if it is."""
     if status["health"] == "ok":
         return ""
     journal = f"`journalctl -u {unit} -p warning`" if unit else "syncd's log"
@@ -95,7 +95,7 @@ def hint(status: Json, unit: str | None = UNIT) -> str:
 
 
 def answer(command: str, status: Json, now: datetime, unit: str | None = UNIT) -> str:
-    """Return what came of `pause`, `resume` or `reload`."""
+    """Return the result of `pause`, `resume` or `reload`."""
     changed, late = status.get("changed", []), status.get("needs_restart", [])
     if command == "reload":
         told = f"The configuration was read again; {', '.join(map(plain, changed)) or 'nothing'} changed."
@@ -139,7 +139,7 @@ def _last_run(status: Json, now: datetime) -> str:
 
 
 def running(run: Json | None, now: datetime) -> str:
-    """Return why a run is in progress and how far it is, "" where none is."""
+    """Return why a run is in progress and how far it is, "" if none is."""
     if not run:
         return ""
     progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
@@ -158,7 +158,7 @@ def _skipped(status: Json) -> str:
 
 
 def _events(status: Json) -> str:
-    """Return how many events there are, "" while no database has told."""
+    """Return how many events there are, "" until a database was read."""
     live, nearly = status["events_live"], status.get("events_nearly_full")
     if live is None:
         return ""
@@ -166,7 +166,7 @@ def _events(status: Json) -> str:
 
 
 def _freshness(status: Json) -> str:
-    """Return how old places left are and may get, "" while none was read, or where the daemon is older."""
+    """Return how old places left are and may get, "" while none was read, or if the daemon is older."""
     age_s, budget = status.get("oldest_figure_age_s"), status.get("budget")
     if age_s is None:
         return ""
@@ -180,7 +180,7 @@ def _freshness(status: Json) -> str:
 
 
 def _sales(status: Json) -> str:
-    """Return why sales are seen no sooner than by reading each event, "" where they are."""
+    """Return why sales are seen only by reading each event, "" if they are seen sooner."""
     increment = (status.get("budget") or {"increment": ""})["increment"]
     if increment == "not permitted":
         return "seen in the event's turn: the key may not read the account's attendees"

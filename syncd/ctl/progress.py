@@ -1,4 +1,4 @@
-"""The line that shows whoever waits for a run how far it is, on a terminal's last line."""
+"""The line that shows the progress of a run while somebody waits, on a terminal's last line."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     Show = Callable[[Json], None]
 
 REFRESH_S = 0.25
-"""So often the line is drawn: so that no second of a wait is left out."""
+"""How often the line is drawn: often enough to show every second of a wait."""
 
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Show]:
-    """Give a function that shows a Progress on stderr, which does nothing where that is no terminal."""
+    """Yield a function that shows a Progress on stderr; it does nothing if that is not a terminal."""
     if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") in ("", "dumb", "unknown"):
         yield lambda _: None
         return
     line, over = _Line(), threading.Event()
 
     def draw() -> None:
-        with contextlib.suppress(OSError):  # the terminal went away: that is no fault of the run
+        with contextlib.suppress(OSError):  # the terminal went away, which must not fail the run
             while not over.wait(REFRESH_S):
                 line.draw()
 

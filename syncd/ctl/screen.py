@@ -1,6 +1,6 @@
-"""The live screen of `syncctl watch`: the terminal that it takes and gives back, keys, signals and the size.
+"""The live screen of `syncctl watch`: sets up and restores the terminal, handles keys, signals and the size.
 
-Leans on rich, so it is imported only where it is shown. What is drawn is `drawing.py`'s.
+Uses rich, so it is imported only when shown. `drawing.py` draws the content.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from syncd.ctl.drawing import drawn
 from syncd.ctl.http import EXIT_USAGE, Failure
 
 DRAW_EVERY_S = 0.5
-"""So that no second of the countdown is left out."""
+"""Often enough to show every second of the countdown."""
 UNKNOWN_SIZE = (80, 24)
-"""What a terminal has that does not know: a serial line."""
+"""The size of a terminal that does not know its own: a serial line."""
 QUITTING = (b"q", b"Q", b"\x04")
 """Ctrl-D too."""
 ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
-"""Before these do what they do the terminal is given back; SIGWINCH only has the screen drawn anew."""
+"""The terminal is restored before these take effect; SIGWINCH only redraws the screen."""
 NEWS = b"\0"
-"""What the bell gives for an answer of the daemon's; else it gives the number of a signal."""
+"""What the bell pipe carries for an answer of the daemon's; otherwise it carries a signal's number."""
 
 
 def watch(path: str) -> int:
     """Show the daemon on the socket at `path` until q or a signal ends that; return the exit code.
 
-    Raises KeyboardInterrupt on Ctrl-C, and Failure where there is no terminal or, at first, no daemon.
+    Raises KeyboardInterrupt on Ctrl-C, and Failure if there is no terminal or, at the start, no daemon.
     """
     if not (sys.stdout and sys.stdout.isatty()) or os.environ.get("TERM") in ("", "dumb", "unknown"):
         raise Failure(
@@ -47,17 +47,17 @@ def watch(path: str) -> int:
             " use `syncctl status`, `syncctl events` and `syncctl history`.",
         )
     first = seen.look(path)
-    bell, ring = os.pipe()  # never closed: whoever still waits for an answer may ring it
+    bell, ring = os.pipe()  # never closed: a thread that still waits for an answer may write to it
 
     def news() -> None:
-        with contextlib.suppress(BlockingIOError):  # it rings already
+        with contextlib.suppress(BlockingIOError):  # it is full: the screen is already notified
             os.write(ring, NEWS)
 
     os.set_blocking(ring, False)
     looker = seen.Looker(path, first, news)
     with _heard(ring):
         while (ended := _shown(looker, bell)) == signal.SIGTSTP:
-            os.kill(os.getpid(), signal.SIGSTOP)  # returns when the shell goes on with it
+            os.kill(os.getpid(), signal.SIGSTOP)  # returns when the shell continues it
     looker.stop()
     if ended == signal.SIGINT:
         raise KeyboardInterrupt
@@ -68,7 +68,7 @@ def watch(path: str) -> int:
 
 @contextlib.contextmanager
 def _heard(ring: int) -> Iterator[None]:
-    """Have signals arrive as bytes, so that none interrupts a drawing."""
+    """Receive signals as bytes, so that none interrupts a drawing."""
     number = [*ENDING, signal.SIGWINCH]
     before = [signal.signal(each, lambda *_: None) for each in number]
     signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
@@ -96,7 +96,7 @@ def _shown(looker: seen.Looker, bell: int) -> int:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[list[int]]:
-    """Give where keys are read one by one and not echoed; nothing where stdin is no terminal."""
+    """Yield the terminal set to read single keys without echo; nothing if stdin is not a terminal."""
     if not (sys.stdin and sys.stdin.isatty()):
         yield []
         return
@@ -111,7 +111,7 @@ def _keys() -> Iterator[list[int]]:
 
 
 def _is_over(keyboard: int) -> bool:
-    """Tell whether a key was pressed that ends it, or the terminal is gone."""
+    """Return whether a quitting key was pressed, or the terminal is gone."""
     try:
         pressed = os.read(keyboard, 4096)
     except OSError:
@@ -120,7 +120,7 @@ def _is_over(keyboard: int) -> bool:
 
 
 class _Canvas:
-    """Draws only the lines that differ from what stands there, for slow connections."""
+    """Draws only the lines that changed, for slow connections."""
 
     def __init__(self) -> None:
         self.console = Console()
@@ -128,7 +128,7 @@ class _Canvas:
         self._lines: list[str] = []
 
     def draw(self, told: seen.Seen) -> None:
-        """Draw what was seen at the terminal's present size."""
+        """Draw what was seen, at the terminal's present size."""
         size = _terminal_size()
         parts = []
         if size != self._size:

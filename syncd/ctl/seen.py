@@ -1,4 +1,4 @@
-"""What `syncctl watch` has seen of the daemon so far, and the thread that goes on looking."""
+"""What `syncctl watch` has seen of the daemon so far, and the thread that keeps polling it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from syncd.text import Json
 
 LOOK_EVERY_S = 1.0
-"""A person sees a second; the daemon answers status from memory within some milliseconds."""
+"""A person notices a second; the daemon answers status from memory within some milliseconds."""
 AGAIN_AFTER_S = 60.0
-"""Runs and events are asked for after each run; and this often, for an event may end without one."""
+"""Runs and events are requested after each run, and this often, because an event may end without a run."""
 ANSWER_WITHIN_S = 5.0
-"""Later than this nobody takes the daemon for alive; the screen itself waits for no answer."""
+"""After this time the daemon does not count as alive; the screen itself waits for no answer."""
 RUNS = 100
-"""So many bars of a sparkline fit the widest terminal; a day of runs at the usual interval."""
+"""How many bars of a sparkline fit the widest terminal; a day of runs at the usual interval."""
 
 
 @dataclass(frozen=True)
 class Seen:
     """The latest answers; `trouble` says why none comes now, and `since` when that began.
 
-    `moved`: by event, how many places more are left than before the latest run that was seen to end. `unit`:
+    `moved`: by event, how many more places are left than before the latest run that was seen to end. `unit`:
     what it runs as under systemd.
     """
 
@@ -42,7 +42,7 @@ class Seen:
 
 
 def look(path: str, before: Seen | None = None) -> Seen:
-    """Return what the daemon on the socket at `path` says now. Raises Failure where nothing came before."""
+    """Return what the daemon on the socket at `path` says now. Raises Failure if nothing came before."""
     now, unit = datetime.now(UTC), unit_at(path)
     try:
         status = ask_json(path, "GET", "/v1/status", timeout_s=ANSWER_WITHIN_S)
@@ -55,7 +55,7 @@ def look(path: str, before: Seen | None = None) -> Seen:
     try:
         runs = ask_json(path, "GET", f"/v1/runs?limit={RUNS}", timeout_s=ANSWER_WITHIN_S)["runs"]
         events = ask_json(path, "GET", "/v1/events?all=0", timeout_s=ANSWER_WITHIN_S)["events"]
-    except Failure:  # its database is not open yet: status says so, and these are asked for again
+    except Failure:  # its database is not open yet: status says so, and these are requested again
         first = Seen(status, unit=unit)
         return replace(before or first, status=status, trouble="", since=None, asked_at=None)
     moved = before.moved if before else {}
@@ -71,7 +71,7 @@ def _is_news(before: Seen, status: Json, now: datetime) -> bool:
 
 
 def _latest(status: Json) -> tuple[int, int, int]:
-    """Return what differs once another run has ended."""
+    """Return what changes when another run has ended."""
     return status["pid"], status["run_count"], (status["last_run"] or {}).get("id", 0)
 
 
@@ -85,7 +85,7 @@ def _moved(before: list[Json], after: list[Json]) -> dict[str, int]:
 
 
 class Looker:
-    """Looks at the daemon from a thread of its own, and calls `on_look` after each time.
+    """Polls the daemon in a thread of its own, and calls `on_look` after each answer or failure.
 
     The thread is abandoned at the end: it may be waiting for a daemon that hangs.
     """
@@ -98,7 +98,7 @@ class Looker:
         threading.Thread(target=self._look, daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._over.set()
 
     def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""The tables of `syncctl`: runs, doubts, and the site's own tables that are kept true."""
+"""The tables of `syncctl`: runs, doubts, the site's own tables, and webhooks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from syncd.text import Json
 
 HALF_A_YEAR_S = 182 * 86_400.0
-"""As `ls` has it: what is further away needs its year more than its hour."""
+"""As in `ls`: for a date further away the year matters more than the hour."""
 RELOAD = "A change of the configuration is in force after `syncctl reload`."
 
 
 def runs_table(runs: Iterable[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
-    """Return a table of the control API's Runs; a run's first error stands below it."""
+    """Return a table of the control API's Runs, each with its first error below it."""
     runs = [*runs]
     rows = [
         (
@@ -40,7 +40,7 @@ def runs_table(runs: Iterable[Json], now: datetime, width: int | None = text.USU
 
 
 def _with_lines_below(table: str, below: Sequence[str], width: int | None) -> str:
-    """Return a table with a line below each row for which there is one."""
+    """Return a table with an additional line below some rows."""
     head, *lines = table.split("\n")
     shown = [head]
     for line, more in zip(lines, below, strict=True):
@@ -66,7 +66,7 @@ def doubts_table(doubts: Iterable[Json], now: datetime, width: int | None = text
 
 
 def publish_table(targets: Sequence[Json], now: datetime, width: int | None = text.USUAL_WIDTH) -> str:
-    """Return a table of the targets that the control API shows, and lines on what is to be looked at."""
+    """Return a table of the targets that the control API shows, and lines on what needs attention."""
     rows = [
         (
             target["name"],
@@ -123,7 +123,7 @@ def webhooks_table(answer: Json, now: datetime, width: int | None = text.USUAL_W
 
 
 def _tried(delivery: Json, now: datetime) -> str:
-    """Return how a delivery fared so far and when it is sent again, "" where it was not tried yet."""
+    """Return the state of a delivery and when it is sent again, "" if it was not tried yet."""
     if not delivery["attempts"]:
         return ""
     tried = f"{text.count(delivery['attempts'], 'attempt')} since {short_time(delivery['created_at'], now)}"
@@ -146,7 +146,7 @@ def _waits_for(doubt: Json, now: datetime) -> str:
 
 
 def short_time(instant: str | None, now: datetime) -> str:
-    """Return a local time in twelve columns, as journalctl has it: "May 08 11:56", or "May 08 2026"."""
+    """Return a local time in twelve columns, as in journalctl: "May 08 11:56", or "May 08 2026"."""
     if instant is None:
         return text.NOTHING
     at = text.here(instant)

@@ -10,14 +10,14 @@ MODE = 0o644
 
 
 def replace(path: str, content: bytes) -> None:
-    """Write a file beside and rename it over: nobody sees half of it. Raises OSError; the old one stays then.
+    """Replace a file in one step: nobody sees half of it. Raises OSError; then the old one stays.
 
-    Only a regular file is replaced: a slip like /dev/null would cost root the device.
+    Only a regular file is replaced: a mistake like /dev/null would cost root the device.
     """
     at = Path(path)
     if at.is_symlink() or (at.exists() and not at.is_file()):
         raise OSError(0, "it is no regular file")
-    # The collector reads what ends in .prom alone: not this one.
+    # The collector reads only names that end in .prom: not this one.
     number, name = tempfile.mkstemp(prefix=f".{at.name}.", dir=at.parent)
     beside = Path(name)
     try:
