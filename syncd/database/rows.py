@@ -180,7 +180,7 @@ def present_attendees(connection: Connection, event_id: str) -> set[str]:
 
 
 def turned(connection: Connection, now: datetime) -> set[str]:
-    """Return the events in which a sale or a session began or ended since their figures were read."""
+    """Return the events that began or ended since their figures were read, or a sale or session of theirs."""
     events, tickets, sessions = schema.events.c, schema.tickets.c, schema.sessions.c
 
     def passed(*instants: ColumnElement[datetime | None]) -> ColumnElement[bool]:

@@ -34,9 +34,10 @@ must not hold up runs."""
 class TargetState(Struct, kw_only=True):
     """How a target fares, as `GET /v1/publish` shows it. `database` null is the mirror's own.
 
-    `matched`, `vanished` and `unmatched` count rows of the site's, by the end of the latest run: those that
-    belong to an event, to one that vanished (they stay as they are), to none; `examples` are keys of the
-    last. `written` counts rows, and `errors` how often something was wrong, since the daemon started.
+    By the end of the latest run: `matched` counts the site's rows of an event, `vanished` those of an event
+    that vanished (they stay as they are), `unmatched` the keys that belong to no event; `examples` are some
+    of these keys. Since the daemon started: `written` counts rows, and `errors` how often something was
+    wrong.
     """
 
     name: str
