@@ -93,6 +93,14 @@ def rows_when_told(rig: Rig, receiver: Receiver, url: str) -> list[int]:
     return rows
 
 
+def sold_while_away(rig: Rig, receiver: Receiver, standin: StandIn, url: str) -> list[int]:
+    """Sell a place that a table of the site's cannot show; return its places left as each delivery comes."""
+    rows = rows_when_told(rig, receiver, url)
+    query(url, AWAY)
+    sell(rig, standin, FESTIVAL)
+    return rows
+
+
 def not_writable(folder: Path) -> FeedConfig:
     """Return a feed in whose place there is something else."""
     (folder / "f.json").mkdir()
@@ -196,9 +204,7 @@ def test_a_site_is_told_of_a_row_that_was_not_written(
 ) -> None:
     """It is told with the next run; of a table that goes on failing at once, and where no run comes."""
     url = rig.url if name == "the same database" else url_at(tmp_path / "site.db")
-    rows = rows_when_told(rig, receiver, url)
-    query(url, AWAY)
-    sell(rig, standin, FESTIVAL)
+    rows = sold_while_away(rig, receiver, standin, url)
     later(rig, 60)  # the request limit's too
     rig.portal.call(asyncio.sleep, 0.1)
     assert receiver.got == []
@@ -222,9 +228,7 @@ def test_a_later_run_lets_out_what_waits_for_its_end(
 ) -> None:
     """What a table did not show at the end of its run waits for the end of the next, not its beginning."""
     url = url_at(tmp_path / "site.db")
-    rows = rows_when_told(rig, receiver, url)
-    query(url, AWAY)
-    sell(rig, standin, FESTIVAL)
+    rows = sold_while_away(rig, receiver, standin, url)
     later(rig, 60)
     query(url, BACK)
     standin.sell(CONCERT, 1)
@@ -244,9 +248,7 @@ def test_a_failed_start_lets_old_news_out(
 ) -> None:
     """A run that cannot open the database writes no table, so nobody is told before one that can."""
     url = url_at(tmp_path / "site.db")
-    rows = rows_when_told(rig, receiver, url)
-    query(url, AWAY)
-    sell(rig, standin, FESTIVAL)
+    rows = sold_while_away(rig, receiver, standin, url)
     file = Path(rig.url.removeprefix("sqlite:///"))
     rig.stop()
     file.rename(tmp_path / "away.db")
@@ -354,9 +356,7 @@ def test_a_pause_lets_out_what_the_next_run_brings(
 ) -> None:
     """A table that was written for a pause lacks what a run by hand found meanwhile: its end tells of it."""
     url = url_at(tmp_path / "site.db")
-    rows = rows_when_told(rig, receiver, url)
-    query(url, AWAY)
-    sell(rig, standin, FESTIVAL)
+    rows = sold_while_away(rig, receiver, standin, url)
     query(url, BACK)
     standin.sell(FESTIVAL, 1)
     standin.fail(f"/event/{CONCERT}/*", fault.hang, times=None)
