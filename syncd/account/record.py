@@ -90,7 +90,7 @@ def finish(
     """
     report, pace = ended.report, ended.pace
     run = structs.replace(ended.run, id=runs.id_of(connection, ended.run))
-    if not runs.has_ended(connection, run.id):  # else the answer to that commit was lost
+    if not runs.has_ended(connection, run):  # else the answer to that commit was lost
         before = runs.outcome_before(connection, run)
         run.id = runs.put(connection, run)
         tell(connection, run, before, now)

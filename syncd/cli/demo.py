@@ -277,13 +277,13 @@ def _life(standin: StandIn, seed: int) -> Iterator[None]:
             if sentence := life.step():
                 _say(f"On purpose, as it happens in life: {sentence}")
 
-    thread = threading.Thread(target=live, name="demo life")
+    thread = threading.Thread(target=live, name="demo life", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(STEP_S)  # a terminal that nobody reads may hold it, and no signal is heard any more
 
 
 def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, its_site: Site | None) -> Path:

@@ -50,10 +50,11 @@ def id_of(connection: Connection, run: Run) -> int:
     return run.id if run.id > 0 else connection.scalar(select(runs.id).where(*is_it)) or run.id
 
 
-def has_ended(connection: Connection, run_id: int) -> bool:
-    """Return whether a run's end is on record."""
+def has_ended(connection: Connection, run: Run) -> bool:
+    """Return whether this very end of a run is recorded: not another's, who took it for interrupted."""
     runs = schema.runs.c
-    return connection.scalar(select(runs.state).where(runs.id == run_id)) == "done"
+    is_it = (runs.id == run.id, runs.state == "done", runs.finished_at == run.finished_at)
+    return connection.scalar(select(runs.id).where(*is_it)) is not None
 
 
 def close_interrupted(connection: Connection, at: datetime) -> list[Run]:

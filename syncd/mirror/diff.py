@@ -264,7 +264,8 @@ def lack(
 ) -> Lack:
     """Return what a complete read lacked; see `absence.note`. `of`: as in Lack; all present, if not given."""
     absences = absence.note(present, read, before, at)
-    return Lack(table, len(present) if of is None else of, absences, is_news=bool(absences or before))
+    size = len(present) if of is None else max(of, len(absences))  # rows that came later may lack too
+    return Lack(table, size, absences, is_news=bool(absences or before))
 
 
 def present(known: EventRows, table: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -314,6 +314,23 @@ def test_a_commit_whose_answer_is_lost_tells_of_a_run_twice(
     ended = [rig.run(), rig.run()]
     assert rig.sql("SELECT id, state FROM syncd_runs ORDER BY id") == [(run.id, "done") for run in ended]
     assert [one["data"]["id"] for one in told(rig, "run.failed")] == [ended[0].id]
+
+
+def test_another_processes_word_takes_the_place_of_a_runs_own_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that somebody closed as interrupted, while it was cut off, stands as it ended."""
+    put = runs.put
+
+    def closed_first(connection: Any, run: Run) -> int:
+        run_id = put(connection, run)
+        if run.state == "running":
+            runs.close_interrupted(connection, rig.clock.now() - timedelta(seconds=1))
+        return run_id
+
+    monkeypatch.setattr(runs, "put", closed_first)
+    run = rig.run()
+    assert rig.sql("SELECT id, outcome FROM syncd_runs") == [(run.id, "ok")]
 
 
 def test_whoever_asked_for_a_run_is_told_of(rig: Rig, standin: StandIn) -> None:

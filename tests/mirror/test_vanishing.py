@@ -270,6 +270,14 @@ def test_other_rows_take_the_place_of_most(mirror: Mirror, others: str) -> None:
     assert gone(mirror, others, after=FULL_EVERY) == [lacking]
 
 
+def test_more_rows_are_lacking_than_there_were(mirror: Mirror) -> None:
+    """Rows that came in the place of most, and are lacking too, are among those that a read should hold."""
+    read(mirror, "abcd")
+    read(mirror, "efgh")
+    (error,) = read(mirror, "ijkl").run.errors
+    assert "the answer lacks 8 of 8 rows" in error.message
+
+
 def test_other_rows_take_the_place_of_most_of_an_account(mirror: Mirror) -> None:
     """That waits for a person, who was told so."""
     for shown in ("abcd", "efgh", "efgh"):
