@@ -19,9 +19,10 @@ HINTS = {
     "restricted": "give the key the right to all events, on Billetweb's API page",
     "timeout": "raise sync.run_timeout, then `syncctl reload`",
 }
-"""What helps after a run that did not end well, by the kind of its first error. Each fits 80 columns.
+"""What helps after a run that did not end well, by the kind of its first error.
 
-CONFIG: the option that gives `syncd` the daemon's settings, if these are not the usual ones.
+CONFIG: the option that gives `syncd` the daemon's settings, if these are not the usual ones. With the usual
+ones each fits 80 columns.
 """
 
 

@@ -104,7 +104,7 @@ def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str |
 
 
 def gone(connection: Connection, run_id: int, scope: Scope, since: datetime | None) -> list[str]:
-    """Return the rows of a scope that a run found absent again; with `since`, only those since then."""
+    """Return the rows of a scope that a run found absent again; with `since`, only since then or before."""
     here = and_(_scope(scope.table, scope.event_id), ABSENT.run_id == run_id, ABSENT.reads >= READS)
     lasting = here if since is None else and_(here, ABSENT.since <= since)
     return [*connection.scalars(select(ABSENT.row_id).where(lasting).order_by(ABSENT.row_id))]
@@ -191,9 +191,9 @@ def size_in(connection: Connection, table: str, event_id: str) -> int:
 def _size(connection: Connection, table: str, event_id: str | None, expected: ColumnElement[bool]) -> int:
     """Return how many rows a scope should hold of those that are `expected`.
 
-    Rows that came after the first absence do not count if there were many before: rows that come with a loss
-    are no evidence for it, and another account's list brings its own. If there were few, it is normal that
-    one replaces another.
+    Rows first seen at or after the first absence do not count if there were many before: rows that come with
+    a loss are no evidence for it, and another account's list brings its own. If there were few, it is normal
+    that one replaces another. A row that returned or moved keeps its first instant, and counts.
     """
     rows, here = schema.MIRRORED[table], _scope(table, event_id)
     first = select(func.min(ABSENT.since)).where(here).scalar_subquery()

@@ -44,7 +44,7 @@ def put(connection: Connection, run: Run) -> int:
 
 
 def id_of(connection: Connection, run: Run) -> int:
-    """Return the id of a run, also where it has none yet as the answer to its first commit was lost."""
+    """Return a run's id, even if the answer to the commit that recorded its beginning was lost."""
     runs = schema.runs.c
     is_it = (runs.state == "running", runs.started_at == run.started_at)
     return run.id if run.id > 0 else connection.scalar(select(runs.id).where(*is_it)) or run.id

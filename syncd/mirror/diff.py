@@ -87,7 +87,7 @@ class Change(Struct, frozen=True):
 class Lack(Struct, frozen=True):
     """What a complete read of one event's rows in a table lacked; `of`: how many rows it should have held.
 
-    `is_news`: whether these absences differ from the recorded ones, in rows or in reads.
+    `is_news`: whether there are absences now, or recorded ones that end: either must be written.
     """
 
     table: str
