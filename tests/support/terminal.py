@@ -38,7 +38,7 @@ class Terminal:
             stdout=self._theirs,
             stderr=self._theirs,
             start_new_session=True,
-            preexec_fn=_control_terminal,  # noqa: PLW1509 - one call of the kernel's; or Ctrl-C reached nobody
+            preexec_fn=_control_terminal,  # noqa: PLW1509 - two calls of the kernel's; or Ctrl-C reached nobody
         )
         self._over = threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -116,4 +116,5 @@ class Terminal:
 
 
 def _control_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a login has it, also where nohup started the tests
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
