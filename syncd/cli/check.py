@@ -50,8 +50,8 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     found.add(addresses.check(config), ConfigError)
     if online and (refusal := threads.run(_ask_billetweb(config))):
         is_key = isinstance(refusal, AuthError)
-        another = f"; `{typed.syncd('setup --overwrite', config.path)}` asks for another"
-        advice = another if is_key else ""
+        setup = typed.syncd("setup --overwrite", config.path)
+        advice = f"; `{setup}` asks for another" if is_key else ""
         found.add([f"Billetweb: {refusal}{advice}"], ConfigError if is_key else type(refusal))
     if not found.problems:
         found.good = _told(config)

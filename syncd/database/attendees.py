@@ -170,7 +170,7 @@ def take_event(
     """
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
-    of = absences.size_in(connection, ATTENDEES, event_id) if absent else None
+    of = absences.size_in(connection, ATTENDEES, event_id) if whole and absent else None
     taken = _take(connection, writing, slices, unknown_until=unknown_until)
     is_odd, names = False, ["attendees_at"]
     if whole:

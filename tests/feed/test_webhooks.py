@@ -85,6 +85,15 @@ def publish_to(rig: Rig, url: str) -> None:
     configure(rig, structs.replace(rig.config, publish=(target,)))
 
 
+def refused_once(rig: Rig, receiver: Receiver, standin: StandIn) -> Got:
+    """Have the news of a sale refused once, so that it waits; return what the receiver got."""
+    receiver.answers = [BUSY]
+    sell(rig, standin)
+    first = got(rig, receiver, 1)
+    settled(rig, pending=1)
+    return first
+
+
 def rows_when_told(rig: Rig, receiver: Receiver, url: str) -> list[int]:
     """Publish there, and return what will have stood in the row whenever the site was told."""
     publish_to(rig, url)
@@ -631,10 +640,7 @@ def test_a_delivery_that_meets_a_bug_holds_up_others(
 
 def test_a_restart_forgets_what_waits(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
     """What waits stands in the database alone: another process sends it, when it is due."""
-    receiver.answers = [BUSY]
-    sell(rig, standin)
-    first = got(rig, receiver, 1)
-    settled(rig, pending=1)
+    first = refused_once(rig, receiver, standin)
     rig.restart()
     rig.portal.call(rig.account.webhooks.start)
     rig.portal.call(rig.account.webhooks.refresh)
@@ -648,10 +654,7 @@ def test_a_clock_that_was_ahead_keeps_deliveries_for_years(
     rig: Rig, receiver: Receiver, standin: StandIn
 ) -> None:
     """An instant further ahead than anything waits is none to wait for."""
-    receiver.answers = [BUSY]
-    sell(rig, standin)
-    got(rig, receiver, 1)
-    settled(rig, pending=1)
+    refused_once(rig, receiver, standin)
     rig.sql("UPDATE syncd_deliveries SET next_at = '2090-01-02 03:04:05'")
     rig.run()
     settled(rig)
@@ -662,10 +665,7 @@ def test_a_clock_that_was_ahead_makes_a_rest_last_for_years(
     rig: Rig, receiver: Receiver, standin: StandIn
 ) -> None:
     """A rest that ends further ahead than anybody may ask for is none."""
-    receiver.answers = [BUSY]
-    sell(rig, standin)
-    got(rig, receiver, 1)
-    settled(rig, pending=1)
+    refused_once(rig, receiver, standin)
     rest = deliveries.Remembered(quiet_until=rig.clock.now() + timedelta(days=900))
     rig.portal.call(rig.account.database.write, deliveries.remember, endpoints(rig)[0].state.name, rest)
     later(rig, 5)
@@ -697,10 +697,7 @@ def test_a_reload_at_the_end_of_a_run_is_forgotten(rig: Rig, receiver: Receiver,
 
 def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
     """What waits for an endpoint that was taken out of the configuration is parked, and says why."""
-    receiver.answers = [BUSY]
-    sell(rig, standin)
-    got(rig, receiver, 1)
-    settled(rig, pending=1)
+    refused_once(rig, receiver, standin)
     config = rig.config
     configure(rig, structs.replace(config, webhooks=()))
     assert sent(rig, "state, error") == [("parked", "the endpoint is not configured")]
