@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, or_, select
 
 from syncd.database import bulk, schema
-from syncd.mirror.absence import FEW_ROWS, READS, Absence, Scope
+from syncd.mirror.absence import FEW_ROWS, READS, Absence, Scope, Size
 from syncd.model import EVENTS, Doubt
 from syncd.text import plain
 
@@ -89,7 +89,7 @@ def inside(connection: Connection, *, all_of_them: bool) -> dict[str, set[str]]:
     return dict(found)
 
 
-def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str | None], int]) -> list[Scope]:
+def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str | None], Size]) -> list[Scope]:
     """Return the scopes that a run read, `sizes` by table and event, with the number of absent rows."""
     query = (
         select(ABSENT.table_name, SCOPE.label("scope"), func.count())
@@ -98,8 +98,8 @@ def measure(connection: Connection, run_id: int, sizes: Mapping[tuple[str, str |
     )
     found = {(table, scope): absent for table, scope, absent in connection.execute(query).all()}
     return [
-        Scope(table=table, event_id=scope, of=of, absent=found.get((table, scope), 0))
-        for (table, scope), of in sizes.items()
+        Scope(table=table, event_id=scope, size=size, absent=found.get((table, scope), 0))
+        for (table, scope), size in sizes.items()
     ]
 
 
@@ -154,7 +154,7 @@ def doubts(
             table=table,
             event_id=scope_id,
             absent=absent,
-            of=scope.of if scope else size(table, scope_id),
+            of=scope.size.of if scope else size(table, scope_id),
             since=first,
             reads=reads,
             examples=_examples(connection, table, scope_id),

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, null, or_, select
 from syncd.database import absences, bulk, deliveries, rows, schema, state
 from syncd.database.engine import take_your_time
 from syncd.database.rows import Writing, follow_nothing
-from syncd.mirror.absence import is_mostly_absent
+from syncd.mirror.absence import Size, is_mostly_absent
 from syncd.mirror.diff import Change, compare, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Unreadable
 
@@ -71,13 +71,13 @@ class Order(Struct, frozen=True):
 class Taken(Struct):
     """What an answer held: the ids of its rows, and the events in which a row changed.
 
-    `of`: how many it should have held, None if it was not to hold all. `unreadable`: the values that could
+    `size`: how many it should have held, None if it was not to hold all. `unreadable`: the values that could
     not be read.
     """
 
     ids: set[str] = field(default_factory=set)
     events: set[str] = field(default_factory=set)
-    of: int | None = None
+    size: Size | None = None
     unreadable: Unreadable = field(default_factory=Unreadable)
 
 
@@ -175,10 +175,10 @@ def take_event(
     is_odd, names = False, ["attendees_at"]
     if whole:
         lacking = lack(ATTENDEES, present, taken.ids, absent, writing.at, of=of)
-        taken.of = lacking.of
+        taken.size = lacking.size
         if lacking.is_news:
             absences.note(connection, writing.run_id, ATTENDEES, event_id, lacking.absences)
-        is_odd = is_mostly_absent(len(lacking.absences), lacking.of)
+        is_odd = is_mostly_absent(len(lacking.absences), lacking.size.of)
         names.append("attendees_full_at")
     else:
         absences.end(connection, ATTENDEES, sorted(taken.ids & absent.keys()))

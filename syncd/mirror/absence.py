@@ -29,16 +29,23 @@ class Absence(Struct, frozen=True):
     reads: int
 
 
-class Scope(Struct, frozen=True, kw_only=True):
-    """What one run's complete read of a scope lacked, in numbers of rows.
+class Size(Struct, frozen=True):
+    """How many rows a complete read of a scope should have held, and how many the mirror `held` after it.
 
-    `event_id` is None for the list of events. `of`: the rows that the read should have held; `absent`: those
-    that it lacked.
+    They differ if rows come with the loss of most others: these are no evidence for it, but an event that has
+    others now is not empty. In the list of events they do not count: another account's brings its own.
     """
+
+    of: int
+    held: int
+
+
+class Scope(Struct, frozen=True, kw_only=True):
+    """What one run's complete read of a scope lacked: `absent` rows. `event_id` is None for the list."""
 
     table: str
     event_id: str | None
-    of: int
+    size: Size
     absent: int = 0
 
 
@@ -93,18 +100,18 @@ def rule(scopes: Sequence[Scope], *, whole: bool, accepted: Callable[[Scope], bo
 
 def _doubted_tables(scopes: Iterable[Scope]) -> frozenset[str]:
     """Return the tables in which most rows of the account were absent in this run."""
-    of, absent = Counter[str](), Counter[str]()
+    held, absent = Counter[str](), Counter[str]()
     for scope in scopes:
-        of[scope.table] += scope.of
+        held[scope.table] += scope.size.held
         absent[scope.table] += scope.absent
     is_doubted = {EVENTS: is_mostly_absent}  # the list of events is the whole account
-    return frozenset(table for table in of if is_doubted.get(table, is_most)(absent[table], of[table]))
+    return frozenset(table for table in held if is_doubted.get(table, is_most)(absent[table], held[table]))
 
 
 def _rule(scope: Scope, *, whole: bool, accepted: bool, doubted: bool) -> Ruling:
     if doubted:
         ruling = Ruling("none", "accept")
-    elif is_mostly_absent(scope.absent, scope.of):
+    elif is_mostly_absent(scope.absent, scope.size.of):
         ruling = Ruling("lasting", "time")
     else:
         ruling = Ruling("again")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from msgspec import Struct, field, structs
 
 from syncd.mirror import absence
-from syncd.mirror.absence import Absence
+from syncd.mirror.absence import Absence, Size
 from syncd.mirror.availability import with_end, with_figures, with_place
 from syncd.model import (
     ATTENDEES,
@@ -85,13 +85,13 @@ class Change(Struct, frozen=True):
 
 
 class Lack(Struct, frozen=True):
-    """What a complete read of one event's rows in a table lacked; `of`: how many rows it should have held.
+    """What a complete read of one event's rows in a table lacked.
 
     `is_news`: whether there are absences now, or recorded ones that end: either must be written.
     """
 
     table: str
-    of: int
+    size: Size
     absences: Mapping[str, Absence]
     is_news: bool
 
@@ -216,7 +216,7 @@ def plan_event(
     tickets = {row: with_place(ticket, not_places) for row, ticket in tickets.items()}
     changes, unchanged = _compared(event, known, gauges, tickets, sessions, now=fetched.read_at)
     of_gauges = lacks[0]
-    is_odd = absence.is_mostly_absent(len(of_gauges.absences), of_gauges.of)
+    is_odd = absence.is_mostly_absent(len(of_gauges.absences), of_gauges.size.of)
     return EventPlan(
         event_id=event.id,
         changes=changes,
@@ -262,9 +262,10 @@ def lack(
     *,
     of: int | None = None,
 ) -> Lack:
-    """Return what a complete read lacked; see `absence.note`. `of`: as in Lack; all present, if not given."""
+    """Return what a complete read lacked; see `absence.note`. `of`: as in Size; all present, if not given."""
     absences = absence.note(present, read, before, at)
-    size = len(present) if of is None else max(of, len(absences))  # rows that came later may lack too
+    should_hold = len(present) if of is None else max(of, len(absences))  # rows that came later may lack too
+    size = Size(should_hold, len(present | read))
     return Lack(table, size, absences, is_news=bool(absences or before))
 
 

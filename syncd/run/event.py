@@ -111,7 +111,7 @@ class Events:
                 self._tried(event.id, failed=True)
             return
         run.counts.unchanged += plan.unchanged
-        report.sizes |= {(lack.table, event.id): lack.of for lack in plan.lacks}
+        report.sizes |= {(lack.table, event.id): lack.size for lack in plan.lacks}
         if plan.read_at and plan.is_odd:
             report.odd[event.id] = plan.read_at
         elif plan.read_at and not plan.writes:
@@ -182,8 +182,8 @@ class Events:
             if answer:
                 taken = await self._work.write(self._write_with, plan, answer)
                 self._work.report.unreadable.add(taken.unreadable)
-                if taken.of is not None:
-                    self._work.report.sizes[ATTENDEES, event.id] = taken.of
+                if taken.size:
+                    self._work.report.sizes[ATTENDEES, event.id] = taken.size
             elif plan.writes:
                 await self._work.write(rows.write_plan, plan)
         return plan

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from syncd.billetweb.decode import Decoded
 from syncd.database import absences, rows, state
 from syncd.errors import SyncdError, TooLargeError, TooManyRows, ValueRefused
+from syncd.mirror.absence import Size
 from syncd.mirror.diff import EventPlan, keep, lack, plan_listed
 from syncd.model import EVENTS, UNKNOWN_EVENT, Event
 from syncd.run.work import Work
@@ -83,13 +84,14 @@ async def _with_kept(work: Work, listed: Decoded[Event], kept: Mapping[str, Sequ
     return structs.replace(listed, records=records)
 
 
-def note(connection: Connection, run_id: int, listed: AbstractSet[str], now: datetime) -> int:
+def note(connection: Connection, run_id: int, listed: AbstractSet[str], now: datetime) -> Size:
     """Note what the list lacks; return how many events it should hold."""
     expected = rows.expected_events(connection, now)
     lacking = lack(EVENTS, expected, listed, absences.of(connection, EVENTS), now)
     if lacking.is_news:
         absences.note(connection, run_id, EVENTS, None, lacking.absences)
-    return absences.list_size(connection, now) if lacking.absences else lacking.of
+    of = absences.list_size(connection, now) if lacking.absences else lacking.size.of
+    return Size(of, of)
 
 
 async def resolve(work: Work, listed: Mapping[str, Event]) -> None:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from syncd.database.rows import FIELDS
 from syncd.database.state import Reads, Try
 from syncd.errors import SyncdError
+from syncd.mirror.absence import Size
 from syncd.mirror.agenda import Pace
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS, MAX_ERRORS, Json, Progress, Run, RunError, Unreadable
@@ -86,7 +87,7 @@ class Report:
         self.read_at: dict[str, datetime] = {}
         self.odd: dict[str, datetime] = {}
         self.tries: dict[str, Try] = {}
-        self.sizes: dict[tuple[str, str | None], int] = {}
+        self.sizes: dict[tuple[str, str | None], Size] = {}
         self.unreadable = Unreadable()
         self._redact = redact
         self._requests = requests

@@ -8,7 +8,7 @@ from support.reading import FULL_EVERY, NOW, QUARTER, Mirror, event, ticket, tic
 from support.real_databases import refuse, url_at
 
 from syncd.database import absences
-from syncd.mirror.absence import Absence, Scope
+from syncd.mirror.absence import Absence, Scope, Size
 from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS
 
 INSTANT = timedelta(microseconds=1)
@@ -43,7 +43,7 @@ def note(mirror: Mirror, table: str, event_id: str | None, run_id: int = 1, **re
 
 
 def wait(mirror: Mirror, waits_for: str | None, table: str = TICKETS, event_id: str | None = "9") -> None:
-    mirror.write(absences.set_waiting, Scope(table=table, event_id=event_id, of=1), waits_for)
+    mirror.write(absences.set_waiting, Scope(table=table, event_id=event_id, size=Size(1, 1)), waits_for)
 
 
 def test_absences_of_another_scope_are_forgotten(mirror: Mirror) -> None:
@@ -130,14 +130,14 @@ def test_which_events_the_next_read_may_settle_is_not_known(mirror: Mirror) -> N
 
 
 def measured(mirror: Mirror, run_id: int, since: datetime, **sizes: int) -> dict[str, tuple[int, ...]]:
-    of = {(table, None if table == EVENTS else "9"): size for table, size in sizes.items()}
+    of = {(table, None if table == EVENTS else "9"): Size(size, size) for table, size in sizes.items()}
     found: list[Scope] = mirror.query(absences.measure, run_id, of)
     assert [(scope.table, scope.event_id) for scope in found] == [*of]
 
     def gone(scope: Scope, since: datetime | None) -> int:
         return len(mirror.query(absences.gone, run_id, scope, since))
 
-    return {each.table: (each.of, each.absent, gone(each, None), gone(each, since)) for each in found}
+    return {each.table: (each.size.of, each.absent, gone(each, None), gone(each, since)) for each in found}
 
 
 def test_absences_are_counted_wrong(mirror: Mirror) -> None:
@@ -163,7 +163,7 @@ def test_others_vanish_than_were_counted(mirror: Mirror) -> None:
     note(mirror, TICKETS, "9", 7, d=1, c=2, b=3, a=4)
     note(mirror, TICKETS, "8", 7, e=9)
     note(mirror, EVENTS, None, 7, f=1, g=2)
-    scope = Scope(table=TICKETS, event_id="9", of=10)
+    scope = Scope(table=TICKETS, event_id="9", size=Size(10, 10))
 
     def found(run_id: int, scope: Scope, since: datetime | None) -> str:
         return "".join(mirror.query(absences.gone, run_id, scope, since))
@@ -172,7 +172,7 @@ def test_others_vanish_than_were_counted(mirror: Mirror) -> None:
     assert found(7, scope, NOW - 3 * QUARTER) == "ab"
     assert found(7, scope, NOW) == "abc"
     assert found(6, scope, None) == ""
-    assert found(7, Scope(table=EVENTS, event_id=None, of=5), None) == "g"
+    assert found(7, Scope(table=EVENTS, event_id=None, size=Size(5, 5)), None) == "g"
 
 
 # --- doubts
@@ -219,15 +219,11 @@ def test_a_doubt_of_one_scope_is_told_as_anothers(mirror: Mirror) -> None:
     note(mirror, TICKETS, "8", b=1)
     for event_id in "98":
         wait(mirror, "time", event_id=event_id)
-    scope = Scope(table=TICKETS, event_id="9", of=77)
+    scope = Scope(table=TICKETS, event_id="9", size=Size(77, 80))
     (doubt,) = mirror.query(absences.doubts, mirror.clock.now(), FULL_EVERY, scope)
     assert (doubt.event_id, doubt.of, doubt.examples) == ("9", 77, ["a"])
-    assert (
-        mirror.query(
-            absences.doubts, mirror.clock.now(), FULL_EVERY, Scope(table=TICKETS, event_id="7", of=1)
-        )
-        == []
-    )
+    other = Scope(table=TICKETS, event_id="7", size=Size(1, 1))
+    assert mirror.query(absences.doubts, mirror.clock.now(), FULL_EVERY, other) == []
 
 
 def test_what_an_absence_waits_for_is_kept_too_long(mirror: Mirror) -> None:

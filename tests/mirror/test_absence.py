@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.mirror.absence import READS, Absence, Ruling, Scope, is_most, is_mostly_absent, note, rule
+from syncd.mirror.absence import READS, Absence, Ruling, Scope, Size, is_most, is_mostly_absent, note, rule
 from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
@@ -21,8 +21,9 @@ SIZES = [(absent, of) for of in range(10) for absent in range(of + 1)]
 """Every number of absent rows of every number of rows."""
 
 
-def scope(absent: int, of: int, table: str = TICKETS, event_id: str | None = "9") -> Scope:
-    return Scope(table=table, event_id=None if table == EVENTS else event_id, of=of, absent=absent)
+def scope(absent: int, of: int, table: str = TICKETS, event_id: str | None = "9", *, came: int = 0) -> Scope:
+    size = Size(of, of + came)
+    return Scope(table=table, event_id=None if table == EVENTS else event_id, size=size, absent=absent)
 
 
 def ruled(*scopes: Scope, whole: bool = True, accepted: bool = False) -> list[Ruling]:
@@ -138,6 +139,23 @@ def test_an_account_is_emptied_a_few_rows_here_and_a_few_there(
     """What counts is the sum over the scopes that this run read, for each table by itself."""
     found = [scope(absent, of, table, str(number)) for number, (absent, of) in enumerate(scopes)]
     assert ruled(*found) == expected
+
+
+@pytest.mark.parametrize(
+    ("absent", "came", "expected"),
+    [
+        pytest.param(4, 0, ACCEPT, id="nothing came"),
+        pytest.param(4, 3, ACCEPT, id="fewer than most"),
+        pytest.param(4, 4, TIME, id="as many"),
+        pytest.param(2, 4, AGAIN, id="for half of them"),
+    ],
+)
+@pytest.mark.parametrize("table", INSIDE)
+def test_a_person_is_asked_about_rows_whose_place_others_took(
+    absent: int, came: int, expected: Ruling, table: str
+) -> None:
+    """What comes with the loss is no evidence for it; but an event that has others is not empty."""
+    assert ruled(scope(absent, 4, table, came=came)) == [expected]
 
 
 def test_one_table_answers_for_another() -> None:

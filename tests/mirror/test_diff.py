@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 from support.reading import event, ticket
 
-from syncd.mirror.absence import Absence
+from syncd.mirror.absence import Absence, Size
 from syncd.mirror.diff import (
     LOGGED,
     Change,
@@ -184,10 +184,10 @@ def test_a_scope_is_measured_by_what_it_holds_now() -> None:
     """A read is held against the rows that stood there before it, not against those that it brings."""
     known = held(event(), *(ticket(row) for row in "123"))
     plan = planned(known, fetched(tickets=[ticket(row) for row in "3456"]))
-    assert [(lack.table, lack.of, [*lack.absences]) for lack in plan.lacks] == [
-        (GAUGES, 0, []),
-        (TICKETS, 3, ["1", "2"]),
-        (SESSIONS, 0, []),
+    assert [(lack.table, lack.size, [*lack.absences]) for lack in plan.lacks] == [
+        (GAUGES, Size(0, 0), []),
+        (TICKETS, Size(3, 6), ["1", "2"]),
+        (SESSIONS, Size(0, 0), []),
     ]
 
 

@@ -9,7 +9,7 @@ from support.reading import FULL_EVERY, NOW, QUARTER, Mirror, Reading, event, ga
 from support.real_databases import url_at
 
 from syncd.database import rows
-from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS, Attendee, Session
+from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS, Attendee, Doubt, Session
 
 INSTANT = timedelta(microseconds=1)
 ELSEWHERE = [ticket(f"8{number}", "8") for number in range(20)]
@@ -278,18 +278,32 @@ def test_more_rows_are_lacking_than_there_were(mirror: Mirror) -> None:
     assert "the answer lacks 8 of 8 rows" in error.message
 
 
+def only_event(mirror: Mirror, shown: str, *, after: timedelta = QUARTER) -> tuple[str, list[Doubt]]:
+    """Have a run read tariffs and attendees of an account's only event; return what vanishes, and doubts."""
+    mirror.clock.at += after
+    with mirror.run() as run:
+        run.event(event(), *tickets(shown))
+        run.people("9", *(Attendee(id=row.upper(), event_id="9") for row in shown))
+    return vanished(run), mirror.doubts()
+
+
 def test_other_rows_take_the_place_of_most_of_an_account(mirror: Mirror) -> None:
+    """An account whose only event is sold by other tariffs is not empty: that must last, and asks nobody."""
+    only_event(mirror, "abcd")
+    for _ in range(2):
+        gone, doubts = only_event(mirror, "efgh")
+        found = [(doubt.table, doubt.waits_for, doubt.absent, doubt.of) for doubt in doubts]
+        assert (gone, found) == ("", [(ATTENDEES, "time", 4, 4), (TICKETS, "time", 4, 4)])
+    assert only_event(mirror, "efgh", after=FULL_EVERY) == ("ABCDabcd", [])
+
+
+def test_a_few_other_rows_take_the_place_of_most_of_an_account(mirror: Mirror) -> None:
     """That waits for a person, who was told so."""
-    for shown in ("abcd", "efgh", "efgh"):
-        mirror.clock.at += FULL_EVERY
-        with mirror.run() as run:
-            run.event(event(), *tickets(shown))
-            run.people("9", *(Attendee(id=row, event_id="9") for row in shown))
-    assert [(doubt.table, doubt.waits_for, doubt.absent, doubt.of) for doubt in mirror.doubts()] == [
-        (ATTENDEES, "accept", 4, 4),
-        (TICKETS, "accept", 4, 4),
-    ]
-    assert vanished(run) == ""
+    only_event(mirror, "abcd")
+    for _ in range(3):
+        gone, doubts = only_event(mirror, "efg", after=FULL_EVERY)
+        found = [(doubt.table, doubt.waits_for, doubt.absent, doubt.of) for doubt in doubts]
+        assert (gone, found) == ("", [(ATTENDEES, "accept", 4, 4), (TICKETS, "accept", 4, 4)])
 
 
 @pytest.mark.parametrize("ids", ["1", "123"])

@@ -193,7 +193,7 @@ class Reading:
             self._report.odd[plan.event_id] = plan.read_at
         elif plan.read_at and not plan.writes:
             self._report.read_at[plan.event_id] = plan.read_at
-        self._report.sizes |= {(lack.table, plan.event_id): lack.of for lack in plan.lacks}
+        self._report.sizes |= {(lack.table, plan.event_id): lack.size for lack in plan.lacks}
         self.run.counts.unchanged += plan.unchanged
         self.plan = plan
         return plan
@@ -208,8 +208,8 @@ class Reading:
             began_at=now,
             whole=whole,
         )
-        if taken.of is not None:
-            self._report.sizes[ATTENDEES, event_id] = taken.of
+        if taken.size:
+            self._report.sizes[ATTENDEES, event_id] = taken.size
         return taken
 
     @property
