@@ -30,9 +30,9 @@ class Absence(Struct, frozen=True):
 
 
 class Size(Struct, frozen=True):
-    """How many rows a complete read of a scope should have held, and how many the mirror `held` after it.
+    """How many rows a complete read of a scope should have held, and how many the mirror `held` before it.
 
-    They differ if rows come with the loss of most others: these are no evidence for it, but an event that has
+    They differ if rows came with the loss of most others: these are no evidence for it, but an event that has
     others now is not empty. In the list of events they do not count: another account's brings its own.
     """
 

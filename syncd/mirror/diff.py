@@ -265,7 +265,7 @@ def lack(
     """Return what a complete read lacked; see `absence.note`. `of`: as in Size; all present, if not given."""
     absences = absence.note(present, read, before, at)
     should_hold = len(present) if of is None else max(of, len(absences))  # rows that came later may lack too
-    size = Size(should_hold, len(present | read))
+    size = Size(should_hold, len(present))
     return Lack(table, size, absences, is_news=bool(absences or before))
 
 

@@ -186,7 +186,7 @@ def test_a_scope_is_measured_by_what_it_holds_now() -> None:
     plan = planned(known, fetched(tickets=[ticket(row) for row in "3456"]))
     assert [(lack.table, lack.size, [*lack.absences]) for lack in plan.lacks] == [
         (GAUGES, Size(0, 0), []),
-        (TICKETS, Size(3, 6), ["1", "2"]),
+        (TICKETS, Size(3, 3), ["1", "2"]),
         (SESSIONS, Size(0, 0), []),
     ]
 

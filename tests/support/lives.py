@@ -46,8 +46,19 @@ GROWN = Life(
     [Round([Happening("withdraw_most", 2, 0), Happening("publish", 0, 0)], [], "next day")],
 )
 """A tariff kept the total of a gauge that was gone: its event passed for one that fails, and had to wait."""
+PUBLISHED = Life(
+    [0],
+    0,
+    [
+        Round([Happening("delete_places", 0, 0)], [], "next day"),
+        Round([], [], "next day"),
+        Round([Happening("publish", 0, 0)], [], "interval"),
+    ],
+)
+"""What a read brought was taken for evidence that all others are gone."""
 ONCE_WRONG: dict[str, list[Life]] = {
     "1-0-none-100": [SHORT],
+    "1-0-minimal-100": [PUBLISHED],
     "1-0-full-100": [EMPTIED],
     "2-0-full-100": [FOUND],
     "4-0-none-100": MOVED,
