@@ -1,5 +1,6 @@
 """The commands that a person types next, as they work where they are. Imports nothing of syncd."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -20,14 +21,18 @@ def program(name: str) -> str:
 
 def syncd(command: str, path: Path) -> str:
     """Return how to type a command of `syncd` for the configuration at a path."""
-    named = "" if path == USUAL else f" --config {shlex.quote(f'{path}')}"
-    return f"{program('syncd')} {command}{named}"
+    return f"{program('syncd')} {command}{_option('--config', path, USUAL, 'SYNCD_CONFIG')}"
 
 
 def syncctl(command: str, socket: Path) -> str:
     """Return how to type a command of `syncctl` for the daemon on a socket."""
-    named = "" if socket == USUAL_SOCKET else f" --socket {shlex.quote(f'{socket}')}"
-    return f"{program('syncctl')}{named} {command}"
+    return f"{program('syncctl')}{_option('--socket', socket, USUAL_SOCKET, 'SYNCD_SOCKET')} {command}"
+
+
+def _option(name: str, path: Path, usual: Path, variable: str) -> str:
+    """Return the option that names a path, empty if that is found without it."""
+    is_found = path == usual and not os.environ.get(variable)  # else the variable names another one
+    return "" if is_found else f" {name} {shlex.quote(f'{path}')}"
 
 
 def unit(path: Path) -> str | None:

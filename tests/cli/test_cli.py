@@ -84,6 +84,15 @@ def test_advice_is_a_command_not_found(tmp_path: Path) -> None:
     assert typed.syncd("setup", typed.USUAL) == f"{typed.program('syncd')} setup"
 
 
+def test_advice_leads_to_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who named the usual settings against the shell's variables has them named in what comes next, too."""
+    monkeypatch.setenv("SYNCD_CONFIG", "other.toml")
+    monkeypatch.setenv("SYNCD_SOCKET", "other.sock")
+    asked, status = typed.syncd("check", typed.USUAL), typed.syncctl("status", typed.USUAL_SOCKET)
+    assert asked.endswith("syncd check --config /etc/syncd/config.toml")
+    assert status.endswith("syncctl --socket /run/syncd/syncd.sock status")
+
+
 def test_check_of_good_settings_complains(
     home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
