@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext, suppress
@@ -335,7 +336,27 @@ def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
     for secret in secrets(config):
         redact.add(secret)
     _log(config, redact)
+    if _is_open_to_all(config):
+        logger.bind(event="config.open_to_all").warning(
+            "every user of this machine may read {}, which holds a password or an address that is as good as"
+            " one; `chmod o= {}` ends that",
+            config.path,
+            config.path,
+        )
     return config
+
+
+def _is_open_to_all(config: Config) -> bool:
+    """Return whether every user may read secrets that stand in the configuration's own file."""
+    urls = {"database-url": config.database.url}
+    urls |= {f"publish-{target.name}": target.database for target in config.publish if target.database}
+    written = [url for credential, url in urls.items() if credential not in config.credentials]
+    passwords = [password for url in written for password in engine.secrets(url)]
+    try:
+        mode = config.path.stat().st_mode
+    except OSError:  # gone since it was read
+        return False
+    return bool(mode & stat.S_IROTH) and any([config.heartbeat.url, *passwords])
 
 
 def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:

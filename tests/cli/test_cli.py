@@ -112,6 +112,47 @@ def test_check_of_good_settings_complains(
     assert capsys.readouterr().out.startswith(f"{path} is good, and Billetweb answers\n")
 
 
+WITH_PASSWORD = {"database": {"url": "postgresql://a:pass-word@127.0.0.1:9/a"}}
+WITHOUT = {"database": {"url": "postgresql://a@127.0.0.1:9/a"}}
+WITH_TOKEN = {"heartbeat": {"url": "https://hc.example/token"}}
+
+
+@pytest.mark.sqlite_only("about URLs of its own")
+@pytest.mark.parametrize(
+    ("said", "mode", "is_told"),
+    [
+        (WITH_PASSWORD, 0o644, True),
+        (WITH_TOKEN, 0o604, True),
+        (WITH_TOKEN, 0o640, False),
+        (WITHOUT, 0o644, False),
+    ],
+)
+def test_password_lies_open_to_all(
+    home: Path, capsys: Capsys, said: dict[str, dict[str, str]], mode: int, is_told: bool
+) -> None:
+    """A warning names a configuration with a secret that every user may read, and nothing of the secret."""
+    path = write_config(home, "http://127.0.0.1:9", said)
+    path.chmod(mode)
+    main(["check", "--config", str(path)])
+    told = capsys.readouterr().err
+    assert told.count(f"`chmod o= {path}`") == is_told
+    assert "pass-word" not in told
+    assert "token" not in told
+
+
+@pytest.mark.sqlite_only("about URLs of its own")
+def test_password_of_a_credential_counts_as_one_in_the_configuration(home: Path, capsys: Capsys) -> None:
+    """A URL that a credential replaces says nothing about who may read the configuration."""
+    path = write_config(home, "http://127.0.0.1:9", WITHOUT)
+    path.chmod(0o644)
+    credential = home / "credentials/database-url"
+    credential.parent.mkdir()
+    credential.touch(mode=0o600)
+    credential.write_text(WITH_PASSWORD["database"]["url"])
+    main(["check", "--config", str(path)])
+    assert "chmod" not in capsys.readouterr().err
+
+
 @pytest.mark.sqlite_only("about what is said of credentials")
 def test_credential_that_the_unit_does_not_load_passes_for_one(
     home: Path, base_url: str, capsys: Capsys
