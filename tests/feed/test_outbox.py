@@ -1,7 +1,7 @@
 """What is told: each thing that happens, once, as it stands in the database, and nothing of people."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from support.real_databases import allow, refuse
 from support.receiver import Receiver
 from support.telling import ByHand, configure, events, sent, telling
 
+from syncd.account import record
 from syncd.database import attendees, deliveries, runs
 from syncd.database.deliveries import Message
 from syncd.errors import StoreError
@@ -294,9 +295,9 @@ def test_a_night_without_billetweb_is_told_a_hundred_times(rig: Rig, standin: St
     assert (recovered["data"]["id"], recovered["data"]["outcome"]) == (good.id, "ok")
 
 
-@pytest.mark.parametrize("lost", ["put", "finish"])
+@pytest.mark.parametrize("lost", [runs.put, record.finish])
 def test_a_commit_whose_answer_is_lost_tells_of_a_run_twice(
-    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, lost: str
+    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, lost: Callable[..., object]
 ) -> None:
     """A run whose beginning or end got on record unnoticed stands there once, and is told once."""
     write = rig.account.database.write
@@ -304,7 +305,7 @@ def test_a_commit_whose_answer_is_lost_tells_of_a_run_twice(
 
     async def written(query: Any, *values: Any) -> Any:
         found = await write(query, *values)
-        if getattr(query, "func", query).__name__ in answers:
+        if getattr(query, "func", query) in answers:
             answers.clear()
             raise StoreError("the server closed the connection")
         return found
