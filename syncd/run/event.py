@@ -64,6 +64,7 @@ class Events:
         self._writing = asyncio.Lock()
         self._in_work: set[str] = set()
         self._without_answer: list[str] = []
+        self._others_answered = False
 
     async def sync(self, events: Sequence[Event]) -> None:
         """Update events, in order. Raises StoreError; any other fault is that event's error."""
@@ -88,7 +89,7 @@ class Events:
             raise
         finally:
             for event_id in self._without_answer:  # if others had one, the fault is these events'
-                self._tried(event_id, failed=bool(self._work.run.synced))
+                self._tried(event_id, failed=self._others_answered)
             for event_id in self._in_work:  # the run after a cut one reads the others first
                 self._tried(event_id)
 
@@ -110,6 +111,7 @@ class Events:
             elif was_asked:
                 self._tried(event.id, failed=True)
             return
+        self._others_answered = True
         run.counts.unchanged += plan.unchanged
         report.sizes |= {(lack.table, event.id): lack.size for lack in plan.lacks}
         if plan.read_at and plan.is_odd:

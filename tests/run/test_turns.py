@@ -13,7 +13,7 @@ from support.faults import with_rows
 from support.variants import mostly_slow
 
 from syncd.config import Config
-from syncd.database import rows
+from syncd.database import rows, state
 from syncd.model import Run, Trigger
 from syncd.standin.server import StandIn, serving
 
@@ -217,6 +217,19 @@ def test_the_first_event_of_a_run_is_never_the_one_that_fails(large: Rig, standi
     standin.sell(CONCERT)
     standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
     assert [CONCERT in turn(large, standin)[1] for _ in range(4)] == [True, True, True, False]
+
+
+def test_an_event_that_never_answers_goes_first_where_others_lack_their_attendees(
+    config: Config, standin: StandIn, instant_retries: None
+) -> None:
+    """Others had an answer, be it only for their figures: it waits for its turn."""
+    standin.restricted = True
+    with rig_on(structs.replace(config, sync=structs.replace(config.sync, attendees="minimal"))) as rig:
+        rig.run()
+        rig.portal.call(rig.account.database.write, state.mark_due, [CONCERT], rig.clock.now())
+        standin.fail("/event/*/attendees", fault.truncated, times=None)
+        standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+        assert [CONCERT in turn(rig, standin)[1] for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_failed_increment_fails_the_run(large: Rig, standin: StandIn) -> None:
