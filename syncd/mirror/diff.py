@@ -44,6 +44,8 @@ KINDS: dict[str, type[Record]] = {
     ATTENDEES: Attendee,
 }
 """The record of each mirrored table, whose fields are the table's columns in their order."""
+PARTS = (GAUGES, TICKETS, SESSIONS)
+"""The tables of what an event's figures are derived from."""
 LOGGED = {
     table: tuple(name for name in kind.__struct_fields__ if not (table == ATTENDEES and name in PERSONAL))
     for table, kind in KINDS.items()
@@ -131,14 +133,12 @@ class EventPlan(Struct, frozen=True, kw_only=True):
 
 
 class Fetched(Struct, frozen=True, kw_only=True):
-    """What complete reads returned for one event. `sessions` is None if they need not be read.
+    """What complete reads returned for one event: `rows` of each of PARTS by id, none if it need not be read.
 
     `unreadable`: by table and row id, the columns whose values could not be read.
     """
 
-    gauges: Mapping[str, Gauge]
-    tickets: Mapping[str, Ticket]
-    sessions: Mapping[str, Session] | None
+    rows: Mapping[str, Mapping[str, Any]]
     read_at: datetime
     unreadable: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
@@ -196,25 +196,20 @@ def plan_event(
     Figures are derived from the rows that the mirror then holds: an absent row still counts until it
     vanishes. So one odd answer never changes a figure by absence.
     """
-    read = {GAUGES: fetched.gauges, TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
     lacks = tuple(
         lack(
             table,
             present(known, table),
-            rows.keys(),
+            fetched.rows[table].keys(),
             known.absences.get(table, {}),
             fetched.read_at,
             of=known.sizes.get(table),
         )
-        for table, rows in read.items()
+        for table in PARTS
     )
-    gauges = _standing(known, GAUGES, Gauge) | _readable(known, GAUGES, fetched.gauges, fetched)
-    tickets = _standing(known, TICKETS, Ticket) | _readable(known, TICKETS, fetched.tickets, fetched)
-    sessions = _standing(known, SESSIONS, Session) | _readable(
-        known, SESSIONS, fetched.sessions or {}, fetched
-    )
-    tickets = {row: with_place(ticket, not_places) for row, ticket in tickets.items()}
-    changes, unchanged = _compared(event, known, gauges, tickets, sessions, now=fetched.read_at)
+    parts = {table: _standing(known, table) | _readable(known, table, fetched) for table in PARTS}
+    parts[TICKETS] = {row: with_place(ticket, not_places) for row, ticket in parts[TICKETS].items()}
+    changes, unchanged = _compared(event, known, parts, now=fetched.read_at)
     of_gauges = lacks[0]
     is_odd = absence.is_mostly_absent(len(of_gauges.absences), of_gauges.size.of)
     return EventPlan(
@@ -239,10 +234,8 @@ def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: da
     stored = known.rows.get(EVENTS, {}).get(event_id)
     if stored is None:
         return EventPlan(event_id=event_id, changes=tuple(marked))
-    gauges = _standing(known, GAUGES, Gauge, but=gone.get(GAUGES, set()))
-    tickets = _standing(known, TICKETS, Ticket, but=gone.get(TICKETS, set()))
-    sessions = _standing(known, SESSIONS, Session, but=gone.get(SESSIONS, set()))
-    changes, _ = _compared(_record(Event, stored), known, gauges, tickets, sessions, now=at)
+    parts = {table: _standing(known, table, but=gone.get(table, set())) for table in PARTS}
+    changes, _ = _compared(_record(EVENTS, stored), known, parts, now=at)
     followed = [change for change in changes if change.kind == "updated"]
     return EventPlan(event_id=event_id, changes=(*marked, *followed))
 
@@ -276,41 +269,36 @@ def present(known: EventRows, table: str) -> set[str]:
     return {row for row, old in rows if not old.vanished_at and old.values[column] == known.event_id}
 
 
-def _standing(
-    known: EventRows, table: str, kind: type[R], but: AbstractSet[str] = frozenset()
-) -> dict[str, R]:
+def _standing(known: EventRows, table: str, but: AbstractSet[str] = frozenset()) -> dict[str, Any]:
     """Return the rows that have not vanished, in the order of their ids."""
     rows = known.rows.get(table, {})
-    return {row: _record(kind, rows[row]) for row in sorted(present(known, table) - but)}
+    return {row: _record(table, rows[row]) for row in sorted(present(known, table) - but)}
 
 
-def _readable(known: EventRows, table: str, read: Mapping[str, R], fetched: Fetched) -> dict[str, R]:
+def _readable(known: EventRows, table: str, fetched: Fetched) -> dict[str, Any]:
     """Return the rows that were read, with the mirror's values for unreadable ones."""
     unreadable, stored = fetched.unreadable.get(table, {}), known.rows.get(table, {})
-    return {row: keep(record, stored.get(row), unreadable.get(row, ())) for row, record in read.items()}
+    read = fetched.rows[table].items()
+    return {row: keep(record, stored.get(row), unreadable.get(row, ())) for row, record in read}
 
 
-def _record(kind: type[Any], stored: Stored) -> Any:
+def _record(table: str, stored: Stored) -> Any:
+    kind = KINDS[table]
     return kind(**dict(zip(kind.__struct_fields__, stored.values, strict=True)))
 
 
 def _compared(
-    event: Event,
-    known: EventRows,
-    gauges: Mapping[str, Gauge],
-    tickets: Mapping[str, Ticket],
-    sessions: Mapping[str, Session],
-    *,
-    now: datetime,
+    event: Event, known: EventRows, parts: Mapping[str, Mapping[str, Any]], *, now: datetime
 ) -> tuple[tuple[Change, ...], int]:
     """Return the changes from an event's stored rows to these, with figures; and how many are unchanged."""
-    event, new_tickets, new_sessions = with_figures(
-        event, gauges.values(), [*tickets.values()], [*sessions.values()], now=now
-    )
-    records: list[tuple[str, Record]] = [(EVENTS, event)]
-    records += [(GAUGES, gauge) for gauge in gauges.values()]
-    records += [(TICKETS, ticket) for ticket in new_tickets]
-    records += [(SESSIONS, session) for session in new_sessions]
+    gauges, tickets, sessions = ([*parts[table].values()] for table in PARTS)
+    event, tickets, sessions = with_figures(event, gauges, tickets, sessions, now=now)
+    records: list[tuple[str, Record]] = [
+        (EVENTS, event),
+        *((GAUGES, gauge) for gauge in gauges),
+        *((TICKETS, ticket) for ticket in tickets),
+        *((SESSIONS, session) for session in sessions),
+    ]
     compared = [compare(table, known.rows.get(table, {}).get(record.id), record) for table, record in records]
     changes = tuple(change for change in compared if change)
     return changes, len(compared) - len(changes)

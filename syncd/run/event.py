@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from loguru import logger
 from msgspec import Struct
 from sqlalchemy import Connection
 
+from syncd.billetweb.decode import Decoded
 from syncd.database import rows
 from syncd.database.attendees import Taken
 from syncd.database.rows import Writing
@@ -155,26 +157,19 @@ class Events:
 
     async def _read(self, event: Event) -> Fetched:
         client = self._work.client
-        gauges = await client.gauges(event.id)
+        read: dict[str, Decoded[Any]] = {GAUGES: await client.gauges(event.id)}
         read_at = self._work.clock.now()
-        tickets = await client.tickets(event.id)
-        sessions = await client.sessions(event.id) if self._known.has_sessions(event) else None
-        repeated = gauges.duplicates + tickets.duplicates + (sessions.duplicates if sessions else 0)
-        if repeated:
+        read[TICKETS] = await client.tickets(event.id)
+        has_sessions = self._known.has_sessions(event)
+        read[SESSIONS] = await client.sessions(event.id) if has_sessions else Decoded(records={})
+        if repeated := sum(part.duplicates for part in read.values()):
             logger.debug("event {}: {} rows with a key seen before; the last one counts", event.id, repeated)
-        unreadable = {
-            GAUGES: gauges.unreadable,
-            TICKETS: tickets.unreadable,
-            SESSIONS: sessions.unreadable if sessions else {},
-        }
-        for table, columns in unreadable.items():
-            self._work.report.unreadable.note(table, columns)
+        for table, part in read.items():
+            self._work.report.unreadable.note(table, part.unreadable)
         return Fetched(
-            gauges=gauges.records,
-            tickets=tickets.records,
-            sessions=sessions.records if sessions else None,
+            rows={table: part.records for table, part in read.items()},
             read_at=read_at,
-            unreadable=unreadable,
+            unreadable={table: part.unreadable for table, part in read.items()},
         )
 
     async def _write(self, event: Event, fetched: Fetched, answer: EventAnswer | None) -> EventPlan:
@@ -191,7 +186,7 @@ class Events:
         return plan
 
     def _plan(self, connection: Connection, event: Event, fetched: Fetched) -> EventPlan:
-        read = {TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
+        read = {table: fetched.rows[table] for table in (TICKETS, SESSIONS)}
         known: EventRows = rows.of_event(connection, event.id, read)
         was_due = self._known.reads_of(event.id).due_at is not None
         not_places = self._work.config.sync.not_places

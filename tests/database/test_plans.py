@@ -106,18 +106,14 @@ class Read(msgspec.Struct):
 
     def of(self, table: str) -> Mapping[str, Any]:
         """Return what it reads of a table."""
-        return {
-            GAUGES: self.fetched.gauges,
-            TICKETS: self.fetched.tickets,
-            SESSIONS: self.fetched.sessions or {},
-        }[table]
+        return self.fetched.rows[table]
 
 
 def make_read(
     event: Event, parts: tuple[list[Any], list[Any], list[Any]], after: timedelta, accept: bool
 ) -> Read:
-    of_gauges, of_tickets, of_sessions = ({row.id: row for row in part} for part in parts)
-    fetched = Fetched(gauges=of_gauges, tickets=of_tickets, sessions=of_sessions, read_at=NOW)
+    rows = {table: {row.id: row for row in part} for table, part in zip(INSIDE, parts, strict=True)}
+    fetched = Fetched(rows=rows, read_at=NOW)
     return Read(event, fetched, after, accept)
 
 
@@ -135,20 +131,15 @@ def as_a_new_event(found: list[Read]) -> list[Read]:
     """Give the reads an event of their own, so that no example meets another's rows."""
     number = str(next(numbers))
 
-    def own(read: Mapping[str, Any] | None) -> dict[str, Any]:
-        moved = [structs.replace(row, event_id=number) for row in (read or {}).values()]
+    def own(read: Mapping[str, Any]) -> dict[str, Any]:
+        moved = [structs.replace(row, event_id=number) for row in read.values()]
         moved = [row if isinstance(row, Gauge) else structs.replace(row, id=number + row.id) for row in moved]
         return {row.id: row for row in moved}
 
     return [
         Read(
             structs.replace(read.event, id=number),
-            Fetched(
-                gauges=own(read.fetched.gauges),
-                tickets=own(read.fetched.tickets),
-                sessions=own(read.fetched.sessions),
-                read_at=NOW,
-            ),
+            Fetched(rows={table: own(some) for table, some in read.fetched.rows.items()}, read_at=NOW),
             read.after,
             read.accept,
         )
@@ -329,7 +320,7 @@ def test_empty_answers_change_something(mirror: Mirror, found: list[Read]) -> No
     (read,) = found
     take(mirror, read)
     before = held(mirror, read)
-    nothing = Fetched(gauges={}, tickets={}, sessions={}, read_at=NOW)
+    nothing = Fetched(rows={table: {} for table in INSIDE}, read_at=NOW)
     for number in (1, 2, 3):
         run = take(mirror, Read(read.event, nothing, timedelta(0)))
         after = held(mirror, read)

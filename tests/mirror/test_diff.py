@@ -58,14 +58,10 @@ def gauge(kind: str, gauge_id: str, left: int | None, **fields: Any) -> Gauge:
 
 
 def fetched(
-    gauges: Iterable[Gauge] = (), tickets: Iterable[Ticket] = (), sessions: Iterable[Session] | None = None
+    gauges: Iterable[Gauge] = (), tickets: Iterable[Ticket] = (), sessions: Iterable[Session] = ()
 ) -> Fetched:
-    return Fetched(
-        gauges={row.id: row for row in gauges},
-        tickets={row.id: row for row in tickets},
-        sessions=None if sessions is None else {row.id: row for row in sessions},
-        read_at=NOW,
-    )
+    found: dict[str, Iterable[Any]] = {GAUGES: gauges, TICKETS: tickets, SESSIONS: sessions}
+    return Fetched(rows={table: {row.id: row for row in some} for table, some in found.items()}, read_at=NOW)
 
 
 def as_stored(record: Record, vanished_at: datetime | None = None) -> Stored:

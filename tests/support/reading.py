@@ -34,7 +34,7 @@ from syncd.database.attendees import Slice, Taken
 from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
-from syncd.mirror.diff import EventPlan, EventRows, Fetched, Stored, plan_event, plan_listed
+from syncd.mirror.diff import KINDS, PARTS, EventPlan, EventRows, Fetched, Stored, plan_event, plan_listed
 from syncd.model import (
     ATTENDEES,
     EVENTS,
@@ -166,16 +166,14 @@ class Reading:
     def event(self, event: Event, *read: Gauge | Ticket | Session) -> EventPlan:
         """Read all gauges, tickets and sessions of an event."""
         fetched = Fetched(
-            gauges={row.id: row for row in read if isinstance(row, Gauge)},
-            tickets={row.id: row for row in read if isinstance(row, Ticket)},
-            sessions={row.id: row for row in read if isinstance(row, Session)},
+            rows={table: {row.id: row for row in read if isinstance(row, KINDS[table])} for table in PARTS},
             read_at=self._mirror.clock.now(),
         )
         return self.fetched(event, fetched)
 
     def fetched(self, event: Event, fetched: Fetched) -> EventPlan:
         """Read what was fetched of an event."""
-        read = {TICKETS: fetched.tickets, SESSIONS: fetched.sessions or {}}
+        read = {table: fetched.rows[table] for table in (TICKETS, SESSIONS)}
         known = self._mirror.query(rows.of_event, event.id, read)
         reads: Reads = self._mirror.query(state.reads).get(event.id, Reads())
         return self._take(plan_event(event, known, fetched, was_due=reads.due_at is not None))
