@@ -53,11 +53,6 @@ def rows(body: bytes) -> list[object]:
     return found
 
 
-def begins_list(body: bytes, status: int) -> bool:
-    """Return whether an answer is a success: 2xx and the beginning of an array. The first bytes suffice."""
-    return 200 <= status < 300 and body.removeprefix(codecs.BOM_UTF8).lstrip(BLANKS).startswith(b"[")  # noqa: PLR2004
-
-
 def classify(
     body: bytes,
     status: int,
@@ -72,7 +67,8 @@ def classify(
     type says: Billetweb sends errors with 200 too. Only decoding shows whether the array is complete.
     `retry_after` is the header's text; upstream's text passes `redact` before it is cut.
     """
-    if begins_list(body, status):
+    is_success = status in range(200, 300)
+    if is_success and body.removeprefix(codecs.BOM_UTF8).lstrip(BLANKS).startswith(b"["):
         return None
     try:
         found, malformed = document(body), ""

@@ -43,8 +43,6 @@ from syncd.threads import in_thread
 R = TypeVar("R")
 EVENTS = "/events"
 HTTP_NOT_FOUND = 404
-HEAD_BYTES = 100
-"""Enough to see that an answer begins as a list; if more blanks come first, it is checked whole."""
 ATTEMPTS = 3
 """A second one helps against most momentary faults, a third against nearly all; the next run is near."""
 RETRY_WITHIN_S = 180.0
@@ -259,9 +257,7 @@ class Billetweb:
             self.statuses[str(status or "none")] += 1
         retry_after, now = answer.headers.get("Retry-After"), self._clock.now()
         self.ahead = answers.ahead(answer.headers.get("Date"), now=now)
-        is_list = answers.begins_list(_head(file), answer.status_code)
-        given = file, answer.status_code, retry_after, now
-        refusal = None if is_list else await in_thread(self._refusal, *given)
+        refusal = await in_thread(self._refusal, file, answer.status_code, retry_after, now)
         if isinstance(refusal, AuthError) and path != EVENTS:
             # The key is good: it was given the list of events, with which every run begins.
             raise RestrictedError(str(refusal), status=answer.status_code)
@@ -354,12 +350,6 @@ def _backoff(error: Exception) -> bool | float:
         return True
     # The limiter is paused and holds back every request. A long rest is for a later run.
     return 0.0 if error.wait_s <= RETRY_WITHIN_S else False
-
-
-def _head(file: IO[bytes]) -> bytes:
-    head = file.read(HEAD_BYTES)
-    file.seek(0)
-    return head
 
 
 def _timeouts(seconds: float) -> httpx.Timeout:
