@@ -86,7 +86,7 @@ def demo(
     folder: Path | None,
     wishes: Wishes,
     *,
-    configured: Callable[[Callable[[], Config]], Config],
+    configured: Callable[[Config], Config],
     redact: Redactor,
 ) -> int:
     """Run the demo until a signal stops it, and return the exit code. A temporary folder is removed.
@@ -104,7 +104,7 @@ def demo(
         path = _write_config(home, standin, base_url, wishes, its_site)
 
         def load_config() -> Config:
-            return configured(lambda: _unlimited(load(path, {}, minimum_interval=MINIMUM_INTERVAL)))
+            return configured(_unlimited(load(path, {}, minimum_interval=MINIMUM_INTERVAL)))
 
         config = load_config()
         _say(

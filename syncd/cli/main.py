@@ -9,7 +9,7 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -199,7 +199,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
     gc.freeze()  # loaded objects stay: no collection needs to scan them again
 
     def load_config() -> Config:
-        return _configured(lambda: load(arguments.config, os.environ), redact)
+        return _configured(load(arguments.config, os.environ), redact)
 
     async def run() -> int:
         """Run the daemon, on systemd's socket if there is one; return the exit code."""
@@ -223,7 +223,7 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
-    config = _configured(lambda: load(arguments.config, os.environ), redact)
+    config = _configured(load(arguments.config, os.environ), redact)
     if arguments.quiet:  # the summary has the errors too; what recovers on its own is worth no mail
         config = structs.replace(config, log=structs.replace(config.log, level="ERROR"))
         _log(config, redact)
@@ -301,10 +301,7 @@ class _Stop:
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
     from syncd.cli.check import check  # noqa: PLC0415
 
-    def configured() -> Config:
-        return _configured(lambda: load(arguments.config, os.environ), redact)
-
-    found = check(configured, online=arguments.online)
+    found = check(lambda: _configured(load(arguments.config, os.environ), redact), online=arguments.online)
     _complain(found.problems, redact)
     if not found.problems:
         answers = ", and Billetweb answers" if arguments.online else ""
@@ -319,17 +316,16 @@ def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:
     return demo(
         arguments.dir,
         Wishes(**{name: getattr(arguments, name) for name in Wishes.__struct_fields__}),
-        configured=lambda load_config: _configured(load_config, redact),
+        configured=lambda config: _configured(config, redact),
         redact=redact,
     )
 
 
-def _configured(load_config: Callable[[], Config], redact: Redactor) -> Config:
-    """Return the configuration, and mask its secrets and apply its log settings from now on.
+def _configured(config: Config, redact: Redactor) -> Config:
+    """Return a configuration, and mask its secrets and apply its log settings from now on.
 
     Raises ConfigError, with nothing changed, also for an environment that cannot be used with it.
     """
-    config = load_config()
     addresses = [config.billetweb.base_url, config.heartbeat.url]
     if problems := web.problems(filter(None, addresses), direct=[each.url for each in config.webhooks]):
         raise ConfigError(problems)
