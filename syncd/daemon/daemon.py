@@ -99,7 +99,7 @@ class Daemon:
         self._control = control = ControlServer(
             settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
         )
-        signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, self._on_signal)
+        signals = Signals(self._on_signal)
         try:
             most = int(WAITING_SHARE * connections_at_most())
             app = application(self.account, self.reload, self._redact, most_waiting=most)

@@ -5,30 +5,30 @@ import socket
 import threading
 from collections.abc import Callable
 
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Signals:
-    """Calls `heard` with each of these signals, from a thread of its own, until `close`.
+    """Calls `heard` with each of HEARD, from a thread of its own, until `close`.
 
     Python's handler in C writes a signal's number to a socket at once, whichever thread receives it and
     whatever that thread does; a thread of its own reads the socket. `signal` requires the main thread to
     create and close it. asyncio's own handlers would replace this socket.
     """
 
-    def __init__(self, numbers: set[signal.Signals], heard: Callable[[signal.Signals], None]) -> None:
-        self._numbers = numbers
+    def __init__(self, heard: Callable[[signal.Signals], None]) -> None:
         self._heard = heard
         self._ours, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
-        for number in numbers:
+        for number in HEARD:
             signal.signal(number, _do_nothing)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop listening. These signals no longer end the process: it is ending anyway."""
-        for number in self._numbers:
-            signal.signal(number, signal.SIG_IGN)
+        hear_no_more()
         signal.set_wakeup_fd(self._wakeup_before)
         self._theirs.close()
         self._thread.join()
@@ -36,13 +36,13 @@ class Signals:
 
     def _listen(self) -> None:
         while heard := self._ours.recv(1):
-            if heard[0] in self._numbers:  # others have handlers of their own
+            if heard[0] in HEARD:  # others have handlers of their own
                 self._heard(signal.Signals(heard[0]))
 
 
 def hear_no_more() -> None:
     """Ignore the signals from now on: this process is ending anyway. Called from the main thread."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in HEARD:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -32,7 +32,7 @@ def test_a_late_signal_ends_the_process() -> None:
     numbers = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT}
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        Signals(numbers, lambda _: None).close()
+        Signals(lambda _: None).close()
         assert {signal.getsignal(number) for number in numbers} == {signal.SIG_IGN}
     finally:
         for number, handler in before.items():
