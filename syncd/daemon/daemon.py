@@ -86,7 +86,6 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self._guard: threading.Timer | None = None
         self._is_up = asyncio.Event()
-        self._reload_waits = False
         self._reloading = asyncio.Lock()
         self._background = Background()
 
@@ -149,8 +148,6 @@ class Daemon:
             self._notifier.ready(STATUS=f"up, runs {every}{without}")
             self._feed_watchdog(control.path)
         self._is_up.set()
-        if self._reload_waits:
-            self._on_hangup()
 
     def _feed_watchdog(self, path: Path) -> None:
         if self._feed_every_s:
@@ -265,10 +262,6 @@ class Daemon:
         os._exit(code)
 
     def _on_hangup(self) -> None:
-        if not self._is_up.is_set():  # a reload ends with READY, which would be too early
-            self._reload_waits = True
-            return
-
         async def reload() -> None:
             try:
                 await self.reload()
@@ -297,7 +290,7 @@ class Daemon:
 
     async def reload(self) -> StatusAfter:
         """Apply a changed configuration, once syncd is up. Raises ConfigError, with nothing changed."""
-        await self._is_up.wait()
+        await self._is_up.wait()  # it ends with READY, which would be too early
         async with self._reloading:  # log and redactor are changed in steps, in a thread
             self._notifier.reloading()
             try:
