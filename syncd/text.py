@@ -136,10 +136,8 @@ def mark(word: str) -> str:
     return MARKS[word][not is_unicode] if word in MARKS else " "
 
 
-def away(instant: str | None, now: datetime) -> str:
+def away(instant: str, now: datetime) -> str:
     """Return how far an RFC 3339 instant is from `now`: "3 min ago", "in 12 min"."""
-    if instant is None:
-        return NOTHING
     ahead_s = (datetime.fromisoformat(instant) - now).total_seconds()
     distance = format_duration(round(abs(ahead_s)))
     return f"in {distance}" if ahead_s > 0 else f"{distance} ago"

@@ -42,8 +42,6 @@ NAME_WITHIN_S = 1.0  # of a user; if the machine that keeps the names is away, t
 MAX_WAIT_S = 60.0  # proxies close connections that are silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
 MAX_ID = 2**63 - 1
-MOST_WAITING = 300
-"""How many requests wait for a run at once; a further one is answered at once, and its client asks again."""
 KEEP_ALIVE_S = 5.0
 """A progress stream sends a sign of life this often; to syncctl a long silence means a dead daemon."""
 
@@ -83,12 +81,13 @@ class Refusal(Exception):  # an answer, not a fault
 
 
 def application(
-    account: Account, reload: Reload, redact: Callable[[str], str], *, most_waiting: int = MOST_WAITING
+    account: Account, reload: Reload, redact: Callable[[str], str], *, most_waiting: int
 ) -> Starlette:
     """Return the ASGI application that answers for an account.
 
     `reload` rereads the configuration; it raises ConfigError and changes nothing if that is bad. Error
-    messages pass `redact`; `most_waiting` requests may wait for a run at once.
+    messages pass `redact`; `most_waiting` requests may wait for a run at once. A further one is answered at
+    once, and its client asks again.
     """
     routes = _Routes(account, reload, most_waiting)
     token = secrets.token_urlsafe(32)  # this process's own, for its page

@@ -82,10 +82,10 @@ class _Drawing:
             )
         return layout
 
-    def framed(self, content: RenderableType, title: Text, style: str = "") -> Panel:
+    def framed(self, content: RenderableType, title: Text) -> Panel:
         """Return a panel around something."""
         kind = box.ROUNDED if self.unicode else box.ASCII
-        return Panel(content, title=title, title_align="left", box=kind, border_style=style or "dim")
+        return Panel(content, title=title, title_align="left", box=kind, border_style="dim")
 
     # --- the daemon
 

@@ -5,7 +5,6 @@ without Billetweb must not bury what came before it.
 """
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -171,7 +170,7 @@ class _Seen(Struct):
 class RunLog:
     """Logs runs, and remembers which errors were logged. `clock` is monotonic seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._seen: dict[tuple[str, str, int | None, str], _Seen] = {}
 

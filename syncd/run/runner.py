@@ -200,10 +200,8 @@ class Runner:
     async def stop(self, grace_s: float) -> bool:
         """Cancel the run in progress and the queued one; return whether both ended within `grace_s`."""
         self.is_stopping = True
-        if self._task is None:
-            return True
-        self._task.cancel()
-        done, _ = await asyncio.wait([self._task], timeout=grace_s)
+        self.task.cancel()
+        done, _ = await asyncio.wait([self.task], timeout=grace_s)
         return bool(done)
 
     async def _serve(self) -> None:

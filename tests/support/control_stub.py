@@ -207,13 +207,13 @@ class Stub:
         return after(self.status(), ["sync.interval"], ["database.url"])
 
 
-def answering(stub: Stub, redact: Callable[[str], str] = str, **options: int) -> Starlette:
+def answering(stub: Stub, redact: Callable[[str], str] = str, *, most_waiting: int = 300) -> Starlette:
     """Return the application that answers for a stub."""
 
     async def reload() -> StatusAfter:
         return await stub.reload()  # of the stub that a Switch has by then
 
-    return application(cast("Account", stub), reload, redact, **options)
+    return application(cast("Account", stub), reload, redact, most_waiting=most_waiting)
 
 
 @contextlib.asynccontextmanager
