@@ -10,7 +10,7 @@ from msgspec import Struct, field, structs
 from syncd import __version__
 from syncd.account.record import Past
 from syncd.config import FeedConfig
-from syncd.database.rows import Figures, Places
+from syncd.database.rows import Figures, Places, age_s
 from syncd.database.runs import LATEST
 from syncd.feed.files import Feeds
 from syncd.feed.publish import PublishStatus
@@ -204,11 +204,9 @@ class Facts(Struct, kw_only=True):
     def told(self) -> dict[str, Any]:
         """Return the fields of Status that depend on these facts alone, by name."""
         same = {name: getattr(self, name) for name in self.__struct_fields__ if hasattr(Status, name)}
-        at = self.oldest_figure_at
-        age_s = None if at is None else round(max((self.now() - at).total_seconds(), 0.0), 1)
         return same | {
             "latest_outcomes": [*self.latest_outcomes],
-            "oldest_figure_age_s": age_s,
+            "oldest_figure_age_s": age_s(self.oldest_figure_at, self.now()),
             "last_error": last_error(self.last_run),
         }
 

@@ -1,4 +1,7 @@
-"""The mirrored tables: what they hold, and the one way to write rows into them."""
+"""The mirrored tables: what they hold, and the one way to write rows into them.
+
+Every result is read to its end: an open cursor keeps the connection's next user from writing.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,8 +12,6 @@ from msgspec import Struct, field
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
-    Select,
     Table,
     and_,
     bindparam,
@@ -242,8 +243,8 @@ def shown_by_id(connection: Connection, ids: Iterable[str], now: datetime) -> di
 def _shown(connection: Connection, now: datetime, *where: ColumnElement[bool]) -> list[Json]:
     events = schema.events.c
     query = select(*(events[name] for name in SHOWN)).where(*where)
-    rows = _all(connection, query.order_by(events.starts_at.nulls_first(), events.id))
-    return [dict(row) | {"age_s": _age_s(row["availability_at"], now)} for row in rows]
+    found = connection.execute(query.order_by(events.starts_at.nulls_first(), events.id)).mappings().all()
+    return [dict(row) | {"age_s": age_s(row["availability_at"], now)} for row in found]
 
 
 def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
@@ -257,11 +258,12 @@ def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
         .order_by(tickets.position, tickets.id)
     )
     offers: dict[str, list[Ticket]] = defaultdict(list)
-    for row in _all(connection, query):
+    for row in connection.execute(query).mappings().all():
         if is_on_offer(ticket := Ticket(**row), now):
             offers[ticket.event_id].append(ticket)
     names = (*PUBLIC, "account", "tags", "changed_at")
     query = select(*(events[name] for name in names)).where(is_public)
+    found = connection.execute(query.order_by(events.starts_at.nulls_first(), events.id)).mappings().all()
     return [
         PublicEvent(
             {name: row[name] for name in PUBLIC},
@@ -270,7 +272,7 @@ def public_events(connection: Connection, now: datetime) -> list[PublicEvent]:
             row["changed_at"],
             offers[row["id"]],
         )
-        for row in _all(connection, query.order_by(events.starts_at.nulls_first(), events.id))
+        for row in found
     ]
 
 
@@ -350,10 +352,6 @@ def set_read_at(connection: Connection, read_at: Mapping[str, datetime], now: da
         connection.execute(statement, [{"event": event_id, "at": at} for event_id, at in read_at.items()])
 
 
-def _all(connection: Connection, query: Select[Any]) -> Sequence[RowMapping]:
-    """Return every row, reading to the end: an open cursor keeps the connection's next user from writing."""
-    return connection.execute(query).mappings().all()
-
-
-def _age_s(at: datetime | None, now: datetime) -> float | None:
+def age_s(at: datetime | None, now: datetime) -> float | None:
+    """Return how old a figure of that instant is, in seconds to one decimal."""
     return None if at is None else round(max((now - at).total_seconds(), 0.0), 1)

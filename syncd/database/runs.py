@@ -1,6 +1,5 @@
 """The recorded runs: inserted when they begin, updated when they end; and what they say of the past."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -65,17 +64,16 @@ def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
     interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
     errors = {"errors": [msgspec.to_builtins(interrupted)], "errors_total": 1}
     runs = schema.runs
-    running = _all(connection, select(schema.runs).where(runs.c.state == "running").order_by(runs.c.id))
+    running = connection.scalars(select(runs.c.id).where(runs.c.state == "running").order_by(runs.c.id)).all()
     for state, outcome, more in (("running", "failed", errors), ("queued", "cancelled", {})):
         connection.execute(
             runs.update()
             .where(runs.c.state == state)
             .values(state="done", outcome=outcome, finished_at=at, **more)
         )
-    for row in running:
-        here = runs.c.id == row["id"]
-        connection.execute(runs.update().where(here).values(_changes_by(connection, row["id"])))
-    found = (find(connection, row["id"]) for row in running)
+    for run_id in running:
+        connection.execute(runs.update().where(runs.c.id == run_id).values(_changes_by(connection, run_id)))
+    found = (find(connection, run_id) for run_id in running)
     return [run for run in found if run]
 
 
@@ -114,7 +112,7 @@ def latest(connection: Connection, limit: int, before: int | None) -> list[Run]:
     query = select(schema.runs).where(runs.started_at.is_not(None)).order_by(runs.id.desc()).limit(limit)
     if before is not None:
         query = query.where(runs.id < before)
-    return [_run(row) for row in _all(connection, query)]
+    return [_run(row) for row in connection.execute(query).mappings().all()]
 
 
 def history(connection: Connection, at: datetime) -> History:
@@ -152,13 +150,9 @@ def history(connection: Connection, at: datetime) -> History:
     )
 
 
-def _all(connection: Connection, query: Select[tuple[object, ...]]) -> Sequence[RowMapping]:
-    return connection.execute(query).mappings().all()
-
-
 def _first(connection: Connection, query: Select[tuple[object, ...]]) -> Run | None:
-    rows = _all(connection, query.limit(1))
-    return _run(rows[0]) if rows else None
+    row = connection.execute(query.limit(1)).mappings().first()
+    return _run(row) if row else None
 
 
 def _values(run: Run) -> dict[str, object]:
