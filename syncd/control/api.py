@@ -25,9 +25,10 @@ from syncd.account.account import Account
 from syncd.account.status import Status, StatusAfter, after
 from syncd.control.gate import Gate
 from syncd.control.metrics import exposition
-from syncd.control.openapi import LINES, TEXT, Event, described, document
+from syncd.control.openapi import LINES, TEXT, described, document
 from syncd.control.page import Page
 from syncd.database.deliveries import Delivery
+from syncd.database.rows import Event
 from syncd.errors import ConfigError, StoreError, SyncdError, UnknownDelivery
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState

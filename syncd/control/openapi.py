@@ -5,7 +5,6 @@ made if a route lacks it, which a test shows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -13,7 +12,7 @@ from msgspec import Struct
 from starlette.routing import BaseRoute, Route
 
 from syncd import __version__
-from syncd.model import Json, RunError, SaleStatus
+from syncd.model import Json, RunError
 
 H = TypeVar("H", bound=Callable[..., Any])
 Method = Literal["GET", "POST"]
@@ -35,27 +34,6 @@ REFUSALS = {
 """What an error of this status means. All have the same form."""
 IN_PATH: Mapping[str, Json] = {"id": {"type": "integer", "format": "int64"}}
 """The schemas of the parameters in paths."""
-
-
-class Event(Struct, frozen=True):
-    """An event with its availability, which was read `age_s` ago."""
-
-    id: str
-    ext_id: str | None
-    name: str | None
-    starts_at: datetime | None
-    ends_at: datetime | None
-    place: str | None
-    online: bool | None
-    shop_url: str | None
-    places_total: int | None
-    places_left: int | None
-    unlimited: bool
-    is_full: bool
-    sale_status: SaleStatus
-    availability_at: datetime | None
-    vanished_at: datetime | None
-    age_s: float | None
 
 
 class What(Struct, frozen=True):

@@ -23,13 +23,33 @@ from sqlalchemy import (
 from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.availability import is_on_offer
 from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, count
-from syncd.model import EVENTS, Counts, Json, Ticket, joined
+from syncd.model import EVENTS, Counts, Json, SaleStatus, Ticket, joined
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
-SHOWN = (
-    *("id", "ext_id", "name", "starts_at", "ends_at", "place", "online", "shop_url"),
-    *("places_total", "places_left", "unlimited", "is_full", "sale_status", "availability_at", "vanished_at"),
-)
+
+
+class Event(Struct, frozen=True):
+    """An event with its availability, which was read `age_s` ago."""
+
+    id: str
+    ext_id: str | None
+    name: str | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+    place: str | None
+    online: bool | None
+    shop_url: str | None
+    places_total: int | None
+    places_left: int | None
+    unlimited: bool
+    is_full: bool
+    sale_status: SaleStatus
+    availability_at: datetime | None
+    vanished_at: datetime | None
+    age_s: float | None
+
+
+SHOWN = Event.__struct_fields__[:-1]
 """The columns of an event that the control API shows."""
 PUBLIC = tuple(name for name in SHOWN if name != "availability_at")
 """Those of them that change only with news."""
