@@ -80,12 +80,8 @@ def forbidden(connection: Connection, table: TableClause, written: list[str]) ->
     name, quote = preparer.format_table(table), preparer.quote_identifier
     columns = ", ".join(quote(column.name) for column in table.columns)
     same = ", ".join(f"{quote(column)} = {quote(column)}" for column in written)
-    return _refusal(connection, "SELECT", name, f"SELECT {columns} FROM {name} LIMIT 0") or _refusal(  # noqa: S608
-        connection,
-        "UPDATE",
-        name,
-        f"UPDATE {name} SET {same} WHERE 1 = 0",  # noqa: S608 - quoted
-    )
+    read, change = f"SELECT {columns} FROM {name} LIMIT 0", f"UPDATE {name} SET {same} WHERE 1 = 0"  # noqa: S608
+    return _refusal(connection, "SELECT", name, read) or _refusal(connection, "UPDATE", name, change)
 
 
 def _refusal(connection: Connection, right: str, name: str, attempt: str) -> str | None:
@@ -93,14 +89,13 @@ def _refusal(connection: Connection, right: str, name: str, attempt: str) -> str
     try:
         connection.exec_driver_sql(attempt)
     except DBAPIError as error:
-        if code(error) not in FORBIDDEN | UNKNOWN:
+        if code(error) in FORBIDDEN:
+            user, _, host = str(connection.scalar(text("SELECT current_user()"))).rpartition("@")
+            grant = f"GRANT SELECT, UPDATE ON {name} TO '{user}'@'{host}'"
+            return f"the user {user} may not {right} {name}: {grant}"
+        if code(error) not in UNKNOWN:  # which a later check reports
             raise
-        if code(error) in UNKNOWN:  # a later check reports it
-            return None
-    else:
-        return None
-    user, _, host = str(connection.scalar(text("SELECT current_user()"))).rpartition("@")
-    return f"the user {user} may not {right} {name}: GRANT SELECT, UPDATE ON {name} TO '{user}'@'{host}'"
+    return None
 
 
 def told(error: Exception) -> StoreError | None:
