@@ -188,8 +188,7 @@ class Facts(Struct, kw_only=True):
         self.totals[run.trigger, UNKNOWN_EVENT if run.is_slip else run.outcome or ""] += 1
         if run.outcome and run.started_at:
             self.latest_outcomes.appendleft(run.outcome)
-        for kind in run.counts.__struct_fields__:
-            self.rows[kind] += getattr(run.counts, kind)
+        self.rows.update(structs.asdict(run.counts))
         if not run.whole or run.outcome == "cancelled":
             return
         self.whole_outcome = run.outcome

@@ -47,18 +47,12 @@ EXAMPLES = {
     "run-now": "syncctl run-now --event 900003 --timeout 5m",
     "history": "syncctl history -n 5",
     "events": "syncctl events --free",
-    "watch": "syncctl watch",
-    "doubts": "syncctl doubts",
-    "publish": "syncctl publish",
     "webhooks": "syncctl webhooks retry --endpoint site",
     "accept": "syncctl accept --event 900003",
-    "pause": "syncctl pause",
-    "resume": "syncctl resume",
-    "reload": "syncctl reload",
     "page": "syncctl page --port 8080",
     "metrics": "syncctl metrics --textfile /var/lib/prometheus/node-exporter/syncd.prom",
 }
-"""An example line for each command."""
+"""An example line for each command that is more than its name."""
 
 EPILOG = """\
 exit codes:
@@ -148,9 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
         """Add a command with its help and the common options."""
-        command = commands.add_parser(
-            name, help=help_, description=help_, epilog=f"example:\n  {EXAMPLES[name]}", **options
-        )
+        epilog = f"example:\n  {EXAMPLES.get(name, f'syncctl {name}')}"
+        command = commands.add_parser(name, help=help_, description=help_, epilog=epilog, **options)
         # Without SUPPRESS the default would overwrite a --socket given before the command.
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
         if function not in (metrics, watch):

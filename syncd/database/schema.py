@@ -43,6 +43,7 @@ from syncd.model import (
     SESSIONS,
     TICKETS,
     Attendee,
+    Counts,
     Event,
     Gauge,
     Session,
@@ -217,10 +218,9 @@ runs = Table(
     Column("started_at", Instant),
     Column("finished_at", Instant),
     Column("duration_s", Float),
-    *(Column(name, Integer, nullable=False) for name in ("requests", "synced", "failed")),
     *(
         Column(name, Integer, nullable=False)
-        for name in ("inserted", "updated", "unchanged", "vanished", "returned")
+        for name in ("requests", "synced", "failed", *Counts.__struct_fields__)
     ),
     Column("errors", JSON, nullable=False),
     Column("errors_total", Integer, nullable=False),

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from loguru import logger
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from syncd.database.rows import FIELDS
 from syncd.database.state import Reads, Try
 from syncd.errors import SyncdError
+from syncd.log.repeats import EVERY_S
 from syncd.mirror.absence import Size
 from syncd.mirror.agenda import Pace
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS, MAX_ERRORS, Json, Progress, Run, RunError, Unreadable
 from syncd.text import about, clip, count, format_duration, plain, run_name
 
-REPEAT_AFTER_S = 3600.0
-"""Often enough for whoever reads the last hour of the journal."""
 ALIKE_AT_MOST = 3
 """A run logs this many errors of one kind and status one by one, then the others in one line."""
 
@@ -186,7 +185,9 @@ class RunLog:
         """Log what went wrong in a run, then how it ended."""
         known = self._tell_errors(run, list(failures))
         counts = run.counts
-        details = ", ".join(f"{getattr(counts, kind)} {kind}" for kind in CHANGES if getattr(counts, kind))
+        fields = structs.asdict(counts)
+        kinds = (f"{number} {kind}" for kind, number in fields.items() if number and kind != "unchanged")
+        details = ", ".join(kinds)
         before = f"; {count(known, 'error')} as before" if known else ""
         text = (
             f"{run_name(run.id)} {run.outcome} in {format_duration(run.duration_s)} ({run.trigger}):"
@@ -196,7 +197,6 @@ class RunLog:
         )
         level = {"failed": "ERROR", "partial": "WARNING"}.get(run.outcome or "", "INFO")
         level = "WARNING" if run.is_slip else level
-        fields = {name: getattr(counts, name) for name in counts.__struct_fields__}
         fields |= {"requests": run.requests, "synced": run.synced, "failed": run.failed}
         logger.bind(
             event="run.finished",
@@ -218,7 +218,7 @@ class RunLog:
         for failure in failures:
             key = (failure.subject, failure.kind, failure.status, NUMBER.sub("", failure.message))
             seen = before.get(key)
-            if seen and now - seen.told_at < REPEAT_AFTER_S:
+            if seen and now - seen.told_at < EVERY_S:
                 seen.runs += key not in still
                 known += 1
             else:
@@ -235,7 +235,7 @@ class RunLog:
             self._seen = {
                 key: seen
                 for key, seen in self._seen.items()
-                if key in still or (key[:3] in failing and now - seen.told_at < REPEAT_AFTER_S)
+                if key in still or (key[:3] in failing and now - seen.told_at < EVERY_S)
             }
         return known
 
@@ -270,6 +270,3 @@ class RunLog:
             told,
             MAX_ERRORS,
         )
-
-
-CHANGES = ("inserted", "updated", "vanished", "returned")
