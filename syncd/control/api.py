@@ -4,25 +4,25 @@ They call the account, and the daemon for a reload.
 """
 
 import asyncio
-import pwd
-import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar, Unpack
+from typing import Annotated, Any, Unpack
 
 import msgspec
 from msgspec import Struct, field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from syncd.account.account import Account
 from syncd.account.status import Status, StatusAfter, after
+from syncd.control import asked
+from syncd.control.asked import MAX_ID, Refusal
 from syncd.control.gate import Gate
 from syncd.control.metrics import exposition
 from syncd.control.openapi import LINES, TEXT, described, document
@@ -32,17 +32,12 @@ from syncd.database.rows import Event
 from syncd.errors import ConfigError, StoreError, SyncdError, UnknownDelivery
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
-from syncd.model import Doubt, Peer, Run, Wish
-from syncd.text import EVENT_NAME, harmless, names_an_event
-from syncd.threads import in_own_thread
+from syncd.model import Doubt, Run, Wish
+from syncd.text import EVENT_NAME, harmless
 
-B = TypeVar("B")
 Reload = Callable[[], Awaitable[StatusAfter]]
-MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
-NAME_WITHIN_S = 1.0  # of a user; if the machine that keeps the names is away, the number must do
 MAX_WAIT_S = 60.0  # proxies close connections that are silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
-MAX_ID = 2**63 - 1
 KEEP_ALIVE_S = 5.0
 """A progress stream sends a sign of life this often; to syncctl a long silence means a dead daemon."""
 
@@ -70,15 +65,6 @@ class RetryRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     ids: list[str] = field(default_factory=list)
     endpoint: str | None = None
-
-
-class Refusal(Exception):  # an answer, not a fault
-    """An answer other than success: HTTP status, stable code, a sentence."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 def application(
@@ -150,8 +136,8 @@ class _Routes:
 
     async def start(self, request: Request, **wish: Unpack[Wish]) -> Run:
         """Return the run that serves whoever sent the request, queued or in progress."""
-        _check_ids(wish.get("events", ()))
-        wish["requested_by"] = await _peer(request)
+        asked.check_ids(wish.get("events", ()))
+        wish["requested_by"] = await asked.peer(request)
         return await self._account.request(**wish)
 
     @described(
@@ -164,8 +150,8 @@ class _Routes:
     )
     async def accept(self, request: Request) -> Response:
         """Answer with the run that marks vanished what is still absent."""
-        asked = await _body(request, AcceptRequest)
-        return _json(await self.start(request, events=asked.events, accept=True), status=202)
+        wish = await asked.record(request, AcceptRequest)
+        return _json(await self.start(request, events=wish.events, accept=True), status=202)
 
     @described(
         "What is absent upstream and not believed gone yet.",
@@ -190,8 +176,8 @@ class _Routes:
     )
     async def webhooks(self, request: Request) -> Response:
         """Answer with the endpoints, and the latest deliveries that wait or are parked; or all of them."""
-        limit = _integer(request, "limit", 100, 1, MAX_RUNS)
-        deliveries = await self._account.deliveries(limit, delivered_too=_flag(request, "all"))
+        limit = asked.integer(request, "limit", 100, 1, MAX_RUNS)
+        deliveries = await self._account.deliveries(limit, delivered_too=asked.flag(request, "all"))
         return _json({"endpoints": self._account.webhooks.states(), "deliveries": deliveries})
 
     @described(
@@ -203,9 +189,9 @@ class _Routes:
     )
     async def retry(self, request: Request) -> Response:
         """Answer with how many deliveries are sent again."""
-        asked = await _body(request, RetryRequest)
+        wish = await asked.record(request, RetryRequest)
         await self._account.open()
-        retried = await self._account.webhooks.retry(ids=asked.ids, endpoint=asked.endpoint)
+        retried = await self._account.webhooks.retry(ids=wish.ids, endpoint=wish.endpoint)
         return _json({"retried": retried})
 
     @described(
@@ -217,7 +203,7 @@ class _Routes:
     async def run(self, request: Request) -> Response:
         """Answer with the run, as it stands when the wait is over."""
         run = await self._find(request)
-        wait_s = _seconds(request, "wait", MAX_WAIT_S)
+        wait_s = asked.seconds(request, "wait", MAX_WAIT_S)
         with self._place() as is_free:
             if wait_s and is_free:
                 await self._account.runner.wait(run, wait_s)
@@ -261,13 +247,13 @@ class _Routes:
     async def runs(self, request: Request) -> Response:
         """Answer with the latest runs; a POST asks for one."""
         if request.method == "POST":
-            asked = await _body(request, RunRequest)
-            run = await self.start(request, events=asked.events, full=asked.full, join=asked.join)
+            wish = await asked.record(request, RunRequest)
+            run = await self.start(request, events=wish.events, full=wish.full, join=wish.join)
             return _json(run, status=202)
-        limit = _integer(request, "limit", 20, 1, MAX_RUNS)
+        limit = asked.integer(request, "limit", 20, 1, MAX_RUNS)
         before = None
         if "before" in request.query_params:
-            before = _integer(request, "before", 0, -MAX_ID, MAX_ID)
+            before = asked.integer(request, "before", 0, -MAX_ID, MAX_ID)
         return _json({"runs": await self._account.runs(limit, before)})
 
     @described(
@@ -277,7 +263,7 @@ class _Routes:
         refused=(400, 503),
     )
     async def events(self, request: Request) -> Response:
-        return _json({"events": await self._account.events(ended_too=_flag(request, "all"))})
+        return _json({"events": await self._account.events(ended_too=asked.flag(request, "all"))})
 
     @described("Start no more scheduled runs.", answer=StatusAfter, method="POST", refused=(503,))
     async def pause(self, request: Request) -> Response:
@@ -311,78 +297,16 @@ class _Routes:
         return _json(document(request.app.routes))
 
     async def _pause(self, request: Request, *, paused: bool) -> Response:
-        is_new = await self._account.pause(paused=paused, requested_by=await _peer(request))
+        is_new = await self._account.pause(paused=paused, requested_by=await asked.peer(request))
         return _json(after(self._account.status(), ["paused"] if is_new else []))
 
     async def _find(self, request: Request) -> Run:
         named = request.path_params["id"]
-        run_id = _whole(named, -MAX_ID, MAX_ID)
+        run_id = asked.whole(named)
         run = None if run_id is None else await self._account.find_run(run_id)
         if run is None:
             raise Refusal(404, "unknown_run", f"there is no run {named}")
         return run
-
-
-async def _peer(request: Request) -> Peer:
-    """Return who sent the request. If another machine keeps the names, a lookup may take long."""
-    client = request.client
-    assert client is not None
-    uid = int(client.host)
-    try:
-        user = (await asyncio.wait_for(in_own_thread(pwd.getpwuid, uid), NAME_WITHIN_S)).pw_name
-    except (KeyError, TimeoutError):
-        user = str(uid)
-    return Peer(uid, user, client.port)
-
-
-def _check_ids(events: Sequence[str]) -> None:
-    for event_id in events:
-        if not names_an_event(event_id):
-            raise Refusal(400, "bad_request", f"events: {event_id!r} is no event's id or ext_id")
-
-
-async def _body(request: Request, kind: type[B]) -> B:
-    body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise Refusal(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes")
-    except ClientDisconnect as error:  # nobody is left to read this
-        raise Refusal(400, "bad_request", "the body broke off") from error
-    try:
-        return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(400, "bad_request", f"the body does not fit: {error}") from error
-
-
-def _seconds(request: Request, name: str, most: float) -> float:
-    try:
-        seconds = float(request.query_params.get(name, 0.0))
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= most:  # refuses nan too
-        raise Refusal(400, "bad_request", f"{name}: from 0 to {most:g} seconds")
-    return seconds
-
-
-def _flag(request: Request, name: str) -> bool:
-    wanted = request.query_params.get(name, "0")
-    if wanted not in ("0", "1"):
-        raise Refusal(400, "bad_request", f"{name}: 0 or 1")
-    return wanted == "1"
-
-
-def _integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    number = _whole(request.query_params.get(name, f"{default}"), least, most)
-    if number is None:
-        raise Refusal(400, "bad_request", f"{name}: a whole number from {least} to {most}")
-    return number
-
-
-def _whole(given: str, least: int, most: int) -> int | None:
-    number = int(given) if re.fullmatch(r"-?[0-9]{1,20}", given) else most + 1
-    return number if least <= number <= most else None
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -423,7 +347,7 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return error_answer(error.status, error.code, str(error))
 
 
-CODE_OF = {403: "foreign", 404: "unknown_route", 405: "wrong_method", 413: "too_large"}
+CODE_OF = {404: "unknown_route", 405: "wrong_method"}
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:

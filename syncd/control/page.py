@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from syncd import text
 from syncd.account.account import Account
+from syncd.control import asked
+from syncd.control.asked import Refusal
 from syncd.control.gate import objection
 from syncd.control.openapi import HTML, described
 from syncd.errors import StoreError, SyncdError
@@ -75,8 +76,10 @@ class Page:
         """Show the page; a POST requests a run and redirects to the page, which then shows it."""
         if request.method != "POST":
             return await self._show(request)
-        if why := objection(request.headers, await _token(request), self._token):
-            raise HTTPException(403, why)
+        form = await asked.body(request, MAX_FORM_BYTES)
+        token = parse_qs(form.decode("latin-1")).get("token", [""])[0]
+        if why := objection(request.headers, token, self._token):
+            raise Refusal(403, "foreign", why)
         run = await self._start(request)
         # Relative to the browser's address, which may be a proxy's.
         return Response(status_code=303, headers={"Location": f"?run={run.id}"} | SECURITY)
@@ -84,10 +87,10 @@ class Page:
     async def _show(self, request: Request) -> Response:
         """Answer with the page, or only with what is in memory (`?only=now`), which is requested often."""
         status = self._account.status()
-        asked = await self._asked(request.query_params.get("run", ""))
+        run = await self._asked(request.query_params.get("run", ""))
         context: Json = {
             "status": status,
-            "asked": None if asked and _is_past(asked, status.last_run) else asked,
+            "asked": None if run and _is_past(run, status.last_run) else run,
             "token": self._token,
             "whole": request.query_params.get("only") != "now",
             "trouble": None,
@@ -106,12 +109,9 @@ class Page:
         return HTMLResponse(html, headers=SECURITY | {"Content-Security-Policy": _policy()})
 
     async def _asked(self, run_id: str) -> Run | None:
+        number = asked.whole(run_id)
         try:
-            number = msgspec.convert(run_id, int, strict=False)
-        except msgspec.ValidationError:
-            return None
-        try:
-            return await self._account.find_run(number) if abs(number) < 2**63 else None
+            return None if number is None else await self._account.find_run(number)
         except StoreError:
             return None
 
@@ -119,19 +119,6 @@ class Page:
 def _is_past(run: Run, last: Run | None) -> bool:
     """Return whether a later run has ended too: then an open page no longer shows the earlier one."""
     return bool(run.finished_at and last and last.finished_at and last.finished_at > run.finished_at)
-
-
-async def _token(request: Request) -> str:
-    """Return the token in a form, "" if there is none."""
-    body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                raise HTTPException(413, f"the form is over {MAX_FORM_BYTES} bytes")
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the form broke off") from error
-    return parse_qs(body.decode("latin-1")).get("token", [""])[0]
 
 
 @functools.cache

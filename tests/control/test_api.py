@@ -14,7 +14,7 @@ from support.control_stub import SECRET, Stub, refused, serving
 from support.processes import short_folder
 
 import syncd
-from syncd.control import api
+from syncd.control import asked
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
 from syncd.model import Peer
 from syncd.run.runner import Stopping
@@ -390,7 +390,7 @@ def test_a_bug_is_one_clients_error_and_tells_no_secret(path: Path) -> None:
 def test_a_name_that_nobody_tells_holds_a_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the names of users are not to be had, a number does."""
     told = threading.Event()
-    monkeypatch.setattr(api, "NAME_WITHIN_S", 0.05)
+    monkeypatch.setattr(asked, "NAME_WITHIN_S", 0.05)
     monkeypatch.setattr(pwd, "getpwuid", lambda _: told.wait(30))
     stub = Stub()
     try:
