@@ -151,3 +151,8 @@ class UnknownDelivery(SyncdError):
     """A delivery or an endpoint that somebody named and that is not there."""
 
     kind = "unknown_delivery"
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong, without the path that OSError adds: a key may stand there by mistake."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

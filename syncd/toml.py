@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from syncd import readers, typed
-from syncd.errors import ConfigError
+from syncd.errors import ConfigError, reason
 
 
 def quoted(text: str) -> str:
@@ -40,7 +40,7 @@ class Problems:
             line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
             place = f"{self._path}:{line}" if line else f"{self._path}"
             source = outside or f"{place}: {'.'.join(key)}"
-            self._found.append((line or sys.maxsize, f"{source}: {_reason(error)}"))
+            self._found.append((line or sys.maxsize, f"{source}: {reason(error)}"))
 
     def raise_any(self) -> None:
         """Raise ConfigError if there are problems, in the order of the file's lines."""
@@ -58,15 +58,15 @@ def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
         place = f"{path}:{line}" if line else f"{path}"
-        reason = _unquoted(text, line) or _spread(text, line) or f"cannot be read: {_reason(error)}"
+        row = text.split("\n")[line - 1] if text and line else ""
+        why = _unquoted(row) or _spread(row) or f"cannot be read: {reason(error)}"
         if isinstance(error, FileNotFoundError):
-            reason += f"; `{typed.syncd('setup', path)}` makes one, --config or $SYNCD_CONFIG names another"
-        raise ConfigError([_one_line(f"{place}: {reason}")]) from None
+            why += f"; `{typed.syncd('setup', path)}` makes one, --config or $SYNCD_CONFIG names another"
+        raise ConfigError([_one_line(f"{place}: {why}")]) from None
 
 
-def _unquoted(text: str, line: int) -> str:
+def _unquoted(row: str) -> str:
     """Return what to say where a line fails for want of quotes, "" otherwise. The value may be a secret."""
-    row = text.split("\n")[line - 1] if text and line else ""
     found = re.match(r"""\s*([\w.-]+)\s*=\s*([^\s"'\[{#=].*)""", row)
     if found:
         try:
@@ -76,9 +76,8 @@ def _unquoted(text: str, line: int) -> str:
     return ""
 
 
-def _spread(text: str, line: int) -> str:
+def _spread(row: str) -> str:
     """Return what to say where a line fails for a table in braces that is written as JavaScript has it."""
-    row = text.split("\n")[line - 1] if text and line else ""
     found = re.match(r"\s*([\w.-]+)\s*=\s*\{([^}]*|.*,\s*\}.*)$", row)
     if not found:
         return ""
@@ -121,11 +120,6 @@ def _paths(found: dict[str, object], table: tuple[str, ...]) -> Iterator[tuple[s
         yield (*table, name)
         if isinstance(value, dict):
             yield from ((*table, name, inner) for inner in value)
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong, without the path that OSError adds: the key may stand there by mistake."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _one_line(text: str) -> str:

@@ -26,7 +26,7 @@ from syncd.daemon.daemon import Daemon
 from syncd.daemon.notify import Notifier
 from syncd.daemon.signals import hear_no_more
 from syncd.database.lock import FileLock
-from syncd.errors import ConfigError
+from syncd.errors import ConfigError, reason
 from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor
 from syncd.model import AttendeeMode, Run
@@ -218,8 +218,8 @@ def _home(folder: Path | None, key: str) -> Iterator[Path]:
         lock = FileLock(home / "demo.lock", f"the demo in {home}")
         lock.acquire()
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        reason = (isinstance(error, OSError) and error.strerror) or "its links lead nowhere"
-        raise ConfigError([f"--dir: cannot use {folder}: {reason}"]) from None
+        why = (isinstance(error, OSError) and error.strerror) or "its links lead nowhere"
+        raise ConfigError([f"--dir: cannot use {folder}: {why}"]) from None
     try:
         yield home
     finally:
@@ -304,8 +304,7 @@ def _write_config(home: Path, standin: StandIn, base_url: str, wishes: Wishes, i
         replace(home / CONFIG_NAME, config.encode(), FOR_THE_OWNER)
         replace(home / KEY_NAME, f"{standin.key}\n".encode(), FOR_THE_OWNER)
     except (OSError, NotReplaced) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ConfigError([f"--dir: cannot write into {home}: {reason}"]) from None
+        raise ConfigError([f"--dir: cannot write into {home}: {reason(error)}"]) from None
     return home / CONFIG_NAME
 
 

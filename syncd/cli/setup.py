@@ -22,7 +22,7 @@ from syncd.billetweb.client import Billetweb
 from syncd.cli.check import asking
 from syncd.config import BilletwebConfig, ControlConfig, Secret, SyncConfig
 from syncd.credentials import credentials_beside
-from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError
+from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError, reason
 from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor, of_basic_auth
 from syncd.model import AttendeeMode
@@ -217,7 +217,7 @@ def _read(what: str, reader: Callable[[], str]) -> str:
     except EOFError:
         raise _Ended([ENDED]) from None
     except (OSError, ValueError) as error:
-        raise ConfigError([f"{what}: {(isinstance(error, OSError) and error.strerror) or error}"]) from None
+        raise ConfigError([f"{what}: {reason(error)}"]) from None
 
 
 async def _try(account: BilletwebConfig, key: Secret) -> Found:
@@ -255,8 +255,9 @@ def _before(path: Path, *, may_replace: bool) -> tuple[str | None, str | None]:
     except FileNotFoundError:
         user = base_url = None
     except (OSError, ValueError, AttributeError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ConfigError([f"{path} is there and cannot be read ({reason}); it is left as it is"]) from None
+        raise ConfigError(
+            [f"{path} is there and cannot be read ({reason(error)}); it is left as it is"]
+        ) from None
     key = credentials_beside(path) / KEY_NAME
     if not may_replace:
         if user and user != SAMPLE_USER:

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from syncd import __version__
 from syncd.control.peers import Listener, PeerProtocol, Peers, connections_at_most
 from syncd.database.lock import FileLock, identity
-from syncd.errors import AlreadyRunning, ConfigError, SyncdError
+from syncd.errors import AlreadyRunning, ConfigError, SyncdError, reason
 from syncd.log.repeats import Repeats
 from syncd.threads import in_thread
 
@@ -63,8 +63,7 @@ class ControlServer:
             raise
         except (OSError, ConfigError) as error:
             self._lock.release()
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise ConfigError([f"control.socket: cannot make {path}: {reason}"]) from error
+            raise ConfigError([f"control.socket: cannot make {path}: {reason(error)}"]) from error
 
     async def serve(self, app: Starlette) -> None:
         """Answer until `stop`."""
