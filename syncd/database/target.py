@@ -121,8 +121,9 @@ def bring(
             if counts[row[form.key]] == 1 and (news := _news(form, row, meant[str(row[form.key])], at, done)):
                 writes[tuple(news)].append({KEY: row[form.key]} | {_new(name): news[name] for name in news})
     for names, values in writes.items():
+        statement = _statement(form, names)
         for first in range(0, len(values), KEYS_AT_ONCE):
-            _write(connection, form, names, values[first : first + KEYS_AT_ONCE], done)
+            _write(connection, statement, values[first : first + KEYS_AT_ONCE], done)
     return done
 
 
@@ -240,30 +241,19 @@ def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> int | str:
     return said + ("Z" if offset == "Z" else "+00:00" if offset else "")
 
 
-def _write(
-    connection: Connection, form: Form, names: Sequence[str], values: list[dict[str, Any]], done: Done
-) -> None:
+def _write(connection: Connection, statement: Update, values: list[dict[str, Any]], done: Done) -> None:
     """Write many rows by one statement; if one is refused, write each alone, so that the others succeed."""
-    statement = _statement(form, names)
     try:
         with connection.begin_nested():
             done.written += max(connection.execute(statement, values).rowcount, 0)
-    except DBAPIError as refused:
-        if not _is_about_a_value(refused):
+    except DBAPIError as error:
+        if not (is_about_a_value(error) or mysql.code(error) in mysql.REFUSED):
             raise
-        for each in values:
-            try:
-                with connection.begin_nested():
-                    done.written += connection.execute(statement, each).rowcount
-            except DBAPIError as error:
-                if not _is_about_a_value(error):
-                    raise
-                done.problems.append(f'the row with the key "{each[KEY]}" was refused: {reason(error)}')
-
-
-def _is_about_a_value(error: DBAPIError) -> bool:
-    """Whether the table refuses a value, not the statement."""
-    return is_about_a_value(error) or mysql.code(error) in mysql.REFUSED
+        if len(values) == 1:
+            done.problems.append(f'the row with the key "{values[0][KEY]}" was refused: {reason(error)}')
+        else:
+            for each in values:
+                _write(connection, statement, [each], done)
 
 
 def _new(name: str) -> str:
