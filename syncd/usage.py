@@ -44,13 +44,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> a
     """
     try:
         return _parse(parser, argv, first)
+    except SystemExit:
+        write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
+        raise
     except Wrong as wrong:
         if not _wants_json(parser.get_default("commands"), argv):
             argparse.ArgumentParser.error(wrong.parser, str(wrong))
         write(json.dumps({"error": {"code": "usage", "message": str(wrong)}}, indent=2) + "\n")
         raise SystemExit(2) from None
-    finally:
-        write("")  # argparse leaves its help unflushed, and the interpreter grumbles over a closed pipe
 
 
 def _wants_json(commands: Commands, argv: Sequence[str]) -> bool:

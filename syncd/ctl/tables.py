@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -90,7 +91,7 @@ def _to_look_at(target: Json) -> list[str]:
     if target["last_error"]:
         lines.append(f"{name}: {text.plain(target['last_error'])}")
     if target["examples"]:
-        keys = ", ".join(map(text.plain, target["examples"]))
+        keys = ", ".join(json.dumps(text.harmless(key), ensure_ascii=False) for key in target["examples"])
         lines.append(f"{name}: no event has the key {keys}{f' and {more} more' if more > 0 else ''}")
     if target["vanished"]:
         lines.append(f"{name}: {text.count(target['vanished'], 'row')} of vanished events, left as they are")

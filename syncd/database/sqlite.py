@@ -153,7 +153,8 @@ def obstacle(path: Path, *, in_use: bool = False) -> str | None:
     if not (in_use and logs):
         writable = os.access(real.parent, os.W_OK | os.X_OK)
         return None if writable else f"the folder {real.parent} is not writable"
-    refused = [log for log in logs if not os.access(log, os.R_OK | os.W_OK)]
+    # Whoever closes the file last removes them, perhaps since they were seen.
+    refused = [log for log in logs if not os.access(log, os.R_OK | os.W_OK) and log.exists()]
     advice = f"`chmod g+s {real.parent}` has what is made there belong to the folder's group"
     return f"{refused[0]} is not readable and writable for this user: {advice}" if refused else None
 

@@ -41,8 +41,8 @@ KEYS_AT_ONCE = 500
 """How many keys one query has; SQLite takes 32,766 values, older versions 999."""
 NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 """A key in a column of numbers: in 64 bits, without a leading zero."""
-AS_TEXT = re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:?\d\d)?")
-"""An instant in the form that SQLite's functions read; without an offset it is in UTC."""
+AS_TEXT = re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\d(\.\d{1,9})?( ?)(Z|[+-]\d\d:?\d\d)?")
+"""An instant in a form that SQLite's functions read, Sequelize's and Go's too; without an offset in UTC."""
 LEAST_MS = 100_000_000_000
 """A whole number below it is in seconds, which reach it in the year 5138; in milliseconds it is in 1973."""
 LISTED = 10
@@ -226,19 +226,21 @@ def _instant(form: Form, kind: TypeEngine[Any], value: datetime) -> datetime:
     return value if getattr(kind, "timezone", False) else value.replace(tzinfo=None)
 
 
-def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> int | str:
+def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> float | str:
     """Return an instant in the form of another one, which the site's program has written.
 
     Prisma has had milliseconds and text in one column, Drizzle has seconds, SQLite's own clock no offset.
     """
-    if isinstance(like, int) or (like is None and isinstance(kind, Integer)):
-        in_seconds = isinstance(like, int) and 0 < abs(like) < LEAST_MS
+    if isinstance(like, int | float) or (like is None and isinstance(kind, Integer)):
+        in_seconds = like is not None and 0 < abs(like) < LEAST_MS
+        if isinstance(like, float):
+            return value.timestamp() * (1 if in_seconds else 1000)
         return int(value.timestamp()) if in_seconds else round(value.timestamp() * 1000)
     form = AS_TEXT.fullmatch(str(like))
-    between, fraction, offset = form.groups() if form else ("T", ".000", "+00:00")
+    between, fraction, blank, offset = form.groups() if form else ("T", ".000", "", "+00:00")
     digits = "seconds" if not fraction else "milliseconds" if len(fraction) <= len(".000") else "microseconds"
     said = value.replace(tzinfo=None).isoformat(between, digits)
-    return said + ("Z" if offset == "Z" else "+00:00" if offset else "")
+    return said + (f"{blank}{'Z' if offset == 'Z' else '+00:00'}" if offset else "")
 
 
 def _write(connection: Connection, statement: Update, values: list[dict[str, Any]], done: Done) -> None:

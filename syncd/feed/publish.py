@@ -23,7 +23,7 @@ from syncd.database.target import Done, Mapped
 from syncd.errors import StoreError, SyncdError, TransactionLost
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS
-from syncd.text import count, plain
+from syncd.text import count, harmless, plain
 from syncd.threads import Latest, in_own_thread, in_thread
 
 WAIT_S = 10.0
@@ -103,7 +103,7 @@ class Target:
         self.waits = False
         self._count(done, at)
         self.state.matched, self.state.unmatched = done.matched, done.unmatched
-        self.state.examples = [plain(key, 100) for key in done.examples]
+        self.state.examples = [harmless(key, 100) for key in done.examples]
         if done.vanished > self.state.vanished:
             logger.bind(event="publish.vanished").warning(
                 "publish {}: {} of vanished events, left as they are",

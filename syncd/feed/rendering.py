@@ -26,9 +26,9 @@ COLUMNS = (
 SCHEMA = "https://schema.org"
 PRODUCT = "-//syncd//Billetweb//EN"
 """Without the version: a new one is not news of the events."""
-FORMULA = re.compile(r"""(?:\A|(?<=[;\n\r]))(?="*[=+@\t\r\n-])""")
+FORMULA = re.compile(r"""\A(?="*[=+@\t\r\n-])|(?<=[;\t\n\r])(?="*[=+@-])""")
 """The place before what a spreadsheet takes for a formula (OWASP, CSV injection). If ";" separates cells, as
-in France, one may begin in the middle of a text."""
+in France, or a tab, one may begin in the middle of a text."""
 
 
 def render(form: FeedFormat, events: Sequence[PublicEvent]) -> bytes:

@@ -217,7 +217,7 @@ class Endpoint:
         if isinstance(trouble, Unreachable | ConfigError):
             return str(trouble)
         if isinstance(trouble, httpx.ConnectError):
-            return f"no connection: {plain(str(trouble), 200)}"
+            return f"no connection: {plain(str(trouble), 200) or 'it was closed as it was made'}"
         if isinstance(trouble, httpx.HTTPError | httpx.StreamError | OSError):
             return f"no answer ({type(trouble).__name__})"
         self._tell_bug(trouble)

@@ -618,7 +618,7 @@ def test_reader_that_left_ends_a_program(home: Path, base_url: str) -> None:
         for command in (["once"], ["check"]):
             done = subprocess.run(
                 ["sh", "-c", script, "sh", *SYNCD, *command, "--config", config],
-                env=environment(),
+                env=environment(PYTHONUNBUFFERED="1"),  # or an empty write would not be tried
                 capture_output=True,
                 text=True,
                 timeout=60,

@@ -116,7 +116,7 @@ def test_a_command_asks_for_nothing_else(daemon: Daemon, argv: str, request_: st
         ("publish", "formation     3         12        2  "),
         (
             "publish",
-            "\nformation: no event has the key old-1, old-2 and 10 more\nformation: 1 row of vanished",
+            '\nformation: no event has the key "old-1", "old-2" and 10 more\nformation: 1 row of vanished',
         ),
         ("webhooks", "site      example.org        1       0  "),
         ("webhooks", "\n    2 attempts since May 08 10:00: HTTP 503; again in "),

@@ -69,7 +69,7 @@ def test_site_s_table_is_looked_at_by_the_first_sale(
         assert site.row(url, SLUG, "placesTotal", "placesLeft", "isFull") == figures
     shown = daemon.ctl("publish").stdout
     assert shown.splitlines()[1].split()[:4] == ["badge", "1", "1", "3"]
-    assert "badge: no event has the key no-such-event\n" in shown
+    assert 'badge: no event has the key "no-such-event"\n' in shown
     (target,) = json.loads(daemon.ctl("publish", "--json").stdout)["publish"]
     assert (target["name"], target["matched"], target["unmatched"]) == ("badge", 1, 1)
     assert (target["last_error"], target["examples"]) == (None, ["no-such-event"])

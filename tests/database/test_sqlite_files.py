@@ -12,6 +12,7 @@ import pytest
 from conftest import LogLines, Rig
 from support.processes import short_folder
 
+from syncd.database import sqlite
 from syncd.database.engine import Database
 from syncd.database.sqlite import WAL_BYTES
 
@@ -120,6 +121,24 @@ def test_a_file_that_all_may_read_is_passed_over(
         path.chmod(mode)
     assert len(log_lines.of("database.open_to_all")) == told
     assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_log_that_its_last_reader_removes_is_an_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site opens and closes its file with each request: between two looks its log may be gone."""
+    path, log, access = tmp_path / "site.db", tmp_path / "site.db-shm", os.access
+    path.touch()
+
+    def closed_meanwhile(asked: Path, mode: int) -> bool:
+        if asked == log:
+            log.unlink()
+        return access(asked, mode)
+
+    log.touch()
+    monkeypatch.setattr(os, "access", closed_meanwhile)
+    assert sqlite.obstacle(path, in_use=True) is None
+    assert not log.exists()
 
 
 def test_the_log_stays_as_long_as_the_longest_query_made_it(rig: Rig) -> None:

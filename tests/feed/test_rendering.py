@@ -217,18 +217,25 @@ def test_an_event_without_anything_breaks_the_feed(form: FeedFormat) -> None:
     assert render(form, [])
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+33", "-2", "@SUM(A1)", "\t=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+33", "-2", "@SUM(A1)"])
 def test_a_spreadsheet_carries_a_name_out(text: str) -> None:
     """What would be a formula is led by an apostrophe; numbers and other texts are left alone."""
     (row,) = cells(render("csv", [event(name=text, place=f"a{text}", places_left=-1)]))
     assert (row["name"], row["place"], row["places_left"]) == (f"'{text}", f"a{text}", "-1")
 
 
-@pytest.mark.parametrize("end", ["\r", "\n"])
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n", "\t"])
 def test_a_spreadsheet_carries_a_second_line_out(end: str) -> None:
-    """A line may be a row of its own to who parts cells otherwise."""
+    """A line may be a row of its own to who parts cells otherwise, and a tab may part them."""
     (row,) = cells(render("csv", [event(name=f"{end}=1", place=f"a{end}=1")]))
     assert (row["name"], row["place"]) == (f"'{end}'=1", f"a{end}'=1")
+
+
+@pytest.mark.parametrize("between", ["\r\n", "\n\n", "\t\t", "\n\t", ";\n"])
+def test_an_address_of_several_lines_gets_apostrophes(between: str) -> None:
+    """A line's end before another is no formula."""
+    (row,) = cells(render("csv", [event(place=f"Rue A{between}Ville")]))
+    assert row["place"] == f"Rue A{between}Ville"
 
 
 def test_a_french_spreadsheet_carries_a_name_out() -> None:
