@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.browser import PROGRAM, WHY_NOT, browser
-from support.processes import DaemonProcess, environment, eventually, short_folder
+from support.processes import DaemonProcess, environment, eventually, free_port, short_folder
 from support.project import README
 
 from syncd.standin.server import StandIn, serving
@@ -89,8 +89,7 @@ def _listens(port: int) -> bool:
 @pytest.fixture(params=["nginx", "js"])
 def address(request: pytest.FixtureRequest, daemon: DaemonProcess, tmp_path: Path) -> Iterator[str]:
     """Give the address of a site that has the page behind its login."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     if request.param == "nginx":
         if NGINX is None:
             pytest.skip("needs nginx: apt-get install nginx-light")

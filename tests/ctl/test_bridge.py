@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.canned_daemon import ENDED, STATUS, STEPS, Daemon, serving, stream
-from support.processes import eventually
+from support.processes import eventually, free_port
 
 from syncd.ctl.bridge import MOST_AT_ONCE, MOST_BYTES, Bridge
 from syncd.ctl.main import main
@@ -319,8 +319,7 @@ def test_ctrl_c_is_a_traceback(daemon: Daemon) -> None:
 
 def test_the_address_is_no_json(daemon: Daemon) -> None:
     """With `--json` it is one document, and `--port` is the port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with command(daemon, "--json", "--port", str(port)) as process:
         assert process.stdout
         document = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
