@@ -26,7 +26,7 @@ from syncd.config import Config
 from syncd.database import absences, deliveries, rows, state
 from syncd.database import runs as runs_on_record
 from syncd.database.deliveries import Delivery
-from syncd.database.engine import Database, masked, outdated
+from syncd.database.engine import Database, masked
 from syncd.database.rows import Places, Writing
 from syncd.database.state import Pause
 from syncd.errors import RunCancelled, StoreError, ValueRefused
@@ -135,19 +135,21 @@ class Account:
         self._outlived = False
 
     async def _reopen(self) -> None:
-        """Open the file at the database's path if it is no longer the open one. Raises as `open`.
+        """Open the database again if it is no longer this process's. Raises as `open`.
 
-        Only a run may do so, as it begins: a run in progress relies on what it read in the old database.
+        Only a run may do so, as it begins: a run in progress relies on what it read before.
         """
-        how = self.database.is_open and (self.database.displacement() or await self.database.read(outdated))
-        if not how:
+        if not (how := await in_thread(self.database.lost)):
             return
         logger.bind(event="database.displaced").error("{}; what is there now is opened instead", how)
         async with self._opening, self._recording:
+            if not self.database.was_taken:
+                self._outlive()
             await in_thread(self.database.close)
-            self._forget()
+            self.facts = self.facts.anew(ended.run for ended in self._unrecorded)
+            self.feeds.forget()
 
-    def _forget(self) -> None:
+    def _outlive(self) -> None:
         """Forget what a lost database held: what earlier runs left, and the runs' own ids.
 
         A run's unrecorded end goes into the next database, unless the run wrote into the lost one.
@@ -155,8 +157,6 @@ class Account:
         self._outlived = True
         kept = [ended.run for ended in self._unrecorded if ended.run.outcome not in record.GOOD]
         self._unrecorded = deque(map(Ended, kept), maxlen=UNRECORDED_AT_MOST)
-        self.facts = self.facts.anew(kept)
-        self.feeds.forget()
         for run in filter(None, (self.runner.current, self.runner.queued, *kept)):
             self.runner.renumber(run)
 

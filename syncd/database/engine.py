@@ -134,9 +134,26 @@ class Database:
                 upgrade(connection, schema.REVISION)
 
     def displacement(self) -> str | None:
-        """Return how the file at the path differs from the open one, or None. Waits for nothing."""
+        """Return how the database is known to be no longer this process's, or None. Waits for nothing."""
         held = self._held
         return held.displacement() if held else None
+
+    @property
+    def was_taken(self) -> bool:
+        """Whether another syncd held the very same database meanwhile: what stands there counts."""
+        return isinstance(self._held, Postgresql) and self._held.displacement() is not None
+
+    def lost(self) -> str | None:
+        """Ask how the database is no longer this process's; None if it still is. Raises StoreError."""
+        if self._held is None:
+            return None
+        try:  # on a server only the connection that writes shows it
+            with self.begin(write=isinstance(self._held, Postgresql)) as connection:
+                found = _outdated(connection)
+        except StoreError:
+            if not self.displacement():
+                raise
+        return self.displacement() or found
 
     def prove(self) -> None:
         """Raise StoreError if what was written is lost because the file is no longer at its path."""
@@ -154,8 +171,8 @@ class Database:
             held.close()
 
 
-def outdated(connection: Connection) -> str | None:
-    """Return how the tables are no longer this version's, or None. Raises StoreError."""
+def _outdated(connection: Connection) -> str | None:
+    """Return how the tables are no longer this version's, or None."""
     revision = _known_revision(connection)
     if revision == schema.REVISION:
         return None
@@ -165,7 +182,7 @@ def outdated(connection: Connection) -> str | None:
 
 
 def _prove(held: Sqlite | Postgresql) -> None:
-    """Raise StoreError if the open file is no longer the one at its path."""
+    """Raise StoreError if the database is no longer this process's."""
     if how := held.displacement():
         raise StoreError(f"{how}; the next run opens what is there")
 

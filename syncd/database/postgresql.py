@@ -11,11 +11,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import uuid4
 
 from loguru import logger
 from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
+from syncd.database import state
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
 
 LOCK_TIMEOUT_S = 3
@@ -64,6 +66,7 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND (classid::bigint << 32) | objid::bigint = {LOCK}
 """  # noqa: S608 - a constant
+HOLDS = "SELECT value FROM syncd_state WHERE name = %s"
 INSTALL = (
     f"psycopg and libpq: {sys.executable} -m pip install 'psycopg[binary]',"
     " or with the Debian package apt-get install libpq5"
@@ -80,7 +83,8 @@ class Postgresql:
     """A database on a server.
 
     All writes go through the one connection that holds the lock. So a syncd that lost the lock cannot commit:
-    the server ended its connection. The pool then reconnects, which takes the lock again.
+    the server ended its connection. The pool then reconnects, which takes the lock again, and sees whether
+    another syncd had it meanwhile: what this one has read is then out of date.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -90,6 +94,9 @@ class Postgresql:
         """
         self.name = f"the database {name}"
         self._schema: str | None = None
+        self._token = uuid4().hex
+        self._is_open = False
+        self._was_taken = False
         # One transaction writes at a time. For reads, a run takes one connection, status and syncctl two;
         # two more are for peaks. Each costs the server some MiB, and by default it allows a hundred.
         self.writer = _engine(
@@ -130,12 +137,26 @@ class Postgresql:
             by = f"server process {holder[0]}" if holder else "just gone"
             raise AlreadyRunning(f"another syncd ({by}) holds {self.name}") from None
         connection.commit()
+        if self._is_open and not self._was_taken:
+            self._was_taken = self._is_another_s(dialect, connection)
+
+    def _is_another_s(self, dialect: Dialect, connection: Any) -> bool:
+        try:
+            found = connection.execute(HOLDS, [state.HOLDER]).fetchone()
+        except dialect.loaded_dbapi.errors.UndefinedTable:  # who reads the tables next finds out
+            found = None
+        connection.rollback()
+        return found is not None and found[0] != self._token
 
     def opened(self) -> None:
-        """Do nothing: a server's database is not a file."""
+        """Note which syncd holds the database."""
+        with self.writer.begin() as connection:
+            state.put(connection, state.HOLDER, self._token)
+        self._is_open = True
 
-    def displacement(self) -> None:
-        """Return None: a connection ends with its database."""
+    def displacement(self) -> str | None:
+        """Return that another syncd held the database meanwhile, once a connection has shown it; or None."""
+        return f"another syncd held {self.name} while this one was cut off" if self._was_taken else None
 
     def checkpoint(self) -> bool:
         """Do nothing: the server's vacuum overwrites what was erased."""

@@ -23,6 +23,7 @@ SINCE = "attendees since"
 TRACES = "traces of attendees"
 SHORT = "list without descriptions"
 FEEDS = "feeds"
+HOLDER = "holder"
 
 
 class Limited(Struct, frozen=True):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from support.processes import DaemonProcess, asked, eventually, syncd, write_con
 from support.reading import past_the_lock
 from support.real_databases import Server, locked, query
 
-from syncd.database import schema
+from syncd.database import runs, schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
+from syncd.model import Run
 from syncd.standin.server import StandIn, error_object, hang
 
 pytestmark = [pytest.mark.postgresql_only, pytest.mark.usefixtures("database_kind")]
@@ -160,7 +162,7 @@ def test_a_lost_connection_loses_the_lock_for_good(url: str) -> None:
 
 
 def test_one_that_was_cut_off_writes_beside_its_successor(url: str) -> None:
-    """Where another syncd took the lock meanwhile, the first one's next transaction does not begin."""
+    """Where another syncd took the lock meanwhile, the first one writes nothing before it is opened again."""
     first = opened(url)
     cut_off(url)
     second = opened(url)
@@ -168,9 +170,57 @@ def test_one_that_was_cut_off_writes_beside_its_successor(url: str) -> None:
         pytest.fail("it began")
     assert not leaks(str(caught.value))
     second.close()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="while this one was cut off"), first.begin(write=True):
+            pass
+    first.close()
+    first.open()
     with first.begin(write=True):
         pass
     first.close()
+
+
+def test_a_run_overwrites_what_another_syncd_wrote(rig: Rig, standin: StandIn) -> None:
+    """A run that was cut off while another syncd had one fails; the next begins from what that left."""
+    rig.run()
+    standin.fail("/event/900006/tickets", hang, times=1)
+    before = len(standin.requests)
+    overtaken = rig.request()
+    rig.until(lambda: any("900006/tickets" in f"{request}" for request in standin.requests[before:]))
+    cut_off(rig.url)
+    standin.sell("900006", 2)
+    with rig_on(rig.config) as other:
+        assert other.run().outcome == "ok"
+    figures = "SELECT places_left FROM billetweb_events WHERE id = '900006'"
+    sold = rig.sql(figures)
+    standin.refund("900006")
+    standin.heal()
+    assert rig.wait(overtaken).outcome == "failed"
+    assert "another syncd held" in overtaken.errors[-1].message
+    assert rig.sql(figures) == sold
+    assert rig.run().outcome == "ok"
+    mirrors(rig, standin)
+    states = "SELECT outcome FROM syncd_runs ORDER BY id"
+    assert rig.sql(states) == [("ok",), ("failed",), ("ok",), ("ok",)]
+
+
+def test_what_another_syncd_was_told_meanwhile_is_forgotten(rig: Rig, log_lines: LogLines) -> None:
+    """A pause, a run that it did not end: who was cut off and finds another's word goes by that."""
+    rig.run()
+    cut_off(rig.url)
+    with rig_on(rig.config) as other:
+        other.portal.call(lambda: other.account.pause(paused=True))
+        cut = Run(id=-1, trigger="interval", state="running", started_at=datetime.now(UTC))
+        other.portal.call(other.account.database.write, runs.put, cut)
+    assert rig.run().outcome == "cancelled"
+    assert rig.account.status().state == "paused"
+    assert len(log_lines.of("database.displaced")) == 1
+    assert rig.sql("SELECT outcome FROM syncd_runs WHERE id = 2") == [("failed",)]
+    assert rig.portal.call(lambda: rig.account.pause(paused=False))
+    assert rig.run().outcome == "ok"
+    rig.restart()
+    assert rig.account.status().state == "idle"
+    assert len(log_lines.of("database.displaced")) == 1
 
 
 def test_readers_take_all_connections_of_the_server(url: str) -> None:
