@@ -93,7 +93,7 @@ class Schedule:
         self.clock_jumps = 0
         self._fire = fire
         self._clocks = clocks
-        self._missed_before = 0
+        self._missed_before = self._missed_seen = 0
         self._slot_at_s: float | None = None
         self._seen = clocks()
         self._left_s = 0.0
@@ -157,6 +157,7 @@ class Schedule:
     def tick(self) -> None:
         """Compare the clocks; plan again if one was stepped or the machine slept since the last tick."""
         seen, self._seen = self._seen, self._clocks()
+        missed, self._missed_seen = self._missed_seen, self.missed
         passed_s = self._seen.boot_s - seen.boot_s
         stepped_s = (self._seen.wall - seen.wall).total_seconds() - passed_s
         slept_s = passed_s - (self._seen.running_s - seen.running_s)
@@ -177,7 +178,9 @@ class Schedule:
         interval_s = self._interval.total_seconds()
         overdue = int(max(-left_s, 0.0) // interval_s)
         self._plan(self._seen.wall + timedelta(seconds=min(max(left_s, 0.0), interval_s)))
-        self._missed_before += overdue
+        # By a stepped clock APScheduler, if it looked first, saw slots go by that did not.
+        self._missed_before = min(self._missed_before, missed + int(passed_s // interval_s)) + overdue
+        self._missed_seen = self.missed
 
     def _plan(self, first: datetime) -> None:
         self._missed_before = self.missed
