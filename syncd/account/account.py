@@ -146,7 +146,7 @@ class Account:
             if not self.database.was_taken:
                 self._outlive()
             await in_thread(self.database.close)
-            self.facts = self.facts.anew(ended.run for ended in self._unrecorded)
+            self.facts = self.facts.anew(e.run for e in self._unrecorded if self._outlived or e.run.id < 0)
             self.feeds.forget()
 
     def _outlive(self) -> None:
@@ -214,7 +214,7 @@ class Account:
     async def _fire(self) -> None:
         """Start the run of a scheduled slot, or skip it; return when it has ended."""
         waiting = [run for run in (self.runner.current, self.runner.queued) if run and run.whole]
-        if self.paused:
+        if self.paused and not self.database.displacement():  # else another syncd may have resumed them
             self.schedule.skip("paused")
         elif self.client.refused:
             self.schedule.skip("credentials")

@@ -91,9 +91,11 @@ def finish(
     report, pace = ended.report, ended.pace
     run = structs.replace(ended.run, id=runs.id_of(connection, ended.run))
     if not runs.has_ended(connection, run):  # else the answer to that commit was lost
-        before = runs.outcome_before(connection, run)
+        latest_id, before = runs.latest_outcome(connection)  # of this very run, if another syncd closed it
+        is_past = 0 < run.id < latest_id
         run.id = runs.put(connection, run)
-        tell(connection, run, before, now)
+        if not is_past:  # else the later one was told
+            tell(connection, run, before, now)
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     if report:
         rows.set_read_at(connection, report.read_at, now)

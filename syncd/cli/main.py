@@ -223,10 +223,10 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
-    config = _configured(load(arguments.config, os.environ), redact)
+    config = load(arguments.config, os.environ)
     if arguments.quiet:  # the summary has the errors too; what recovers on its own is worth no mail
         config = structs.replace(config, log=structs.replace(config.log, level="ERROR"))
-        _log(config, redact)
+    config = _configured(config, redact)
     run = threads.run(_run_once(config, redact, full=arguments.full, quiet=arguments.quiet))
     if not arguments.quiet or run.outcome != "ok":
         _say(text.run_summary(msgspec.to_builtins(run)))
@@ -349,10 +349,12 @@ def _is_open_to_all(config: Config) -> bool:
     written = [url for credential, url in urls.items() if credential not in config.credentials]
     passwords = [password for url in written for password in engine.secrets(url)]
     try:
-        mode = config.path.stat().st_mode
+        path = config.path.resolve()
+        may_read = path.stat().st_mode & stat.S_IROTH
+        may_reach = all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
     except OSError:  # gone since it was read
         return False
-    return bool(mode & stat.S_IROTH) and any([config.heartbeat.url, *passwords])
+    return bool(may_read and may_reach) and any([config.heartbeat.url, *passwords])
 
 
 def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:

@@ -158,7 +158,8 @@ def conclude(connection: Connection, due: Due, tried: Tried) -> None:
     values |= {"state": tried.state, "status": tried.status, "error": tried.error}
     if tried.state == "delivered":
         values["delivered_at"] = tried.at
-    connection.execute(schema.deliveries.update().where(D.id == due.id).values(values))
+    here = and_(D.id == due.id, D.state != "delivered")  # by another syncd, while this one was cut off
+    connection.execute(schema.deliveries.update().where(here).values(values))
 
 
 def park(connection: Connection, endpoint: str, settings: str) -> None:

@@ -116,11 +116,13 @@ class Database:
     @contextmanager
     def _transaction(self, held: Sqlite | Postgresql, *, write: bool) -> Iterator[Connection]:
         engine = held.writer if write else held.reader
-        _prove(held)
+        if write or isinstance(held, Sqlite):  # on a server, what another syncd left is good to read
+            _prove(held)
         try:
             with engine.begin() as connection:
                 if write:
                     self._writers.add(get_ident())
+                    _prove(held)  # a connection that was made just now may have shown it
                 yield connection
                 if write:
                     _prove(held)  # else it would be committed to a file that nobody finds
@@ -151,8 +153,9 @@ class Database:
             with self.begin(write=isinstance(self._held, Postgresql)) as connection:
                 found = _outdated(connection)
         except StoreError:
-            if not self.displacement():
-                raise
+            if how := self.displacement():
+                return how
+            raise
         return self.displacement() or found
 
     def prove(self) -> None:

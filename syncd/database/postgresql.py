@@ -66,7 +66,7 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND (classid::bigint << 32) | objid::bigint = {LOCK}
 """  # noqa: S608 - a constant
-HOLDS = "SELECT value FROM syncd_state WHERE name = %s"
+NOTED_HOLDER = "SELECT value FROM syncd_state WHERE name = %s"
 INSTALL = (
     f"psycopg and libpq: {sys.executable} -m pip install 'psycopg[binary]',"
     " or with the Debian package apt-get install libpq5"
@@ -142,7 +142,7 @@ class Postgresql:
 
     def _is_another_s(self, dialect: Dialect, connection: Any) -> bool:
         try:
-            found = connection.execute(HOLDS, [state.HOLDER]).fetchone()
+            found = connection.execute(NOTED_HOLDER, [state.HOLDER]).fetchone()
         except dialect.loaded_dbapi.errors.UndefinedTable:  # who reads the tables next finds out
             found = None
         connection.rollback()

@@ -101,6 +101,15 @@ def outcome_before(connection: Connection, run: Run) -> Outcome | None:
     return before
 
 
+def latest_outcome(connection: Connection) -> tuple[int, Outcome | None]:
+    """Return id and outcome of the latest such run that ended; 0 and None if there is none."""
+    runs = schema.runs.c
+    ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled")
+    query = select(runs.id, runs.outcome).where(*ended).order_by(runs.id.desc()).limit(1)
+    found = connection.execute(query).first()
+    return (found.id, found.outcome) if found else (0, None)
+
+
 def find(connection: Connection, run_id: int) -> Run | None:
     """Return one recorded run."""
     return _first(connection, select(schema.runs).where(schema.runs.c.id == run_id))

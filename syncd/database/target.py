@@ -45,6 +45,7 @@ AS_TEXT = re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\d(\.\d{1,9})?( ?)(Z|[+-
 """An instant in a form that SQLite's functions read, Sequelize's and Go's too; without an offset in UTC."""
 LEAST_MS = 100_000_000_000
 """A whole number below it is in seconds, which reach it in the year 5138; in milliseconds it is in 1973."""
+JULIAN_1970 = 2_440_587.5
 LISTED = 10
 """How many keys without a match are shown; more would fill a screen."""
 KEY = "the key"
@@ -233,6 +234,8 @@ def _in_file(kind: TypeEngine[Any], value: datetime, like: object) -> float | st
     """
     if isinstance(like, int | float) or (like is None and isinstance(kind, Integer)):
         in_seconds = like is not None and 0 < abs(like) < LEAST_MS
+        if isinstance(like, float) and 1e6 < like < 1e7:  # noqa: PLR2004 - Julian days
+            return value.timestamp() / 86_400 + JULIAN_1970
         if isinstance(like, float):
             return value.timestamp() * (1 if in_seconds else 1000)
         return int(value.timestamp()) if in_seconds else round(value.timestamp() * 1000)

@@ -113,6 +113,14 @@ def test_check_of_good_settings_complains(
 
 
 WITH_PASSWORD = {"database": {"url": "postgresql://a:pass-word@127.0.0.1:9/a"}}
+
+
+def open_to_all(path: Path) -> None:
+    """Let every user read a file in one of the tests' own folders."""
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+
+
 WITHOUT = {"database": {"url": "postgresql://a@127.0.0.1:9/a"}}
 WITH_TOKEN = {"heartbeat": {"url": "https://hc.example/token"}}
 
@@ -132,19 +140,23 @@ def test_password_lies_open_to_all(
 ) -> None:
     """A warning names a configuration with a secret that every user may read, and nothing of the secret."""
     path = write_config(home, "http://127.0.0.1:9", said)
+    open_to_all(path)
     path.chmod(mode)
     main(["check", "--config", str(path)])
     told = capsys.readouterr().err
     assert told.count(f"`chmod o= {path}`") == is_told
     assert "pass-word" not in told
     assert "token" not in told
+    home.chmod(0o700)
+    main(["check", "--config", str(path)])
+    assert "chmod" not in capsys.readouterr().err
 
 
 @pytest.mark.sqlite_only("about URLs of its own")
 def test_password_of_a_credential_counts_as_one_in_the_configuration(home: Path, capsys: Capsys) -> None:
     """A URL that a credential replaces says nothing about who may read the configuration."""
     path = write_config(home, "http://127.0.0.1:9", WITHOUT)
-    path.chmod(0o644)
+    open_to_all(path)
     credential = home / "credentials/database-url"
     credential.parent.mkdir()
     credential.touch(mode=0o600)
@@ -345,7 +357,8 @@ def test_full_is_forgotten(home: Path, base_url: str) -> None:
 
 def test_cron_mails_each_good_run(home: Path, standin: StandIn, base_url: str) -> None:
     """With --quiet a good run prints nothing anywhere; one that went wrong is summed up with its errors."""
-    path = write_config(home, base_url, {"log": {"level": "INFO"}})
+    path = write_config(home, base_url, {"log": {"level": "INFO"}, "heartbeat": {"url": f"{base_url}/ping"}})
+    open_to_all(path)
     done = syncd("once", "--quiet", "--config", path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     standin.fail("/event/900001/avail", error_object("odd", "is odd"))

@@ -15,7 +15,6 @@ from support.processes import PATIENCE_S, DaemonProcess, short_folder
 from support.project import README
 
 from syncd.control.openapi import described, document
-from syncd.database.rows import SHOWN
 from syncd.standin.server import StandIn, serving
 
 ROUTES = answering(Stub()).routes
@@ -97,11 +96,6 @@ def test_reference_leads_nowhere() -> None:
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == COMPONENTS.keys()
     for schema in COMPONENTS.values():
         Draft202012Validator.check_schema(schema)
-
-
-def test_event_is_not_as_it_is_shown() -> None:
-    """The description of an event has the columns that are shown, and its age."""
-    assert COMPONENTS["Event"]["properties"].keys() == {*SHOWN, "age_s"}
 
 
 def test_clients_may_not_lean_on_a_field_that_is_always_there() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from msgspec import structs
 from sqlalchemy import inspect
 from sqlalchemy.engine import make_url
 from support.processes import DaemonProcess, asked, eventually, syncd, write_config
 from support.reading import past_the_lock
 from support.real_databases import Server, locked, query
 
+from syncd.config import Secret, WebhookConfig
 from syncd.database import runs, schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
@@ -180,28 +182,65 @@ def test_one_that_was_cut_off_writes_beside_its_successor(url: str) -> None:
     first.close()
 
 
-def test_a_run_overwrites_what_another_syncd_wrote(rig: Rig, standin: StandIn) -> None:
-    """A run that was cut off while another syncd had one fails; the next begins from what that left."""
-    rig.run()
+def overtaken(rig: Rig, standin: StandIn, *, runs: int) -> Run:
+    """Return a run in which the connection is cut, and another syncd has so many runs."""
     standin.fail("/event/900006/tickets", hang, times=1)
     before = len(standin.requests)
-    overtaken = rig.request()
+    run = rig.request()
     rig.until(lambda: any("900006/tickets" in f"{request}" for request in standin.requests[before:]))
     cut_off(rig.url)
     standin.sell("900006", 2)
     with rig_on(rig.config) as other:
-        assert other.run().outcome == "ok"
-    figures = "SELECT places_left FROM billetweb_events WHERE id = '900006'"
-    sold = rig.sql(figures)
+        for _ in range(runs):
+            assert other.run().outcome == "ok"
     standin.refund("900006")
     standin.heal()
-    assert rig.wait(overtaken).outcome == "failed"
-    assert "another syncd held" in overtaken.errors[-1].message
-    assert rig.sql(figures) == sold
+    return rig.wait(run)
+
+
+def test_a_run_overwrites_what_another_syncd_wrote(rig: Rig, standin: StandIn) -> None:
+    """A run that was cut off while another syncd had one fails; the next begins from what that left."""
+    rig.run()
+    run = overtaken(rig, standin, runs=1)
+    assert run.outcome == "failed"
+    assert "another syncd held" in run.errors[-1].message
+    assert rig.sql("SELECT places_left FROM billetweb_events WHERE id = '900006'") == [(1,)]
+    assert rig.portal.call(lambda: rig.account.runs(1, None))[0].outcome == "ok", "it may be read meanwhile"
     assert rig.run().outcome == "ok"
     mirrors(rig, standin)
-    states = "SELECT outcome FROM syncd_runs ORDER BY id"
-    assert rig.sql(states) == [("ok",), ("failed",), ("ok",), ("ok",)]
+    outcomes = rig.sql("SELECT outcome FROM syncd_runs ORDER BY id")
+    assert outcomes == [("ok",), ("failed",), ("ok",), ("ok",)]
+    assert rig.account.status().run_count == 4
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_run_that_was_overtaken_is_told_after_later_ones(
+    url: str, make_config: MakeConfig, instant_retries: None, standin: StandIn, others: int
+) -> None:
+    """What an endpoint heard last of runs is true, whoever had them."""
+    config = make_config(database__url=url)
+    endpoint = WebhookConfig(name="site", url="http://127.0.0.1:9/", on=("run.failed", "run.recovered"))
+    secrets = {"site": (Secret(f"whsec_{'A' * 32}"),)}
+    with rig_on(structs.replace(config, webhooks=(endpoint,), webhook_secrets=secrets)) as rig:
+        rig.run()
+        overtaken(rig, standin, runs=others)
+        assert rig.run().outcome == "ok"
+        told = [kind for (kind,) in rig.sql("SELECT type FROM syncd_deliveries ORDER BY seq")]
+        assert told == ["run.failed", "run.recovered"]
+
+
+def test_a_pause_that_another_syncd_ended_stays(rig: Rig) -> None:
+    """A slot finds out, though nothing else runs while scheduled runs are paused."""
+    rig.run()
+    rig.portal.call(lambda: rig.account.pause(paused=True))
+    cut_off(rig.url)
+    with rig_on(rig.config) as other:
+        other.portal.call(lambda: other.account.pause(paused=False))
+    with pytest.raises(StoreError, match="another syncd held"):
+        rig.portal.call(lambda: rig.account.pause(paused=False))
+    rig.portal.call(rig.account._fire)
+    assert rig.account.status().state == "idle"
+    assert rig.sql("SELECT outcome FROM syncd_runs ORDER BY id") == [("ok",), ("ok",)]
 
 
 def test_what_another_syncd_was_told_meanwhile_is_forgotten(rig: Rig, log_lines: LogLines) -> None:

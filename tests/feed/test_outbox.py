@@ -38,6 +38,18 @@ def told(rig: Rig, *kinds: str) -> list[dict[str, Any]]:
     return [json.loads(body) for kind, body in sent(rig, "type, body") if kind in kinds]
 
 
+def test_a_delivery_that_another_syncd_sent_waits_again(rig: Rig, standin: StandIn) -> None:
+    """An attempt that failed, and is put on record after another's that did not, changes nothing."""
+    rig.run()
+    standin.sell(CONCERT, 3)
+    rig.run()
+    due = rig.query(deliveries.next_due, "site", rig.clock.now())
+    for state in ("delivered", "pending"):
+        tried = deliveries.Tried(rig.clock.now(), state)
+        rig.portal.call(rig.account.database.write, deliveries.conclude, due, tried)
+    assert rig.sql("SELECT state FROM syncd_deliveries WHERE id = ?", due.id) == [("delivered",)]
+
+
 def test_a_sold_out_event_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     """The last place sold, and one refunded, are told with the Event as the API shows it then."""
     rig.run()

@@ -105,7 +105,7 @@ def syncd(
 
 
 def free_port() -> int:
-    """Return a port of this machine below those that the kernel gives away: nobody gets it meanwhile."""
+    """Return a port below those that the kernel gives away: hardly anybody gets it meanwhile."""
     while True:
         port = random.randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
