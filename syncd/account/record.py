@@ -47,7 +47,8 @@ class Ended(Struct, frozen=True):
 def look_back(connection: Connection, now: datetime, live_since: datetime, *, tell: Tell) -> Past:
     """Return what is recorded; close the runs that an earlier process left unfinished, and `tell` of them."""
     for run in runs.close_interrupted(connection, now):
-        tell(connection, run, runs.outcome_before(connection, run), now)
+        _, before = runs.latest_outcome(connection, but=run.id)
+        tell(connection, run, before, now)
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     return Past(
         history=runs.history(connection, now),

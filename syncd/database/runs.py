@@ -88,23 +88,14 @@ def _changes_by(connection: Connection, run_id: int) -> dict[str, int]:
     return dict.fromkeys(COUNTS, 0) | {row[0]: row[1] for row in found}
 
 
-def outcome_before(connection: Connection, run: Run) -> Outcome | None:
-    """Return the outcome of the latest other run of the whole account that was not cancelled.
+def latest_outcome(connection: Connection, but: int = 0) -> tuple[int, Outcome | None]:
+    """Return id and outcome of the latest run of the whole account, `but` one, that was not cancelled.
 
-    The latest by id: a run of a clock that was ahead would be the latest by time for years.
+    0 and None if there is none. The latest by id: a run of a clock that was ahead would be the latest by time
+    for years.
     """
     runs = schema.runs.c
-    ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled", runs.id != run.id)
-    before: Outcome | None = connection.scalar(
-        select(runs.outcome).where(*ended).order_by(runs.id.desc()).limit(1)
-    )
-    return before
-
-
-def latest_outcome(connection: Connection) -> tuple[int, Outcome | None]:
-    """Return id and outcome of the latest such run that ended; 0 and None if there is none."""
-    runs = schema.runs.c
-    ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled")
+    ended = (runs.state == "done", runs.whole, runs.outcome != "cancelled", runs.id != but)
     query = select(runs.id, runs.outcome).where(*ended).order_by(runs.id.desc()).limit(1)
     found = connection.execute(query).first()
     return (found.id, found.outcome) if found else (0, None)
