@@ -94,8 +94,7 @@ class Postgresql:
         """
         self.name = f"the database {name}"
         self._schema: str | None = None
-        self._token = uuid4().hex
-        self._is_open = False
+        self._token = ""  # what tells that it is this one that holds the database, once noted there
         self._was_taken = False
         # One transaction writes at a time. For reads, a run takes one connection, status and syncctl two;
         # two more are for peaks. Each costs the server some MiB, and by default it allows a hundred.
@@ -137,7 +136,7 @@ class Postgresql:
             by = f"server process {holder[0]}" if holder else "just gone"
             raise AlreadyRunning(f"another syncd ({by}) holds {self.name}") from None
         connection.commit()
-        if self._is_open and not self._was_taken:
+        if self._token and not self._was_taken:
             self._was_taken = self._is_another_s(dialect, connection)
 
     def _is_another_s(self, dialect: Dialect, connection: Any) -> bool:
@@ -150,9 +149,10 @@ class Postgresql:
 
     def opened(self) -> None:
         """Note which syncd holds the database."""
+        token = uuid4().hex
         with self.writer.begin() as connection:
-            state.put(connection, state.HOLDER, self._token)
-        self._is_open = True
+            state.put(connection, state.HOLDER, token)
+        self._token = token
 
     def displacement(self) -> str | None:
         """Return that another syncd held the database meanwhile, once a connection has shown it; or None."""

@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 from syncd.database.rows import FIELDS
 from syncd.database.state import Reads, Try
 from syncd.errors import SyncdError
-from syncd.log.repeats import EVERY_S
+from syncd.log import repeats
 from syncd.mirror.absence import Size
 from syncd.mirror.agenda import Pace
 from syncd.mirror.diff import Change
@@ -218,7 +218,7 @@ class RunLog:
         for failure in failures:
             key = (failure.subject, failure.kind, failure.status, NUMBER.sub("", failure.message))
             seen = before.get(key)
-            if seen and now - seen.told_at < EVERY_S:
+            if seen and now - seen.told_at < repeats.EVERY_S:
                 seen.runs += key not in still
                 known += 1
             else:
@@ -235,7 +235,7 @@ class RunLog:
             self._seen = {
                 key: seen
                 for key, seen in self._seen.items()
-                if key in still or (key[:3] in failing and now - seen.told_at < EVERY_S)
+                if key in still or (key[:3] in failing and now - seen.told_at < repeats.EVERY_S)
             }
         return known
 

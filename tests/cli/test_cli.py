@@ -113,16 +113,14 @@ def test_check_of_good_settings_complains(
 
 
 WITH_PASSWORD = {"database": {"url": "postgresql://a:pass-word@127.0.0.1:9/a"}}
+WITHOUT = {"database": {"url": "postgresql://a@127.0.0.1:9/a"}}
+WITH_TOKEN = {"heartbeat": {"url": "https://hc.example/token"}}
 
 
 def open_to_all(path: Path) -> None:
     """Let every user read a file in one of the tests' own folders."""
     path.parent.chmod(0o755)
     path.chmod(0o644)
-
-
-WITHOUT = {"database": {"url": "postgresql://a@127.0.0.1:9/a"}}
-WITH_TOKEN = {"heartbeat": {"url": "https://hc.example/token"}}
 
 
 @pytest.mark.sqlite_only("about URLs of its own")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
-from msgspec import structs
 from sqlalchemy import inspect
 from sqlalchemy.engine import make_url
 from support.processes import DaemonProcess, asked, eventually, syncd, write_config
 from support.reading import past_the_lock
 from support.real_databases import Server, locked, query
+from support.receiver import Receiver
+from support.telling import sent, telling
 
-from syncd.config import Secret, WebhookConfig
 from syncd.database import runs, schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
@@ -218,15 +218,13 @@ def test_a_run_that_was_overtaken_is_told_after_later_ones(
     url: str, make_config: MakeConfig, instant_retries: None, standin: StandIn, others: int
 ) -> None:
     """What an endpoint heard last of runs is true, whoever had them."""
-    config = make_config(database__url=url)
-    endpoint = WebhookConfig(name="site", url="http://127.0.0.1:9/", on=("run.failed", "run.recovered"))
-    secrets = {"site": (Secret(f"whsec_{'A' * 32}"),)}
-    with rig_on(structs.replace(config, webhooks=(endpoint,), webhook_secrets=secrets)) as rig:
+    on = ("run.failed", "run.recovered")
+    config = telling(make_config(database__url=url), Receiver("http://127.0.0.1:1/"), on=on)
+    with rig_on(config) as rig:
         rig.run()
         overtaken(rig, standin, runs=others)
         assert rig.run().outcome == "ok"
-        told = [kind for (kind,) in rig.sql("SELECT type FROM syncd_deliveries ORDER BY seq")]
-        assert told == ["run.failed", "run.recovered"]
+        assert sent(rig, "type") == ["run.failed", "run.recovered"]
 
 
 def test_a_pause_that_another_syncd_ended_stays(rig: Rig) -> None:
