@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, column, func, inspect, select, table, text
+from sqlalchemy import Connection, column, func, inspect, select, table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
@@ -327,7 +327,7 @@ def _known_revision(connection: Connection) -> str | None:
 def take_your_time(connection: Connection) -> None:
     """Let the statements of a transaction take as long as they need."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        postgresql.take_your_time(connection)
 
 
 def upgrade(connection: Connection, revision: str) -> None:

@@ -177,6 +177,13 @@ def engine(url: str, *, lock_timeout_s: int | None = None) -> Engine:
     return _engine(url, session, writes=True, poolclass=NullPool)
 
 
+def take_your_time(connection: Connection) -> None:
+    """Let the statements of this transaction take as long as they need, at the server and here."""
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    held: Any = connection.connection.dbapi_connection
+    held.is_unhurried = True
+
+
 def advice(told: str) -> str:
     """Return what to do if a server refuses the role, "" for any other error.
 
@@ -248,14 +255,17 @@ def _engine(
     except ImportError as error:
         raise ConfigError([f"PostgreSQL needs {INSTALL} ({str(error).splitlines()[0]})"]) from None
 
+    from syncd.database.patience import PatientConnection  # noqa: PLC0415 - it needs psycopg, which is there
+
     @event.listens_for(made, "do_connect")
     def connect(dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
         """Return a connection with its settings made and checked; see `_prove` for what is refused."""
-        connection = dialect.connect(*args, **parameters)
+        connection = PatientConnection.connect(*args, **parameters)
         try:
             if writes:
-                _refuse_pooler(connection, lambda: dialect.connect(*args, **parameters))
+                _refuse_pooler(connection, lambda: PatientConnection.connect(*args, **parameters))
             _set(connection, {**SESSION, **asked, **NEEDED})
+            connection.limit()
             quote = dialect.identifier_preparer.quote
             _prove(connection, asked.get("search_path"), quote, writes=writes)
             _set(connection, session)

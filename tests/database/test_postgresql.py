@@ -1,6 +1,9 @@
 """What only PostgreSQL has: a server that goes away and comes back, a lock that dies with its connection."""
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import make_url
 from support.processes import DaemonProcess, asked, eventually, syncd, write_config
 from support.reading import past_the_lock
@@ -18,8 +21,8 @@ from support.real_databases import Server, locked, query
 from support.receiver import Receiver
 from support.telling import sent, telling
 
-from syncd.database import runs, schema
-from syncd.database.engine import VERSION_TABLE, Database, check, masked
+from syncd.database import postgresql, runs, schema
+from syncd.database.engine import VERSION_TABLE, Database, check, masked, take_your_time
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.model import Run
 from syncd.standin.server import StandIn, error_object, hang
@@ -365,6 +368,64 @@ def test_a_server_that_is_down_keeps_the_daemon_down(
         if server.process.poll() is not None:
             server.start()
     assert not leaks(told + repr(first))
+
+
+@contextlib.contextmanager
+def frozen(server: Server, url: str) -> Iterator[None]:
+    """Have the server answer nobody, with every connection open, as where its disk hangs."""
+    processes = [
+        server.process.pid,
+        *(pid for (pid,) in query(url, f"SELECT pid FROM pg_stat_activity WHERE {OURS}")),
+    ]
+    try:
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an answer be overdue after 1.5 s."""
+    monkeypatch.setitem(postgresql.CONNECTION, "connect_timeout", "2")
+    monkeypatch.setitem(postgresql.SESSION, "statement_timeout", "1s")
+    monkeypatch.setattr("syncd.database.patience.ON_THE_WAY_S", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_run_waits_for_ever_for_a_server_that_hangs(server: Server, rig: Rig) -> None:
+    """The run fails, and the next one is good as soon as the server answers again."""
+    assert rig.run().outcome == "ok"
+    with frozen(server, rig.config.database.url):
+        failed = rig.run()
+    assert failed.outcome == "failed"
+    assert "timeout expired" in failed.errors[-1].message, "the server is asked for a new connection"
+    assert rig.run().outcome == "ok"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_statement_waits_for_ever_for_an_answer(server: Server, url: str) -> None:
+    database = opened(url)
+    overdue = pytest.raises(StoreError, match=r"no answer for 1\.5 s")
+    with overdue, database.begin(write=True) as connection, frozen(server, url):
+        connection.execute(text("SELECT 1"))
+    with database.begin(write=True) as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    database.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_takes_its_time_is_given_up(url: str) -> None:
+    """The limit is back with the next transaction."""
+    database = opened(url)
+    with database.begin(write=True) as connection:
+        take_your_time(connection)
+        connection.execute(text("SELECT pg_sleep(2)"))
+    with pytest.raises(StoreError, match="statement timeout"), database.begin(write=True) as connection:
+        connection.execute(text("SELECT pg_sleep(2)"))
+    database.close()
 
 
 # --- what can be used, and what cannot
