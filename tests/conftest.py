@@ -213,6 +213,13 @@ def instant_retries() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Let requests be asked again as often as the code says, without a wait in between."""
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield
+
+
 class LogLines:
     """What was logged, as the JSON form of the log holds it."""
 

@@ -6,10 +6,9 @@ import gzip
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import stamina
 from support import faults
 from support.clients import KEY, NOW, client_of
 from support.variants import mostly_slow
@@ -26,32 +25,20 @@ from syncd.errors import (
     TooLargeError,
     TransportError,
 )
-from syncd.standin.server import StandIn, serving
+from syncd.standin.server import StandIn
 
 MIB = 1024 * 1024
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 @pytest.fixture
-def account() -> StandIn:
+def standin() -> StandIn:
     return StandIn(now=NOW, key=KEY)
 
 
-@pytest.fixture
-def base_url(account: StandIn) -> Iterator[str]:
-    with serving(account) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _at_once() -> Iterator[None]:
-    """Ask again without waiting, as often as the code says."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
-
-
-def fail_with(account: StandIn, body: bytes, coding: str, status: int = 200) -> None:
+def fail_with(standin: StandIn, body: bytes, coding: str, status: int = 200) -> None:
     headers = {"content-encoding": coding} if coding else {}
-    account.fail("*", faults.raw(body, status, headers), times=None)
+    standin.fail("*", faults.raw(body, status, headers), times=None)
 
 
 @functools.cache
@@ -116,26 +103,26 @@ def failure_of(base_url: str, cost: Cost | None = None) -> BilletwebError:
         "x",
     ],
 )
-def test_what_is_packed_twice_is_unpacked(account: StandIn, base_url: str, coding: str) -> None:
+def test_what_is_packed_twice_is_unpacked(standin: StandIn, base_url: str, coding: str) -> None:
     """One coding is read, gzip; an answer in any other, or in two, is refused before a byte is unpacked."""
-    fail_with(account, bomb(256), coding)
+    fail_with(standin, bomb(256), coding)
     cost = Cost()
     error = failure_of(base_url, cost)
     assert type(error) is DecodeError
     assert error.status == 200
     assert "packed in a way that was not asked for" in str(error)
     assert cost.peak_bytes < 8 * MIB
-    assert account.requests[0].headers["accept-encoding"] == "gzip"
+    assert standin.requests[0].headers["accept-encoding"] == "gzip"
 
 
 @pytest.mark.parametrize(
     ("status", "kind"), [(429, RateLimited), (503, TransportError), (403, ChallengeError)]
 )
 def test_refusal_in_a_strange_coding_is_no_refusal(
-    account: StandIn, base_url: str, status: int, kind: type[BilletwebError]
+    standin: StandIn, base_url: str, status: int, kind: type[BilletwebError]
 ) -> None:
     """A refusal that cannot be read is taken by its status."""
-    fail_with(account, b"whatever", "br", status)
+    fail_with(standin, b"whatever", "br", status)
     assert type(failure_of(base_url)) is kind
 
 
@@ -146,12 +133,12 @@ def test_refusal_in_a_strange_coding_is_no_refusal(
 )
 @pytest.mark.parametrize("size", [0, 1, 3 * answers.PIECE_BYTES])
 def test_packed_answer_loses_its_end(
-    account: StandIn, base_url: str, pack: Callable[[bytes], bytes], size: int
+    standin: StandIn, base_url: str, pack: Callable[[bytes], bytes], size: int
 ) -> None:
     """An answer arrives whole, packed or not; what comes behind a packed one is none of it."""
     rows = faults.php_json([{"id": "7", "name": "x" * size}, {"id": "8", "name": "end"}])
     packed = pack(rows)
-    fail_with(account, packed, "" if packed == rows else "Gzip")
+    fail_with(standin, packed, "" if packed == rows else "Gzip")
 
     async def main() -> list[str | None]:
         async with client_of(base_url) as client:
@@ -161,18 +148,18 @@ def test_packed_answer_loses_its_end(
 
 
 @pytest.mark.parametrize("end", [1, 9, 200])
-def test_half_of_a_packed_answer_is_a_whole_one(account: StandIn, base_url: str, end: int) -> None:
+def test_half_of_a_packed_answer_is_a_whole_one(standin: StandIn, base_url: str, end: int) -> None:
     """Where the packed bytes break off, also behind the last row, the answer is refused."""
-    fail_with(account, gzip.compress(b"[" + b" " * 300_000 + b"]")[:-end], "gzip")
+    fail_with(standin, gzip.compress(b"[" + b" " * 300_000 + b"]")[:-end], "gzip")
     assert type(failure_of(base_url)) is DecodeError
 
 
 def test_endless_stream_of_nothing_is_read(
-    account: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
+    standin: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes that unpack to nothing count as well."""
     monkeypatch.setattr(answers, "MAX_BODY_BYTES", MIB)
-    fail_with(account, gzip.compress(b"[]") + b"\0" * 2 * MIB, "gzip")
+    fail_with(standin, gzip.compress(b"[]") + b"\0" * 2 * MIB, "gzip")
     assert type(failure_of(base_url)) is TooLargeError
 
 
@@ -191,7 +178,7 @@ HARMFUL = {
 
 @pytest.mark.parametrize("case", mostly_slow(HARMFUL, "each unpacks 60 MiB, traced"))
 def test_small_answer_fills_the_memory_and_the_loop(
-    account: StandIn, base_url: str, case: str, monkeypatch: pytest.MonkeyPatch
+    standin: StandIn, base_url: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What 60 KB become is unpacked and read in bounded steps, beside the loop, and is given up early."""
     monkeypatch.setattr(slices, "ROW_MAX_BYTES", MIB)  # to trace all that is allocated takes its time
@@ -200,7 +187,7 @@ def test_small_answer_fills_the_memory_and_the_loop(
     body = zlib.decompress(bomb(60, filling), wbits=zlib.MAX_WBITS | 16)
     if case == "one endless text":
         body = gzip.compress(b'["' + b"x" * 60 * MIB)
-    fail_with(account, body, "gzip")
+    fail_with(standin, body, "gzip")
     assert len(body) < MIB
     cost = Cost()
     error = failure_of(base_url, cost)

@@ -5,12 +5,10 @@ import base64
 import inspect
 import socket
 import tracemalloc
-from collections.abc import Iterator
 
 import httpx
 import msgspec
 import pytest
-import stamina
 from msgspec.structs import replace
 from support import faults
 from support.clients import KEY, NOW, client_of, received
@@ -32,24 +30,12 @@ from syncd.errors import (
 from syncd.standin.server import Answer, Fault, StandIn, serving
 
 EVENT_ID = "900005"  # with sessions
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 @pytest.fixture
-def account() -> StandIn:
+def standin() -> StandIn:
     return StandIn(now=NOW, key=KEY)
-
-
-@pytest.fixture
-def base_url(account: StandIn) -> Iterator[str]:
-    with serving(account) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _at_once() -> Iterator[None]:
-    """Ask again without waiting, as often as the code says."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
 
 
 def failure_of(base_url: str, *, timeout_s: float = 5) -> BilletwebError:
@@ -110,25 +96,25 @@ ROWS: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_failure_would_be_taken_for_another_or_for_data(account: StandIn, base_url: str, case: str) -> None:
+def test_failure_would_be_taken_for_another_or_for_data(standin: StandIn, base_url: str, case: str) -> None:
     """Each way to fail has its type; only what may pass by itself is asked again, three times in all."""
     fault, kind, status, sent = ROWS[case]
-    account.fail("/events", fault, times=None)
+    standin.fail("/events", fault, times=None)
     error = failure_of(base_url)
     assert (type(error), error.status) == (kind, status)
     assert str(error).startswith("GET /events: ")
     assert str(error).count("GET") == 1
-    assert len(account.requests) == sent
+    assert len(standin.requests) == sent
 
 
 @pytest.mark.parametrize("fault", [as_status(203), faults.bom, faults.gzipped])
-def test_unusual_success_would_be_refused(account: StandIn, base_url: str, fault: Fault) -> None:
+def test_unusual_success_would_be_refused(standin: StandIn, base_url: str, fault: Fault) -> None:
     """Any 2xx with an array is a success, compressed or behind a byte order mark too."""
-    account.fail("/events", fault, times=None)
+    standin.fail("/events", fault, times=None)
 
     async def main() -> None:
         async with client_of(base_url) as client:
-            assert len((await client.events()).records) == len(account.events)
+            assert len((await client.events()).records) == len(standin.events)
 
     asyncio.run(main())
 
@@ -183,7 +169,7 @@ async def read_everything(client: Billetweb) -> None:
     await client.sessions(EVENT_ID)
 
 
-def test_key_would_end_up_in_a_log_of_urls(account: StandIn, base_url: str) -> None:
+def test_key_would_end_up_in_a_log_of_urls(standin: StandIn, base_url: str) -> None:
     """Credentials travel in the Authorization header alone, and each request names syncd and its version."""
 
     async def main() -> None:
@@ -192,8 +178,8 @@ def test_key_would_end_up_in_a_log_of_urls(account: StandIn, base_url: str) -> N
 
     asyncio.run(main())
     token = base64.b64encode(f"12345:{KEY}".encode()).decode()
-    assert len(account.requests) == 4
-    for request in account.requests:
+    assert len(standin.requests) == 4
+    for request in standin.requests:
         assert request.authorized
         assert request.headers["authorization"] == f"Basic {token}"
         assert request.headers["user-agent"] == f"syncd/{__version__}"
@@ -203,7 +189,7 @@ def test_key_would_end_up_in_a_log_of_urls(account: StandIn, base_url: str) -> N
 
 @pytest.mark.parametrize("count_carts", [False, True])
 def test_ended_events_would_vanish_from_the_mirror(
-    account: StandIn, base_url: str, count_carts: bool
+    standin: StandIn, base_url: str, count_carts: bool
 ) -> None:
     """Past events and sessions are asked for by name, and carts are counted where that was chosen."""
 
@@ -212,7 +198,7 @@ def test_ended_events_would_vanish_from_the_mirror(
             await read_everything(client)
 
     asyncio.run(main())
-    assert [(request.path, request.query) for request in account.requests] == [
+    assert [(request.path, request.query) for request in standin.requests] == [
         ("/events", {"past": "1", "description": "1"}),
         (f"/event/{EVENT_ID}/avail", {"past": "1", "temp": "1" if count_carts else "0"}),
         (f"/event/{EVENT_ID}/tickets", {}),
@@ -221,15 +207,15 @@ def test_ended_events_would_vanish_from_the_mirror(
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_credentials_would_follow_a_redirect(account: StandIn, base_url: str, code: int) -> None:
+def test_credentials_would_follow_a_redirect(standin: StandIn, base_url: str, code: int) -> None:
     """A redirect is an error: the other host hears nothing, nor does this one a second time."""
     elsewhere = StandIn(now=NOW, key=KEY)
     with serving(elsewhere) as other_url:
-        account.fail("/events", faults.raw(b"", code, {"location": f"{other_url}/events"}))
+        standin.fail("/events", faults.raw(b"", code, {"location": f"{other_url}/events"}))
         error = failure_of(base_url)
     assert type(error) is StatusError
     assert elsewhere.requests == []
-    assert len(account.requests) == 1
+    assert len(standin.requests) == 1
 
 
 def test_proxy_would_see_the_requests_of_the_demo(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +235,7 @@ def test_proxy_would_see_the_requests_of_the_demo(base_url: str, monkeypatch: py
     asyncio.run(main())
 
 
-def test_cookies_pile_up(account: StandIn, base_url: str) -> None:
+def test_cookies_pile_up(standin: StandIn, base_url: str) -> None:
     """No cookie is sent back, however it is set: a client that never ends would send more in each request."""
     sent = 0
 
@@ -259,7 +245,7 @@ def test_cookies_pile_up(account: StandIn, base_url: str) -> None:
         scope = ("", "; Path=/", "; Path=/api; HttpOnly", "; Max-Age=86400", "; Domain=127.0.0.1")[sent % 5]
         return replace(answer, headers={**answer.headers, "set-cookie": f"c{sent}={'x' * 4000}{scope}"})
 
-    account.fail("*", set_cookie, times=None)
+    standin.fail("*", set_cookie, times=None)
 
     async def main() -> None:
         async with client_of(base_url) as client:
@@ -268,30 +254,30 @@ def test_cookies_pile_up(account: StandIn, base_url: str) -> None:
                 await client.tickets(EVENT_ID)
 
     asyncio.run(main())
-    assert sent == len(account.requests) == 40
-    assert not any("cookie" in request.headers for request in account.requests)
+    assert sent == len(standin.requests) == 40
+    assert not any("cookie" in request.headers for request in standin.requests)
 
 
 # -- limits
 
 
 @pytest.mark.parametrize("fault", [faults.hang, faults.drip(30)], ids=["hang", "drip"])
-def test_slow_answer_would_hold_the_run(account: StandIn, base_url: str, fault: Fault) -> None:
+def test_slow_answer_would_hold_the_run(standin: StandIn, base_url: str, fault: Fault) -> None:
     """An answer that does not begin, and one whose next byte always comes in time, end by the time-out."""
-    account.fail("/events", fault, times=None)
+    standin.fail("/events", fault, times=None)
     error = failure_of(base_url, timeout_s=0.2)
     assert type(error) is TransportError
     assert "no complete answer within 0.2 s" in str(error)
-    assert len(account.requests) == 3
+    assert len(standin.requests) == 3
 
 
 def test_small_answer_would_fill_the_memory(
-    account: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
+    standin: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that unpacks to more than is allowed is given up on the way, not when it is whole."""
     monkeypatch.setattr(answers, "MAX_BODY_BYTES", 1024 * 1024)
     packed = faults.oversized(96)(Answer(b"[]"))
-    account.fail("/events", lambda _: packed)
+    standin.fail("/events", lambda _: packed)
     tracemalloc.start()
     try:
         error = failure_of(base_url)
@@ -304,45 +290,45 @@ def test_small_answer_would_fill_the_memory(
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_burst_would_wake_the_protection(account: StandIn, base_url: str, concurrency: int) -> None:
+def test_burst_would_wake_the_protection(standin: StandIn, base_url: str, concurrency: int) -> None:
     """No more requests are under way at once than configured, and all are served in the end."""
-    account.fail("*", faults.hang, times=None)
+    standin.fail("*", faults.hang, times=None)
 
     async def main() -> None:
         async with client_of(base_url, concurrency=concurrency) as client:
-            reads = [asyncio.create_task(client.tickets(event_id)) for event_id in account.events]
-            await received(account, concurrency)
+            reads = [asyncio.create_task(client.tickets(event_id)) for event_id in standin.events]
+            await received(standin, concurrency)
             await asyncio.sleep(0.1)  # time enough for all of them
-            assert len(account.requests) == concurrency
-            account.heal()
+            assert len(standin.requests) == concurrency
+            standin.heal()
             await asyncio.gather(*reads)
-            assert len(account.requests) == len(account.events)
+            assert len(standin.requests) == len(standin.events)
 
     asyncio.run(main())
 
 
-def test_counters_would_not_tell_what_happened(account: StandIn, base_url: str) -> None:
+def test_counters_would_not_tell_what_happened(standin: StandIn, base_url: str) -> None:
     """Requests are counted as sent, answers by their status, and a missing one as none."""
     for fault in (faults.status(503), faults.reset):
-        account.fail("/events", fault)
+        standin.fail("/events", fault)
 
     async def main() -> None:
         async with client_of(base_url) as client:
             await client.events()
-            account.fail("/events", faults.restricted)
+            standin.fail("/events", faults.restricted)
             with pytest.raises(RestrictedError):
                 await client.events()
-            assert client.requests == len(account.requests) == 4
+            assert client.requests == len(standin.requests) == 4
             assert client.statuses == {"503": 1, "none": 1, "200": 2}
 
     asyncio.run(main())
 
 
-def test_malformed_row_would_not_say_where_it_was(account: StandIn, base_url: str) -> None:
+def test_malformed_row_would_not_say_where_it_was(standin: StandIn, base_url: str) -> None:
     """A row without its id is named with its request, as an unusable event or as the failure of a read."""
     without_id: Fault = faults.with_rows(lambda rows: [{"name": "no id"}, *rows[1:]])
-    account.fail("/events", without_id)
-    account.fail(f"/event/{EVENT_ID}/tickets", without_id)
+    standin.fail("/events", without_id)
+    standin.fail(f"/event/{EVENT_ID}/tickets", without_id)
 
     async def main() -> None:
         async with client_of(base_url) as client:

@@ -4,13 +4,12 @@ import asyncio
 import resource
 import signal
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
 import pytest
-import stamina
 from support import faults
 from support.clients import KEY, NOW, client_of
 
@@ -28,31 +27,19 @@ from syncd.errors import (
     TooLargeError,
     TransportError,
 )
-from syncd.standin.server import Answer, Fault, StandIn, serving
+from syncd.standin.server import Answer, Fault, StandIn
 from syncd.threads import in_thread
 
 T = TypeVar("T")
 FESTIVAL = "900001"
 SINCE = datetime(2027, 5, 1, 12, 0, 0, 900_000, tzinfo=UTC)
 decoder = partial(decode.decode_attendees, full=True)
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 @pytest.fixture
-def account() -> StandIn:
+def standin() -> StandIn:
     return StandIn(now=NOW, key=KEY)
-
-
-@pytest.fixture
-def base_url(account: StandIn) -> Iterator[str]:
-    with serving(account) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _at_once() -> Iterator[None]:
-    """Ask again without waiting, as often as the code says."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
 
 
 def read(base_url: str, make: Callable[[Spooled], T], *, timeout_s: float = 5, **asked: object) -> T:
@@ -78,24 +65,24 @@ def ids(answer: Spooled) -> list[str]:
     return [key for decoded in answer.decoded(decoder) for key in decoded.records]
 
 
-def test_refunds_would_never_be_seen(account: StandIn, base_url: str) -> None:
+def test_refunds_would_never_be_seen(standin: StandIn, base_url: str) -> None:
     """Refunded places are asked for always, a time where it is given: none of it is cut off by rounding."""
     until = SINCE + timedelta(seconds=1)
     read(base_url, Spooled.close)
     read(base_url, Spooled.close, since=SINCE, until=until)
     read(base_url, Spooled.close, since=SINCE, event_id=FESTIVAL)
     seconds = 1_809_172_800
-    assert [(request.path, request.query) for request in account.requests] == [
+    assert [(request.path, request.query) for request in standin.requests] == [
         ("/attendees", {"disabled": "1"}),
         ("/attendees", {"disabled": "1", "last_update": f"{seconds}", "to": f"{seconds + 2}"}),
         (f"/event/{FESTIVAL}/attendees", {"disabled": "1", "last_update": f"{seconds}"}),
     ]
 
 
-def test_attendee_lost_on_the_way(account: StandIn, base_url: str) -> None:
+def test_attendee_lost_on_the_way(standin: StandIn, base_url: str) -> None:
     """The account's attendees arrive, all of them, each with its event; an event's are given theirs."""
-    held = {key: event_id for event_id in account.events for key in account.attendees(event_id)}
-    account.refund(FESTIVAL, 3)
+    held = {key: event_id for event_id in standin.events for key in standin.attendees(event_id)}
+    standin.refund(FESTIVAL, 3)
 
     def found(answer: Spooled) -> dict[str, str]:
         return {row.id: row.event_id for part in answer.decoded(decoder) for row in part.records.values()}
@@ -103,7 +90,7 @@ def test_attendee_lost_on_the_way(account: StandIn, base_url: str) -> None:
     assert read(base_url, found) == held
     of_event = partial(decode.decode_attendees, event_id=FESTIVAL, full=False)
     rows = read(base_url, lambda answer: list(answer.decoded(of_event)), event_id=FESTIVAL)[0].records
-    assert rows.keys() == account.attendees(FESTIVAL).keys()
+    assert rows.keys() == standin.attendees(FESTIVAL).keys()
     assert sum(row.disabled is True for row in rows.values()) == 3
     assert {row.event_id for row in rows.values()} == {FESTIVAL}
 
@@ -143,28 +130,28 @@ FAILURES: dict[str, tuple[Fault, type[BilletwebError], int | None, int]] = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_failure_would_be_taken_for_another_or_for_data(account: StandIn, base_url: str, case: str) -> None:
+def test_failure_would_be_taken_for_another_or_for_data(standin: StandIn, base_url: str, case: str) -> None:
     """Each way to fail has its type as with other reads, at the latest when the slices are read."""
     fault, kind, status, sent = FAILURES[case]
-    account.fail("/attendees", fault, times=None)
+    standin.fail("/attendees", fault, times=None)
     with pytest.raises(BilletwebError) as caught:
         read(base_url, ids)
     assert (type(caught.value), caught.value.status) == (kind, status)
     assert str(caught.value).startswith("GET /attendees: ")
     assert str(caught.value).count("GET") == 1
-    assert len(account.requests) == sent
+    assert len(standin.requests) == sent
 
 
-def test_one_fault_would_spoil_a_second_answer(account: StandIn, base_url: str) -> None:
+def test_one_fault_would_spoil_a_second_answer(standin: StandIn, base_url: str) -> None:
     """What was received before a retry is not found in the answer after it."""
-    account.fail("/attendees", faults.cut)
+    standin.fail("/attendees", faults.cut)
     once = read(base_url, ids)
-    assert len(once) == len(set(once)) == sum(len(account.attendees(event_id)) for event_id in account.events)
+    assert len(once) == len(set(once)) == sum(len(standin.attendees(event_id)) for event_id in standin.events)
 
 
-def test_restricted_key_would_end_the_run(account: StandIn, base_url: str) -> None:
+def test_restricted_key_would_end_the_run(standin: StandIn, base_url: str) -> None:
     """A key for chosen events is refused the account's attendees, and reads those of an event."""
-    account.restricted = True
+    standin.restricted = True
     with pytest.raises(RestrictedError):
         read(base_url, ids)
     of_event = partial(decode.decode_attendees, event_id=FESTIVAL, full=False)
@@ -172,24 +159,24 @@ def test_restricted_key_would_end_the_run(account: StandIn, base_url: str) -> No
 
 
 @pytest.mark.slow("waits for a slow answer")
-def test_large_answer_would_be_given_no_time(account: StandIn, base_url: str) -> None:
+def test_large_answer_would_be_given_no_time(standin: StandIn, base_url: str) -> None:
     """These reads have twice the time of others, and then no more."""
-    account.fail("/attendees", faults.drip(2.5))
+    standin.fail("/attendees", faults.drip(2.5))
     assert read(base_url, ids, timeout_s=2.0)
-    account.fail("/attendees", faults.hang, times=None)
+    standin.fail("/attendees", faults.hang, times=None)
     with pytest.raises(TransportError, match=r"no complete answer within 0\.4 s"):
         read(base_url, ids, timeout_s=0.2)
-    assert len(account.requests) == 1 + 3  # attempts
+    assert len(standin.requests) == 1 + 3  # attempts
 
 
 @pytest.mark.slow("unpacks an answer of many MiB")
-def test_large_answer_would_be_held_whole(account: StandIn, base_url: str) -> None:
+def test_large_answer_would_be_held_whole(standin: StandIn, base_url: str) -> None:
     """An answer of many megabytes is never in memory as one, neither on its way nor in slices."""
     large = StandIn(events=1, attendees=8_000, now=NOW)
     body = faults.php_json([row | {"event": FESTIVAL} for row in large.attendees(FESTIVAL).values()])
     assert len(body) > 9 * 1024 * 1024
     packed = faults.gzipped(Answer(body))  # or the server would hold it whole, in this same process
-    account.fail("/attendees", lambda _: packed)
+    standin.fail("/attendees", lambda _: packed)
 
     def count(answer: Spooled) -> int:
         return sum(piece.count(b'"barcode"') for piece in answer.decoded(as_is))
@@ -204,12 +191,12 @@ def test_large_answer_would_be_held_whole(account: StandIn, base_url: str) -> No
 
 
 def test_small_answer_would_fill_the_disk(
-    account: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
+    standin: StandIn, base_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that unpacks to more than is allowed is given up on the way."""
     monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1024 * 1024)
     packed = faults.oversized(96)(Answer(b"[]"))
-    account.fail("/attendees", lambda _: packed)
+    standin.fail("/attendees", lambda _: packed)
     tracemalloc.start()
     try:
         with pytest.raises(TooLargeError, match="larger than 1 MiB"):
@@ -220,10 +207,10 @@ def test_small_answer_would_fill_the_disk(
     assert peak < 48 * 1024 * 1024
 
 
-def test_full_disk_would_be_a_crash(account: StandIn, base_url: str) -> None:
+def test_full_disk_would_be_a_crash(standin: StandIn, base_url: str) -> None:
     """Where there is no room for a large answer the read fails as one that may be asked again."""
     body = b"[" + b" " * 2 * bodies.IN_MEMORY_BYTES + b"]"
-    account.fail("/attendees", lambda _: Answer(body), times=None)
+    standin.fail("/attendees", lambda _: Answer(body), times=None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the process would end
     resource.setrlimit(resource.RLIMIT_FSIZE, (bodies.IN_MEMORY_BYTES, limits[1]))
@@ -233,4 +220,4 @@ def test_full_disk_would_be_a_crash(account: StandIn, base_url: str) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert len(account.requests) == 3
+    assert len(standin.requests) == 3

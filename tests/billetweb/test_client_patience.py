@@ -27,24 +27,12 @@ from syncd.errors import AuthError, BilletwebError, ChallengeError, RateLimited,
 from syncd.standin.server import Fault, StandIn, serving
 
 RetryHook = stamina.instrumentation.RetryHook
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 @pytest.fixture
-def account() -> StandIn:
+def standin() -> StandIn:
     return StandIn(now=NOW, key=KEY)
-
-
-@pytest.fixture
-def base_url(account: StandIn) -> Iterator[str]:
-    with serving(account) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def _at_once() -> Iterator[None]:
-    """Ask again without waiting, as often as the code says."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
 
 
 @contextmanager
@@ -70,28 +58,28 @@ async def fails(client: Billetweb, kind: type[BilletwebError]) -> BilletwebError
 # -- asked again
 
 
-def test_hiccup_would_fail_a_run(account: StandIn, base_url: str) -> None:
+def test_hiccup_would_fail_a_run(standin: StandIn, base_url: str) -> None:
     """What passes by itself is over by the third attempt, and the answer is the right one."""
     for fault in (faults.status(503), faults.reset):
-        account.fail("/events", fault)
+        standin.fail("/events", fault)
 
     async def main() -> None:
         async with client_of(base_url) as client:
-            assert (await client.events()).records.keys() == account.events.keys()
+            assert (await client.events()).records.keys() == standin.events.keys()
 
     asyncio.run(main())
-    assert len(account.requests) == 3
+    assert len(standin.requests) == 3
 
 
 @pytest.mark.parametrize(("header", "least_s", "most_s"), [({"retry-after": "7"}, 7, 7), ({}, 0.5, 1.5)])
 def test_server_that_asks_for_rest_would_be_hammered(
-    account: StandIn, base_url: str, header: dict[str, str], least_s: float, most_s: float
+    standin: StandIn, base_url: str, header: dict[str, str], least_s: float, most_s: float
 ) -> None:
     """A 503 is asked again after the seconds that it names, or after about one."""
     waits: list[float] = []
     virtual = VirtualTime()
     limiter = limiter_on(virtual)
-    account.fail("/events", faults.raw(b"", 503, header), times=None)
+    standin.fail("/events", faults.raw(b"", 503, header), times=None)
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual, limiter=limiter) as client:
@@ -111,10 +99,10 @@ def test_server_that_asks_for_rest_would_be_hammered(
     assert least_s <= waits[0] <= most_s
 
 
-def test_rest_longer_than_a_run_would_hold_the_run(account: StandIn, base_url: str) -> None:
+def test_rest_longer_than_a_run_would_hold_the_run(standin: StandIn, base_url: str) -> None:
     """A 503 that asks for more than the time of the retries fails its request at once, and is heeded."""
     header = {"retry-after": str(RETRY_WITHIN_S + 1)[:-2]}
-    account.fail("/events", faults.raw(b"", 503, header))
+    standin.fail("/events", faults.raw(b"", 503, header))
     virtual = VirtualTime()
 
     async def main() -> None:
@@ -123,17 +111,17 @@ def test_rest_longer_than_a_run_would_hold_the_run(account: StandIn, base_url: s
             error = await fails(client, RateLimited)
             assert str(error).startswith("GET /events: not sent: ")
             assert error.status == 503
-            assert len(account.requests) == 1
+            assert len(standin.requests) == 1
             virtual.now_s += RETRY_WITHIN_S + 1
             await client.events()
 
     asyncio.run(main())
-    assert len(account.requests) == 2
+    assert len(standin.requests) == 2
 
 
-def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_url: str) -> None:
+def test_wait_for_the_ceiling_would_use_up_the_retries(standin: StandIn, base_url: str) -> None:
     """However long a request had to wait for its turn, a hiccup after that is asked again."""
-    account.fail("/events", faults.rate_limiting())
+    standin.fail("/events", faults.rate_limiting())
 
     with freezegun.freeze_time(real_asyncio=True) as frozen, stamina.set_testing(False):
 
@@ -147,12 +135,12 @@ def test_wait_for_the_ceiling_would_use_up_the_retries(account: StandIn, base_ur
                 await client.events()
 
         asyncio.run(main())
-    assert len(account.requests) == 2
+    assert len(standin.requests) == 2
 
 
-def test_retries_would_go_on_for_ever(account: StandIn, base_url: str) -> None:
+def test_retries_would_go_on_for_ever(standin: StandIn, base_url: str) -> None:
     """When the time for retries is over, the attempt under way was the last."""
-    account.fail("/events", faults.rate_limiting(), times=None)
+    standin.fail("/events", faults.rate_limiting(), times=None)
 
     with freezegun.freeze_time(real_asyncio=True) as frozen, stamina.set_testing(False):
 
@@ -165,13 +153,13 @@ def test_retries_would_go_on_for_ever(account: StandIn, base_url: str) -> None:
                 await fails(client, RateLimited)
 
         asyncio.run(main())
-    assert len(account.requests) == 2
+    assert len(standin.requests) == 2
 
 
-def test_retry_would_go_unsaid_or_unnamed(account: StandIn, base_url: str) -> None:
+def test_retry_would_go_unsaid_or_unnamed(standin: StandIn, base_url: str) -> None:
     """Each retry is a line with the request, the reason and the wait, the limiter's pause included."""
-    account.fail("/events", faults.rate_limiting("42"))
-    account.fail("/events", faults.status(503))
+    standin.fail("/events", faults.rate_limiting("42"))
+    standin.fail("/events", faults.status(503))
     lines: list[str] = []
     sink = logger.add(lines.append, level="INFO", format="{message}")
 
@@ -197,15 +185,15 @@ def test_retry_would_go_unsaid_or_unnamed(account: StandIn, base_url: str) -> No
 def test_rate_limit_would_be_met_again_at_once() -> None:
     """A refusal for too many calls costs one request: the next one comes with the next window."""
     virtual = VirtualTime()
-    account = StandIn(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.running_s)
+    standin = StandIn(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.running_s)
 
     async def main(url: str) -> None:
         async with client_of(url, virtual=virtual, concurrency=1) as client:
-            await asyncio.gather(*(client.tickets(event_id) for event_id in account.events))
+            await asyncio.gather(*(client.tickets(event_id) for event_id in standin.events))
 
-    with serving(account) as url:
+    with serving(standin) as url:
         asyncio.run(main(url))
-    assert [request.at for request in account.requests] == [1000.0] * 5 + [1060.0] * 2
+    assert [request.at for request in standin.requests] == [1000.0] * 5 + [1060.0] * 2
 
 
 @pytest.mark.parametrize(
@@ -217,11 +205,11 @@ def test_rate_limit_would_be_met_again_at_once() -> None:
     ids=["rate limit", "maintenance"],
 )
 def test_other_requests_would_go_on_after_a_wish_for_rest(
-    account: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError], rest_s: float
+    standin: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError], rest_s: float
 ) -> None:
     """A rest is for every request, not only for the one that was refused."""
     virtual = VirtualTime()
-    account.fail("/events", fault)
+    standin.fail("/events", fault)
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
@@ -236,11 +224,11 @@ def test_other_requests_would_go_on_after_a_wish_for_rest(
 
 @pytest.mark.parametrize(("retry_after", "rest_s"), [(None, 60), ("7", 7), ("0", 1), ("soon", 60)])
 def test_wish_for_rest_would_be_ignored(
-    account: StandIn, base_url: str, retry_after: str | None, rest_s: float
+    standin: StandIn, base_url: str, retry_after: str | None, rest_s: float
 ) -> None:
     """The rest after too many calls is the one asked for, and a minute where none is."""
     virtual = VirtualTime()
-    account.fail("/events", faults.rate_limiting(retry_after))
+    standin.fail("/events", faults.rate_limiting(retry_after))
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
@@ -261,10 +249,10 @@ def queue_of_one(virtual: VirtualTime) -> tuple[asyncio.Event, RateLimiter]:
     return go_on, RateLimiter(1, note=nothing, clock=virtual.running_s, sleep=sleep)
 
 
-def test_request_in_the_queue_would_sit_a_long_rest_out(account: StandIn, base_url: str) -> None:
+def test_request_in_the_queue_would_sit_a_long_rest_out(standin: StandIn, base_url: str) -> None:
     """One that waits for the ceiling when Billetweb asks for more than a run waits is given up after that."""
     virtual = VirtualTime()
-    account.fail("/events", faults.rate_limiting("1800"))
+    standin.fail("/events", faults.rate_limiting("1800"))
 
     async def main() -> None:
         first_has_failed, limiter = queue_of_one(virtual)
@@ -279,13 +267,13 @@ def test_request_in_the_queue_would_sit_a_long_rest_out(account: StandIn, base_u
 
     asyncio.run(main())
     assert virtual.now_s == 1000 + WINDOW_S
-    assert len(account.requests) == 1
+    assert len(standin.requests) == 1
 
 
 # -- credentials refused
 
 
-def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: str) -> None:
+def test_refused_credentials_would_lock_the_account(standin: StandIn, base_url: str) -> None:
     """After a refusal nothing is sent, whatever is asked, until `reset`; then the mended key works."""
     virtual = VirtualTime()
 
@@ -299,16 +287,16 @@ def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: 
                 assert "GET /events: not sent: " in str(await fails(client, AuthError))
             with pytest.raises(AuthError, match=r"^GET /event/900001/avail: not sent"):
                 await client.gauges("900001")
-            assert len(account.requests) == client.requests == 1
+            assert len(standin.requests) == client.requests == 1
             assert virtual.now_s == 1000  # nor did any of them wait for its turn
             client.reset()
             await fails(client, AuthError)
-            assert len(account.requests) == 2
-            account.key = "not-yet-known"
+            assert len(standin.requests) == 2
+            standin.key = "not-yet-known"
             client.reset()
             assert not client.refused
             await client.events()
-            assert len(account.requests) == 3
+            assert len(standin.requests) == 3
 
     asyncio.run(main())
 
@@ -317,10 +305,10 @@ def test_refused_credentials_would_lock_the_account(account: StandIn, base_url: 
     ("fault", "kind"), [(faults.unauthorized, AuthError), (faults.challenge, ChallengeError)]
 )
 def test_request_in_the_queue_would_follow_a_refused_one(
-    account: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError]
+    standin: StandIn, base_url: str, fault: Fault, kind: type[BilletwebError]
 ) -> None:
     """A request that was waiting for its turn when another was refused is not sent any more."""
-    account.fail("*", fault, times=None)
+    standin.fail("*", fault, times=None)
     virtual = VirtualTime()
 
     async def main() -> None:
@@ -334,13 +322,13 @@ def test_request_in_the_queue_would_follow_a_refused_one(
                 await second
 
     asyncio.run(main())
-    assert len(account.requests) == 1
+    assert len(standin.requests) == 1
 
 
 # -- the challenge page
 
 
-def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn, base_url: str) -> None:
+def test_challenge_page_would_be_provoked_again_within_seconds(standin: StandIn, base_url: str) -> None:
     """After a challenge nothing is sent for minutes, doubled each time up to an hour; success starts anew."""
     virtual = VirtualTime()
     waits_s = [300, 600, 1200, 2400, 3600, 3600]
@@ -349,17 +337,17 @@ def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn,
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
             for number, wait_s in enumerate(waits_s, 1):
-                account.fail("/events", faults.challenge)
+                standin.fail("/events", faults.challenge)
                 assert "not sent" not in str(await fails(client, ChallengeError))
-                assert len(account.requests) == number
+                assert len(standin.requests) == number
                 virtual.now_s += wait_s - 1
                 error = await fails(client, ChallengeError)
                 assert "not sent" in str(error)
                 assert error.status == 403
-                assert len(account.requests) == number
+                assert len(standin.requests) == number
                 virtual.now_s += 1
             await client.events()
-            account.fail("/events", faults.challenge)
+            standin.fail("/events", faults.challenge)
             await fails(client, ChallengeError)
             virtual.now_s += 300
             await client.events()
@@ -367,20 +355,20 @@ def test_challenge_page_would_be_provoked_again_within_seconds(account: StandIn,
     asyncio.run(main())
 
 
-def test_one_challenge_would_count_for_each_request_under_way(account: StandIn, base_url: str) -> None:
+def test_one_challenge_would_count_for_each_request_under_way(standin: StandIn, base_url: str) -> None:
     """Four requests that meet the same challenge together wait five minutes, not forty."""
-    account.fail("*", hanging(faults.challenge), times=4)
+    standin.fail("*", hanging(faults.challenge), times=4)
     virtual = VirtualTime()
 
     async def main() -> None:
         async with client_of(base_url, virtual=virtual) as client:
             reads = [asyncio.create_task(client.events()) for _ in range(4)]
-            await received(account, 4)
-            account.heal()
+            await received(standin, 4)
+            standin.heal()
             errors = await asyncio.gather(*reads, return_exceptions=True)
             assert [type(error) for error in errors] == [ChallengeError] * 4
             virtual.now_s += 300
-            account.fail("/events", faults.challenge)
+            standin.fail("/events", faults.challenge)
             await fails(client, ChallengeError)  # asked again, and now it is the second challenge
             virtual.now_s += 599
             assert "not sent" in str(await fails(client, ChallengeError))
@@ -402,10 +390,10 @@ RESTS: dict[str, tuple[Fault, type[BilletwebError], int, float]] = {
 
 
 @pytest.mark.parametrize("case", RESTS)
-def test_next_process_would_not_keep_quiet(account: StandIn, base_url: str, case: str) -> None:
+def test_next_process_would_not_keep_quiet(standin: StandIn, base_url: str, case: str) -> None:
     """A rest is told once as it begins and once when it is over; a client that is given it sends nothing."""
     fault, kind, status, rest_s = RESTS[case]
-    account.fail("/events", fault)
+    standin.fail("/events", fault)
     virtual, noted = VirtualTime(), Noted()
 
     async def main() -> None:
@@ -420,7 +408,7 @@ def test_next_process_would_not_keep_quiet(account: StandIn, base_url: str, case
                 with pytest.raises(BilletwebError, match=r"^GET /events: not sent: ") as caught:
                     await client.events()
                 assert caught.value.status == status
-        assert len(account.requests) == 1
+        assert len(standin.requests) == 1
         virtual.now_s += RETRY_WITHIN_S + 1
         async with client_of(base_url, virtual=virtual, quiet=quiet, noted=noted) as client:
             for _ in range(2):
@@ -433,11 +421,11 @@ def test_next_process_would_not_keep_quiet(account: StandIn, base_url: str, case
 @pytest.mark.parametrize("case", RESTS)
 @pytest.mark.parametrize("set_back_s", [86_400.0, 600.0, -600.0, -86_400.0])
 def test_clock_that_is_set_would_prolong_or_end_a_rest(
-    account: StandIn, base_url: str, case: str, set_back_s: float
+    standin: StandIn, base_url: str, case: str, set_back_s: float
 ) -> None:
     """Whatever is done to the wall clock, a rest lasts as long as it was meant to, within the process."""
     fault, kind, _, rest_s = RESTS[case]
-    account.fail("/events", fault)
+    standin.fail("/events", fault)
     virtual = VirtualTime()
 
     async def main() -> None:
@@ -451,12 +439,12 @@ def test_clock_that_is_set_would_prolong_or_end_a_rest(
             await client.events()
 
     asyncio.run(main())
-    assert len(account.requests) == 2
+    assert len(standin.requests) == 2
 
 
-def test_challenge_after_a_restart_would_count_as_the_first(account: StandIn, base_url: str) -> None:
+def test_challenge_after_a_restart_would_count_as_the_first(standin: StandIn, base_url: str) -> None:
     """A client that is given a challenge's rest, over or not, waits twice as long after the next one."""
-    account.fail("/events", faults.challenge, times=2)
+    standin.fail("/events", faults.challenge, times=2)
     virtual, noted = VirtualTime(), Noted()
 
     async def main() -> None:
@@ -472,9 +460,9 @@ def test_challenge_after_a_restart_would_count_as_the_first(account: StandIn, ba
     asyncio.run(main())
 
 
-def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url: str) -> None:
+def test_refusal_of_one_key_would_be_that_of_another(standin: StandIn, base_url: str) -> None:
     """A refusal is known by the digest of user and key, which does not tell them; another key is tried."""
-    account.fail("/events", faults.unauthorized, times=2)
+    standin.fail("/events", faults.unauthorized, times=2)
     virtual, noted = VirtualTime(), Noted()
 
     async def main() -> None:
@@ -489,7 +477,7 @@ def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url:
         for quiet in (one, other):
             async with client_of(base_url, virtual=virtual, quiet=quiet) as client:
                 assert client.refused
-        account.key = "another-key"
+        standin.key = "another-key"
         async with client_of(base_url, virtual=virtual, key="another-key", quiet=one, noted=noted) as client:
             assert not client.refused
             await client.events()
@@ -501,14 +489,14 @@ def test_refusal_of_one_key_would_be_that_of_another(account: StandIn, base_url:
 # -- a stop
 
 
-def test_stop_would_wait_for_an_answer(account: StandIn, base_url: str) -> None:
+def test_stop_would_wait_for_an_answer(standin: StandIn, base_url: str) -> None:
     """A cancelled request ends at once, and its place is free for the next one."""
-    account.fail("/events", faults.hang)
+    standin.fail("/events", faults.hang)
 
     async def main() -> None:
         async with client_of(base_url, concurrency=1, timeout_s=3600) as client:
             read = asyncio.create_task(client.events())
-            await received(account, 1)
+            await received(standin, 1)
             read.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await read
