@@ -27,6 +27,7 @@ from sqlalchemy.util import LRUCache
 from support import mariadb as mariadb_server
 from support import real_databases as databases
 from support.processes import short_folder
+from support.reading import Mirror
 
 from syncd import config
 from syncd.account.account import Account
@@ -141,6 +142,29 @@ def database_kind() -> Iterator[str]:
     """Give the kind of database. Whoever uses one asks for this: by that it runs on PostgreSQL too."""
     yield databases.kind()
     databases.close()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> str:
+    """Return the URL of a database that the tests of a module share: each empties what it fills."""
+    return databases.url_at(tmp_path_factory.mktemp("shared") / "mirror.db")
+
+
+@pytest.fixture(scope="module")
+def opened(url: str) -> Iterator[Database]:
+    """Give the shared database, open."""
+    database = Database(url)
+    database.open()
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def shared_mirror(url: str) -> Iterator[Mirror]:
+    """Give the shared database, with runs that fill it."""
+    mirror = Mirror(url)
+    yield mirror
+    mirror.close()
 
 
 MakeConfig = Callable[..., Config]

@@ -1,6 +1,5 @@
 """The absences on record: what is noted, counted, ended and told of them."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -14,23 +13,11 @@ from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS
 INSTANT = timedelta(microseconds=1)
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> Iterator[Mirror]:
-    mirror = Mirror(url_at(tmp_path_factory.mktemp("absences") / "mirror.db"))
-    yield mirror
-    mirror.close()
-
-
 @pytest.fixture
-def mirror(opened: Mirror) -> Mirror:
+def mirror(shared_mirror: Mirror) -> Mirror:
     """Give a mirror with empty tables."""
-    for table in (
-        *("syncd_runs", "syncd_changes", "syncd_absences", "syncd_reads"),
-        *(EVENTS, GAUGES, TICKETS, SESSIONS, ATTENDEES),
-    ):
-        opened.sql(f"DELETE FROM {table}")
-    opened.clock.at = NOW
-    return opened
+    shared_mirror.empty()
+    return shared_mirror
 
 
 # --- what is on record

@@ -1,6 +1,5 @@
 """The log of changes does not grow for ever, and loses nothing to a clock that is wrong."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support import faults as fault
 from support.reading import event
-from support.real_databases import allow, query, refuse, url_at
+from support.real_databases import allow, query, refuse
 
 from syncd.database import changes, deliveries, rows, schema
 from syncd.database.deliveries import Message
@@ -21,19 +20,6 @@ from syncd.standin.server import StandIn
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 KEEP = 10 * DAY
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> str:
-    return url_at(tmp_path_factory.mktemp("changes") / "mirror.db")
-
-
-@pytest.fixture(scope="module")
-def opened(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.open()
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Plans, the database and the end of a run together, by properties: mirror, feed and counts agree."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from msgspec import structs
 from sqlalchemy import Connection, select
 from support.reading import FULL_EVERY, NOW, Mirror, Reading, event, gauge, ticket, values
-from support.real_databases import url_at
 
 from syncd.database import rows, schema
 from syncd.mirror.availability import with_figures
@@ -89,11 +88,9 @@ def some(rows: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> Iterator[Mirror]:
+def mirror(shared_mirror: Mirror) -> Mirror:
     """Give one database for all examples: each takes an event of its own."""
-    mirror = Mirror(url_at(tmp_path_factory.mktemp("mirror") / "mirror.db"))
-    yield mirror
-    mirror.close()
+    return shared_mirror
 
 
 class Read(msgspec.Struct):

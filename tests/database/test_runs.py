@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from sqlalchemy import Connection, Engine
 from support.reading import event, past_the_lock
-from support.real_databases import allow, query, refuse, url_at
+from support.real_databases import allow, query, refuse
 
 from syncd.account import record
 from syncd.account.record import Ended
@@ -32,19 +31,6 @@ MINUTE = timedelta(minutes=1)
 LATE = NOW + timedelta(days=1)
 KEEP_PAST = timedelta(days=30)
 TELL = Outbox().ended
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> str:
-    return url_at(tmp_path_factory.mktemp("runs") / "mirror.db")
-
-
-@pytest.fixture(scope="module")
-def opened(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.open()
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What one run tells the next, over any restart: named values, the requests sent, the reads of events."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,6 @@ from syncd.model import Quiet
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 WINDOW_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> str:
-    return url_at(tmp_path_factory.mktemp("state") / "mirror.db")
-
-
-@pytest.fixture(scope="module")
-def opened(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.open()
-    yield database
-    database.close()
 
 
 @pytest.fixture

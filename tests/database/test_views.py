@@ -1,6 +1,5 @@
 """The views for those who only query: which rows they have, and what an order is made of."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 from support.reading import Mirror
-from support.real_databases import as_on_sqlite, url_at
+from support.real_databases import as_on_sqlite
 
 from syncd.database import schema
 from syncd.model import Event
@@ -19,10 +18,8 @@ NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> Iterator[Mirror]:
-    mirror = Mirror(url_at(tmp_path_factory.mktemp("views") / "mirror.db"))
-    yield mirror
-    mirror.close()
+def mirror(shared_mirror: Mirror) -> Mirror:
+    return shared_mirror
 
 
 def test_vanished_event_is_offered(mirror: Mirror) -> None:

@@ -1,38 +1,25 @@
 """What vanishes from run to run, and what waits: the rule, the database and the end of a run together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 
 import pytest
 from msgspec import structs
-from support.reading import FULL_EVERY, NOW, QUARTER, Mirror, Reading, event, gauge, ticket, tickets
-from support.real_databases import url_at
+from support.reading import FULL_EVERY, QUARTER, Mirror, Reading, event, gauge, ticket, tickets
 
 from syncd.database import rows
-from syncd.model import ATTENDEES, EVENTS, GAUGES, SESSIONS, TICKETS, Attendee, Doubt, Session
+from syncd.model import ATTENDEES, EVENTS, GAUGES, TICKETS, Attendee, Doubt, Session
 
 INSTANT = timedelta(microseconds=1)
 ELSEWHERE = [ticket(f"8{number}", "8") for number in range(20)]
 """So many rows of another event that those of the one in question are not most of the account."""
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, database_kind: str) -> Iterator[Mirror]:
-    mirror = Mirror(url_at(tmp_path_factory.mktemp("vanishing") / "mirror.db"))
-    yield mirror
-    mirror.close()
-
-
 @pytest.fixture
-def mirror(opened: Mirror) -> Mirror:
+def mirror(shared_mirror: Mirror) -> Mirror:
     """Give a mirror with empty tables."""
-    for table in (
-        *("syncd_runs", "syncd_changes", "syncd_absences", "syncd_reads"),
-        *(EVENTS, GAUGES, TICKETS, SESSIONS, ATTENDEES),
-    ):
-        opened.sql(f"DELETE FROM {table}")
-    opened.clock.at = NOW
-    return opened
+    shared_mirror.empty()
+    return shared_mirror
 
 
 def read(

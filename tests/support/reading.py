@@ -120,6 +120,12 @@ class Mirror:
         with self.database.begin(write=True) as connection:
             return query(connection, *values, **named)
 
+    def empty(self) -> None:
+        """Forget all that runs left, and set the clock back."""
+        for table in ("syncd_runs", "syncd_changes", "syncd_absences", "syncd_reads", *KINDS):
+            self.sql(f"DELETE FROM {table}")
+        self.clock.at = NOW
+
     def sql(self, statement: str, *values: object) -> Rows:
         """Return what a statement finds, past all of syncd's own code."""
         return query(self.url, statement, *values)
