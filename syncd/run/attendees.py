@@ -7,6 +7,7 @@ only a read of all attendees of an event can, which each live event gets once a 
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -58,7 +59,7 @@ Span = tuple[datetime | None, datetime | None]
 
 
 class EventAnswer(Struct, frozen=True):
-    """The attendees of one event as they were read; close it after use.
+    """The attendees of one event as they were read.
 
     `whole`: the answers should hold all of them. There are several answers if one would be too large.
     """
@@ -67,10 +68,6 @@ class EventAnswer(Struct, frozen=True):
     answers: list[Spooled]
     began_at: datetime
     whole: bool
-
-    def close(self) -> None:
-        """Discard the answers."""
-        _close(self.answers)
 
 
 class Attendees:
@@ -235,8 +232,13 @@ class Attendees:
         by_event = self._is_unusable or self.is_limited  # the account's own increment is of no use
         return int(by_event or again or self._full_is_due(event_id, reads))
 
-    async def read_event(self, event_id: str, reads: Reads, *, again: bool) -> EventAnswer | None:
-        """Return an event's own attendees, all or those modified; None if they are not read now."""
+    async def read_event(
+        self, event_id: str, reads: Reads, opened: ExitStack, *, again: bool
+    ) -> EventAnswer | None:
+        """Return an event's own attendees, all or those modified; None if they are not read now.
+
+        The answers are discarded when `opened` is closed.
+        """
         if not self.cost(event_id, reads, again=again):
             return None
         began_at, since = self._now(), None
@@ -244,31 +246,28 @@ class Attendees:
         if known and known <= began_at and not again and not self._full_is_due(event_id, reads):
             since = known - OVERLAP
         if since:
-            answers = [await self._client.attendees(event_id=event_id, since=since)]
+            answers = [opened.enter_context(await self._client.attendees(event_id=event_id, since=since))]
         else:
-            answers = await self._whole(event_id)
+            answers = await self._whole(event_id, opened)
         return EventAnswer(event_id, answers, began_at - self._client.ahead, since is None)
 
-    async def _whole(self, event_id: str) -> list[Spooled]:
+    async def _whole(self, event_id: str, opened: ExitStack) -> list[Spooled]:
         """Return all attendees of an event; if one answer would be too large, by spans of time.
 
         The earliest span comes first: what is modified meanwhile is also in the last one, so none is missed.
         """
         answers: list[Spooled] = []
         spans: list[Span] = [(None, None)]
-        try:
-            while spans:
-                since, until = spans.pop()
-                try:
-                    answers.append(await self._client.attendees(event_id=event_id, since=since, until=until))
-                except TooLargeError:
-                    length = (until or self._now()) - (since or BEGINNING)
-                    if length < LEAST_TO_CUT:
-                        raise
-                    spans += _cut(since, until, length)
-        except BaseException:
-            _close(answers)
-            raise
+        while spans:
+            since, until = spans.pop()
+            try:
+                answer = await self._client.attendees(event_id=event_id, since=since, until=until)
+                answers.append(opened.enter_context(answer))
+            except TooLargeError:
+                length = (until or self._now()) - (since or BEGINNING)
+                if length < LEAST_TO_CUT:
+                    raise
+                spans += _cut(since, until, length)
         return answers
 
     def take_event(self, connection: Connection, writing: Writing, read: EventAnswer) -> Taken:
@@ -309,11 +308,6 @@ def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> l
     later = length / 2 if until else length / 8
     border = (since or BEGINNING) + length - later
     return [(border, until), (since, border + OVERLAP)]
-
-
-def _close(answers: Iterable[Spooled]) -> None:
-    for answer in answers:
-        answer.close()
 
 
 def _next_span(span: timedelta, size: int) -> timedelta:

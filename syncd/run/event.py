@@ -142,11 +142,9 @@ class Events:
             try:
                 again = ATTENDEES in self._known.again.get(event.id, ())
                 reads = self._known.reads_of(event.id)
-                answer = await self._attendees.read_event(event.id, reads, again=again)
+                answer = await self._attendees.read_event(event.id, reads, opened, again=again)
             except BilletwebError as error:
                 trouble = error
-            if answer:
-                opened.callback(answer.close)
             fetched = await self._read(event)
             if answer:
                 try:
