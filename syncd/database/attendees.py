@@ -4,7 +4,7 @@ Rows come in slices, an answer of any size in one transaction: memory holds only
 like all others. Personal data never gets into the log of changes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, field, structs
 from sqlalchemy import Connection, func, null, or_, select
 
+from syncd.billetweb.decode import Decoded
 from syncd.database import absences, bulk, deliveries, rows, schema, state
 from syncd.database.engine import take_your_time
 from syncd.database.rows import Writing, follow_nothing
@@ -30,13 +31,6 @@ HAPPENED = tuple(rows.FIELDS[ATTENDEES].index(name) for name in ("ordered_at", "
 UNSAID = ("extra",)
 """What is not taken from the account's answer for a known attendee. It has fields that the event's own answer
 lacks, and may spell others differently: so unknown fields are taken only from the event's own answer."""
-
-
-class Slice(Struct, frozen=True):
-    """Rows of an answer by id, and by id the columns whose values could not be read."""
-
-    rows: Mapping[str, Attendee]
-    unreadable: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Cursor(Struct, frozen=True, kw_only=True):
@@ -134,7 +128,7 @@ def note_sales(
 def take(
     connection: Connection,
     writing: Writing,
-    slices: Iterable[Slice],
+    slices: Iterable[Decoded[Attendee]],
     *,
     moved: Cursor,
     live: AbstractSet[str],
@@ -158,7 +152,7 @@ def take_event(
     connection: Connection,
     writing: Writing,
     event_id: str,
-    slices: Iterable[Slice],
+    slices: Iterable[Decoded[Attendee]],
     *,
     began_at: datetime,
     whole: bool,
@@ -191,7 +185,7 @@ def take_event(
 def _take(
     connection: Connection,
     writing: Writing,
-    slices: Iterable[Slice],
+    slices: Iterable[Decoded[Attendee]],
     *,
     unsaid: Sequence[str] = (),
     unknown_until: datetime | None,
@@ -203,18 +197,18 @@ def _take(
     taken, of_orders = Taken(), list[Change]()
     silent = structs.replace(writing, follow=follow_nothing)
     for some in slices:
-        stored = rows.stored(connection, ATTENDEES, some.rows)
+        stored = rows.stored(connection, ATTENDEES, some.records)
         kept = (
             keep(attendee, stored.get(key), (*some.unreadable.get(key, ()), *unsaid))
-            for key, attendee in some.rows.items()
+            for key, attendee in some.records.items()
         )
         compared = (compare(ATTENDEES, stored.get(attendee.id), attendee) for attendee in kept)
         changes = [change for change in compared if change]
         rows.write(connection, silent, changes)
-        writing.counts.unchanged += len(some.rows) - len(changes)
+        writing.counts.unchanged += len(some.records) - len(changes)
         taken.unreadable.note(ATTENDEES, some.unreadable)
         taken.events |= {change.event_id for change in changes}
-        taken.ids |= some.rows.keys()
+        taken.ids |= some.records.keys()
         of_orders += [
             change for change in changes if change.diff.keys() & OF_ORDERS and _is_news(change, unknown_until)
         ]

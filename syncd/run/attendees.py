@@ -10,15 +10,16 @@ from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 
 from loguru import logger
 from msgspec import Struct, structs
 from sqlalchemy import Connection
 
 from syncd.billetweb.body import Spooled
-from syncd.billetweb.decode import decode_attendees, sold
+from syncd.billetweb.decode import Decoded, decode_attendees, sold
 from syncd.database import attendees, state
-from syncd.database.attendees import Cursor, Slice, Taken
+from syncd.database.attendees import Cursor, Taken
 from syncd.database.rows import Writing
 from syncd.database.state import Limited, Reads
 from syncd.errors import (
@@ -29,6 +30,7 @@ from syncd.errors import (
     TransportError,
     ValueRefused,
 )
+from syncd.model import Attendee
 from syncd.run.work import Work
 from syncd.text import run_name
 from syncd.threads import in_thread
@@ -289,14 +291,12 @@ class Attendees:
             return True
         return last < self._began and (self._run.full or event_id in self._run.events)
 
-    def _decoded(self, answers: Iterable[Spooled], event_id: str | None = None) -> Iterator[Slice]:
+    def _decoded(
+        self, answers: Iterable[Spooled], event_id: str | None = None
+    ) -> Iterator[Decoded[Attendee]]:
         """Yield the rows of answers, slice by slice, in the thread that stores them."""
         decode = partial(decode_attendees, event_id=event_id, full=self._mode == "full")
-        return (
-            Slice(decoded.records, decoded.unreadable)
-            for answer in answers
-            for decoded in answer.decoded(decode)
-        )
+        return chain.from_iterable(answer.decoded(decode) for answer in answers)
 
 
 def _cut(since: datetime | None, until: datetime | None, length: timedelta) -> list[Span]:

@@ -18,6 +18,7 @@ from support.real_databases import Rows, is_postgresql, query
 from syncd.account import record
 from syncd.account.account import Account
 from syncd.account.record import Ended
+from syncd.billetweb.decode import Decoded
 from syncd.clock import Clock
 from syncd.config import (
     BilletwebConfig,
@@ -30,7 +31,7 @@ from syncd.config import (
     SyncConfig,
 )
 from syncd.database import absences, attendees, rows, runs, sqlite, state
-from syncd.database.attendees import Slice, Taken
+from syncd.database.attendees import Taken
 from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
@@ -208,7 +209,7 @@ class Reading:
         taken: Taken = self._write(
             attendees.take_event,
             event_id,
-            [Slice({attendee.id: attendee for attendee in read})],
+            [Decoded(records={attendee.id: attendee for attendee in read})],
             began_at=now,
             whole=whole,
         )
