@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, null, or_, select
 
 from syncd.billetweb.decode import Decoded
 from syncd.database import absences, bulk, deliveries, rows, schema, state
-from syncd.database.engine import take_your_time
+from syncd.database.postgresql import take_your_time
 from syncd.database.rows import Writing, follow_nothing
 from syncd.mirror.absence import Size, is_mostly_absent
 from syncd.mirror.diff import Change, compare, keep, lack

@@ -324,12 +324,6 @@ def _known_revision(connection: Connection) -> str | None:
     return revision
 
 
-def take_your_time(connection: Connection) -> None:
-    """Let the statements of a transaction take as long as they need."""
-    if connection.dialect.name == "postgresql":
-        postgresql.take_your_time(connection)
-
-
 def upgrade(connection: Connection, revision: str) -> None:
     """Migrate the schema to a revision, inside the caller's transaction."""
     # Alembic is heavy and needed once for each version.
@@ -337,7 +331,7 @@ def upgrade(connection: Connection, revision: str) -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
-    take_your_time(connection)
+    postgresql.take_your_time(connection)
     config = Config()
     config.set_main_option("script_location", "syncd:database/migrations")
     config.attributes["connection"] = connection

@@ -178,10 +178,14 @@ def engine(url: str, *, lock_timeout_s: int | None = None) -> Engine:
 
 
 def take_your_time(connection: Connection) -> None:
-    """Let the statements of this transaction take as long as they need, at the server and here."""
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
-    held: Any = connection.connection.dbapi_connection
-    held.is_unhurried = True
+    """Let the statements of this transaction take as long as they need, at the server and here.
+
+    On SQLite they do anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        held: Any = connection.connection.dbapi_connection
+        held.is_unhurried = True
 
 
 def advice(told: str) -> str:

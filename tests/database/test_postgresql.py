@@ -22,7 +22,7 @@ from support.receiver import Receiver
 from support.telling import sent, telling
 
 from syncd.database import postgresql, runs, schema
-from syncd.database.engine import VERSION_TABLE, Database, check, masked, take_your_time
+from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.model import Run
 from syncd.standin.server import StandIn, error_object, hang
@@ -421,7 +421,7 @@ def test_what_takes_its_time_is_given_up(url: str) -> None:
     """The limit is back with the next transaction."""
     database = opened(url)
     with database.begin(write=True) as connection:
-        take_your_time(connection)
+        postgresql.take_your_time(connection)
         connection.execute(text("SELECT pg_sleep(2)"))
     with pytest.raises(StoreError, match="statement timeout"), database.begin(write=True) as connection:
         connection.execute(text("SELECT pg_sleep(2)"))
