@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -50,17 +49,12 @@ def apart(connection: Connection, *, patient: bool = False) -> Iterator[None]:
     except Exception as error:
         if connection.invalidated:
             raise TransactionLost(str(error)) from None
-        if connection.dialect.name == "sqlite" and not _is_in_transaction(connection):
+        if connection.dialect.name == "sqlite" and not connection.connection.in_transaction:
             first: BaseException = error
             while first.__context__:  # later errors only say that the savepoint is gone
                 first = first.__context__
             raise TransactionLost(f"SQLite gave the transaction up: {first}") from None
         raise
-
-
-def _is_in_transaction(connection: Connection) -> bool:
-    driver: Any = connection.connection.driver_connection
-    return bool(driver.in_transaction)
 
 
 @contextmanager
