@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 from msgspec import Struct, structs
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select
+from sqlalchemy import Connection, RowMapping, Select, func, select
 
 from syncd.database import schema
 from syncd.model import Counts, Outcome, Run, RunError
@@ -122,31 +122,24 @@ def history(connection: Connection, at: datetime) -> History:
     done = select(schema.runs).where(runs.state == "done", runs.started_at.is_not(None), past)
     whole = (runs.whole, runs.outcome != "cancelled", past)
     good = runs.outcome.in_(("ok", "partial"))
-
-    def last_end(*conditions: ColumnElement[bool]) -> datetime | None:
-        end: datetime | None = connection.scalar(
-            select(func.max(runs.finished_at)).where(*whole, *conditions)
-        )
-        return end
-
-    last_good_at = last_end(good)
+    last = func.max(runs.finished_at)
+    ends = select(last.filter(runs.outcome == "ok"), last.filter(good), last.filter(good, runs.full))
+    last_success_at, last_good_at, last_full_at = connection.execute(ends.where(*whole)).one()
     failures = select(func.count()).where(*whole, runs.outcome == "failed")
     if last_good_at:
         failures = failures.where(runs.finished_at > last_good_at)
     latest_first = (runs.finished_at.desc(), runs.id.desc())
-    last_whole = _first(connection, done.where(*whole).order_by(*latest_first))
+    outcomes = done.with_only_columns(runs.outcome).order_by(*latest_first)
     ended = select(func.count()).where(runs.state == "done", runs.started_at.is_not(None))
     return History(
         run_count=connection.scalar(ended) or 0,
         last_run=_first(connection, done.order_by(*latest_first)),
-        last_success_at=last_end(runs.outcome == "ok"),
+        last_success_at=last_success_at,
         last_synced_at=last_good_at,
-        last_full_at=last_end(good, runs.full),
-        whole_outcome=last_whole.outcome if last_whole else None,
+        last_full_at=last_full_at,
+        whole_outcome=connection.scalar(outcomes.where(*whole).limit(1)),
         consecutive_failures=connection.scalar(failures) or 0,
-        latest_outcomes=tuple(
-            connection.scalars(done.with_only_columns(runs.outcome).order_by(*latest_first).limit(LATEST))
-        ),
+        latest_outcomes=tuple(connection.scalars(outcomes.limit(LATEST))),
     )
 
 
