@@ -10,7 +10,7 @@ stays in `extra` under its wire name, next to the fields unknown here. Nothing t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
@@ -38,9 +38,7 @@ from syncd.billetweb.fields import (
     to_tags,
     to_text,
 )
-from syncd.errors import (
-    DecodeError,
-)
+from syncd.errors import DecodeError
 from syncd.model import Attendee, Event, Gauge, Session, Ticket
 
 BAD_AT_MOST = 20
@@ -87,12 +85,12 @@ class Decoded(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
         )
 
 
-def _texts(*names: str) -> Table:
-    """Return the table of text fields whose column has their wire name."""
-    return {name: (name, to_text) for name in names}
+def _same(convert: Callable[[object], object], *names: str) -> Table:
+    """Return the table of fields whose column has their wire name."""
+    return {name: (name, convert) for name in names}
 
 
-_EVENT = _texts("ext_id", "name", "place", "description", "confirmation_message") | {
+_EVENT = _same(to_text, "ext_id", "name", "place", "description", "confirmation_message") | {
     "id": ("id", to_id),
     "start": ("starts_at", to_instant),
     "end": ("ends_at", to_instant),
@@ -105,22 +103,20 @@ _EVENT = _texts("ext_id", "name", "place", "description", "confirmation_message"
     "image": ("image_url", to_safe_text),
     "cover": ("cover_url", to_safe_text),
 }
-_GAUGE = _texts("type", "name", "status") | {
+_GAUGE = _same(to_text, "type", "name", "status") | {
     "id": ("id", to_id),
     "quota": ("places_total", to_count),
     "avail": ("places_left", to_integer),
 }
-_TICKET = _texts("name", "full_name", "category", "label", "description", "instructions", "form") | {
+_TICKET = _same(to_text, "name", "full_name", "category", "label", "description", "instructions", "form") | {
     "id": ("id", to_id),
-    "price": ("price", to_decimal),
-    "commission": ("commission", to_decimal),
-    "tax": ("tax", to_decimal),
+    **_same(to_decimal, "price", "commission", "tax"),
     "quota": ("places_total", to_limit),
     "visibility": ("visibility", to_code),
     "start_time": ("sale_starts_at", to_sale_time),
     "end_time": ("sale_ends_at", to_sale_time),
 }
-_SESSION = _texts("name", "place", "description", "instructions") | {
+_SESSION = _same(to_text, "name", "place", "description", "instructions") | {
     "id": ("id", to_id),
     "start": ("starts_at", to_instant),
     "end": ("ends_at", to_instant),
@@ -174,18 +170,12 @@ _ATTENDEE: Table = {
     "order_payment_date": ("paid_at", _date),
     "last_update": ("last_update_at", _date),
 }
-_FULL = _ATTENDEE | {
-    "firstname": ("firstname", to_safe_text),
-    "name": ("name", to_safe_text),
-    "email": ("email", to_safe_text),
-    "order_firstname": ("order_firstname", _word),
-    "order_name": ("order_name", _word),
-    "order_email": ("order_email", _word),
-    "order_language": ("order_language", _word),
-    "reduction_code": ("reduction_code", _word),
-    "authorization_code": ("authorization_code", _word),
-    "custom": ("custom", to_map),
-    "custom_order": ("custom_order", to_map),
+_FULL = {
+    **_ATTENDEE,
+    **_same(to_safe_text, "firstname", "name", "email"),
+    **_same(_word, "order_firstname", "order_name", "order_email", "order_language"),
+    **_same(_word, "reduction_code", "authorization_code"),
+    **_same(to_map, "custom", "custom_order"),
 }
 # A scanner's address, and links that open the order, are never stored; the rest stands in other tables.
 _LEFT_OUT = {"lane", "product_management", "product_download", "order_management"}
