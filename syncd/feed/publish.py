@@ -64,11 +64,12 @@ class PublishStatus(Struct, frozen=True):
 class Target:
     """One table of a site's, and its state."""
 
-    def __init__(self, settings: PublishConfig, state: TargetState, *, url: str, is_here: bool) -> None:
+    def __init__(self, settings: PublishConfig, config: Config) -> None:
         self.settings = settings
-        self.state = state
-        self.url = url
-        self.is_here = is_here
+        self.url = settings.database or config.database.url
+        self.is_here = self.url == config.database.url
+        place = None if self.is_here else masked(self.url)
+        self.state = TargetState(name=settings.name, table=settings.table, database=place)
         self.waits = False  # for the end of the run, after a failure
         self._form: Form | None = None
 
@@ -175,7 +176,7 @@ class Publishing:
         targets = []
         for settings in config.publish:
             same = known.get(settings.name)
-            targets.append(same if same and same.settings == settings else _target(settings, config))
+            targets.append(same if same and same.settings == settings else Target(settings, config))
         self.targets = targets
 
     @property
@@ -269,14 +270,6 @@ def _write_elsewhere(some: Sequence[Mapped], at: datetime, each: Target) -> None
     with elsewhere.connected(each.url, write=True) as connection:
         done = each.bring(connection, some, at)
     each.take(done, at)
-
-
-def _target(settings: PublishConfig, config: Config) -> Target:
-    is_here = settings.database in ("", config.database.url)
-    state = TargetState(
-        name=settings.name, table=settings.table, database=None if is_here else masked(settings.database)
-    )
-    return Target(settings, state, url=settings.database or config.database.url, is_here=is_here)
 
 
 def check(config: Config) -> tuple[list[str], list[str]]:
