@@ -118,10 +118,13 @@ class Endpoint:
             await self._client.aclose()
 
     async def serve(self, database: Database) -> None:
-        """Send whatever is due, until cancelled."""
-        while True:
-            self._news.clear()
-            await self._wait(await self._guarded(database))
+        """Send whatever is due, until cancelled; then close the connections."""
+        try:
+            while True:
+                self._news.clear()
+                await self._wait(await self._guarded(database))
+        finally:
+            await self.close()
 
     async def send_due(self, database: Database) -> None:
         """Send what is due now, and no more."""
@@ -373,13 +376,8 @@ class Webhooks:
             self._tasks.pop(gone).cancel()
         for each in self.endpoints:
             if each not in self._tasks:
-                self._tasks[each] = asyncio.create_task(self._serve(each), name=f"webhook {each.state.name}")
-
-    async def _serve(self, endpoint: Endpoint) -> None:
-        try:
-            await endpoint.serve(self._database)
-        finally:
-            await endpoint.close()
+                serving = each.serve(self._database)
+                self._tasks[each] = asyncio.create_task(serving, name=f"webhook {each.state.name}")
 
     @property
     def is_held(self) -> bool:
