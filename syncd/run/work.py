@@ -1,6 +1,7 @@
 """What a run works with; passed to each of its steps."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -62,11 +63,9 @@ class Work(Struct, frozen=True, kw_only=True):
             while True:
                 written.clear()
                 writing = Writing(self.run.id, self.clock.now(), follow)
-                try:
+                with suppress(TransactionLost):  # by a table of the site's, which is skipped from then on
                     result = await self.database.write(query, writing, *args, **kwargs)
                     break
-                except TransactionLost:  # by a table of the site's, which is skipped from then on
-                    continue
             self.run.counts.add(writing.counts)
             tell_news(self.run, written)
             return result
