@@ -18,7 +18,7 @@ from syncd.database import absences, bulk, deliveries, rows, schema, state
 from syncd.database.postgresql import take_your_time
 from syncd.database.rows import Writing, follow_nothing
 from syncd.mirror.absence import Size, is_mostly_absent
-from syncd.mirror.diff import Change, compare, keep, lack
+from syncd.mirror.diff import FIELDS, Change, compare, keep, lack
 from syncd.model import ATTENDEES, PERSONAL, Attendee, AttendeeMode, Unreadable
 
 NAME = "attendees"
@@ -26,7 +26,7 @@ NAME = "attendees"
 
 OF_ORDERS = frozenset({"order_paid", "disabled"})
 """The columns that show that an order was paid, or refunded."""
-HAPPENED = tuple(rows.FIELDS[ATTENDEES].index(name) for name in ("ordered_at", "paid_at"))
+HAPPENED = tuple(FIELDS[ATTENDEES].index(name) for name in ("ordered_at", "paid_at"))
 """The positions, among an attendee's values, of when an order was made and paid."""
 UNSAID = ("extra",)
 """What is not taken from the account's answer for a known attendee. It has fields that the event's own answer

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.availability import is_on_offer
-from syncd.mirror.diff import KINDS, Change, EventPlan, EventRows, Stored, count
+from syncd.mirror.diff import FIELDS, Change, EventPlan, EventRows, Stored, count
 from syncd.model import EVENTS, Counts, Json, SaleStatus, Ticket, joined
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
@@ -58,7 +58,6 @@ OFFERED = (
     *("visibility", "is_place", "sale_starts_at", "sale_ends_at"),
 )
 """The columns of a tariff that say what is on offer, and for how much."""
-FIELDS = {name: kind.__struct_fields__ for name, kind in KINDS.items()}
 HELD = {name: [table.c[field] for field in FIELDS[name]] for name, table in schema.MIRRORED.items()}
 """The columns of each table that its records have, in their order."""
 OF_EVENT = {

@@ -17,7 +17,7 @@ from syncd.config import WebhookConfig
 from syncd.database import attendees, deliveries, rows
 from syncd.database.deliveries import Message
 from syncd.database.rows import Writing
-from syncd.mirror.diff import Change
+from syncd.mirror.diff import FIELDS, Change
 from syncd.model import ATTENDEES, EVENTS, Doubt, Json, Run
 
 OF_ORDER = ("order_id", "order_ext_id", "event_id", "places", "refunded", "order_price")
@@ -131,7 +131,7 @@ def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
     return news
 
 
-ORDER_ID, DISABLED = (rows.FIELDS[ATTENDEES].index(name) for name in ("order_id", "disabled"))
+ORDER_ID, DISABLED = (FIELDS[ATTENDEES].index(name) for name in ("order_id", "disabled"))
 """Their positions among an attendee's values."""
 
 

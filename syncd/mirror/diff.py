@@ -46,23 +46,21 @@ KINDS: dict[str, type[Record]] = {
 """The record of each mirrored table, whose fields are the table's columns in their order."""
 PARTS = (GAUGES, TICKETS, SESSIONS)
 """The tables of what an event's figures are derived from."""
+FIELDS = {table: kind.__struct_fields__ for table, kind in KINDS.items()}
 LOGGED = {
-    table: tuple(name for name in kind.__struct_fields__ if not (table == ATTENDEES and name in PERSONAL))
-    for table, kind in KINDS.items()
+    table: tuple(name for name in names if not (table == ATTENDEES and name in PERSONAL))
+    for table, names in FIELDS.items()
 }
 """The columns that the log of changes shows: the first ones, without those that hold personal data."""
-EVENT_ID = {
-    table: kind.__struct_fields__.index("id" if table == EVENTS else "event_id")
-    for table, kind in KINDS.items()
-}
+EVENT_ID = {table: names.index("id" if table == EVENTS else "event_id") for table, names in FIELDS.items()}
 """The position of the event's id in a record."""
 JSON_AT = {
     table: [
         number
-        for number, name in enumerate(kind.__struct_fields__)
+        for number, name in enumerate(names)
         if name in ("tags", "custom", "custom_order", "extra") or (table == SESSIONS and name == "tickets")
     ]
-    for table, kind in KINDS.items()
+    for table, names in FIELDS.items()
 }
 """The positions of JSON fields in a record."""
 ChangeKind = Literal["inserted", "updated", "vanished", "returned"]
@@ -283,8 +281,7 @@ def _readable(known: EventRows, table: str, fetched: Fetched) -> dict[str, Any]:
 
 
 def _record(table: str, stored: Stored) -> Any:
-    kind = KINDS[table]
-    return kind(**dict(zip(kind.__struct_fields__, stored.values, strict=True)))
+    return KINDS[table](**dict(zip(FIELDS[table], stored.values, strict=True)))
 
 
 def _compared(

@@ -12,13 +12,12 @@ from datetime import datetime
 from loguru import logger
 from msgspec import Struct, structs
 
-from syncd.database.rows import FIELDS
 from syncd.database.state import Reads, Try
 from syncd.errors import SyncdError
 from syncd.log import repeats
 from syncd.mirror.absence import Size
 from syncd.mirror.agenda import Pace
-from syncd.mirror.diff import Change
+from syncd.mirror.diff import FIELDS, Change
 from syncd.model import EVENTS, MAX_ERRORS, Json, Progress, Run, RunError, Unreadable
 from syncd.text import about, clip, count, format_duration, plain, run_name
 
