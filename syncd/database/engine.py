@@ -59,7 +59,9 @@ class Database:
             return
         held = Sqlite(self.url) if is_sqlite(self.url) else Postgresql(self.url, masked(self.url))
         try:
-            self._migrate(held)
+            with self._transaction(held, write=True) as connection:
+                if _known_revision(connection) != schema.REVISION:
+                    upgrade(connection, schema.REVISION)
             held.opened()
         except BaseException as error:
             held.close()
@@ -128,12 +130,6 @@ class Database:
                     _prove(held)  # else it would be committed to a file that nobody finds
         finally:
             self._writers.discard(get_ident())
-
-    def _migrate(self, held: Sqlite | Postgresql) -> None:
-        """Migrate the tables."""
-        with self._transaction(held, write=True) as connection:
-            if _known_revision(connection) != schema.REVISION:
-                upgrade(connection, schema.REVISION)
 
     def displacement(self) -> str | None:
         """Return how the database is known to be no longer this process's, or None. Waits for nothing."""
