@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, null, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, case, func, null, or_, select
 
 from syncd.database import bulk, schema
 from syncd.mirror.absence import FEW_ROWS, READS, Absence, Scope, Size
@@ -55,16 +55,15 @@ def note(
 
 def end(connection: Connection, table: str, row_ids: Iterable[str]) -> None:
     """Forget the absences of rows that a read returned, or that have vanished."""
-    here = and_(ABSENT.table_name == table, ABSENT.row_id == bindparam("row"))
-    if rows := [{"row": row_id} for row_id in row_ids]:
-        connection.execute(schema.absences.delete().where(here), rows)
+    if ids := [*row_ids]:
+        here = ABSENT.table_name == table, bulk.is_among(connection, ABSENT.row_id, ids)
+        connection.execute(schema.absences.delete().where(*here))
 
 
 def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
     """Forget the absences inside vanished events: these are no longer read."""
-    here = ABSENT.event_id == bindparam("event")
-    if events := [{"event": event_id} for event_id in event_ids]:
-        connection.execute(schema.absences.delete().where(here), events)
+    inside = bulk.is_among(connection, ABSENT.event_id, event_ids)
+    connection.execute(schema.absences.delete().where(inside))
 
 
 def forget_unread(connection: Connection, live_since: datetime) -> None:
