@@ -38,6 +38,12 @@ class TooManyEvents(SyncdError):
     kind = "too_many_events"
 
 
+class RunTimeout(SyncdError):
+    """A run that took longer than it may."""
+
+    kind = "timeout"
+
+
 class _Entry:
     """A run that somebody may wait for. `ids` are all that it has had, unrecorded or in a lost record too."""
 
@@ -262,7 +268,10 @@ class Runner:
             error = failure
         except Exception as failure:  # noqa: BLE001  # a bug in one run must not end the daemon
             if isinstance(failure, TimeoutError) and deadline.expired():
-                error = RunTimeout(self.timeout)
+                error = RunTimeout(
+                    f"not done within sync.run_timeout ({self.timeout.total_seconds():g} s);"
+                    " what was synced stays, the rest comes first in the next run"
+                )
             else:
                 bug = logger.bind(event="error.internal", run=run.id).opt(exception=failure)
                 bug.error("{}: unexpected {}", run_name(run.id), type(failure).__name__)
@@ -279,18 +288,6 @@ class Runner:
             entry.ended.set()
             for steps in entry.watchers:
                 steps.put_nowait(None)
-
-
-class RunTimeout(SyncdError):
-    """A run that took longer than it may."""
-
-    kind = "timeout"
-
-    def __init__(self, limit: timedelta) -> None:
-        super().__init__(
-            f"not done within sync.run_timeout ({limit.total_seconds():g} s);"
-            " what was synced stays, the rest comes first in the next run"
-        )
 
 
 def _close(run: Run, outcome: Outcome) -> None:
