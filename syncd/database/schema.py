@@ -9,7 +9,7 @@ migrations define.
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -175,7 +175,6 @@ def _mirrored(
     """Return the table of a record: a column for each field, of its type unless `types` has another."""
 
     def column(field: structs.FieldInfo) -> Column[Any]:
-        """Return the column of a field."""
         kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
         return Column(
             field.name,
@@ -334,8 +333,5 @@ def row_key(table: Table) -> ColumnElement[str]:
     """Return what equals a row id: in SQL what `model.joined` is in Python."""
     if len(table.primary_key) == 1:
         return next(iter(table.primary_key))
-    first, *others = (func.replace(func.replace(c, "%", "%25"), "/", "%2F") for c in table.primary_key)
-    row_key: ColumnElement[str] = first
-    for part in others:
-        row_key = row_key + "/" + part
-    return row_key
+    parts = (func.replace(func.replace(c, "%", "%25"), "/", "%2F") for c in table.primary_key)
+    return reduce(lambda key, part: key + "/" + part, parts)
