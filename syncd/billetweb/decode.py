@@ -193,14 +193,13 @@ _SALE = msgspec.json.Decoder(_Sale)
 # -- rows
 
 
-# `before` is how many rows of the answer came before this part of it.
+# `before` is how many rows of the answer came before this part of it. Each function raises DecodeError for a
+# body that is not an array, and all but the first one for an unusable row, naming row and field: one that is
+# not an object, has no id (a gauge: no type), or must name its event and does not.
 
 
 def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[Event]:
-    """Return the events of `/events` by id; an unusable row is counted as `bad`, the others are kept.
-
-    Raises DecodeError for a body that is not an array.
-    """
+    """Return the events of `/events` by id; an unusable row is counted as `bad`, the others are kept."""
     found, bad, bad_total = [], [], 0
     for index, row in enumerate(rows(body), before):
         try:
@@ -216,10 +215,7 @@ def decode_events(body: bytes, *, account: str, before: int = 0) -> Decoded[Even
 
 
 def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Gauge]:
-    """Return the gauges of `/event/:id/avail` by id.
-
-    Raises DecodeError, naming row and field, for a row that is not an object or has no type.
-    """
+    """Return the gauges of `/event/:id/avail` by id."""
     found = (_gauge(row, event_id) for row in _each(body, _GAUGE, "gauges", before, required="type"))
     return _keyed((gauge.id, gauge, unreadable) for gauge, unreadable in found)
 
@@ -227,8 +223,7 @@ def decode_gauges(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Gau
 def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Ticket]:
     """Return the tariffs of `/event/:id/tickets` by id; `position` counts from 1 in the answer's order.
 
-    `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
-    row and field, for a row that is no object or has no id.
+    `places_total` is the quota, the other figures come from `availability.py`.
     """
     return _keyed(
         (row.values["id"], Ticket(event_id=event_id, position=n, **row.values), row.unreadable)
@@ -237,11 +232,7 @@ def decode_tickets(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Ti
 
 
 def decode_sessions(body: bytes, *, event_id: str, before: int = 0) -> Decoded[Session]:
-    """Return the sessions of `/event/:id/dates` by id.
-
-    `places_total` is the quota, the other figures come from `availability.py`. Raises DecodeError, naming
-    row and field, for a row that is no object or has no id.
-    """
+    """Return the sessions of `/event/:id/dates` by id, with their figures as in `decode_tickets`."""
     return _keyed(
         (row.values["id"], Session(event_id=event_id, **row.values), row.unreadable)
         for row in _each(body, _SESSION, "sessions", before)
@@ -253,8 +244,7 @@ def decode_attendees(
 ) -> Decoded[Attendee]:
     """Return the attendees of `/event/:id/attendees` by id, or those of `/attendees`, without an `event_id`.
 
-    The columns of PERSONAL are filled only if `full`; links and `lane` never are. Raises DecodeError, naming
-    row and field, for a row that is not an object, has no id, or must name its event and does not.
+    The columns of PERSONAL are filled only if `full`; links and `lane` never are.
     """
     return _keyed(_attendees(rows(body), before, event_id, full=full))
 
@@ -262,8 +252,7 @@ def decode_attendees(
 def sold(body: bytes, *, before: int = 0) -> list[tuple[str, int]]:
     """Return the event and a digest of each row of `/attendees`, and nothing else.
 
-    A digest has 64 bits, is the same in every process and changes with any byte of the row. Raises
-    DecodeError, naming row and field, for a row that is not an object or names no event.
+    A digest has 64 bits, is the same in every process and changes with any byte of the row.
     """
     found: list[tuple[str, int]] = []
     for index, raw in enumerate(document(body, list[msgspec.Raw]), before):
