@@ -128,6 +128,8 @@ def document(body: bytes | bytearray, kind: Any = Any) -> Any:
     if text.startswith(b"<"):
         raise DecodeError("Billetweb's answer is a page where a JSON array is due")
     try:
+        if kind is not Any:
+            text.decode()  # the parser does not check what it passes on raw
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
         reason = str(error)
