@@ -44,8 +44,9 @@ from syncd.model import Attendee, Event, Gauge, Session, Ticket
 BAD_AT_MOST = 20
 """How many unusable rows are named, as many as a run keeps errors; the others are counted."""
 
-FEW = 16
-"""If one of this few rows is odd, they are read one by one: halving further costs more than it saves."""
+AT_ONCE = 32
+"""How many attendees are read column by column: enough to be quick, and if one of them is odd, few enough to
+be read one by one."""
 
 R = TypeVar("R")
 ReadAttendee = tuple[str, Attendee, tuple[str, ...]]  # id, record, the columns that could not be read
@@ -269,20 +270,18 @@ def sold(body: bytes, *, before: int = 0) -> list[tuple[str, int]]:
 
 
 def _attendees(found: list[object], before: int, event_id: str | None, *, full: bool) -> list[ReadAttendee]:
-    """Return attendees; odd ones are located by halving."""
-    try:
-        return _quickly(found, event_id, full=full)
-    except (TypeError, ValueError):
-        if len(found) <= FEW:
-            return [
+    """Return attendees; where some are odd, they are read one by one."""
+    read: list[ReadAttendee] = []
+    for start in range(0, len(found), AT_ONCE):
+        some = found[start : start + AT_ONCE]
+        try:
+            read += _quickly(some, event_id, full=full)
+        except (TypeError, ValueError):
+            read += [
                 _carefully(row, f"attendees[{index}]", event_id, full=full)
-                for index, row in enumerate(found, before)
+                for index, row in enumerate(some, before + start)
             ]
-    half = len(found) // 2
-    return [
-        *_attendees(found[:half], before, event_id, full=full),
-        *_attendees(found[half:], before + half, event_id, full=full),
-    ]
+    return read
 
 
 def _quickly(found: list[object], event_id: str | None, *, full: bool) -> list[ReadAttendee]:
@@ -290,8 +289,6 @@ def _quickly(found: list[object], event_id: str | None, *, full: bool) -> list[R
 
     Raises ValueError or TypeError if a value does not fit, or a row is not an object.
     """
-    if not found:
-        return []
     table = _FULL if full else _ATTENDEE
     wire = zip(*[map(dict.get, repeat(row), table) for row in found], strict=True)  # type: ignore[arg-type]
     columns: list[Sequence[Any]] = [
