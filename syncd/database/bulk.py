@@ -49,9 +49,7 @@ def upsert(
         last = {key(row): row for row in rows}  # PostgreSQL refuses to write a row twice
         with _copying(connection) as cursor:
             cursor.execute(statement.stage)
-            _copy(
-                cursor, statement.copy_staged, statement, rows if len(last) == len(rows) else [*last.values()]
-            )
+            _copy(cursor, statement.copy_staged, statement, [*last.values()])
             cursor.execute(statement.take_staged)
     else:
         for columns in _columns(rows):
@@ -75,10 +73,8 @@ def is_among(
     connection: Connection, column: ColumnElement[Any], values: Iterable[str]
 ) -> ColumnElement[bool]:
     """Return the condition that a text column has one of many values; IN takes a parameter for each."""
-    if connection.dialect.name == "postgresql":
-        return column.in_(
-            select(func.unnest(literal([*values], ARRAY(Text))))
-        )  # hashed, as ANY is not before 14
+    if connection.dialect.name == "postgresql":  # hashed, as ANY is not before 14
+        return column.in_(select(func.unnest(literal([*values], ARRAY(Text)))))
     return column.in_(select(func.json_each(literal([*values], JSON)).table_valued("value").c.value))
 
 
