@@ -55,20 +55,17 @@ async def _list(work: Work) -> Decoded[Event]:
     """
     now = work.clock.now()
     short_since = await work.database.read(state.get, state.SHORT, datetime)
-    unsaid: tuple[str, ...] = ()
-    if state.is_recent(short_since, now, work.config.sync.full_every):
-        listed, unsaid = await work.client.events(descriptions=False), ("description",)
-    else:
-        try:
-            listed = await work.client.events()
-        except TooManyRows:
-            raise  # without descriptions there would be as many
-        except TooLargeError as error:
-            logger.bind(event="list.short", run=work.run.id).warning(
-                "{}; it is read without descriptions", error
-            )
-            listed, unsaid = await work.client.events(descriptions=False), ("description",)
-            await work.database.write(state.put, state.SHORT, now)
+    is_short = state.is_recent(short_since, now, work.config.sync.full_every)
+    try:
+        listed = await work.client.events(descriptions=not is_short)
+    except TooLargeError as error:
+        if is_short or isinstance(error, TooManyRows):  # without descriptions there would be as many
+            raise
+        log = logger.bind(event="list.short", run=work.run.id)
+        log.warning("{}; it is read without descriptions", error)
+        listed, is_short = await work.client.events(descriptions=False), True
+        await work.database.write(state.put, state.SHORT, now)
+    unsaid = ["description"] if is_short else []
     work.report.unreadable.note(EVENTS, listed.unreadable)
     kept = {key: (*listed.unreadable.get(key, ()), *unsaid) for key in listed.records}
     return await _with_kept(work, listed, {key: columns for key, columns in kept.items() if columns})
