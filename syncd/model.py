@@ -28,6 +28,7 @@ Outcome = Literal["ok", "partial", "failed", "cancelled"]
 SaleStatus = Literal["coming", "on_sale", "full", "ended", "unknown"]
 AttendeeMode = Literal["none", "minimal", "full"]
 FeedFormat = Literal["json", "jsonld", "ics", "csv"]
+QuietKind = Literal["rate_limited", "challenge", "credentials"]
 
 
 def joined(key: Sequence[str]) -> str:
@@ -317,7 +318,7 @@ class Quiet(Struct, frozen=True, kw_only=True):
     `key` is the digest of the credentials that were refused, "" where it was not these.
     """
 
-    kind: Literal["rate_limited", "challenge", "credentials"]
+    kind: QuietKind
     since: datetime
     until: datetime
     status: int | None = None

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import IO, Literal, TypeVar
+from typing import IO, TypeVar
 
 import httpx
 import stamina
@@ -37,7 +37,7 @@ from syncd.errors import (
     TransportError,
 )
 from syncd.log.redact import Redactor, of_basic_auth
-from syncd.model import Event, Gauge, Quiet, Session, Ticket
+from syncd.model import Event, Gauge, Quiet, QuietKind, Session, Ticket
 from syncd.threads import in_thread
 
 R = TypeVar("R")
@@ -139,7 +139,7 @@ class Billetweb:
         """Whether Billetweb refused the credentials, so that nothing is sent for a day, or until `reset`."""
         return self._lasting("credentials") is not None
 
-    def _lasting(self, kind: str) -> Quiet | None:
+    def _lasting(self, kind: QuietKind) -> Quiet | None:
         quiet = self.quiet
         return quiet if quiet and quiet.kind == kind and self._left_s else None
 
@@ -290,12 +290,7 @@ class Billetweb:
             self._limiter.pause(wait_s)
             await self._keep_quiet("rate_limited", self._limiter.paused_s, error)
 
-    async def _keep_quiet(
-        self,
-        kind: Literal["rate_limited", "challenge", "credentials"],
-        seconds: float,
-        error: BilletwebError,
-    ) -> None:
+    async def _keep_quiet(self, kind: QuietKind, seconds: float, error: BilletwebError) -> None:
         now = self._clock.now()
         if self._left_s >= seconds:
             return
