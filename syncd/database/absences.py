@@ -47,8 +47,8 @@ def note(
         (table, row_id, event_id or row_id, absence.since, absence.reads, run_id)
         for row_id, absence in absences.items()
     ]
-    if rows:  # that of a row that moved may still be under its old event
-        bulk.upsert(connection, schema.absences, COLUMNS, rows)
+    # That of a row that moved may still be under its old event.
+    bulk.upsert(connection, schema.absences, COLUMNS, rows)
     earlier = ABSENT.run_id != run_id
     connection.execute(schema.absences.delete().where(_scope(table, event_id), earlier))
 

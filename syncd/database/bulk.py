@@ -1,4 +1,4 @@
-"""Writes many rows at once: all rows get into the tables this way.
+"""Writes many rows at once, or none: all rows get into the tables this way.
 
 Rows are tuples of Python values in the order of the column names. The types' own processors encode them,
 column by column, and the driver gets its own tuples: SQLAlchemy's way with a dict for each row takes twice as

@@ -106,8 +106,7 @@ def put(connection: Connection, messages: Iterable[Message], at: datetime) -> No
             else ("pending", at, at + KEEP_TRYING, None)
         )
         rows.append((one.id, one.endpoint, one.type, one.event_id, at, one.body, *tail))
-    if rows:
-        bulk.insert(connection, schema.deliveries, COLUMNS, rows)
+    bulk.insert(connection, schema.deliveries, COLUMNS, rows)
 
 
 GONE = "the endpoint answered that it is gone (410)"

@@ -327,10 +327,8 @@ def _write_rows(connection: Connection, writing: Writing, some: Sequence[Change]
         new = [(*change.values, at, at, None) for change in of_table if change.kind == "inserted"]
         known = [(*one.values, at, at, None) for one in of_table if one.kind in ("updated", "returned")]
         names = (*FIELDS[name], *ALSO)
-        if new:
-            bulk.insert(connection, table, names, new)
-        if known:
-            bulk.upsert(connection, table, names, known, keep=("first_seen_at",))
+        bulk.insert(connection, table, names, new)
+        bulk.upsert(connection, table, names, known, keep=("first_seen_at",))
         _mark_vanished(connection, table, [change for change in of_table if change.kind == "vanished"], at)
         absences.end(connection, name, [change.row_id for change in of_table if _ends_absence(change)])
 

@@ -134,8 +134,7 @@ def reads(connection: Connection) -> dict[str, Reads]:
 def mark_due(connection: Connection, event_ids: Iterable[str], at: datetime) -> None:
     """Mark these events due: something happened to them that must still be read."""
     rows = [(event_id, at) for event_id in sorted(event_ids)]
-    if rows:
-        bulk.upsert(connection, schema.reads, ("event_id", "due_at"), rows)
+    bulk.upsert(connection, schema.reads, ("event_id", "due_at"), rows)
 
 
 def mark_read(connection: Connection, event_id: str) -> None:
@@ -147,8 +146,7 @@ def mark_read(connection: Connection, event_id: str) -> None:
 def note_tries(connection: Connection, tries: Mapping[str, Try]) -> None:
     """Store how events were tried in a run."""
     rows = [(event_id, tried.at, tried.failures) for event_id, tried in sorted(tries.items())]
-    if rows:
-        bulk.upsert(connection, schema.reads, ("event_id", "tried_at", "failures"), rows)
+    bulk.upsert(connection, schema.reads, ("event_id", "tried_at", "failures"), rows)
 
 
 def is_recent(at: datetime | None, now: datetime, within: timedelta) -> bool:
