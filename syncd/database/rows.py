@@ -9,16 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from msgspec import Struct, field
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Table,
-    and_,
-    bindparam,
-    func,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, func, or_, select
 
 from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.availability import is_on_offer
