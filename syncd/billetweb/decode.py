@@ -327,7 +327,7 @@ def _keyed(
     """Return the records by key, with the unreadable columns; of several with one key the last."""
     found = list(rows)
     records = {key: record for key, record, _ in found}
-    last = {key: columns for key, _, columns in found} if any(columns for _, _, columns in found) else {}
+    last = {key: columns for key, _, columns in found}
     return Decoded(
         records=records,
         unreadable={key: columns for key, columns in last.items() if columns},
