@@ -119,15 +119,14 @@ def _orders(changes: Iterable[Change]) -> dict[tuple[str, str], list[int]]:
     """Return, by order and event, how many places are newly paid, newly refunded, and newly paid and kept."""
     news: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for change in changes:
-        if change.kind == "vanished":
+        if change.kind == "vanished" or not change.values[ORDER_ID]:
             continue
-        order_id = change.values[ORDER_ID]
-        _, disabled = disabled_diff = change.diff.get("disabled", (None, None))
-        if order_id and change.diff.get("order_paid", (None, None))[1] is True:
-            news[order_id, change.event_id][0] += 1
-            news[order_id, change.event_id][2] += not change.values[DISABLED]
-        if order_id and disabled is True and disabled_diff[0] is not True:
-            news[order_id, change.event_id][1] += 1
+        order = change.values[ORDER_ID], change.event_id
+        if change.diff.get("order_paid", (None, None))[1] is True:
+            news[order][0] += 1
+            news[order][2] += not change.values[DISABLED]
+        if change.diff.get("disabled", (None, None))[1] is True:
+            news[order][1] += 1
     return news
 
 
