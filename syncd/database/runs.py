@@ -64,15 +64,12 @@ def close_interrupted(connection: Connection, at: datetime) -> list[Run]:
     interrupted = RunError("run", "interrupted", "syncd ended in the middle of this run")
     errors = {"errors": [msgspec.to_builtins(interrupted)], "errors_total": 1}
     runs = schema.runs
+    end = runs.update().values(state="done", finished_at=at)
+    connection.execute(end.where(runs.c.state == "queued").values(outcome="cancelled"))
     running = connection.scalars(select(runs.c.id).where(runs.c.state == "running").order_by(runs.c.id)).all()
-    for state, outcome, more in (("running", "failed", errors), ("queued", "cancelled", {})):
-        connection.execute(
-            runs.update()
-            .where(runs.c.state == state)
-            .values(state="done", outcome=outcome, finished_at=at, **more)
-        )
     for run_id in running:
-        connection.execute(runs.update().where(runs.c.id == run_id).values(_changes_by(connection, run_id)))
+        more = errors | _changes_by(connection, run_id)
+        connection.execute(end.where(runs.c.id == run_id).values(outcome="failed", **more))
     found = (find(connection, run_id) for run_id in running)
     return [run for run in found if run]
 
