@@ -208,19 +208,17 @@ def advice(told: str) -> str:
 
 def obstacle(connection: Connection, revision: str | None) -> str | None:
     """Return why syncd cannot use a database with the schema at that revision."""
-    encoding, schema_name = connection.execute(
-        text("SELECT current_setting('server_encoding'), current_schema()")
+    encoding, schema_name, user, may_create, may_stage = connection.execute(
+        text(
+            "SELECT current_setting('server_encoding'), current_schema(), current_user,"
+            " has_schema_privilege(current_schema(), 'CREATE'),"
+            " has_database_privilege(current_database(), 'TEMPORARY')"
+        )
     ).one()
     if encoding != "UTF8":
         return f"the database is encoded in {encoding}; syncd needs one in UTF8"
     if schema_name is None:
         return "there is no schema to create tables in"
-    user, may_create, may_stage = connection.execute(
-        text(
-            "SELECT current_user, has_schema_privilege(current_schema(), 'CREATE'),"
-            " has_database_privilege(current_database(), 'TEMPORARY')"
-        )
-    ).one()
     if revision is None and not may_create:
         return f"the user {user} may not create tables in the schema {schema_name}"
     return None if may_stage else f"the user {user} lacks the right TEMPORARY on the database"
