@@ -146,13 +146,10 @@ def _first(connection: Connection, query: Select[tuple[object, ...]]) -> Run | N
 
 
 def _values(run: Run) -> dict[str, object]:
-    values = structs.asdict(run) | structs.asdict(run.counts)
+    values: dict[str, object] = msgspec.to_builtins(run, builtin_types=[datetime])
     for name in ("id", "progress", "counts"):
         del values[name]
-    return values | {
-        "requested_by": msgspec.to_builtins(run.requested_by),
-        "errors": msgspec.to_builtins(run.errors),
-    }
+    return values | structs.asdict(run.counts)
 
 
 def _run(row: RowMapping) -> Run:
