@@ -95,10 +95,6 @@ class Target:
         else:
             self._count(done, at)
 
-    def bring(self, connection: Connection, some: Sequence[Mapped], at: datetime) -> Done:
-        """Write what differs from the whole mirror, and return the result. Raises StoreError."""
-        return target.bring(connection, self.look(connection), some, at, all_of_them=True)
-
     def take(self, done: Done, at: datetime) -> None:
         """Remember the committed result."""
         self.waits = False
@@ -251,7 +247,8 @@ def _examine(database: Database, each: Target) -> None:
 def _settle(database: Database, at: datetime, each: Target) -> None:
     """Compare all rows with the mirror and write what differs. Raises SyncdError."""
     with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
-        done = each.bring(connection, target.events(connection, each.settings), at)
+        some = target.events(connection, each.settings)
+        done = target.bring(connection, each.look(connection), some, at, all_of_them=True)
     each.take(done, at)
 
 
@@ -268,7 +265,7 @@ async def _settle_elsewhere(database: Database, at: datetime, each: Target) -> N
 
 def _write_elsewhere(some: Sequence[Mapped], at: datetime, each: Target) -> None:
     with elsewhere.connected(each.url, write=True) as connection:
-        done = each.bring(connection, some, at)
+        done = target.bring(connection, each.look(connection), some, at, all_of_them=True)
     each.take(done, at)
 
 
