@@ -128,7 +128,7 @@ class Endpoint:
 
     async def send_due(self, database: Database) -> None:
         """Send what is due now, and no more."""
-        while database.is_open and await self._guarded(database) == 0:
+        while await self._guarded(database) == 0:
             pass
 
     async def _guarded(self, database: Database) -> float | None:
