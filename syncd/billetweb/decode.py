@@ -66,23 +66,17 @@ class Decoded(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     bad_total: int = 0
     duplicates: int = 0
 
-    @property
-    def rows(self) -> int:
-        """How many rows the answer had."""
-        return len(self.records) + self.bad_total + self.duplicates
-
     def joined(self, later: "Decoded[R]") -> "Decoded[R]":
         """Return this and what came after it as one; do not use this one afterwards."""
-        rows = self.rows + later.rows
+        again = self.records.keys() & later.records.keys()
         self.records.update(later.records)
-        bad_total = self.bad_total + later.bad_total
         unreadable = {key: columns for key, columns in self.unreadable.items() if key not in later.records}
         return Decoded(
             records=self.records,
             unreadable=unreadable | later.unreadable,
             bad=[*self.bad, *later.bad][:BAD_AT_MOST],
-            bad_total=bad_total,
-            duplicates=rows - len(self.records) - bad_total,
+            bad_total=self.bad_total + later.bad_total,
+            duplicates=self.duplicates + later.duplicates + len(again),
         )
 
 

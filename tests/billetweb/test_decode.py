@@ -462,10 +462,10 @@ def test_every_bad_row_is_kept() -> None:
     """The first twenty unusable rows are named, and all are counted, also over several parts of an answer."""
     parts = [decode.decode_events(dump([{}] * 15 + [{"id": "7"}]), account="1", before=n) for n in (0, 16)]
     whole = parts[0].joined(parts[1])
-    assert (whole.bad_total, whole.duplicates, whole.rows) == (30, 1, 32)
+    assert (whole.bad_total, whole.duplicates, len(whole.records)) == (30, 1, 1)
     assert whole.bad == [f"events[{index}].id is missing" for index in (*range(15), *range(16, 21))]
     many = decode.decode_events(dump([None] * 1000), account="1")
-    assert (len(many.bad), many.bad_total, many.rows) == (20, 1000, 1000)
+    assert (len(many.bad), many.bad_total, many.records) == (20, 1000, {})
 
 
 def test_position_begins_anew_with_each_part() -> None:
