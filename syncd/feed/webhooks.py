@@ -192,14 +192,12 @@ class Endpoint:
         status: int | None = None
         wait_s: float | None = None
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                async with aclosing(await self._send(due)) as answer:
-                    status = answer.status_code
-                    header = answer.headers.get("Retry-After")
-                    if header and not answer.is_success:
-                        now = self._clock.now()
-                        wait_s = retry_after_s(header, now=now, most_s=RETRY_AFTER_MOST_S)
-                    await _read_out(answer)
+            async with asyncio.timeout(DEADLINE_S), aclosing(await self._send(due)) as answer:
+                status = answer.status_code
+                if not answer.is_success:
+                    header, now = answer.headers.get("Retry-After"), self._clock.now()
+                    wait_s = retry_after_s(header, now=now, most_s=RETRY_AFTER_MOST_S)
+                await _read_out(answer)
         except Exception as trouble:  # noqa: BLE001 - one delivery must not keep the others from their turn
             if status is None:
                 return None, self._reason(trouble), None
