@@ -23,6 +23,7 @@ from msgspec import structs
 from syncd import __version__, text, threads, typed, usage, web
 from syncd.billetweb.client import tell_retry
 from syncd.config import Config, load
+from syncd.daemon.signals import STOP_WITHIN_S
 from syncd.database import engine
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
@@ -265,7 +266,7 @@ async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool
 
 
 class _Stop:
-    """Ends the current work, and all later work, once a signal came."""
+    """Ends the current work, and all later work, once a signal came; and the process, if a thread hangs."""
 
     def __init__(self) -> None:
         self._under_way: asyncio.Task[None] | None = None
@@ -287,15 +288,19 @@ class _Stop:
         await asyncio.wait({task})
 
     def _come(self) -> None:
-        if self._came:  # the first signal waits for a hanging thread
-            from rich.console import Console  # noqa: PLC0415
-
-            logger.bind(event="cut").warning("ending at once: a second signal")
-            Console(stderr=True).show_cursor()  # which the bar hid
-            os._exit(1)
+        if self._came:
+            self._give_up("a second signal")
         self._came = True
+        asyncio.get_running_loop().call_later(STOP_WITHIN_S, self._give_up, "stopping took too long")
         if self._under_way:
             self._under_way.cancel()
+
+    def _give_up(self, why: str) -> None:
+        from rich.console import Console  # noqa: PLC0415
+
+        logger.bind(event="cut").warning("ending at once: {}", why)
+        Console(stderr=True).show_cursor()  # which the bar hid
+        os._exit(1)
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:

@@ -23,7 +23,7 @@ from syncd.control.api import application
 from syncd.control.peers import connections_at_most
 from syncd.control.server import ControlServer
 from syncd.daemon.notify import Notifier
-from syncd.daemon.signals import Signals
+from syncd.daemon.signals import STOP_WITHIN_S, Signals
 from syncd.daemon.watchdog import Watchdog
 from syncd.database.engine import masked
 from syncd.errors import ConfigError, StoreError
@@ -35,8 +35,6 @@ from syncd.threads import Background, in_thread
 
 RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
-STOP_WITHIN_S = 4.5
-"""After this time a stop no longer waits for anything."""
 TIDY_WITHIN_S = 0.3
 """How long a forced end waits for the removal of its files: only a disk that hangs takes longer."""
 LAST_WORD_S = 0.2

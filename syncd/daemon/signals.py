@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_WITHIN_S = 4.5
+"""So long after a signal a stop no longer waits for anything: people were told five seconds."""
 
 
 class Signals:

@@ -427,9 +427,10 @@ sys.exit(program.main())
 """
 
 
+@pytest.mark.parametrize("again", [True, pytest.param(False, marks=pytest.mark.slow("a stop's whole time"))])
 @pytest.mark.sqlite_only("about signals")
-def test_nobody_can_end_a_once_that_hangs(home: Path, base_url: str) -> None:
-    """The first signal waits for a transaction, as long as that takes; the second ends it now."""
+def test_nobody_can_end_a_once_that_hangs(home: Path, base_url: str, *, again: bool) -> None:
+    """The first signal waits for a transaction, but not for ever; the second ends it now."""
     hangs = home / "hangs"
     program = [sys.executable, "-c", _HANGING.format(place=f"{hangs}")]
     with once(write_config(home, base_url), program) as process:
@@ -437,7 +438,8 @@ def test_nobody_can_end_a_once_that_hangs(home: Path, base_url: str) -> None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
+        if again:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 1
 
 

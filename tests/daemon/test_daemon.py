@@ -20,7 +20,7 @@ from support.processes import (
 )
 from support.real_databases import locked, query, url_at
 
-from syncd.daemon.daemon import STOP_WITHIN_S
+from syncd.daemon.signals import STOP_WITHIN_S
 from syncd.database.engine import masked
 from syncd.database.postgresql import LOCK_TIMEOUT_S
 from syncd.database.sqlite import BUSY_TIMEOUT_MS
