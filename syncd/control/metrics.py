@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -21,10 +22,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from syncd.account.account import Account
+from syncd.account.schedule import REASONS
 from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Health, Status
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
-from syncd.model import Outcome, Run
+from syncd.model import UNKNOWN_EVENT, Outcome, Run, Trigger
 from syncd.text import plain
 
 NAME_LENGTH = 100
@@ -97,15 +99,17 @@ def _daemon(status: Status, clock_jumps: int) -> Metrics:
         "paused": not status.is_running and status.state != "stopping",
         "interval_seconds": status.interval_s,
         "next_run_timestamp_seconds": status.next_run_at,
-        "slots_skipped_total": status.slots_skipped,
+        "slots_skipped_total": dict.fromkeys(REASONS, 0) | status.slots_skipped,
         "slots_missed_total": status.slots_missed,
         "clock_jumps_total": clock_jumps,
     }
 
 
 def _runs(status: Status, facts: Facts, requests: Mapping[str, int]) -> Metrics:
+    # A count that appears with its first run, and not as 0 before, has no increase that Prometheus could see.
+    none_yet = dict.fromkeys(product(get_args(Trigger), (*get_args(Outcome), UNKNOWN_EVENT)), 0)
     return {
-        "runs_total": facts.totals,
+        "runs_total": none_yet | facts.totals,
         "rows_total": facts.rows,
         "upstream_requests_total": requests,
         "run_in_progress": status.current_run is not None,

@@ -191,10 +191,13 @@ def test_figures_are_those_of_the_status() -> None:
 
 def test_counts_are_told_apart_by_their_labels() -> None:
     """Runs, rows, slots, requests, health and version carry the label that tells them apart."""
-    assert labelled("runs_total") == {
+    ended = labelled("runs_total")
+    assert {labels: number for labels, number in ended.items() if number} == {
         (("outcome", "ok"), ("trigger", "interval")): 2,
         (("outcome", "partial"), ("trigger", "manual")): 1,
     }
+    unseen = {("outcome", "failed"), ("outcome", "unknown_event")}
+    assert {pair for labels in ended for pair in labels} >= unseen, "its first one would be no increase"
     assert labelled("rows_total") == {
         (("kind", "inserted"),): 12,
         (("kind", "updated"),): 0,
@@ -202,7 +205,12 @@ def test_counts_are_told_apart_by_their_labels() -> None:
         (("kind", "vanished"),): 0,
         (("kind", "returned"),): 0,
     }
-    assert labelled("slots_skipped_total") == {(("reason", "overrun"),): 2, (("reason", "paused"),): 5}
+    assert labelled("slots_skipped_total") == {
+        (("reason", "overrun"),): 2,
+        (("reason", "busy"),): 0,
+        (("reason", "paused"),): 5,
+        (("reason", "credentials"),): 0,
+    }
     assert labelled("upstream_requests_total") == {
         (("status", "200"),): 31,
         (("status", "503"),): 2,
