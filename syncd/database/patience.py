@@ -11,6 +11,9 @@ from psycopg.errors import _WaitTimeout
 ON_THE_WAY_S = 15.0
 """How long an answer may be on its way, beyond the time that the server may work on it: as long as what is
 sent may stay without acknowledgement (`tcp_user_timeout`)."""
+PING_S = 3.0
+"""How long a connection that was not in use may take to show that it still works. That and a new connection
+together take less than syncctl waits for an answer."""
 LIMIT_S = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'statement_timeout'"
 
 
@@ -33,7 +36,9 @@ class PatientConnection(Connection[Any]):
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Return what the server answers, as psycopg does. Raises OperationalError if that is overdue."""
-        if timeout is None and not self.is_unhurried:
+        if timeout is None and self.autocommit:  # as only SQLAlchemy's ping has it
+            timeout = PING_S
+        elif timeout is None and not self.is_unhurried:
             timeout = self._answer_s
         try:
             return super().wait(gen, interval, timeout)

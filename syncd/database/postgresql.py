@@ -96,6 +96,7 @@ class Postgresql:
         self._schema: str | None = None
         self._token = ""  # what tells that it is this one that holds the database, once noted there
         self._was_taken = False
+        self._holder: int | None = None  # the server's process that took the lock for this syncd last
         # One transaction writes at a time. For reads, a run takes one connection, status and syncctl two;
         # two more are for peaks. Each costs the server some MiB, and by default it allows a hundred.
         self.writer = _engine(
@@ -134,7 +135,13 @@ class Postgresql:
             connection.rollback()
             holder = connection.execute(HOLDER).fetchone()
             by = f"server process {holder[0]}" if holder else "just gone"
+            if holder and holder[0] == self._holder:
+                raise StoreError(
+                    f"the server still holds {self.name} for this syncd's former connection ({by})"
+                ) from None
             raise AlreadyRunning(f"another syncd ({by}) holds {self.name}") from None
+        connection.commit()
+        self._holder = _process_id(connection)
         connection.commit()
         if self._token and not self._was_taken:
             self._was_taken = self._is_another_s(dialect, connection)

@@ -21,12 +21,14 @@ from support.real_databases import Server, locked, query
 from support.receiver import Receiver
 from support.telling import sent, telling
 
+from syncd.ctl.http import ANSWER_TIMEOUT_S
 from syncd.database import postgresql, runs, schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.model import Run
 from syncd.standin.server import StandIn, error_object, hang
 
+patience = pytest.importorskip("syncd.database.patience", reason="needs psycopg")
 pytestmark = [pytest.mark.postgresql_only, pytest.mark.usefixtures("database_kind")]
 PASSWORD = "canary/8f3a@:#?é"
 OURS = "application_name = 'syncd' AND datname = current_database()"
@@ -386,6 +388,17 @@ def frozen(server: Server, url: str) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
+@contextlib.contextmanager
+def suspended(url: str) -> Iterator[None]:
+    """Have the server's process with the lock hang, so that it does not notice that its client is gone."""
+    ((pid,),) = query(url, HOLDING)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an answer be overdue after 1.5 s."""
@@ -413,6 +426,32 @@ def test_a_statement_waits_for_ever_for_an_answer(server: Server, url: str) -> N
         connection.execute(text("SELECT 1"))
     with database.begin(write=True) as connection:
         assert connection.scalar(text("SELECT 1")) == 1
+    database.close()
+
+
+def test_who_looks_waits_for_a_server_that_hangs(
+    server: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection at rest is tried for a moment; with the new one it takes less than syncctl waits."""
+    assert patience.PING_S + int(postgresql.CONNECTION["connect_timeout"]) < ANSWER_TIMEOUT_S
+    monkeypatch.setattr(patience, "PING_S", 0.2)
+    monkeypatch.setitem(postgresql.CONNECTION, "connect_timeout", "2")
+    database = opened(url)
+    with database.begin():
+        pass
+    with frozen(server, url), pytest.raises(StoreError, match="connection timeout"), database.begin():
+        pass
+    database.close()
+
+
+def test_a_former_connection_is_taken_for_another_syncd(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the server has not noticed yet that it is gone, whoever reads the error looks for no other."""
+    monkeypatch.setattr(patience, "PING_S", 0.2)
+    monkeypatch.setitem(postgresql.NEEDED, "lock_timeout", "200ms")
+    database = opened(url)
+    former = pytest.raises(StoreError, match="for this syncd's former connection")
+    with suspended(url), former, database.begin(write=True):
+        pass
     database.close()
 
 
