@@ -36,7 +36,7 @@ def engine(url: str, *, wait_s: int) -> Engine:
     """Return an engine for such a database, not connected yet. Raises ConfigError without PyMySQL."""
     made = make_url(url)
     address = made.set(drivername="mysql+pymysql", query={**made.query, "charset": "utf8mb4"})
-    times = {"connect_timeout": CONNECT_S, "read_timeout": ANSWER_S, "write_timeout": ANSWER_S}
+    times = {"connect_timeout": CONNECT_S, "read_timeout": CONNECT_S, "write_timeout": ANSWER_S}
     try:
         engine = create_engine(address, poolclass=NullPool, hide_parameters=True, connect_args=times)
     except ImportError as error:
@@ -44,6 +44,7 @@ def engine(url: str, *, wait_s: int) -> Engine:
 
     @event.listens_for(engine, "connect")
     def set_session(connection: Any, _record: object) -> None:
+        connection._read_timeout = ANSWER_S  # noqa: SLF001  # until now it was for the server's greeting
         with connection.cursor() as cursor:
             cursor.execute(SESSION.format(wait_s=wait_s))
 

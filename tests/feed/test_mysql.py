@@ -1,5 +1,6 @@
 """A site's table in MariaDB, where that differs from other databases: letters, types, rights, constraints."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from support.mariadb import Server, obstacle
 from support.real_databases import connected, query
 
 from syncd.config import Config, PublishConfig
+from syncd.database import mysql
 from syncd.feed import publish
 from syncd.standin.server import StandIn
 
@@ -182,6 +184,21 @@ def test_setting_that_cannot_work_is_found_by_nobody(
     (found,) = problems(configured(**changed))
     assert found.startswith("publish formation: ")
     assert sentence in found
+
+
+def test_server_that_hangs_is_waited_for(
+    mariadb: Callable[[], Server], configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first word must come in the time for a connection, not in that for an answer."""
+    monkeypatch.setattr(mysql, "CONNECT_S", 0.5)
+    monkeypatch.setattr(mysql, "ANSWER_S", 3600)
+    config, server = configured(), mariadb().process
+    server.send_signal(signal.SIGSTOP)
+    try:
+        (problem,) = problems(config)
+    finally:
+        server.send_signal(signal.SIGCONT)
+    assert "timed out" in problem
 
 
 def test_large_table_without_an_index_is_slow(configured: Callable[..., Config], url: str) -> None:
