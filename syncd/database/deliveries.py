@@ -222,7 +222,8 @@ def retry(
     for name in {*known.values(), *([endpoint] if endpoint is not None else [])}:
         remember(connection, name, Remembered())
     here = or_(named, and_(D.endpoint == endpoint, D.state.in_(OPEN)))
-    values = {"state": "pending", "next_at": now, "retry_until": now + KEEP_TRYING, "attempts": 0}
+    values = {"state": "pending", "next_at": now, "retry_until": now + KEEP_TRYING}
+    values |= {"attempts": 0, "error": None}
     return connection.execute(schema.deliveries.update().where(here).values(values)).rowcount, []
 
 

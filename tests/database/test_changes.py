@@ -144,6 +144,15 @@ def test_delivery_that_bears_an_instant_of_long_ago_goes_while_it_is_young(
         assert [name for name in found if not name.isdigit()] == names
 
 
+def test_delivery_that_is_asked_for_again_shows_its_old_error(database: Database) -> None:
+    with database.begin(write=True) as connection:
+        deliveries.put(connection, [Message("one", "site", "event.full", "9", "{}")], NOW)
+        deliveries.park(connection, "site", "digest")
+        deliveries.retry(connection, NOW, ids=["one"], endpoint=None, configured=["site"])
+        (asked,) = deliveries.latest(connection, 9, delivered_too=False)
+    assert (asked.state, asked.attempts, asked.error) == ("pending", 0, None)
+
+
 def test_change_of_a_clock_that_was_ahead_stops_all_pruning(database: Database, url: str) -> None:
     """A change that bears an instant yet to come stays until then; what is old behind it goes."""
     for name, age in (("old", 13), ("ahead", -9000), ("old too", 12), ("young", 1)):
