@@ -10,16 +10,14 @@ here. Leans on Starlette and uvicorn.
 import asyncio
 import base64
 import json
-import socket
-import struct
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from email.utils import formatdate
 from fnmatch import fnmatchcase
-from typing import Literal
 from urllib.parse import parse_qsl
 
 import uvicorn
@@ -50,18 +48,35 @@ class Request(Struct, frozen=True):
     method: str = "GET"
 
 
-class Answer(Struct, frozen=True):
-    """What will be sent, and how; the body is encoded as the headers say. `port` is the server's own.
+class Exchange(Struct, frozen=True):
+    """What an answer is sent by. `gone` ends with the connection, `healed` is set at the next `heal`."""
 
-    `drip`: the body trickles for `drip_s`. `cut`: the connection ends in mid-body. `reset`: it breaks before
-    any answer. `hang`: nothing is sent until `StandIn.heal`.
-    """
+    send: Send
+    transport: asyncio.Transport
+    gone: asyncio.Task[None]
+    healed: threading.Event
+
+
+async def send_whole(answer: "Answer", by: Exchange) -> None:
+    """Send an answer at once."""
+    await send_head(answer, by)
+    await by.send({"type": "http.response.body", "body": answer.body})
+
+
+async def send_head(answer: "Answer", by: Exchange) -> None:
+    """Send the head of an answer."""
+    headers = {"date": formatdate(usegmt=True), **answer.headers, "content-length": f"{len(answer.body)}"}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await by.send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+
+
+class Answer(Struct, frozen=True):
+    """What will be sent, and how; the body is encoded as the headers say. `port` is the server's own."""
 
     body: bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
-    delivery: Literal["whole", "drip", "cut", "reset", "hang"] = "whole"
-    drip_s: float = 0.0
+    delivery: Callable[["Answer", Exchange], Awaitable[None]] = send_whole
     port: int = 0
 
 
@@ -105,17 +120,23 @@ def rate_limiting(retry_after: str | None = None) -> Fault:
 
 def drip(seconds: float) -> Fault:
     """Return a fault that lets the right body trickle, evenly, for so long."""
-    return lambda answer: replace(answer, delivery="drip", drip_s=seconds)
+    steps = max(1, round(seconds / DRIP_STEP_S))
+
+    async def trickle(answer: Answer, by: Exchange) -> None:
+        """Send a piece of the body at each step."""
+        await send_head(answer, by)
+        length = len(answer.body)
+        for step in range(steps):
+            piece = answer.body[length * step // steps : length * (step + 1) // steps]
+            await by.send({"type": "http.response.body", "body": piece, "more_body": step < steps - 1})
+            await asyncio.wait({by.gone}, timeout=DRIP_STEP_S)
+
+    return lambda answer: replace(answer, delivery=trickle)
 
 
 def truncated(answer: Answer) -> Answer:
     """Return the first half of the body as if it were all."""
     return replace(answer, body=answer.body[: len(answer.body) // 2])
-
-
-def hang(answer: Answer) -> Answer:
-    """Return nothing before `StandIn.heal`; then the right answer."""
-    return replace(answer, delivery="hang")
 
 
 unauthorized = error_object("unauthorized", "Wrong user or key")
@@ -161,7 +182,7 @@ class StandIn(Shown):
         self._clock = clock
         self._answered_at: deque[float] = deque()
         self._planned: list[_Planned] = []
-        self._in_flight: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}  # set: healed
+        self._healed = threading.Event()
         self.app = Starlette(routes=[Mount("/api", app=self._serve)])
 
     def fail(self, path: str, fault: Fault, *, times: int | None = 1) -> None:
@@ -174,29 +195,21 @@ class StandIn(Shown):
             self._planned.append(_Planned(path, fault, times))
 
     def heal(self) -> None:
-        """Forget all faults and answer the requests that hang."""
+        """Forget all faults; those under way end too."""
         with self.lock:
             self._planned.clear()
-            for healed, loop in self._in_flight.items():
-                loop.call_soon_threadsafe(healed.set)
+            self._healed.set()
+            self._healed = threading.Event()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        healed = asyncio.Event()
         gone = asyncio.create_task(_disconnected(receive))
-        # Before the answer: a heal between its making and a registration would be missed.
-        with self.lock:
-            self._in_flight[healed] = asyncio.get_running_loop()
+        # Taken before the answer is made: a heal in between would be missed.
+        by = Exchange(send, scope["state"]["transport"], gone, self._healed)
         try:
             answer = self._answer(scope)
-            if answer.delivery == "hang":
-                waiting = asyncio.create_task(healed.wait())
-                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-            await _deliver(answer, scope["state"]["transport"], send, gone)
+            await answer.delivery(answer, by)
         finally:
             gone.cancel()
-            with self.lock:
-                del self._in_flight[healed]
 
     def _answer(self, scope: Scope) -> Answer:
         path = str(scope["path"]).removeprefix("/api")
@@ -296,35 +309,6 @@ async def _listening(app: Starlette) -> AsyncIterator[str]:
             for connection in list(state.connections):
                 connection.transport.abort()
             await asyncio.sleep(0)
-
-
-async def _deliver(
-    answer: Answer, transport: asyncio.Transport, send: Send, gone: asyncio.Task[None]
-) -> None:
-    if answer.delivery == "reset":
-        # A linger of zero seconds makes the kernel send RST instead of FIN.
-        linger = struct.pack("ii", 1, 0)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        transport.abort()
-        await gone
-        return
-    length = len(answer.body)
-    headers = {"date": formatdate(usegmt=True), **answer.headers, "content-length": str(length)}
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
-    if answer.delivery == "cut":
-        await send({"type": "http.response.body", "body": answer.body[: length // 2], "more_body": True})
-        transport.close()
-        await gone
-        return
-    steps = max(1, round(answer.drip_s / DRIP_STEP_S))
-    for step in range(1, steps):
-        piece = answer.body[length * (step - 1) // steps : length * step // steps]
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await asyncio.wait({gone}, timeout=DRIP_STEP_S)
-        if gone.done():
-            return
-    await send({"type": "http.response.body", "body": answer.body[length * (steps - 1) // steps :]})
 
 
 class _Connection(H11Protocol):

@@ -690,7 +690,7 @@ def test_a_reload_during_a_run_forgets_what_the_run_meets(
     """What Billetweb asks of a run that goes on with its settings holds for the next, and then no longer."""
     fault_, kind, rest_s = RESTS[case]
     clock = WaitedFor()
-    standin.fail("/events", lambda answer: structs.replace(fault_(answer), delivery="hang"))
+    standin.fail("/events", lambda answer: fault.hang(fault_(answer)))
     with rig_on(make_config(), clock) as rig:
         run = rig.request()
         rig.until(lambda: len(standin.requests) == 1)

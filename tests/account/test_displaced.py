@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LogLines, Rig, mirrors
+from support.faults import hang
 from support.processes import DaemonProcess, mirrored
 from support.project import README
 from support.real_databases import query, refuse
@@ -18,7 +19,7 @@ from support.variants import mostly_slow
 from syncd.database import schema
 from syncd.database.engine import VERSION_TABLE
 from syncd.errors import StoreError
-from syncd.standin.server import StandIn, hang
+from syncd.standin.server import StandIn
 
 ON_A_FILE = pytest.mark.sqlite_only("PostgreSQL ends the connections of a database that is dropped")
 

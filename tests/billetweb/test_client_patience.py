@@ -10,7 +10,6 @@ import pytest
 import stamina
 import stamina.instrumentation
 from loguru import logger
-from msgspec import structs
 from support import faults
 from support.clients import KEY, NOW, Noted, VirtualTime, client_of, limiter_on, nothing, received
 
@@ -45,7 +44,7 @@ def telling(hook: RetryHook) -> Iterator[None]:
 
 def hanging(fault: Fault) -> Fault:
     """Give a fault that answers only when the stand-in heals."""
-    return lambda answer: structs.replace(fault(answer), delivery="hang")
+    return lambda answer: faults.hang(fault(answer))
 
 
 async def fails(client: Billetweb, kind: type[BilletwebError]) -> BilletwebError:

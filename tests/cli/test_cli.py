@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.faults import hang
 from support.processes import (
     FORKED,
     PATIENCE_S,
@@ -32,7 +33,7 @@ from support.variants import mostly_slow
 from syncd import __version__, typed
 from syncd.cli.main import main, parse, parser
 from syncd.database.engine import Database, masked
-from syncd.standin.server import Fault, StandIn, error_object, hang, restricted, truncated, unauthorized
+from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
 
 Capsys = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("log_lines", "instant_retries")

@@ -18,11 +18,12 @@ from typing import Self
 
 import pytest
 from conftest import LogLines, WaitedFor
+from support.faults import hang
 from support.processes import PATIENCE_S, WITH_INSTANT_RETRIES, environment, eventually, syncd, write_config
 
 from syncd.cli.progress import Teller, remaining_s, shown
 from syncd.model import Progress, Run
-from syncd.standin.server import StandIn, error_object, hang
+from syncd.standin.server import StandIn, error_object
 
 pytestmark = pytest.mark.sqlite_only("a terminal shows the same, whatever the database")
 

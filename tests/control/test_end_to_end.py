@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.faults import with_rows
+from support.faults import hang, with_rows
 from support.processes import (
     PATIENCE_S,
     SYNCCTL,
@@ -26,7 +26,7 @@ from support.processes import (
 )
 
 from syncd import __version__
-from syncd.standin.server import StandIn, hang, serving, truncated
+from syncd.standin.server import StandIn, serving, truncated
 
 AS_NOBODY = """
 import grp, os, sys

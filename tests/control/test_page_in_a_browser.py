@@ -10,9 +10,10 @@ from typing import Self
 
 import pytest
 from support.browser import PROGRAM, WHY_NOT, Browser, browser
+from support.faults import hang
 from support.processes import SYNCCTL, DaemonProcess, environment, eventually, short_folder
 
-from syncd.standin.server import StandIn, hang, serving
+from syncd.standin.server import StandIn, serving
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.canned_daemon import ENDED, ERROR, EVENT, STATUS, Daemon, serving
+from support.faults import hang
 from support.processes import (
     PATIENCE_S,
     SYNCCTL,
@@ -27,7 +28,7 @@ from support.variants import mostly_slow
 from syncd.ctl.drawing import drawn
 from syncd.ctl.http import NoDaemon
 from syncd.ctl.seen import AGAIN_AFTER_S, Seen, look
-from syncd.standin.server import StandIn, hang
+from syncd.standin.server import StandIn
 from syncd.standin.server import serving as standin_serving
 
 NOW = datetime(2027, 5, 8, 10, 2, tzinfo=UTC)

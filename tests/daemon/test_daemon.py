@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.faults import hang
 from support.processes import (
     PATIENCE_S,
     DaemonProcess,
@@ -24,7 +25,7 @@ from syncd.daemon.signals import STOP_WITHIN_S
 from syncd.database.engine import masked
 from syncd.database.postgresql import LOCK_TIMEOUT_S
 from syncd.database.sqlite import BUSY_TIMEOUT_MS
-from syncd.standin.server import StandIn, hang
+from syncd.standin.server import StandIn
 
 NO_RUN: Tables = {"sync": {"run_on_start": False}}
 GIVES_UP_S = min(LOCK_TIMEOUT_S, BUSY_TIMEOUT_MS / 1000)

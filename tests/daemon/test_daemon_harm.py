@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.faults import hang
 from support.processes import PATIENCE_S, SYNCD, DaemonProcess, asked, eventually
 from support.variants import mostly_slow
 
-from syncd.standin.server import StandIn, hang, raw
+from syncd.standin.server import StandIn, raw
 
 MILLION = 1_000_000
 GZIP = {"content-encoding": "gzip"}

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+from support.faults import hang
 from support.processes import DaemonProcess, Tables, asked, mirrored, short_folder, syncd, write_config
 from support.real_databases import query, url_at
 
 from syncd.standin.life import Life
-from syncd.standin.server import Answer, Fault, StandIn, hang, serving
+from syncd.standin.server import Answer, Fault, StandIn, serving
 
 NOW = datetime.now(UTC)
 MORE = pytest.mark.slow("each moment takes three processes; one in the middle is always tried")

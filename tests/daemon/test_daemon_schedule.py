@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from support.faults import hang
 from support.processes import PATIENCE_S, short_folder, write_config
 
 from syncd.config import Config, load
@@ -19,7 +20,7 @@ from syncd.daemon.notify import Notifier
 from syncd.errors import ConfigError
 from syncd.log.redact import Redactor
 from syncd.model import Peer, Run
-from syncd.standin.server import StandIn, hang, unauthorized
+from syncd.standin.server import StandIn, unauthorized
 
 pytestmark = pytest.mark.usefixtures("log_lines", "instant_retries")
 INTERVAL = timedelta(milliseconds=150)

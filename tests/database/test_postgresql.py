@@ -15,6 +15,7 @@ import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import make_url
+from support.faults import hang
 from support.processes import DaemonProcess, asked, eventually, syncd, write_config
 from support.reading import past_the_lock
 from support.real_databases import Server, locked, query
@@ -26,7 +27,7 @@ from syncd.database import postgresql, runs, schema
 from syncd.database.engine import VERSION_TABLE, Database, check, masked
 from syncd.errors import AlreadyRunning, StoreError
 from syncd.model import Run
-from syncd.standin.server import StandIn, error_object, hang
+from syncd.standin.server import StandIn, error_object
 
 patience = pytest.importorskip("syncd.database.patience", reason="needs psycopg")
 pytestmark = [pytest.mark.postgresql_only, pytest.mark.usefixtures("database_kind")]

@@ -14,6 +14,7 @@ from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
 from sqlalchemy import Engine, event
 from support import site
+from support.faults import hang
 from support.mariadb import Server, obstacle
 from support.processes import as_nobody
 from support.real_databases import allow, connected, query, refuse, url_at
@@ -23,7 +24,7 @@ from syncd.config import Config, PublishConfig
 from syncd.database import target
 from syncd.feed import publish
 from syncd.feed.publish import TargetState
-from syncd.standin.server import StandIn, hang
+from syncd.standin.server import StandIn
 
 CONCERT, SLUG = "900006", "concert-a-la-grange"
 """Three places of 180 are left."""

@@ -1,8 +1,11 @@
 """Faults of Billetweb that only tests meet, beside those that the stand-in itself knows."""
 
+import asyncio
 import codecs
 import gzip
 import json
+import socket
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +13,20 @@ from typing import Any
 from msgspec.structs import replace
 
 from syncd.standin.server import *  # noqa: F403 - a test names all faults from here
-from syncd.standin.server import Answer, Fault, error_object, html, php_json, raw
+from syncd.standin.server import (
+    Answer,
+    Exchange,
+    Fault,
+    error_object,
+    html,
+    php_json,
+    raw,
+    send_head,
+    send_whole,
+)
 
 MIB = 1024 * 1024
+LOOK_EVERY_S = 0.005
 
 
 def redirect(host: str = "localhost", path: str = "/api/elsewhere") -> Fault:
@@ -59,12 +73,39 @@ def gzipped(answer: Answer) -> Answer:
 
 def cut(answer: Answer) -> Answer:
     """Return an answer whose connection ends in mid-body."""
-    return replace(answer, delivery="cut")
+    return replace(answer, delivery=_half)
 
 
 def reset(answer: Answer) -> Answer:
     """Return no answer: the connection is reset."""
-    return replace(answer, delivery="reset")
+    return replace(answer, delivery=_none)
+
+
+def hang(answer: Answer) -> Answer:
+    """Return nothing before `StandIn.heal`; then the right answer."""
+    return replace(answer, delivery=_once_healed)
+
+
+async def _half(answer: Answer, by: Exchange) -> None:
+    await send_head(answer, by)
+    half = answer.body[: len(answer.body) // 2]
+    await by.send({"type": "http.response.body", "body": half, "more_body": True})
+    by.transport.close()
+    await by.gone
+
+
+async def _none(_answer: Answer, by: Exchange) -> None:
+    # A linger of zero seconds makes the kernel send RST instead of FIN.
+    linger = struct.pack("ii", 1, 0)
+    by.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    by.transport.abort()
+    await by.gone
+
+
+async def _once_healed(answer: Answer, by: Exchange) -> None:
+    while not (by.healed.is_set() or by.gone.done()):
+        await asyncio.wait({by.gone}, timeout=LOOK_EVERY_S)
+    await send_whole(answer, by)
 
 
 unauthorized_401 = error_object("unauthorized", "Wrong user or key", 401)

@@ -13,7 +13,7 @@ from starlette.types import Scope
 from syncd.billetweb import body, decode
 from syncd.database import schema
 from syncd.model import Attendee, AttendeeMode, Event, Gauge, Session, Ticket
-from syncd.standin.server import Answer, StandIn, php_json
+from syncd.standin.server import Answer, StandIn, php_json, send_whole
 from syncd.standin.world import World
 
 Record = Event | Gauge | Ticket | Session
@@ -131,7 +131,7 @@ class Told:
 
 
 def _rows(answer: Answer) -> list[Any] | None:
-    if answer.status != 200 or answer.delivery != "whole" or len(answer.body) > body.MAX_BODY_BYTES:
+    if answer.status != 200 or answer.delivery is not send_whole or len(answer.body) > body.MAX_BODY_BYTES:
         return None
     try:
         rows = json.loads(answer.body)

@@ -7,12 +7,23 @@ from fnmatch import fnmatchcase
 
 import uvicorn
 from inside import FAULT, KEY, PORT, USER
+from msgspec.structs import replace
 
 from syncd.daemon.notify import Notifier
 from syncd.standin import server as standin
 from syncd.standin.world import Row
 
-FAULTS = {"hang": standin.hang, "503": standin.status(503), "unauthorized": standin.unauthorized}
+
+async def nothing(_answer: standin.Answer, by: standin.Exchange) -> None:
+    """Send nothing for as long as anybody waits."""
+    await by.gone
+
+
+FAULTS: dict[str, standin.Fault] = {
+    "hang": lambda answer: replace(answer, delivery=nothing),
+    "503": standin.status(503),
+    "unauthorized": standin.unauthorized,
+}
 
 
 class Billetweb(standin.StandIn):
