@@ -86,11 +86,6 @@ class Attendance:
                 row["disabled"] = "1"
                 self.touch(row["id"], at)
 
-    def remove(self, attendee_id: str) -> Row:
-        """Forget a place: it is never answered again, whatever is asked. Return what it was."""
-        self._changed_at.pop(attendee_id)
-        return self.rows.pop(attendee_id)
-
     def touch(self, attendee_id: str, at: datetime) -> None:
         """Make a row one that was changed then."""
         self.rows[attendee_id]["last_update"] = at.astimezone(PARIS).strftime(WALL)

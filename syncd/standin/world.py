@@ -19,16 +19,7 @@ from math import ceil
 from msgspec import Struct, field
 
 from syncd.standin.kinds import FURTHER_KINDS, KINDS, Kind, Tariff
-from syncd.standin.people import (
-    FIRST_ATTENDEE,
-    PARIS,
-    PER_EVENT,
-    WALL,
-    ZERO_DATE,
-    Attendance,
-    Row,
-    Slot,
-)
+from syncd.standin.people import PARIS, WALL, ZERO_DATE, Attendance, Row, Slot
 
 __all__ = ["PARIS", "WALL", "ZERO_DATE", "Row", "StandInEvent", "World", "instant", "number"]
 
@@ -134,17 +125,6 @@ class World:
         """
         with self.lock:
             return self.attendance[event_id].rows
-
-    def delete_attendee(self, attendee_id: str) -> None:
-        """Delete one place: no read shows it again, and it can be sold once more."""
-        with self.lock:
-            event_id = str(FIRST_IDS["event"] + (int(attendee_id) - FIRST_ATTENDEE) // PER_EVENT)
-            row = self.attendance[event_id].remove(attendee_id)
-            event = self.events[event_id]
-            slots = self._slots(event, row["ticket_id"], past=True)
-            its = [slot for slot in slots if (_key(slot)[0] or "0") == row["order_session"]]
-            if row["disabled"] == "0":
-                _move(event, its, 1, refund=True)
 
     def _trade(self, event: StandInEvent, slots: list[Slot], count: int, *, refund: bool = False) -> int:
         moved = _move(event, slots, count, refund=refund)

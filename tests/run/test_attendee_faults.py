@@ -13,7 +13,7 @@ from msgspec import structs
 from support import faults as fault
 from support.events import CONCERT, FESTIVAL, asked, kinds
 from support.faults import with_rows
-from support.people import WHOLE, check_in, first_of, held, read, served
+from support.people import WHOLE, check_in, delete_attendee, first_of, held, read, served
 from support.variants import mostly_slow
 
 from syncd.billetweb import body as answers
@@ -72,7 +72,7 @@ def test_a_doubted_read_loses_a_sale(
     with rig_on(config, clock) as rig:
         rig.run()
         at(10)
-        standin.delete_attendee(first_of(standin, FESTIVAL))
+        delete_attendee(standin, first_of(standin, FESTIVAL))
         at(15)
         assert rig.run(full=True).outcome == "ok"
         at(17)
@@ -107,7 +107,7 @@ def test_figures_wait_for_attendees(people: Rig, standin: StandIn, broken: fault
 def test_broken_attendees_are_evidence(people: Rig, standin: StandIn) -> None:
     """A read that could not be used says nothing of a row that the one before it lacked."""
     key = first_of(standin, FESTIVAL)
-    standin.delete_attendee(key)
+    delete_attendee(standin, key)
     assert people.run(full=True).outcome == "ok"
     standin.fail(f"/event/{FESTIVAL}/attendees", fault.truncated)
     people.run()
@@ -125,7 +125,7 @@ def test_one_large_event_is_never_read_whole(
         standin.sell(FESTIVAL, 20)
     people.run()
     gone = first_of(standin, FESTIVAL)
-    standin.delete_attendee(gone)
+    delete_attendee(standin, gone)
     size = len(php_json([*standin.attendees(FESTIVAL).values()]))
     monkeypatch.setattr(answers, "MAX_BODY_BYTES", size * 3 // 4)
     monkeypatch.setattr(attendees, "BEGINNING", datetime.now(UTC) - timedelta(days=400))
@@ -286,7 +286,7 @@ def test_attendees_that_never_fit_cost_an_event_its_place(large: Rig, standin: S
 
 def test_attendees_that_never_come_take_the_first_place_of_every_run(large: Rig, standin: StandIn) -> None:
     """A place that is absent has its event read first, but once where its attendees fail."""
-    standin.delete_attendee(next(iter(standin.attendees(CONCERT))))
+    delete_attendee(standin, next(iter(standin.attendees(CONCERT))))
     large.run("manual", events=(CONCERT,))
     standin.fail(f"/event/{CONCERT}/attendees", fault.truncated, times=None)
     first = []

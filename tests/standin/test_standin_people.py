@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.people import check_in, remove_order
+from support.people import check_in, delete_attendee, remove_order
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
 from syncd.standin.life import Life
@@ -54,7 +54,7 @@ def test_attendees_drift_apart_from_the_figures() -> None:
         life.step()
         standin.advance(MINUTE)
         if turn % 50 == 0:
-            standin.delete_attendee(next(iter(standin.attendees(WEEKEND))))
+            delete_attendee(standin, next(iter(standin.attendees(WEEKEND))))
             remove_order(standin, next(iter(standin.attendees(OUTING).values()))["order_id"])
     for event_id, event in standin.events.items():
         assert living(standin, event_id) == event.sold
@@ -159,7 +159,7 @@ def test_a_deleted_place_comes_back(standin: StandIn, client: httpx.Client) -> N
     assert remove_order(standin, last["order_id"]) == 0
     assert figures(standin.events[OUTING]) == before
     first = client.get(path, params=everything).json()[0]
-    standin.delete_attendee(first["id"])
+    delete_attendee(standin, first["id"])
     for query in (everything, everything | {"last_update": "0"}, {"session": first["order_session"]}):
         assert first["id"] not in {row["id"] for row in client.get(path, params=query).json()}
     assert figures(standin.events[OUTING]) != before

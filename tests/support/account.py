@@ -7,7 +7,7 @@ from msgspec import structs
 
 from support import faults as fault
 from support.faults import with_rows
-from support.people import check_in
+from support.people import check_in, delete_attendee
 from support.witness import Witness
 from syncd.standin.server import Fault
 from syncd.standin.world import PARIS, WALL, Row, StandInEvent
@@ -234,7 +234,7 @@ class Account:
     def _delete(self, event: StandInEvent, rows: list[Row]) -> None:
         for row in rows:
             self.untold.add(row["id"])
-            self.standin.delete_attendee(row["id"])
+            delete_attendee(self.standin, row["id"])
             self._places.append((str(event.row["id"]), row))
 
     def _attendees(self, event: StandInEvent) -> list[Row]:

@@ -6,8 +6,9 @@ from sqlalchemy import select
 from syncd.billetweb import decode
 from syncd.database import schema
 from syncd.model import Attendee
-from syncd.standin.people import PARIS, WALL
+from syncd.standin.people import FIRST_ATTENDEE, PARIS, PER_EVENT, WALL
 from syncd.standin.server import StandIn, php_json
+from syncd.standin.world import FIRST_IDS, _key, _move
 
 WHOLE = {"disabled": "1"}
 """The query of a read that asks for all attendees of an event."""
@@ -49,11 +50,23 @@ def check_in(standin: StandIn, attendee_id: str) -> None:
         of_event[attendee_id] |= {"used": "1", "used_date": wall, "lane": "scanner@example.org"}
 
 
+def delete_attendee(standin: StandIn, attendee_id: str) -> None:
+    """Delete one place: no read shows it again, and it can be sold once more."""
+    with standin.lock:
+        event_id = str(FIRST_IDS["event"] + (int(attendee_id) - FIRST_ATTENDEE) // PER_EVENT)
+        row = standin.attendees(event_id).pop(attendee_id)
+        event = standin.events[event_id]
+        slots = standin._slots(event, row["ticket_id"], past=True)
+        its = [slot for slot in slots if (_key(slot)[0] or "0") == row["order_session"]]
+        if row["disabled"] == "0":
+            _move(event, its, 1, refund=True)
+
+
 def remove_order(standin: StandIn, order_id: str) -> int:
     """Delete an order, and return how many places it had; no read shows them again."""
     with standin.lock:
         rows = [row for each in standin.attendance.values() for row in each.rows.values()]
         gone = [row["id"] for row in rows if row["order_id"] == order_id]
         for attendee_id in gone:
-            standin.delete_attendee(attendee_id)
+            delete_attendee(standin, attendee_id)
         return len(gone)
