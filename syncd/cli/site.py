@@ -61,17 +61,15 @@ class Site:
         self._home = home
         self._badges: dict[str, bool] = {}
         self._page: asyncio.subprocess.Process | None = None
-        rows = []
-        for index, event in enumerate(standin.events.values()):
-            row = event.row
+        rows = [
             # The slug from the shop's address; newer rows of such sites hold the number.
-            rows.append(
-                (f"formation-{index + 1}", row["id"] if index % 3 == 1 else row["ext_id"], row["shop"])
-            )
+            (f"formation-{index + 1}", event.row["id" if index % 3 == 1 else "ext_id"], event.row["shop"])
+            for index, event in enumerate(standin.events.values())
+        ]
         try:
             with closing(sqlite3.connect(home / SITE_NAME)) as connection, connection:
                 connection.executescript(TABLE)
-                connection.executemany(ROW, [tuple(map(str, row)) for row in rows])
+                connection.executemany(ROW, rows)
         except sqlite3.Error as error:
             raise ConfigError([f"--site: cannot write into {home}: {error}"]) from None
 
