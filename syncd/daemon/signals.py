@@ -24,7 +24,7 @@ class Signals:
         self._theirs.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         for number in HEARD:
-            signal.signal(number, _do_nothing)
+            signal.signal(number, lambda *_: None)  # so that the signal ends nothing
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
 
@@ -46,7 +46,3 @@ def hear_no_more() -> None:
     """Ignore the signals from now on: this process is ending anyway. Called from the main thread."""
     for number in HEARD:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _do_nothing(_number: int, _frame: object) -> None:
-    """Serve as a handler, so that the signal ends nothing."""
