@@ -11,6 +11,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -328,7 +329,10 @@ def _make_folder(path: Path, mode: int) -> None:
 
 def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
     """Write a file in one step; readable for the group too if this is root and the group exists."""
-    gid = _group(group) if group is not None and os.geteuid() == 0 else None
+    gid = None
+    if group is not None and os.geteuid() == 0:
+        with suppress(KeyError):
+            gid = grp.getgrnam(group).gr_gid
     try:
         _make_folder(path.parent, 0o700 if path.name == KEY_NAME else 0o755)
         replace(path, text.encode(), mode if gid is not None else mode & 0o700)
@@ -339,13 +343,6 @@ def _put(path: Path, text: str, mode: int, *, group: str | None = None) -> None:
     except OSError as error:
         hint = "; run it as root, or give --config a path of your own" if error.errno == errno.EACCES else ""
         raise ConfigError([f"cannot write {path}: {error.strerror}{hint}"]) from None
-
-
-def _group(name: str) -> int | None:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return None
 
 
 def _socket(config: str) -> Path:
