@@ -179,13 +179,7 @@ def _take_answers(setup: argparse.ArgumentParser) -> None:
 def _setup(arguments: argparse.Namespace, redact: Redactor) -> int:
     from syncd.cli.setup import Options, setup  # noqa: PLC0415
 
-    return setup(
-        Options(
-            path=arguments.config,
-            **{name: getattr(arguments, name) for name in Options.__struct_fields__ if name != "path"},
-        ),
-        redact,
-    )
+    return setup(msgspec.convert(arguments, Options, from_attributes=True), redact)
 
 
 def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
@@ -320,7 +314,7 @@ def _demo(arguments: argparse.Namespace, redact: Redactor) -> int:
 
     return demo(
         arguments.dir,
-        Wishes(**{name: getattr(arguments, name) for name in Wishes.__struct_fields__}),
+        msgspec.convert(arguments, Wishes, from_attributes=True),
         configured=lambda config: _configured(config, redact),
         redact=redact,
     )

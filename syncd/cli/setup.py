@@ -45,7 +45,7 @@ TRIES = 3
 class Options(Struct, frozen=True, kw_only=True):
     """The options of the command line. `key_file` "-" is standard input."""
 
-    path: Path
+    config: Path
     user: str | None = None
     key_file: str | None = None
     attendees: AttendeeMode | None = None
@@ -73,7 +73,7 @@ def setup(options: Options, redact: Redactor) -> int:
     Raises ConfigError if the answers cannot be used or something is in the way, and BilletwebError if
     Billetweb cannot be asked. Then nothing is written.
     """
-    path = options.path.absolute()
+    path = options.config.absolute()
     before, base_url = _before(path, may_replace=options.overwrite)
     if before is None and not typed.unit(path):
         _check_path(path)
