@@ -50,7 +50,7 @@ class Life:
             if self._steps % EDIT_EVERY == 0:
                 self._standin.edit()
             if others and self._steps % END_EVERY == 0:
-                self._standin.end(min(others, key=self._starts))
+                self._standin.end(min(others, key=lambda each: str(self._standin.events[each].row["start"])))
                 self._standin.publish_another()
             return self._plan_fault() if self._steps % FAULT_EVERY == 0 else ""
 
@@ -59,9 +59,6 @@ class Life:
         path, fault, sentence = self._random.choice(FAULTS)
         self._standin.fail(path, fault)
         return sentence
-
-    def _starts(self, event_id: str) -> str:
-        return str(self._standin.events[event_id].row["start"])
 
     def _shine(self, at: int) -> None:
         if at == SOLD_OUT_AT:

@@ -63,7 +63,7 @@ class World:
     `attendees` each has sold just so many places, and has room for more.
 
     `now` is today, which stays; a sale and other changes of attendees happen at `present`, which is today
-    where it was given and the real time else. `advance` moves both.
+    where it was given and the real time else. Setting `now` moves both.
     """
 
     def __init__(self, *, events: int, seed: int, now: datetime | None, attendees: int | None = None) -> None:
@@ -84,10 +84,6 @@ class World:
     def present(self) -> datetime:
         """The time at which what is done now is done."""
         return self.now if self._stands_still else datetime.now(UTC) + (self.now - self._began)
-
-    def advance(self, by: timedelta) -> None:
-        """Let time pass."""
-        self.now += by
 
     @property
     def now_wall(self) -> str:

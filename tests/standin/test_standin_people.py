@@ -52,7 +52,7 @@ def test_attendees_drift_apart_from_the_figures() -> None:
     life = Life(standin, seed=5)
     for turn in range(400):
         life.step()
-        standin.advance(MINUTE)
+        standin.now += MINUTE
         if turn % 50 == 0:
             delete_attendee(standin, next(iter(standin.attendees(WEEKEND))))
             remove_order(standin, next(iter(standin.attendees(OUTING).values()))["order_id"])
@@ -119,12 +119,12 @@ def test_two_accounts_with_one_seed_differ() -> None:
 
 def test_a_sale_happens_in_the_past(standin: StandIn) -> None:
     """A change bears the present time: today's where it stands still, the real one elsewhere."""
-    standin.advance(5 * MINUTE)
+    standin.now += 5 * MINUTE
     standin.sell(FESTIVAL)
     *_, sold = standin.attendees(FESTIVAL).values()
     assert sold["last_update"] == sold["order_date"] == "2027-05-02 10:35:00"
     real = StandIn()
-    real.advance(timedelta(days=1))
+    real.now += timedelta(days=1)
     before = datetime.now(UTC)
     real.sell(FESTIVAL)
     *_, sold = real.attendees(FESTIVAL).values()
@@ -138,7 +138,7 @@ def test_a_refund_takes_the_row_away(standin: StandIn, client: httpx.Client) -> 
     ticket_id = str(standin.events[CONCERT].tickets[1]["id"])
     standin.sell(CONCERT, 1, str(standin.events[CONCERT].tickets[0]["id"]))
     standin.sell(CONCERT, 2, ticket_id)
-    standin.advance(MINUTE)
+    standin.now += MINUTE
     assert standin.refund(CONCERT, 2, ticket_id) == 2
     *_, other, first, second = standin.attendees(CONCERT).values()
     assert [row["disabled"] for row in (other, first, second)] == ["0", "1", "1"]
@@ -185,7 +185,7 @@ def test_an_increment_shows_too_much_or_too_little(standin: StandIn, client: htt
     everything = len(rows_of(standin))
     seconds = int(NOW.timestamp())
     for event_id in (FESTIVAL, WEEKEND, FESTIVAL):
-        standin.advance(10 * MINUTE)
+        standin.now += 10 * MINUTE
         standin.sell(event_id)
 
     def events(**query: int) -> list[str]:
