@@ -71,13 +71,12 @@ async def send_head(answer: "Answer", by: Exchange) -> None:
 
 
 class Answer(Struct, frozen=True):
-    """What will be sent, and how; the body is encoded as the headers say. `port` is the server's own."""
+    """What will be sent, and how; the body is encoded as the headers say."""
 
     body: bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
     delivery: Callable[["Answer", Exchange], Awaitable[None]] = send_whole
-    port: int = 0
 
 
 Fault = Callable[[Answer], Answer]
@@ -223,7 +222,7 @@ class StandIn(Shown):
             refusal = self._refusal(request)
             answer = refusal(Answer(b"")) if refusal else self._rows_answer(path, query)
             fault = self._next_fault(path)
-        return fault(replace(answer, port=scope["server"][1])) if fault else answer
+        return fault(answer) if fault else answer
 
     def _is_authorized(self, query: dict[str, str], headers: dict[str, str]) -> bool:
         """Tell whether user and key are right: those in the query where there are some, else the header's."""

@@ -31,7 +31,13 @@ LOOK_EVERY_S = 0.005
 
 def redirect(host: str = "localhost", path: str = "/api/elsewhere") -> Fault:
     """Return a fault that sends the client to another name of this same server."""
-    return lambda answer: Answer(b"", 302, {"location": f"http://{host}:{answer.port}{path}"})
+
+    async def elsewhere(answer: Answer, by: Exchange) -> None:
+        """Send the address, with this server's port."""
+        port = by.transport.get_extra_info("sockname")[1]
+        await send_whole(replace(answer, headers={"location": f"http://{host}:{port}{path}"}), by)
+
+    return lambda _: Answer(b"", 302, delivery=elsewhere)
 
 
 def oversized(mib: int = 65) -> Fault:
