@@ -82,10 +82,9 @@ class Answer(Struct, frozen=True):
 Fault = Callable[[Answer], Answer]
 
 
-def php_json(value: object, *, pretty: bool = False) -> bytes:
-    """Return JSON as PHP writes it: ASCII, slashes escaped, compact unless `pretty`."""
-    separators, indent = ((",", ": "), 4) if pretty else ((",", ":"), None)
-    return json.dumps(value, separators=separators, indent=indent).replace("/", "\\/").encode()
+def php_json(value: object) -> bytes:
+    """Return JSON as PHP writes it: ASCII, slashes escaped, compact."""
+    return json.dumps(value, separators=(",", ":")).replace("/", "\\/").encode()
 
 
 def raw(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Fault:
@@ -110,13 +109,6 @@ def status(code: int) -> Fault:
     return html(f"<h1>{code}</h1>", code)
 
 
-def rate_limiting(retry_after: str | None = None) -> Fault:
-    """Return a fault that refuses for too many calls, pretty-printed as the real one is."""
-    sentence = "You exceed the global rate limiter : 100 hits per minute"
-    body = php_json({"error": "rate_limiting", "description": sentence}, pretty=True)
-    return raw(body, 429, {} if retry_after is None else {"retry-after": retry_after})
-
-
 def drip(seconds: float) -> Fault:
     """Return a fault that lets the right body trickle, evenly, for so long."""
     steps = max(1, round(seconds / DRIP_STEP_S))
@@ -138,6 +130,11 @@ def truncated(answer: Answer) -> Answer:
     return replace(answer, body=answer.body[: len(answer.body) // 2])
 
 
+_LIMITED = {
+    "error": "rate_limiting",
+    "description": "You exceed the global rate limiter : 100 hits per minute",
+}
+rate_limited = raw(json.dumps(_LIMITED, indent=4).encode(), 429, {})  # spread over lines, as the real one is
 unauthorized = error_object("unauthorized", "Wrong user or key")
 restricted = error_object("unauthorized", "Your key has limited rights to specific events")
 
@@ -235,7 +232,7 @@ class StandIn(Shown):
         while self._answered_at and self._answered_at[0] <= request.at - WINDOW_S:
             self._answered_at.popleft()
         if self.calls_per_minute is not None and len(self._answered_at) >= self.calls_per_minute:
-            return rate_limiting()
+            return rate_limited
         self._answered_at.append(request.at)
         if not request.authorized:
             return unauthorized

@@ -20,6 +20,7 @@ from syncd.standin.server import (
     error_object,
     html,
     php_json,
+    rate_limited,
     raw,
     send_head,
     send_whole,
@@ -27,6 +28,12 @@ from syncd.standin.server import (
 
 MIB = 1024 * 1024
 LOOK_EVERY_S = 0.005
+
+
+def rate_limiting(retry_after: str | None = None) -> Fault:
+    """Return a fault that refuses for too many calls."""
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    return lambda answer: replace(rate_limited(answer), headers=headers)
 
 
 def redirect(host: str = "localhost", path: str = "/api/elsewhere") -> Fault:
