@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 TYPE_CHECKING = False  # typing alone would cost `syncctl` a tenth of its start
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TextIO
 
     Json = dict[str, Any]
 
@@ -195,10 +195,15 @@ def write(output: str) -> None:
 
 def paint(word: str, shown: str = "") -> str:
     """Return a word for health or outcome, or what is `shown` for it, coloured where stdout is a terminal."""
-    forbidden = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    if forbidden or word not in _COLOURS or sys.stdout is None or not sys.stdout.isatty():
+    if word not in _COLOURS or not takes_colour(sys.stdout):
         return shown or word
     return f"\x1b[{_COLOURS[word]}m{shown or word}\x1b[0m"
+
+
+def takes_colour(stream: TextIO | None) -> bool:
+    """Tell whether a stream is a terminal, and nobody wants it without colours."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream is not None and stream.isatty() and not is_plain
 
 
 def columns() -> int | None:

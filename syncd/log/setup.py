@@ -36,7 +36,7 @@ from loguru import logger
 
 from syncd.log.redact import Redactor
 from syncd.log.repeats import Repeats
-from syncd.text import LONGEST, count, harmless
+from syncd.text import LONGEST, count, harmless, takes_colour
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
@@ -191,9 +191,7 @@ class _TextSink(_Sink):
 
     def __init__(self, redact: Redactor, stream: TextIO) -> None:
         super().__init__(redact, stream)
-        self._has_colour = (
-            stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        )
+        self._has_colour = takes_colour(stream)
 
     def _emit(self, record: "loguru.Record", traceback: str) -> None:
         name = record["level"].name
