@@ -48,36 +48,19 @@ def connections_at_most() -> int:
 
 
 class Peers:
-    """All connections, and since when those that owe a request are silent."""
+    """All that are `connected`, and since when those that owe a request are `silent`."""
 
     def __init__(self, most: int) -> None:
+        self.connected: set[PeerProtocol] = set()
+        self.silent: dict[PeerProtocol, float] = {}
         self._most = most
-        self._connected: set[PeerProtocol] = set()
-        self._silent: dict[PeerProtocol, float] = {}
         self._told = Repeats()
-
-    def come(self, peer: "PeerProtocol") -> None:
-        """Count one more."""
-        self._connected.add(peer)
-
-    def leave(self, peer: "PeerProtocol") -> None:
-        """Count one less."""
-        self._connected.discard(peer)
-        self._silent.pop(peer, None)
-
-    def owes(self, peer: "PeerProtocol", now: float) -> None:
-        """Note that a peer owes a request."""
-        self._silent.setdefault(peer, now)
-
-    def has_asked(self, peer: "PeerProtocol") -> None:
-        """Note that a peer has sent its request."""
-        self._silent.pop(peer, None)
 
     def has_room(self, coming: int, now: float) -> bool:
         """Return whether there is room for one more besides the `coming`; if not, drop silent peers."""
-        if len(self._connected) + coming < self._most:
+        if len(self.connected) + coming < self._most:
             return True
-        silent = [peer for peer, since in self._silent.items() if now - since >= SILENT_S]
+        silent = [peer for peer, since in self.silent.items() if now - since >= SILENT_S]
         if silent:
             self.tell(f"{self._most} connections are open: those that have said nothing are dropped")
         for peer in silent:
@@ -109,13 +92,13 @@ class PeerProtocol(H11Protocol):
         peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _gid = struct.unpack("iII", peer)
         self.client = (str(uid), pid)
-        self._peers.come(self)
+        self._peers.connected.add(self)
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         super().connection_lost(exc)
-        self._peers.leave(self)
+        self._peers.connected.discard(self)
         self._look()
         self._end_stall()
 
@@ -132,10 +115,10 @@ class PeerProtocol(H11Protocol):
     def _look(self) -> None:
         """Set the deadline if a request, or the rest of one, is expected; else cancel it."""
         if not self.transport.is_closing() and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            self._peers.owes(self, self.loop.time())
+            self._peers.silent.setdefault(self, self.loop.time())
             self._deadline = self._deadline or self.loop.call_later(REQUEST_WITHIN_S, self._give_up)
         else:
-            self._peers.has_asked(self)
+            self._peers.silent.pop(self, None)
             if self._deadline:
                 self._deadline.cancel()
                 self._deadline = None

@@ -115,7 +115,7 @@ class ControlServer:
     def stop(self) -> None:
         """Accept no new request and give those in progress a second; then `serve` returns."""
         if self._server:
-            self._server.end()
+            self._server.ending.set()
 
     def remove(self) -> None:
         """Remove the socket, so that no client finds one that does not answer; leave systemd's own.
@@ -131,22 +131,20 @@ class ControlServer:
 
 
 class _Server(uvicorn.Server):
+    """Answers until `ending` is set."""
+
     def __init__(self, config: uvicorn.Config, up: asyncio.Event) -> None:
         super().__init__(config)
         self._up = up
         self._peers = Peers(connections_at_most())
-        self._ending = asyncio.Event()
-
-    def end(self) -> None:
-        """Accept no new request."""
-        self._ending.set()
+        self.ending = asyncio.Event()
 
     async def main_loop(self) -> None:
         """Wait for the end; tick once a second, for the answers' date, not ten times like uvicorn."""
-        while not self._ending.is_set():
+        while not self.ending.is_set():
             await self.on_tick(0)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), TICK_S)
+                await asyncio.wait_for(self.ending.wait(), TICK_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, and set `up`."""
