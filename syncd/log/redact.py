@@ -55,7 +55,7 @@ class Redactor:
         self._secrets |= {secret}
         # The longest first: one secret may be the beginning of another.
         ordered = sorted(self._secrets, key=len, reverse=True)
-        self._held = re.compile("|".join(map(_any_spelling, ordered)))
+        self._held = re.compile("|".join("".join(map(_any_spelling, secret)) for secret in ordered))
 
     def __call__(self, text: str) -> str:
         """Give back the text without its secrets."""
@@ -72,12 +72,7 @@ def of_basic_auth(user: str, key: str) -> list[str]:
     return [key, *tokens, *(token.translate(_IN_ADDRESSES) for token in tokens)]
 
 
-def _any_spelling(secret: str) -> str:
-    """Give back a pattern for the secret in which each character may be quoted or not."""
-    return "".join(map(_any_spelling_of_character, secret))
-
-
-def _any_spelling_of_character(character: str) -> str:
+def _any_spelling(character: str) -> str:
     """Give back a pattern for one character: bare, percent-encoded or after a backslash."""
     quoted = quote(character, safe="", errors="replace")
     if quoted == character:  # letters, digits and _.-~ are never quoted: the pattern stays a fast literal
