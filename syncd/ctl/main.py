@@ -131,7 +131,11 @@ def advice(socket: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; `function` of its result executes the command and returns the exit code."""
-    options: Any = {"formatter_class": _help_formatter, "allow_abbrev": False}
+    options: Any = {
+        # Each option makes a formatter, and one without a width loads shutil to ask for the terminal's.
+        "formatter_class": partial(argparse.RawDescriptionHelpFormatter, width=80),
+        "allow_abbrev": False,
+    }
     description = "Ask the syncd daemon how it fares, and for what it can do."
     parser = usage.Parser(prog="syncctl", description=description, epilog=EPILOG, **options)
     parser.add_argument("--version", action="version", version=f"syncctl {__version__}")
@@ -218,11 +222,6 @@ def _take_deliveries(command: argparse.ArgumentParser) -> None:
     command.add_argument("ids", metavar="ID", nargs="*", help="these deliveries")
     help_ = "all that waits for this endpoint, or was given up"
     command.add_argument("--endpoint", metavar="NAME", help=help_)
-
-
-def _help_formatter(prog: str) -> argparse.HelpFormatter:
-    # Each option makes a formatter, and one without a width loads shutil to ask for the terminal's.
-    return argparse.RawDescriptionHelpFormatter(prog, width=80)
 
 
 def _timeout_s(value: str) -> float:
