@@ -1,7 +1,6 @@
 """The kinds of events in the invented account behind the stand-in for Billetweb. Imports nothing of syncd."""
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 
 class Tariff(Struct, frozen=True):
@@ -45,16 +44,6 @@ class Kind(Struct, frozen=True, kw_only=True):
         """How many places there are in all; a plausible audience where there is no limit."""
         limits = [limit for _, limit in self.categories] or [tariff.quota or 0 for tariff in self.tariffs]
         return (self.places or 0) * max(self.sessions, 1) or sum(limits) or 200
-
-    def times(self, factor: int) -> "Kind":
-        """Return the same with so many times the places."""
-        return replace(
-            self,
-            places=self.places and self.places * factor,
-            categories=tuple((name, limit * factor) for name, limit in self.categories),
-            tariffs=tuple(replace(each, quota=each.quota and each.quota * factor) for each in self.tariffs),
-            left=None,
-        )
 
 
 KINDS = (

@@ -167,9 +167,8 @@ class StandIn(Shown):
         now: datetime | None = None,
         calls_per_minute: int | None = 100,
         clock: Callable[[], float] = time.monotonic,
-        attendees: int | None = None,
     ) -> None:
-        super().__init__(events=events, seed=seed, now=now, attendees=attendees)
+        super().__init__(events=events, seed=seed, now=now)
         self.restricted = False
         self.user = user
         self.key = key

@@ -14,7 +14,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from math import ceil
 
 from msgspec import Struct, field
 
@@ -54,26 +53,26 @@ class StandInEvent(Struct, kw_only=True):
 
 
 class World:
-    """An account of invented events, the same for the same (events, seed, now, attendees).
+    """An account of invented events, the same for the same (events, seed, now).
 
     The events come in the order of KINDS and FURTHER_KINDS, over and over: limited as a whole (an event gauge
     without an id); by category; by ticket only; unlimited; by session (the first of them ended yesterday); as
     a whole and nearly sold out; with a hidden tariff that is unlimited; with a sale that is over and one to
-    come; with a hidden session; by category within a hall, with seats. Every seventh is not published. With
-    `attendees` each has sold just so many places, and has room for more.
+    come; with a hidden session; by category within a hall, with seats. Every seventh is not published.
 
     `now` is today, which stays; a sale and other changes of attendees happen at `present`, which is today
     where it was given and the real time else. Setting `now` moves both.
     """
 
-    def __init__(self, *, events: int, seed: int, now: datetime | None, attendees: int | None = None) -> None:
+    kinds: tuple[Kind, ...] = ALL_KINDS
+
+    def __init__(self, *, events: int, seed: int, now: datetime | None) -> None:
         self.lock = threading.RLock()
         self.now = self._began = now or datetime.now(UTC)
         self._stands_still = now is not None
         self.events: dict[str, StandInEvent] = {}
         self.attendance: dict[str, Attendance] = {}
         self._seed = seed
-        self._attendees = attendees
         self._random = random.Random(seed)  # noqa: S311  # to be repeatable is its point
         self._ids = {kind: itertools.count(first) for kind, first in FIRST_IDS.items()}
         for index in range(events):
@@ -178,13 +177,11 @@ class World:
         return (starts is None or starts <= self.now) and (ends is None or self.now < ends)
 
     def _publish(self, index: int, *, online: bool) -> StandInEvent:
-        lap, which = divmod(index, len(ALL_KINDS))
-        kind = ALL_KINDS[which]
+        lap, which = divmod(index, len(self.kinds))
+        kind = self.kinds[which]
         round_, which_title = divmod(lap, len(kind.titles))
         title = kind.titles[which_title] + (f" n° {round_ + 1}" if round_ else "")
         start = self._at(kind, days=2 + index * 5 % 270)
-        if self._attendees:
-            kind = kind.times(ceil(3 * self._attendees / kind.capacity))
         event = StandInEvent(row=self._event_row(kind, title, start, online), carts=index % 3)
         event_id = str(event.row["id"])
         self.attendance[event_id] = Attendance(event_id, index, self._seed, self.present, seated=kind.seated)
@@ -262,11 +259,7 @@ class World:
     def _presell(self, event: StandInEvent, kind: Kind) -> None:
         slots = self._slots(event, past=True)
         sold: list[tuple[Slot, int]] = []
-        if self._attendees is not None:
-            for slot in slots:
-                sold += _move(event, [slot], self._attendees // len(slots))
-            sold += _move(event, slots, self._attendees - sum(places for _, places in sold))
-        elif kind.left is not None:
+        if kind.left is not None:
             sold = _move(event, slots, kind.capacity - kind.left)
         else:
             for slot in slots:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 from support import faults
 from support.clients import KEY, NOW, client_of
+from support.sized import Sized
 
 from syncd.billetweb import answers, decode
 from syncd.billetweb import body as bodies
@@ -172,7 +173,7 @@ def test_large_answer_would_be_given_no_time(standin: StandIn, base_url: str) ->
 @pytest.mark.slow("unpacks an answer of many MiB")
 def test_large_answer_would_be_held_whole(standin: StandIn, base_url: str) -> None:
     """An answer of many megabytes is never in memory as one, neither on its way nor in slices."""
-    large = StandIn(events=1, attendees=8_000, now=NOW)
+    large = Sized(events=1, attendees=8_000, now=NOW)
     body = faults.php_json([row | {"event": FESTIVAL} for row in large.attendees(FESTIVAL).values()])
     assert len(body) > 9 * 1024 * 1024
     packed = faults.gzipped(Answer(body))  # or the server would hold it whole, in this same process

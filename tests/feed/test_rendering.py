@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 from conftest import MakeConfig, Rig, WaitedFor, rig_on
 from msgspec import structs
+from support.sized import Sized
 
 from syncd.database import rows
 from syncd.database.rows import PublicEvent
@@ -195,7 +196,7 @@ def test_a_person_is_shown(make_config: MakeConfig, tmp_path: Path) -> None:
     """With every attendee mirrored in full no feed tells of one."""
     from syncd.standin.server import serving
 
-    standin = StandIn(calls_per_minute=None, now=NOON, attendees=5)
+    standin = Sized(calls_per_minute=None, now=NOON, attendees=5)
     with serving(standin) as url:
         config = make_config(billetweb__base_url=url, sync__attendees="full")
         with rig_on(config, WaitedFor(NOON)) as rig:

@@ -14,6 +14,7 @@ from support import faults as fault
 from support.events import CONCERT, FESTIVAL, asked, kinds
 from support.faults import with_rows
 from support.people import WHOLE, check_in, delete_attendee, first_of, held, read, served
+from support.sized import Sized
 from support.variants import mostly_slow
 
 from syncd.billetweb import body as answers
@@ -203,7 +204,7 @@ def test_most_of_an_account_vanishes_by_itself(
     make_config: MakeConfig, instant_retries: None, events: int, sold: int, shown: int
 ) -> None:
     """Lost in all events, a few rows in each or all of few: only a person takes them for gone."""
-    account = StandIn(events=events, attendees=sold, calls_per_minute=None)
+    account = Sized(events=events, attendees=sold, calls_per_minute=None)
     with serving(account) as url:
         settings = make_config(
             sync__attendees="minimal", billetweb__base_url=url, billetweb__user=account.user

@@ -11,12 +11,13 @@ from conftest import MakeConfig, rig_on
 from msgspec.structs import astuple
 from sqlalchemy import select
 from support.real_databases import url_at
+from support.sized import Sized
 
 from syncd.billetweb import decode
 from syncd.config import Config
 from syncd.database import rows, schema
 from syncd.model import ATTENDEES
-from syncd.standin.server import StandIn, php_json, serving
+from syncd.standin.server import php_json, serving
 
 NO_CEILING = Path(__file__).parents[1] / "bench" / "no_ceiling.py"
 
@@ -46,7 +47,7 @@ def test_a_large_account_is_incomplete_or_takes_memory(make_config: MakeConfig, 
     for events in (MANY // 10, MANY):
         url = url_at(tmp_path / f"{events}.db")
         config = make_config(sync__attendees="full", database__url=url)
-        account = StandIn(events=events, attendees=500, calls_per_minute=None)
+        account = Sized(events=events, attendees=500, calls_per_minute=None)
         with serving(account) as base_url:
             peaks[events] = imported(config, base_url)
     assert peaks[MANY] <= 1.5 * peaks[MANY // 10], peaks

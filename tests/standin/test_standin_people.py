@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from support.people import check_in, delete_attendee, remove_order
+from support.sized import Sized
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
 from syncd.standin.life import Life
@@ -295,7 +296,7 @@ def test_a_restricted_key_reads_the_account(standin: StandIn, client: httpx.Clie
 def test_a_benchmark_gets_another_number_than_it_asked_for() -> None:
     """Each event of whatever kind has just so many attendees, room for more, and figures that agree."""
     for attendees in (0, 1, 40, 500):
-        standin = StandIn(events=12, now=NOW, attendees=attendees)
+        standin = Sized(events=12, now=NOW, attendees=attendees)
         for event_id, event in standin.events.items():
             assert len(standin.attendees(event_id)) == attendees
             assert living(standin, event_id) == event.sold

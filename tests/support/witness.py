@@ -10,10 +10,11 @@ from urllib.parse import parse_qsl
 from msgspec import structs
 from starlette.types import Scope
 
+from support.sized import Sized
 from syncd.billetweb import body, decode
 from syncd.database import schema
 from syncd.model import Attendee, AttendeeMode, Event, Gauge, Session, Ticket
-from syncd.standin.server import Answer, StandIn, php_json, send_whole
+from syncd.standin.server import Answer, php_json, send_whole
 from syncd.standin.world import World
 
 Record = Event | Gauge | Ticket | Session
@@ -30,12 +31,12 @@ Question = tuple[str, str]
 """Path and query of a request."""
 
 
-class Witness(StandIn):
+class Witness(Sized):
     """A stand-in that remembers the latest answer to each question."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, attendees: int, **settings: Any) -> None:
         self._settings = settings
-        super().__init__(calls_per_minute=None, **settings)
+        super().__init__(attendees=attendees, calls_per_minute=None, **settings)
         self.told: dict[Question, Answer] = {}
 
     def begin_anew(self) -> None:
