@@ -385,8 +385,10 @@ def _find_secrets(
 ) -> dict[str, tuple[Secret, ...]]:
     """Return what signs for each endpoint, by its name: of its credential, else of its file."""
     found: dict[str, tuple[Secret, ...]] = {}
-    for number, name in ((number, row["name"]) for number, row in enumerate(rows, 1) if "name" in row):
-        table, file = f"webhooks[{number}]", rows[number - 1].get("secret_file")
+    for number, row in enumerate(rows, 1):
+        if "name" not in row:  # refused, and noted, already
+            continue
+        name, table = row["name"], f"webhooks[{number}]"
         with problems.of(table, "name"):
             if name in found:
                 raise ValueError(_TAKEN.format(name))
@@ -394,10 +396,10 @@ def _find_secrets(
             if (credential := f"webhook-{name}") in credentials:
                 with problems.of(outside=credentials.place(credential)):
                     found[name] = _secrets(credentials.text(credential))
-            elif file:
+            elif row.get("secret_file"):
                 with problems.of(table, "secret_file"):
-                    found[name] = _secrets(readers.short_text(folder / file, private=True))
-            elif "secret_file" in rows[number - 1]:  # otherwise it was refused, and noted, already
+                    found[name] = _secrets(readers.short_text(folder / row["secret_file"], private=True))
+            elif "secret_file" in row:  # otherwise it was refused too
                 raise ValueError(
                     f'no secret: give the systemd credential "webhook-{name}", or use webhooks.secret_file'
                 )
