@@ -175,7 +175,7 @@ WAIT_S = 30.0
 @pytest.fixture
 def standin() -> StandIn:
     """Return six events, one of each kind, without a limit of calls a minute."""
-    return StandIn(calls_per_minute=None)
+    return StandIn()
 
 
 @pytest.fixture

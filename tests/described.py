@@ -56,7 +56,7 @@ def _copy(source: socket.socket, into: socket.socket) -> None:
 
 def main(program: str, seconds: str = SECONDS) -> int:
     """Start a daemon on a stand-in, and have it asked."""
-    standin = StandIn(events=2, calls_per_minute=None)  # so that runs are short
+    standin = StandIn(events=2)  # so that runs are short
     with short_folder() as folder, serving(standin) as base_url:
         site = '[[publish]]\ntable = "Formation"\nmatch = { key = "id" }\nset = { full = "is_full" }\n'
         daemon = DaemonProcess(folder, base_url, {"sync": {"run_timeout": "1h"}})

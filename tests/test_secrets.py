@@ -54,7 +54,7 @@ CANARIES = (
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=2, key=KEY, calls_per_minute=None)
+    return StandIn(events=2, key=KEY)
 
 
 def leaks(content: bytes) -> list[str]:

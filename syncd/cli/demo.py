@@ -93,7 +93,7 @@ def demo(
 
     `configured` masks a configuration's secrets and applies its log settings.
     """
-    standin = StandIn(events=wishes.events, seed=wishes.seed, calls_per_minute=None)
+    standin = StandIn(events=wishes.events, seed=wishes.seed)
     with (
         _home(folder, standin.key) as home,
         serving(standin) as base_url,

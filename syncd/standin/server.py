@@ -1,10 +1,10 @@
 """A stand-in for Billetweb: a real HTTP server on loopback, for `syncd demo` and for the tests.
 
 It speaks the wire style of the Billetweb API (page /events and what consumers of the API report): bare
-arrays, credentials in the Authorization header or in the query, errors as objects under any status, a limit
-of calls a minute. The account behind it is invented (`world.py`); what a query shows of it is `shown.py`'s. A
-`Fault` turns an answer into a faulty one; those that the demo has, and that others are made of, have a name
-here. Leans on Starlette and uvicorn.
+arrays, credentials in the Authorization header or in the query, errors as objects under any status. The
+account behind it is invented (`world.py`); what a query shows of it is `shown.py`'s. A `Fault` turns an
+answer into a faulty one; those that the demo has, and that others are made of, have a name here. Leans on
+Starlette and uvicorn.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import base64
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
@@ -32,13 +31,12 @@ from uvicorn.server import ServerState
 
 from syncd.standin.shown import Shown
 
-WINDOW_S = 60.0
 MAX_REQUESTS = 10_000
 DRIP_STEP_S = 0.05
 
 
 class Request(Struct, frozen=True):
-    """One request: `path` relative to /api, `at` by the stand-in's clock, header names in lower case."""
+    """One request: `path` relative to /api, `at` in monotonic seconds, header names in lower case."""
 
     path: str
     query: dict[str, str]
@@ -130,11 +128,6 @@ def truncated(answer: Answer) -> Answer:
     return replace(answer, body=answer.body[: len(answer.body) // 2])
 
 
-_LIMITED = {
-    "error": "rate_limiting",
-    "description": "You exceed the global rate limiter : 100 hits per minute",
-}
-rate_limited = raw(json.dumps(_LIMITED, indent=4).encode(), 429, {})  # spread over lines, as the real one is
 unauthorized = error_object("unauthorized", "Wrong user or key")
 restricted = error_object("unauthorized", "Your key has limited rights to specific events")
 
@@ -151,10 +144,9 @@ class StandIn(Shown):
     """An invented Billetweb account that answers HTTP; see `World` for its events.
 
     `user` and `key` are what the Authorization header, or the query, must carry. `now` fixes today (None: the
-    real one, at the start). More than `calls_per_minute` answers in any 60 s of `clock` are refused (None: no
-    limit). Where `restricted` is set, the key is for chosen events: attendees are read by event alone.
-    `requests` holds the latest requests, refused ones too. All methods may be called from any thread; an
-    edit of several rows is seen whole when made under `lock`.
+    real one, at the start). Where `restricted` is set, the key is for chosen events: attendees are read by
+    event alone. `requests` holds the latest requests, refused ones too. All methods may be called from any
+    thread; an edit of several rows is seen whole when made under `lock`.
     """
 
     def __init__(
@@ -165,17 +157,12 @@ class StandIn(Shown):
         user: str = "12345",
         key: str = "demo-key",
         now: datetime | None = None,
-        calls_per_minute: int | None = 100,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(events=events, seed=seed, now=now)
         self.restricted = False
         self.user = user
         self.key = key
-        self.calls_per_minute = calls_per_minute
         self.requests: list[Request] = []
-        self._clock = clock
-        self._answered_at: deque[float] = deque()
         self._planned: list[_Planned] = []
         self._healed = threading.Event()
         self.app = Starlette(routes=[Mount("/api", app=self._serve)])
@@ -212,7 +199,7 @@ class StandIn(Shown):
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         with self.lock:
             authorized = self._is_authorized(query, headers)
-            request = Request(path, query, self._clock(), authorized, headers, scope["method"])
+            request = Request(path, query, time.monotonic(), authorized, headers, scope["method"])
             self.requests.append(request)
             del self.requests[:-MAX_REQUESTS]
             refusal = self._refusal(request)
@@ -228,11 +215,6 @@ class StandIn(Shown):
         return headers.get("authorization") == f"Basic {basic}"
 
     def _refusal(self, request: Request) -> Fault | None:
-        while self._answered_at and self._answered_at[0] <= request.at - WINDOW_S:
-            self._answered_at.popleft()
-        if self.calls_per_minute is not None and len(self._answered_at) >= self.calls_per_minute:
-            return rate_limited
-        self._answered_at.append(request.at)
         if not request.authorized:
             return unauthorized
         if request.method != "GET":

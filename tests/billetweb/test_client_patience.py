@@ -12,6 +12,7 @@ import stamina.instrumentation
 from loguru import logger
 from support import faults
 from support.clients import KEY, NOW, Noted, VirtualTime, client_of, limiter_on, nothing, received
+from support.limited import Limited
 
 from syncd.billetweb.client import (
     CHALLENGE_WAIT_MAX_S,
@@ -184,7 +185,7 @@ def test_retry_would_go_unsaid_or_unnamed(standin: StandIn, base_url: str) -> No
 def test_rate_limit_would_be_met_again_at_once() -> None:
     """A refusal for too many calls costs one request: the next one comes with the next window."""
     virtual = VirtualTime()
-    standin = StandIn(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.running_s)
+    standin = Limited(now=NOW, key=KEY, calls_per_minute=4, clock=virtual.running_s)
 
     async def main(url: str) -> None:
         async with client_of(url, virtual=virtual, concurrency=1) as client:
@@ -192,7 +193,7 @@ def test_rate_limit_would_be_met_again_at_once() -> None:
 
     with serving(standin) as url:
         asyncio.run(main(url))
-    assert [request.at for request in standin.requests] == [1000.0] * 5 + [1060.0] * 2
+    assert standin.asked_at == [1000.0] * 5 + [1060.0] * 2
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("log_lines", "instant_retries")
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=2, calls_per_minute=None)
+    return StandIn(events=2)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO |WARNING|ERROR)")
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=2, calls_per_minute=None)
+    return StandIn(events=2)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ KEY = "demo-key"
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=3, calls_per_minute=None)
+    return StandIn(events=3)
 
 
 def setup(

@@ -42,7 +42,7 @@ sys.exit(perform(arguments))
 
 @pytest.fixture(scope="module")
 def standin() -> StandIn:
-    return StandIn(events=3, calls_per_minute=None)
+    return StandIn(events=3)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_daemon_that_goes_away_is_waited_for(standin: StandIn) -> None:
 
 @pytest.fixture
 def full_account() -> StandIn:
-    return StandIn(events=6, calls_per_minute=None)
+    return StandIn(events=6)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ GETS = sorted(path for path, methods in DOCUMENT["paths"].items() if "get" in me
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
     """Give a daemon that has something to tell of everything: a run, a doubt, a target, a feed."""
-    standin = StandIn(events=6, calls_per_minute=None)
+    standin = StandIn(events=6)
     with short_folder() as folder, serving(standin) as base_url:
         process = DaemonProcess(folder, base_url)
         with process.config.open("a") as config:

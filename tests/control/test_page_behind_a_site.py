@@ -61,7 +61,7 @@ def example(language: str, socket_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
-    standin = StandIn(events=3, calls_per_minute=None)
+    standin = StandIn(events=3)
     with short_folder() as folder, serving(standin) as base_url, DaemonProcess(folder, base_url) as daemon:
         daemon.ran()
         yield daemon

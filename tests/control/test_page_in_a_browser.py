@@ -33,7 +33,7 @@ BUSY, IDLE = f"{NOW}.dataset.busy === 'yes'", f"{NOW}.dataset.busy === ''"
 
 @pytest.fixture(scope="module")
 def standin() -> StandIn:
-    standin = StandIn(events=6, calls_per_minute=None)
+    standin = StandIn(events=6)
     for event, name in zip(standin.events.values(), HOSTILE, strict=False):
         event.row["name"] = name
         event.row["place"] = f"{name} {'x' * 300}"

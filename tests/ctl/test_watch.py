@@ -36,7 +36,7 @@ NOW = datetime(2027, 5, 8, 10, 2, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def standin() -> StandIn:
-    return StandIn(calls_per_minute=None)
+    return StandIn()
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ PATIENT = [sys.executable, "-c", _PATIENT]
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=3, calls_per_minute=None)
+    return StandIn(events=3)
 
 
 @pytest.fixture

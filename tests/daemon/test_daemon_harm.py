@@ -38,7 +38,7 @@ WAYS = {"in the kernel": "time.sleep(3600)", "in Python": "while True: pass"}
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=3, calls_per_minute=None)
+    return StandIn(events=3)
 
 
 @pytest.fixture

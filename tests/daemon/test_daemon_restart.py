@@ -23,7 +23,7 @@ REQUESTS = 7
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=3, now=NOW, calls_per_minute=None)
+    return StandIn(events=3, now=NOW)
 
 
 def live(standin: StandIn) -> None:
@@ -54,7 +54,7 @@ class Undisturbed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def undisturbed(database_kind: str) -> Undisturbed:
-    twin = StandIn(events=3, now=NOW, calls_per_minute=None)
+    twin = StandIn(events=3, now=NOW)
     with serving(twin) as url, short_folder() as folder:
         config = write_config(folder, url)
         assert syncd("once", "--config", config).returncode == 0

@@ -29,7 +29,7 @@ BY_HAND = Peer(uid=0, user="root", pid=1)
 
 @pytest.fixture
 def standin() -> StandIn:
-    return StandIn(events=1, calls_per_minute=None)
+    return StandIn(events=1)
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ class Tale:
 def test_a_kill_spoils_the_story(home: Path, receiver: Receiver, kills: int) -> None:
     """However often it is killed, no delivery is lost or changed, and the next run puts all figures right."""
     chance = random.Random(kills)
-    standin = StandIn(events=2, calls_per_minute=None)
+    standin = StandIn(events=2)
     slug = str(standin.events[FESTIVAL].row["ext_id"])
     receiver.choose = lambda _: time.sleep(chance.uniform(0, SLOW_S))  # many a kill comes in an attempt
     with serving(standin) as base_url:

@@ -73,7 +73,7 @@ EVENT = exactly(
 @pytest.fixture
 def standin() -> StandIn:
     """Return the six events as they stand at a fixed time."""
-    return StandIn(calls_per_minute=None, now=NOON)
+    return StandIn(now=NOON)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_person_is_shown(make_config: MakeConfig, tmp_path: Path) -> None:
     """With every attendee mirrored in full no feed tells of one."""
     from syncd.standin.server import serving
 
-    standin = Sized(calls_per_minute=None, now=NOON, attendees=5)
+    standin = Sized(now=NOON, attendees=5)
     with serving(standin) as url:
         config = make_config(billetweb__base_url=url, sync__attendees="full")
         with rig_on(config, WaitedFor(NOON)) as rig:

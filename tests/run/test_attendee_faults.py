@@ -204,7 +204,7 @@ def test_most_of_an_account_vanishes_by_itself(
     make_config: MakeConfig, instant_retries: None, events: int, sold: int, shown: int
 ) -> None:
     """Lost in all events, a few rows in each or all of few: only a person takes them for gone."""
-    account = Sized(events=events, attendees=sold, calls_per_minute=None)
+    account = Sized(events=events, attendees=sold)
     with serving(account) as url:
         settings = make_config(
             sync__attendees="minimal", billetweb__base_url=url, billetweb__user=account.user

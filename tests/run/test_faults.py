@@ -130,7 +130,7 @@ READS = ("avail", "tickets", "dates")
 @pytest.fixture
 def standin() -> StandIn:
     """Return an account of three events, for speed."""
-    standin = StandIn(calls_per_minute=None)
+    standin = StandIn()
     standin.events = {event_id: standin.events[event_id] for event_id in KEPT}
     return standin
 

@@ -47,7 +47,7 @@ def test_a_large_account_is_incomplete_or_takes_memory(make_config: MakeConfig, 
     for events in (MANY // 10, MANY):
         url = url_at(tmp_path / f"{events}.db")
         config = make_config(sync__attendees="full", database__url=url)
-        account = Sized(events=events, attendees=500, calls_per_minute=None)
+        account = Sized(events=events, attendees=500)
         with serving(account) as base_url:
             peaks[events] = imported(config, base_url)
     assert peaks[MANY] <= 1.5 * peaks[MANY // 10], peaks

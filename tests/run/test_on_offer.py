@@ -120,7 +120,7 @@ def test_old_series_keep_a_full_run_from_its_end(
     make_config: MakeConfig, log_lines: LogLines, instant_retries: None
 ) -> None:
     """A scheduled full run reads as many events without a date as fit; one by hand all."""
-    standin = StandIn(events=30, calls_per_minute=None)
+    standin = StandIn(events=30)
     for event_id in sorted(standin.events)[5:]:
         undate(standin, event_id, online="1")
     with serving(standin) as url:
@@ -161,7 +161,7 @@ def test_an_edit_of_an_old_series_waits_for_its_turn(
 @pytest.mark.slow("many runs")
 def test_old_series_make_an_account_take_turns(make_config: MakeConfig, instant_retries: None) -> None:
     """25 events without a date keep no other from being read in every run, and get what is left."""
-    standin = StandIn(events=30, calls_per_minute=None)
+    standin = StandIn(events=30)
     dated = sorted(standin.events)[:5]
     for event_id in standin.events.keys() - {*dated}:
         undate(standin, event_id, online="1")
@@ -208,7 +208,7 @@ def test_an_absent_event_cannot_be_accepted_by_its_slug(rig: Rig, standin: Stand
 def test_a_query_of_the_readme_shows_what_nobody_can_buy(make_config: MakeConfig) -> None:
     """The cheapest tariff of an event is one on offer, though hidden ones are cheaper, or old ones."""
     (query,) = re.findall(r"to be had:\n\n```sql\n(.*?);\n```", README, re.DOTALL)
-    standin = StandIn(events=10, calls_per_minute=None)
+    standin = StandIn(events=10)
     with serving(standin) as base_url, rig_on(make_config(billetweb__base_url=base_url)) as rig:
         rig.run()
         names = [name for _, name, _ in rig.sql(query)]

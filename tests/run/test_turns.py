@@ -355,7 +355,7 @@ def test_an_event_that_always_fails_holds_the_full_runs_up(minute: Config, stand
 
 def test_new_events_that_fail_starve_the_others(config: Config, instant_retries: None) -> None:
     """An event that is tried a few times in vain takes its turn like the others."""
-    account = StandIn(events=30, calls_per_minute=None)
+    account = StandIn(events=30)
     failing = sorted(account.events)[:20]
     with serving(account) as url:
         where = structs.replace(config.billetweb, base_url=url, user=account.user)
@@ -402,7 +402,7 @@ def fresh(config: Config, clock: WaitedFor, trigger: Trigger = "once") -> Run:
 @pytest.fixture
 def sixty(make_config: MakeConfig, instant_retries: None) -> Iterator[tuple[StandIn, Config]]:
     """Give an account of sixty events, and settings by which they take turns."""
-    account = StandIn(events=60, calls_per_minute=None)
+    account = StandIn(events=60)
     with serving(account) as url:
         config = make_config(billetweb__requests_per_minute=40)
         yield account, structs.replace(config, billetweb=structs.replace(config.billetweb, base_url=url))
@@ -487,7 +487,7 @@ def test_what_sold_is_read_again_after_a_restart(config: Config, standin: StandI
 @pytest.mark.slow("many runs")
 def test_accepting_takes_longer_than_a_run(minute: Config, instant_retries: None) -> None:
     """Of more events than fit, one run settles some, says how many are left, and the next goes on."""
-    account = StandIn(events=30, calls_per_minute=None)
+    account = StandIn(events=30)
     with serving(account) as url:
         where = structs.replace(minute.billetweb, base_url=url, user=account.user)
         with rig_on(structs.replace(minute, billetweb=where)) as rig:

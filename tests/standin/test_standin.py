@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from support import faults as wire
+from support.limited import Limited
 from support.odd_wire import as_numbers, with_empty_lists, without_dates
 from support.standin_client import CONCERT, FESTIVAL, NOW, OPEN_DAY, OUTING, WEEKEND, client_of
 
@@ -331,7 +332,7 @@ def test_an_unknown_event_looks_empty(client: httpx.Client, path: str) -> None:
 def test_the_limiter_never_lets_go() -> None:
     """Beyond the limit in any 60 s the answer is 429, and the window slides by the clock."""
     clock = [0.0]
-    standin = StandIn(calls_per_minute=3, clock=lambda: clock[0])
+    standin = Limited(calls_per_minute=3, clock=lambda: clock[0])
     with serving(standin) as base_url, client_of(standin, base_url) as client:
 
         def call(at: float) -> httpx.Response:

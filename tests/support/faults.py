@@ -20,7 +20,6 @@ from syncd.standin.server import (
     error_object,
     html,
     php_json,
-    rate_limited,
     raw,
     send_head,
     send_whole,
@@ -31,9 +30,10 @@ LOOK_EVERY_S = 0.005
 
 
 def rate_limiting(retry_after: str | None = None) -> Fault:
-    """Return a fault that refuses for too many calls."""
-    headers = {} if retry_after is None else {"retry-after": retry_after}
-    return lambda answer: replace(rate_limited(answer), headers=headers)
+    """Return a fault that refuses for too many calls, spread over lines as the real one is."""
+    sentence = "You exceed the global rate limiter : 100 hits per minute"
+    body = json.dumps({"error": "rate_limiting", "description": sentence}, indent=4).encode()
+    return raw(body, 429, {} if retry_after is None else {"retry-after": retry_after})
 
 
 def redirect(host: str = "localhost", path: str = "/api/elsewhere") -> Fault:

@@ -36,7 +36,7 @@ class Witness(Sized):
 
     def __init__(self, *, attendees: int, **settings: Any) -> None:
         self._settings = settings
-        super().__init__(attendees=attendees, calls_per_minute=None, **settings)
+        super().__init__(attendees=attendees, **settings)
         self.told: dict[Question, Answer] = {}
 
     def begin_anew(self) -> None:

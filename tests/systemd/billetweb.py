@@ -44,7 +44,7 @@ class Billetweb(standin.StandIn):
 
 def main() -> None:
     """Serve until the end; systemd hears of it once the port answers."""
-    account = Billetweb(events=3, user=USER, key=KEY, calls_per_minute=None)
+    account = Billetweb(events=3, user=USER, key=KEY)
     config = uvicorn.Config(
         account.app, http=standin._Connection, ws="none", lifespan="off", log_config=None, access_log=False
     )
