@@ -43,7 +43,7 @@ STARTLESS_EVERY = 5
 class Attendance:
     """The sold places of one event, in the order of their sale.
 
-    Those sold before `opened` are invented when somebody first looks: an account of thousands of events
+    Those `presold` before `opened` are invented when somebody first looks: an account of thousands of events
     is cheap. The same for the same (seed, event id, sales).
     """
 
@@ -53,7 +53,7 @@ class Attendance:
         self._event_id = event_id
         self._seated = seated
         self._opened = opened
-        self._presold: list[tuple[Slot, int]] = []
+        self.presold: list[tuple[Slot, int]] = []
         self._rows: dict[str, Row] = {}
         self._changed_at: dict[str, datetime] = {}
         self._random = random.Random(f"{seed} {event_id}")  # noqa: S311  # to be repeatable is its point
@@ -63,14 +63,10 @@ class Attendance:
     @property
     def rows(self) -> dict[str, Row]:
         """All of them by id, refunded ones too; to be edited at will. `touch` makes an edit a known one."""
-        if self._presold:
-            presold, self._presold = self._presold, []
+        if self.presold:
+            presold, self.presold = self.presold, []
             self._invent(presold)
         return self._rows
-
-    def presell(self, sales: Iterable[tuple[Slot, int]]) -> None:
-        """Take note of places sold before the event was opened to be looked at."""
-        self._presold += sales
 
     def sell(self, sales: Iterable[tuple[Slot, int]], at: datetime) -> None:
         """Add the places of a sale, as one order if they are few."""
@@ -96,7 +92,7 @@ class Attendance:
         since, until = _number(query, "last_update"), _number(query, "to")
         if (minutes := _number(query, "since")) is not None:
             since = max(since or 0, int(now.timestamp()) - 60 * minutes)
-        if self._presold and since is not None and since > self._opened.timestamp():
+        if self.presold and since is not None and since > self._opened.timestamp():
             return []
         wanted = [(FILTERS[name], value) for name, value in query.items() if name in FILTERS]
         if query.get("disabled") != "1":

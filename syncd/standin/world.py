@@ -264,7 +264,7 @@ class World:
         else:
             for slot in slots:
                 sold += _move(event, [slot], int(kind.capacity / len(slots) * self._random.uniform(0.2, 0.6)))
-        self.attendance[str(event.row["id"])].presell(sold)
+        self.attendance[str(event.row["id"])].presold = sold
 
     def _gauge(self, kind: str, limit: int | None, **names: object) -> Row:
         places = {"avail": self._mixed(-1), "quota": False}

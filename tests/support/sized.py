@@ -23,7 +23,7 @@ class Sized(StandIn):
         slots = self._slots(event, past=True)
         sold = [each for slot in slots for each in _move(event, [slot], self._attendees // len(slots))]
         sold += _move(event, slots, self._attendees - sum(places for _, places in sold))
-        self.attendance[str(event.row["id"])].presell(sold)
+        self.attendance[str(event.row["id"])].presold = sold
 
 
 def times(kind: Kind, factor: int) -> Kind:
