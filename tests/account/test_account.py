@@ -210,6 +210,55 @@ def test_a_start_cut_short_locks_the_database_out(make_config: MakeConfig) -> No
     asyncio.run(scene())
 
 
+def test_an_opening_cut_short_forgets_the_past(rig: Rig) -> None:
+    """One that is cancelled while the file is opened reads what is on record too: nobody does it later."""
+    rig.run()
+    pause(rig)
+    rig.portal.call(rig.account.close)
+
+    async def scene() -> None:
+        account = Account(rig.account.config, Redactor())
+        with held_up(VERSION_TABLE) as (begun, go_on):
+            opening = asyncio.create_task(account.open())
+            assert await asyncio.to_thread(begun.wait, 30)
+            opening.cancel()
+            await asyncio.sleep(0)  # it has heard of that
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+        await account.open()
+        assert (account.facts.run_count, account.status().state) == (1, "paused")
+        await account.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.sqlite_only("a folder that is missing")
+def test_an_end_that_is_recorded_during_the_opening_counts_twice(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """A run that waits for its record gets there before or after the past is read, never meanwhile."""
+    (folder := tmp_path / "late").touch()
+    with rig_on(make_config(database__url=f"sqlite:///{folder}/syncd.db")) as rig:
+        rig.run()
+        folder.unlink()
+        folder.mkdir()
+
+        async def scene() -> None:
+            with held_up(VERSION_TABLE) as (begun, go_on):
+                opening = asyncio.create_task(rig.account.open())
+                assert await asyncio.to_thread(begun.wait, 30)
+                go_on.set()
+                while not rig.account.database.is_open:  # the loop stands still: the request is next
+                    time.sleep(0.001)  # noqa: ASYNC251
+            await rig.account.request()
+            await opening
+
+        rig.portal.call(scene)
+        rig.until(lambda: rig.account.status().state == "idle")
+        assert [(rig.account.facts.run_count,)] == rig.sql("SELECT count(*) FROM syncd_runs")
+
+
 def test_a_half_read_database_passes_for_an_open_one(rig: Rig) -> None:
     """Where the past cannot be read nothing is taken over, and the next opening starts again."""
     rig.run()
