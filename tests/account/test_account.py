@@ -21,7 +21,7 @@ from syncd.account.account import Account
 from syncd.config import Config, Secret
 from syncd.database import runs, state
 from syncd.database.engine import VERSION_TABLE, Database
-from syncd.errors import AlreadyRunning, StoreError
+from syncd.errors import AlreadyRunning, ConfigError, StoreError
 from syncd.log.redact import Redactor
 from syncd.model import MAX_ERRORS, Peer, Quiet, Run
 from syncd.standin.server import Fault, StandIn
@@ -174,6 +174,21 @@ def test_a_stop_puts_the_end_of_the_run_before_on_record_twice(rig: Rig) -> None
     assert outcomes == ["ok", "failed", "cancelled"]
 
 
+def test_an_end_that_two_put_on_record_at_once_fails_a_run(rig: Rig) -> None:
+    """Whoever comes second to an end that waits for the database finds it recorded, and goes on."""
+    refuse(rig.url, "INSERT ON syncd_runs")
+    rig.run()
+    allow(rig.url, "INSERT ON syncd_runs")
+    with held_up("INSERT INTO syncd_runs") as (begun, go_on):
+        asked = rig.portal.start_task_soon(rig.account.request)
+        assert begun.wait(30)
+        rig.until(lambda: bool(rig.account._recording._waiters))
+        go_on.set()
+        run = rig.wait(asked.result())
+    assert (run.outcome, run.errors) == ("ok", [])
+    assert rig.sql("SELECT outcome FROM syncd_runs ORDER BY id") == [("failed",), ("ok",)]
+
+
 def test_two_who_open_at_once_refuse_each_other(make_config: MakeConfig) -> None:
     """A run and a command that come first together share one database; a second daemon is refused."""
     config = make_config()
@@ -299,6 +314,19 @@ def test_new_settings_wait_for_a_restart(rig: Rig, standin: StandIn) -> None:
     assert (run.outcome, run.requests) == ("ok", 14)
     assert {request.query["temp"] for request in standin.requests if "avail" in request.path} == {"1"}
     assert rig.account.client.statuses["200"] == 15
+
+
+def test_settings_that_cannot_be_used_hold_in_part(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no client can be made with new settings, all of the old ones stay."""
+    before, client = rig.account.config, rig.account.client
+    monkeypatch.setenv("HTTPS_PROXY", "http://a b")
+    settings = structs.replace(before.billetweb, base_url="https://billetweb.invalid/api")
+    sync = structs.replace(before.sync, interval=timedelta(hours=5))
+    with pytest.raises(ConfigError, match="HTTPS_PROXY"):
+        rig.portal.call(rig.account.configure, structs.replace(before, billetweb=settings, sync=sync))
+    assert (rig.account.config, rig.account.client) == (before, client)
+    assert rig.account.status().interval_s == before.sync.interval.total_seconds()
+    assert rig.run().outcome == "ok"
 
 
 def test_a_run_in_progress_loses_its_connections(rig: Rig, standin: StandIn) -> None:
@@ -661,6 +689,20 @@ class MayBeSetBack(WaitedFor):
 
     def now(self) -> datetime:
         return super().now() - timedelta(seconds=self.set_back_s)
+
+
+def test_requests_of_a_clock_that_was_ahead_fill_the_minute(
+    make_config: MakeConfig, standin: StandIn
+) -> None:
+    """After the wall clock was set back the next process waits for no request of a day to come."""
+    config, clock = make_config(billetweb__requests_per_minute=14), MayBeSetBack()
+    with rig_on(config, clock) as rig:
+        rig.run()
+    assert len(standin.requests) == 14
+    clock.set_back_s = DAY_S
+    with rig_on(config, clock) as rig:
+        assert rig.run().outcome == "ok"
+        assert clock.slept_s == 0
 
 
 @pytest.mark.usefixtures("instant_retries")
