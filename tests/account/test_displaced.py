@@ -186,6 +186,21 @@ def test_what_was_asked_of_the_process_is_forgotten_with_its_file(rig: Rig) -> N
 
 
 @ON_A_FILE
+def test_a_pause_keeps_a_lost_file_open(rig: Rig) -> None:
+    """A slot opens what is there, though scheduled runs are paused; the next ones are skipped again."""
+    rig.run()
+    rig.portal.call(lambda: rig.account.pause(paused=True))
+    remove(file_of(rig))
+    rig.portal.call(rig.account._fire)
+    assert not rig.account.database.displacement()
+    last = rig.account.status().last_run
+    assert last
+    assert last.outcome == "cancelled"
+    rig.portal.call(rig.account._fire)
+    assert rig.account.status().slots_skipped == {"paused": 1}
+
+
+@ON_A_FILE
 def test_a_run_overwrites_another_in_a_restored_record(rig: Rig, tmp_path: Path) -> None:
     """A run that had its number from the file that is gone gets a new one, and is found by either."""
     rig.run()

@@ -134,6 +134,22 @@ def test_a_young_mirror_overwrites_a_good_file(rig: Rig, folder: Path, standin: 
     assert shown(folder)["900001"]["places_left"] == 72
 
 
+@pytest.mark.sqlite_only("a database that is removed while it is open")
+def test_a_mirror_made_anew_overwrites_a_good_file(rig: Rig, folder: Path, standin: StandIn) -> None:
+    """What a database that is lost had written is another mirror's: it stays until all was read again."""
+    rig.run()
+    whole = shown(folder)
+    standin.fail(f"/event/{CONCERT}/avail", fault.status(503), times=None)
+    for name in ("", "-wal", "-shm"):
+        Path(f"{rig.url.removeprefix('sqlite:///')}{name}").unlink()
+    assert rig.run("manual").outcome == "partial"
+    assert shown(folder) == whole
+    standin.heal()
+    standin.sell(CONCERT, 3)
+    rig.run()
+    assert shown(folder)[CONCERT]["is_full"] is True
+
+
 def test_an_event_that_always_fails_keeps_a_file_for_ever(rig: Rig, folder: Path, standin: StandIn) -> None:
     """One that was tried in vain three times, and never read before, is no more waited for."""
     (folder / "events.json").write_text("of another mirror")
