@@ -477,6 +477,23 @@ def test_a_pause_keeps_personal_data(full: Rig, make_config: MakeConfig, paused:
     assert held(full) == {}
 
 
+@pytest.mark.parametrize("why", ["paused", "no run at the start"])
+def test_a_start_without_a_run_keeps_personal_data(full: Rig, make_config: MakeConfig, why: str) -> None:
+    """What is no longer wanted goes with the start that finds it, though no run comes soon."""
+    full.portal.call(lambda: full.account.pause(paused=why == "paused"))
+    assert held(full) != {}
+    full.config = make_config(sync__attendees="none", sync__run_on_start=why == "paused")
+    full.restart()
+
+    async def start() -> None:
+        full.account.start()
+
+    full.portal.call(start)
+    eventually(partial(is_kept, full, "none"))
+    assert held(full) == {}
+    full.portal.call(full.account.schedule.stop)
+
+
 @pytest.mark.parametrize(("mode", "emails"), [("minimal", 0), ("none", 0), ("full", 1)])
 def test_a_run_in_progress_brings_back_what_a_reload_erased(
     full: Rig, make_config: MakeConfig, standin: StandIn, mode: str, emails: int
