@@ -203,6 +203,7 @@ def test_a_run_that_hangs_hangs_the_daemon() -> None:
         (StoreError(f"no disk {KEY}"), "database", None),
         (TransportError(f"no answer to {KEY}", status=503), "transport", 503),
         (ZeroDivisionError(f"a bug near {KEY}"), "internal", None),
+        (TimeoutError(f"another's, near {KEY}"), "internal", None),  # the run itself had time left
     ],
 )
 def test_a_failure_or_a_bug_ends_the_runner_or_shows_the_key(
@@ -225,7 +226,7 @@ def test_a_failure_or_a_bug_ends_the_runner_or_shows_the_key(
             assert not it.runner.task.done()
 
     asyncio.run(scene())
-    assert ("unexpected ZeroDivisionError" in log_lines.text) == (kind == "internal")
+    assert (f"unexpected {type(trouble).__name__}" in log_lines.text) == (kind == "internal")
 
 
 @pytest.mark.parametrize(
@@ -322,6 +323,38 @@ def test_a_stop_that_is_announced_takes_runs_on() -> None:
                     it.runner.request("manual", join=join)
             it.let.set()
             assert (await it.done(run)).outcome == "ok"
+
+    asyncio.run(scene())
+
+
+def test_a_stopped_runner_takes_runs_on() -> None:
+    """After a stop, which nobody need have announced, none is taken that would never begin."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            assert await it.runner.stop(LONG_S)
+            with pytest.raises(Stopping):
+                it.runner.request("manual")
+
+    asyncio.run(scene())
+
+
+def test_a_stop_cuts_the_record_of_an_end_short() -> None:
+    """A run that ended by itself, and is being recorded as the stop comes, is over when it is recorded."""
+
+    async def scene() -> None:
+        async with bench() as it:
+            it.may_record.clear()
+            run = it.runner.request("manual")
+            while run.state != "done":  # noqa: ASYNC110  # each turn of the loop
+                await asyncio.sleep(0)
+            stopping = asyncio.create_task(it.runner.stop(LONG_S))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert it.runner.current is run
+            it.may_record.set()
+            assert await stopping
+            assert it.ended == [(1, "ok", None)]
 
     asyncio.run(scene())
 
