@@ -197,6 +197,36 @@ def test_waiting_takes_the_last_place(path: Path) -> None:
     asyncio.run(main())
 
 
+def test_who_hung_up_keeps_a_place(path: Path) -> None:
+    """Whoever waits for a run and leaves, makes room for another who waits."""
+    stub = Waited()
+    stub.known[43].state = "running"
+
+    async def main() -> None:
+        control = server.ControlServer(path, mode=0o600, group=None)
+        serve = asyncio.create_task(control.serve(answering(stub, most_waiting=1)))
+        await control.up.wait()
+        lines = b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        for _ in range(3):
+            left = asyncio.create_task(raw(path, lines))
+            while not stub.watchers:  # noqa: ASYNC110  # it waits for the run
+                await asyncio.sleep(0.01)
+            left.cancel()
+            while stub.watchers:  # noqa: ASYNC110  # its leaving is noticed
+                await asyncio.sleep(0.01)
+        last = asyncio.create_task(raw(path, lines))
+        while not stub.watchers:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        stub.known[43].state = "done"
+        stub.steps.put_nowait(None)
+        assert b'"done"' in await last
+        control.stop()
+        await serve
+        control.remove()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 @pytest.mark.parametrize(("files", "most"), [(64, 32), (256, 128), (1024, 512), (4096, 512)])
 def test_connections_take_all_files(files: int, most: int) -> None:
     """Half of the files that a process may open are kept for the database and Billetweb."""
@@ -310,4 +340,20 @@ def test_rest_of_a_refused_body_is_a_bug(path: Path, log_lines: LogLines) -> Non
         assert await is_well(path)
 
     ask(path, Stub(), use)
+    assert "Traceback" not in log_lines.text
+
+
+def test_body_that_breaks_off_is_a_bug(path: Path, log_lines: LogLines) -> None:
+    """Who leaves in the middle of a request has started nothing, and the log says nothing of it."""
+    stub = Stub()
+
+    async def use(_client: Client) -> None:
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(HALVES["half a body"])
+        await writer.drain()
+        writer.close()
+        assert await is_well(path)
+
+    ask(path, stub, use)
+    assert stub.asked == []
     assert "Traceback" not in log_lines.text
