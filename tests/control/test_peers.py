@@ -141,6 +141,33 @@ def test_answer_that_nobody_takes_is_kept(path: Path, monkeypatch: pytest.Monkey
     ask(path, Large(), use)
 
 
+def test_answer_that_somebody_stops_taking_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took a part of an answer, and then takes nothing more, is dropped like who never took any."""
+    monkeypatch.setattr(peers, "STALLED_S", 0.2)
+    tired = socket.socket(socket.AF_UNIX)
+
+    class Large(Stub):
+        async def events(self, *, ended_too: bool) -> list[dict[str, object]]:
+            return [{"name": "x" * 8_000_000, "all": ended_too}]
+
+    def take_a_part() -> None:
+        tired.connect(str(path))
+        tired.sendall(b"GET /v1/events HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(40):  # for longer than one look at it, and not the whole
+                tired.recv(65_536)
+                time.sleep(0.01)
+        hung_up = select.poll()
+        hung_up.register(tired, 0)  # that is told without being asked for
+        assert hung_up.poll(30_000)
+
+    async def use(_: Client) -> None:
+        await asyncio.to_thread(take_a_part)
+
+    with tired:
+        ask(path, Large(), use)
+
+
 @pytest.mark.slow("many connections")
 def test_silent_peers_starve_those_who_ask(
     path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
