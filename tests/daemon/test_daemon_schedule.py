@@ -201,14 +201,16 @@ def test_refused_key_is_tried_for_ever(settings: Callable[[], Config], standin: 
     asyncio.run(scenario())
 
 
-def test_crash_of_a_part_leaves_a_zombie(settings: Callable[[], Config]) -> None:
-    """When the part that carries runs out dies, the process ends with 1, so that systemd starts it again."""
+@pytest.mark.parametrize("part", ["runner", "schedule"])
+def test_crash_of_a_part_leaves_a_zombie(settings: Callable[[], Config], part: str) -> None:
+    """When what carries runs out or plans them dies, the process ends with 1, and systemd starts it again."""
 
     async def scenario() -> int:
         living = Living(settings)
         task = asyncio.create_task(living.daemon.run())
         await living.until(lambda: living.daemon.account.status().next_run_at)
-        living.daemon.account.runner.task.cancel()
+        account = living.daemon.account
+        (account.runner if part == "runner" else account.schedule).task.cancel()
         return await asyncio.wait_for(task, PATIENCE_S)
 
     assert asyncio.run(scenario()) == 1
