@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
@@ -29,6 +31,7 @@ from syncd.standin.server import StandIn
 CONCERT, FESTIVAL, SLUG = "900006", "900001", "fete-des-lucioles"
 ON = ("event.changed",)
 BUSY = Answer(503)
+ADDRESSES = ("127.0.0.2", "127.0.0.1", "127.0.0.3")  # at the second one receivers listen
 AWAY, BACK = (
     f'ALTER TABLE "{before}" RENAME TO "{after}"'
     for before, after in (("Formation", "Away"), ("Away", "Formation"))
@@ -140,6 +143,17 @@ def test_a_failed_delivery_comes_again_too_soon_or_as_another(
     assert [later - earlier for earlier, later in pairwise(stamps)] == [5, 30, 120, 600, 3600, 3600, 3600]
     with pytest.raises(WebhookVerificationError, match="too new"):
         receiver.got[-1].verified()  # the time of the attempt is signed, and this one comes from later
+
+
+def test_news_waits_for_the_end_of_a_long_run(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """What an event's transaction recorded is told while the run still reads others."""
+    standin.sell(FESTIVAL, 1)
+    standin.fail(f"/event/{CONCERT}/avail", fault.hang)
+    run = rig.request()
+    assert got(rig, receiver, 1).told["data"]["id"] == FESTIVAL
+    assert run.state == "running"
+    standin.heal()
+    rig.wait(run)
 
 
 def test_a_later_change_overtakes_an_earlier_one(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
@@ -503,6 +517,10 @@ def test_a_receiver_that_asks_for_rest_gets_none(
     sell(rig, standin)
     got(rig, receiver, 1)
     settled(rig, pending=1)
+    (waiting,) = rig.portal.call(lambda: rig.account.deliveries(9, delivered_too=False))
+    assert waiting.next_at
+    assert waiting.attempted_at
+    assert waiting.next_at - waiting.attempted_at == timedelta(seconds=wait_s)
     rig.restart()
     rig.portal.call(rig.account.webhooks.start)
     if wait_s > 60:
@@ -513,6 +531,45 @@ def test_a_receiver_that_asks_for_rest_gets_none(
     later(rig, 3)
     settled(rig)
     assert len(receiver.got) == (3 if wait_s > 60 else 2)
+
+
+@pytest.mark.sqlite_only("about answers")
+def test_a_receiver_that_is_content_gets_nothing_for_an_hour(
+    rig: Rig, receiver: Receiver, standin: StandIn
+) -> None:
+    """A `Retry-After` beside a success, as some servers send with each answer, asks for no rest."""
+    receiver.answers = [Answer(200, {"Retry-After": "3600"})]
+    for count in (1, 2):
+        sell(rig, standin)
+        got(rig, receiver, count)
+        settled(rig)
+
+
+@pytest.mark.sqlite_only("about answers")
+def test_an_answer_that_breaks_off_is_none(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
+    """What was taken is not sent again because the rest of the answer did not come: its status counts."""
+    receiver.answers = [Answer(200, {"Transfer-Encoding": "chunked"}, b"no length\r\n")]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig)
+    (endpoint,) = endpoints(rig)
+    assert (endpoint.state.delivered, endpoint.state.failed) == (1, 0)
+
+
+@pytest.mark.sqlite_only("about addresses")
+def test_a_receiver_with_a_dead_address_gets_nothing(
+    rig: Rig, receiver: Receiver, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody listens at one address of its name, the next one is tried in the same attempt."""
+    port = httpx.URL(receiver.url).port
+    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in ADDRESSES]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+    url = f"http://many.localhost:{port}/hook"
+    configure(rig, telling(structs.replace(rig.config, webhooks=()), receiver, on=ON, url=url))
+    sell(rig, standin)
+    assert got(rig, receiver, 1).headers["host"] == f"many.localhost:{port}"
+    settled(rig)
+    assert endpoints(rig)[0].state.failed == 0
 
 
 @pytest.mark.sqlite_only("about answers")
