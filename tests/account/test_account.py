@@ -848,6 +848,15 @@ def test_a_run_by_hand_hammers_a_refused_key(make_config: MakeConfig, standin: S
         rests(rig, standin, "credentials")
 
 
+def test_a_first_import_by_hand_stays_refused(rig: Rig, standin: StandIn) -> None:
+    """Who asks for `once --full` vouches for the key; a timer's `once` leaves it alone."""
+    good_key, standin.key = standin.key, "another-key"
+    rig.run()
+    standin.key = good_key
+    assert rig.run("once").requests == 0
+    assert rig.run("once", full=True).outcome == "ok"
+
+
 def test_the_database_tells_the_key(make_config: MakeConfig, standin: StandIn) -> None:
     """Of a refused or a limited key there is a digest; two of the same key have nothing in common."""
     config, clock = make_config(sync__attendees="minimal"), WaitedFor()
