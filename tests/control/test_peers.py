@@ -6,6 +6,7 @@ import json
 import resource
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,6 +187,51 @@ def test_silent_peers_starve_those_who_ask(
 
     asyncio.run(main())
     assert len(log_lines.of("control.crowded")) == 1
+
+
+def test_who_comes_drops_who_came_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room, who connected a moment ago may still ask; who comes next waits for a place."""
+    monkeypatch.setattr(peers, "MOST", 2)
+    monkeypatch.setattr(peers, "SILENT_S", 60.0)
+
+    async def main() -> None:
+        async with serving(path, Stub()):
+            early = [await asyncio.open_unix_connection(path) for _ in range(2)]
+            late = asyncio.create_task(is_well(path))
+            for _ in range(20):  # turns of the loop in which it is let in, or is not
+                await asyncio.sleep(0)
+            for reader, writer in early:
+                writer.write(STATUS)
+                assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200 ")
+                writer.close()
+            assert await late
+
+    asyncio.run(main())
+
+
+def test_slow_letters_keep_a_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends a byte now and then, and no request, is dropped for somebody who asks."""
+    monkeypatch.setattr(peers, "MOST", 1)
+    monkeypatch.setattr(peers, "SILENT_S", 0.1)
+
+    def letters(has_come: threading.Event) -> bytes:
+        with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(ConnectionError):
+            peer.connect(str(path))
+            has_come.set()
+            while not select.select([peer], [], [], 0.01)[0]:
+                peer.send(b"X")
+            return peer.recv(65_536)
+        return b""
+
+    async def main() -> None:
+        async with serving(path, Stub()):
+            has_come = threading.Event()
+            sending = asyncio.create_task(asyncio.to_thread(letters, has_come))
+            await asyncio.to_thread(has_come.wait, 30)
+            assert await is_well(path)
+            assert await sending == b""  # nor told that it took too long
+
+    asyncio.run(main())
 
 
 class Waited(Stub):
