@@ -419,8 +419,8 @@ def test_a_slow_disk_holds_webhooks_for_ever(
 def test_a_dead_endpoint_is_tried_for_ever(
     rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
 ) -> None:
-    """After three days a delivery is parked and said so; by hand it is sent again, as it was."""
-    receiver.answers = [BUSY, BUSY]
+    """After three days a delivery is parked and said so; by hand it is sent again, for as long, as it was."""
+    receiver.answers = [BUSY, BUSY, BUSY]
     sell(rig, standin)
     got(rig, receiver, 1)
     later(rig, timedelta(days=3).total_seconds())
@@ -435,6 +435,9 @@ def test_a_dead_endpoint_is_tried_for_ever(
     assert len(receiver.got) == 2
     rig.portal.call(lambda: rig.account.webhooks.retry(ids=[delivery], endpoint=None))
     assert got(rig, receiver, 3).body == receiver.got[0].body
+    settled(rig, pending=1)
+    later(rig, 5)
+    got(rig, receiver, 4)
     settled(rig)
     assert sent(rig, "state") == ["delivered"]
 

@@ -194,6 +194,17 @@ def test_a_past_event_loses_its_figures(make_config: MakeConfig, standin: StandI
         assert rig.sql(query, CONCERT)[0][0] == 2
 
 
+def test_a_run_of_a_past_event_cannot_be_agreed_with(make_config: MakeConfig, standin: StandIn) -> None:
+    """What a run by name finds absent in an event that is over vanishes once somebody accepts it."""
+    with rig_on(make_config(sync__keep_past="30d")) as rig:
+        rig.run()
+        end(standin.events[FESTIVAL], hours_ago=31 * 24)
+        rig.run()
+        standin.fail(f"/event/{FESTIVAL}/tickets", with_rows(lambda rows: rows[1:]), times=None)
+        assert rig.run("manual", events=(FESTIVAL,)).counts.vanished == 0
+        assert rig.run("manual", events=(FESTIVAL,), accept=True).counts.vanished == 1
+
+
 def test_an_event_that_ended_between_two_runs_is_taken_for_deleted(rig: Rig, standin: StandIn) -> None:
     """It leaves Billetweb's default list, not ours: it stays live for a while, and is never marked."""
     rig.run()
