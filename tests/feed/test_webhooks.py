@@ -201,6 +201,27 @@ def test_a_site_is_told_before_its_table_is_written(
     settled(rig)
 
 
+def test_a_site_is_told_before_a_table_that_a_reload_adds(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """A run that began without the table tells of what it finds afterwards when the row is written too."""
+    url = url_at(tmp_path / "site.db")
+    standin.sell(FESTIVAL, 1)
+    standin.fail("/events", fault.hang)
+    before = len(standin.requests)
+    run = rig.request()
+    rig.until(lambda: len(standin.requests) > before)
+    rows = rows_when_told(rig, receiver, url)
+    with site.held(url):
+        standin.heal()
+        rig.until(lambda: bool(sent(rig)))
+        rig.until(lambda: run.state == "done")
+        assert rows == []
+    rig.wait(run)
+    got(rig, receiver, 1)
+    assert rows == [72]
+
+
 def test_a_site_is_told_before_its_file_is_written(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
