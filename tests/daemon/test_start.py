@@ -39,6 +39,24 @@ def test_a_late_signal_ends_the_process() -> None:
             signal.signal(number, handler)
 
 
+def test_anothers_signal_stops_the_daemon() -> None:
+    """A signal that something else in the process handles comes by the same way, and is left to that."""
+    numbers = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = list[signal.Signals]()
+    signals = Signals(heard.append)
+    try:
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        for number in (signal.SIGUSR1, signal.SIGHUP):
+            signal.raise_signal(number)
+        eventually(lambda: signal.SIGHUP in heard)
+    finally:
+        signals.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGHUP]
+
+
 @contextmanager
 def starting(home: Path, base_url: str) -> Iterator[tuple[DaemonProcess, ExitStack]]:
     """Give a daemon as soon as it can be asked; its database is there, and locked until the stack closes."""
