@@ -316,6 +316,19 @@ def test_new_settings_wait_for_a_restart(rig: Rig, standin: StandIn) -> None:
     assert rig.account.client.statuses["200"] == 15
 
 
+def test_new_limits_wait_for_a_restart(rig: Rig, standin: StandIn) -> None:
+    """The next run keeps to the ceiling and to the time-out that a reload has set."""
+    config = rig.account.config
+    slow = structs.replace(config.billetweb, requests_per_minute=7)
+    rig.portal.call(rig.account.configure, structs.replace(config, billetweb=slow))
+    assert rig.run().requests == 14
+    assert rig.clock.slept_s > 60
+    short = structs.replace(config.sync, run_timeout=timedelta(seconds=0.1))
+    rig.portal.call(rig.account.configure, structs.replace(config, sync=short))
+    standin.fail("/events", fault.hang)
+    assert [error.kind for error in rig.run().errors] == ["timeout"]
+
+
 def test_settings_that_cannot_be_used_hold_in_part(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no client can be made with new settings, all of the old ones stay."""
     before, client = rig.account.config, rig.account.client
