@@ -384,6 +384,7 @@ def test_a_bug_is_one_clients_error_and_tells_no_secret(path: Path) -> None:
     bug, status = answers(path, stub, ("GET", "/v1/events"), ("GET", "/v1/status"))
     assert refused(bug) == (500, "internal")
     assert "canary" not in bug.text
+    assert bug.headers["connection"] == "close"  # what the server does: no client asks there again
     assert status.status_code == 200
 
 

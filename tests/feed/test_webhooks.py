@@ -776,6 +776,19 @@ def test_a_reload_at_the_end_of_a_run_is_forgotten(rig: Rig, receiver: Receiver,
     assert [each.path for each in receiver.got] == ["/hook", "/hook/new"]
 
 
+def test_a_gone_endpoint_with_a_new_address_waits_for_a_run(
+    rig: Rig, receiver: Receiver, standin: StandIn
+) -> None:
+    """A reload alone lets it have what is parked, though no run comes."""
+    receiver.answers = [Answer(410)]
+    sell(rig, standin)
+    settled(rig, parked=1)
+    moved = structs.replace(rig.config.webhooks[0], url=receiver.url + "/new")
+    rig.portal.call(rig.account.configure, structs.replace(rig.config, webhooks=(moved,)))
+    rig.until(lambda: len(receiver.got) == 2)
+    assert [each.path for each in receiver.got] == ["/hook", "/hook/new"]
+
+
 def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standin: StandIn) -> None:
     """What waits for an endpoint that was taken out of the configuration is parked, and says why."""
     refused_once(rig, receiver, standin)
