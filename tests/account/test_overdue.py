@@ -68,6 +68,15 @@ def test_slot_that_fired_is_overdue() -> None:
         assert late_s == pytest.approx(since_slot_s - INTERVAL_S) or (late_s == 0 and since_slot_s <= TICK_S)
 
 
+def test_slot_between_two_looks_at_the_clocks_is_overdue() -> None:
+    """What fired is owed no more, though the next look, which counts anew, is still to come."""
+    between = INTERVAL + timedelta(seconds=TICK_S / 2)
+    with world() as there:
+        seen = looked_at(there, 3 * INTERVAL_S, lambda schedule: schedule.change(between, NONE))
+    assert len(there.fired) == 2
+    assert max(late_s for _, late_s in seen) == 0
+
+
 @pytest.mark.parametrize("at", [452.0, 898.0, 899.9, 900.1], ids=["between", "before", "at", "after"])
 @pytest.mark.parametrize(
     "step_s", mostly_slow([-3600.0, 3600.0, -100.0, 100.0, -1e8, 1e8], "each passes over hours")
