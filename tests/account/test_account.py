@@ -411,6 +411,17 @@ def test_full_runs_come_too_often_or_never(
         assert rig.run().full is False
 
 
+def test_a_full_run_of_one_event_counts_as_one(rig: Rig) -> None:
+    """However fully it reads the events that it names, it says nothing of when all were read."""
+    rig.run()
+    before = rig.account.facts.last_full_at
+    assert before
+    assert rig.run("manual", full=True, events=("900001",)).outcome == "ok"
+    assert rig.account.facts.last_full_at == before
+    rig.restart()
+    assert rig.account.facts.last_full_at == before
+
+
 def test_a_failed_full_run_counts_as_one(rig: Rig, standin: StandIn) -> None:
     """The next scheduled run makes up for it, in another process too."""
     standin.fail("/events", fault.null)
