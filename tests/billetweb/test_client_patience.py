@@ -378,18 +378,18 @@ def test_one_challenge_would_count_for_each_request_under_way(standin: StandIn, 
     asyncio.run(main())
 
 
-def test_late_answer_would_end_a_rest(account: StandIn, base_url: str) -> None:
+def test_late_answer_would_end_a_rest(standin: StandIn, base_url: str) -> None:
     """What was asked before a challenge, and is answered after it, says nothing of what may be asked now."""
-    account.fail("/event/900001/tickets", faults.hang)
-    account.fail("/events", faults.challenge)
+    standin.fail("/event/900001/tickets", faults.hang)
+    standin.fail("/events", faults.challenge)
     noted = Noted()
 
     async def main() -> None:
         async with client_of(base_url, noted=noted) as client:
             early = asyncio.create_task(client.tickets("900001"))
-            await received(account, 1)
+            await received(standin, 1)
             await fails(client, ChallengeError)
-            account.heal()
+            standin.heal()
             await early
             assert "not sent" in str(await fails(client, ChallengeError))
 
@@ -397,18 +397,18 @@ def test_late_answer_would_end_a_rest(account: StandIn, base_url: str) -> None:
     assert [quiet and quiet.kind for quiet in noted.quiet] == ["challenge"]
 
 
-def test_short_rest_would_take_the_place_of_a_longer_one(account: StandIn, base_url: str) -> None:
+def test_short_rest_would_take_the_place_of_a_longer_one(standin: StandIn, base_url: str) -> None:
     """A challenge to an earlier request asks for less than what is noted already, which stays."""
-    account.fail("/event/900001/tickets", hanging(faults.challenge))
-    account.fail("/events", faults.rate_limiting("3000"))
+    standin.fail("/event/900001/tickets", hanging(faults.challenge))
+    standin.fail("/events", faults.rate_limiting("3000"))
     noted = Noted()
 
     async def main() -> None:
         async with client_of(base_url, noted=noted) as client:
             early = asyncio.create_task(client.tickets("900001"))
-            await received(account, 1)
+            await received(standin, 1)
             await fails(client, RateLimited)
-            account.heal()
+            standin.heal()
             with pytest.raises(ChallengeError):
                 await early
 
