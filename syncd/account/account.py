@@ -228,9 +228,8 @@ class Account:
     async def request(self, **wish: Unpack[Wish]) -> Run:
         """Return the run that serves a manual request. Raises Stopping and TooManyEvents."""
         run = self.runner.request("manual", **wish)
-        if self.database.is_open:
-            recording = self._background.start(self._try_to_record(run))
-            await asyncio.wait({recording}, timeout=ANSWER_WITHIN_S)
+        recording = self._background.start(self._try_to_record(run))
+        await asyncio.wait({recording}, timeout=ANSWER_WITHIN_S)
         return run
 
     async def find_run(self, run_id: int) -> Run | None:
@@ -329,7 +328,6 @@ class Account:
 
     async def _work(self, run: Run) -> None:
         """Execute a run. Raises the SyncdError that made it impossible."""
-        self._at_work = None
         full_asked = run.full
         try:
             await self._reopen()

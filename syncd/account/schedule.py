@@ -44,7 +44,7 @@ def read_clocks() -> Clocks:
 
 def first_slot(now: datetime, interval: timedelta, in_step_with: datetime | None) -> datetime:
     """Return the first scheduled instant after `now`: an interval later, or in step with an earlier one."""
-    if in_step_with is None or in_step_with > now:
+    if in_step_with is None:
         return now + interval
     return in_step_with + interval * ((now - in_step_with) // interval + 1)
 

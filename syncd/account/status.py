@@ -186,7 +186,7 @@ class Facts(Struct, kw_only=True):
         self.last_run = run
         self.pace = pace or self.pace
         self.totals[run.trigger, UNKNOWN_EVENT if run.is_slip else run.outcome or ""] += 1
-        if run.outcome and run.started_at:
+        if run.outcome:
             self.latest_outcomes.appendleft(run.outcome)
         self.rows.update(structs.asdict(run.counts))
         if not run.whole or run.outcome == "cancelled":

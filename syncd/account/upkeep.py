@@ -46,8 +46,7 @@ async def retain(database: Database, config: Config, now: datetime) -> None:
 async def tidy(database: Database, config: Config, now: datetime) -> None:
     """Erase what may no longer be kept, without waiting for a run. Raises nothing."""
     try:
-        if database.is_open:
-            await retain(database, config, now)
+        await retain(database, config, now)
     except StoreError as error:
         logger.debug("what may no longer be kept of attendees waits for the next run: {}", error)
 

@@ -276,11 +276,8 @@ class Daemon:
 
     def _ended(self, run: Run) -> None:
         """Tell systemd, the heartbeat and the `on_run` callback how a run ended."""
-        self._notifier.status(
-            self._redact(
-                f"{run_name(run.id)} {run.outcome}: {count(run.synced, 'event')} synced, {run.failed} failed"
-            )
-        )
+        synced = count(run.synced, "event")
+        self._notifier.status(f"{run_name(run.id)} {run.outcome}: {synced} synced, {run.failed} failed")
         self._background.start(ping(self._config.heartbeat.url, run))
         self._on_run(run)
 
