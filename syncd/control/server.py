@@ -4,6 +4,7 @@ It serves any application passed to it, and tells it who asks, as the kernel rep
 """
 
 import asyncio
+import logging
 import os
 import socket
 import stat
@@ -78,6 +79,7 @@ class ControlServer:
             headers=[("Syncd-Version", __version__)],
             timeout_graceful_shutdown=1,
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
         self._server = _Server(config, self.up)
         looking = asyncio.create_task(self._look_for_ever(self._server))
         try:
@@ -174,6 +176,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone: they are the daemon's."""
         yield
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    """Return whether to log this of uvicorn's: not that a stop cut requests off, which is meant.
+
+    What the daemon hangs at, if anything, it says itself.
+    """
+    is_cut = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not is_cut and not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 def socket_obstacle(path: Path, group: str | None) -> str | None:

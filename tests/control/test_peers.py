@@ -93,6 +93,26 @@ def test_slow_letters_make_a_request(path: Path, impatient: None) -> None:
     ask(path, Stub(), use)
 
 
+def test_a_stop_that_cuts_requests_off_is_a_failure(path: Path, log_lines: LogLines) -> None:
+    """Who still waits when a stop is over is hung up on, without a word of the library's in the log."""
+    stub = Stub()
+    stub.known[43].state = "running"
+    with socket.socket(socket.AF_UNIX) as waiting:
+
+        def waits() -> bytes:
+            waiting.connect(str(path))
+            waiting.send(b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\n\r\n")
+            return waiting.recv(12)
+
+        async def use(_: Client) -> None:
+            assert await asyncio.to_thread(waits) == b"HTTP/1.1 200"
+
+        ask(path, stub, use)
+        assert stub.asked
+    assert "Traceback" not in log_lines.text
+    assert "running task" not in log_lines.text
+
+
 def test_who_waits_for_a_run_is_hung_up_on(path: Path, impatient: None) -> None:
     """The deadline is for requests: an answer may take longer, and so may a stream."""
     stub = Stub()
