@@ -206,6 +206,12 @@ def takes_colour(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty() and not is_plain
 
 
+def can_be_drawn_on(stream: TextIO | None) -> bool:
+    """Tell whether a stream is a terminal on which the cursor can be moved."""
+    is_plain = os.environ.get("TERM", "") in ("", "dumb", "unknown")
+    return stream is not None and stream.isatty() and not is_plain
+
+
 def columns() -> int | None:
     """Return how many columns the terminal has that stdout is; else $COLUMNS; else None, as in a pipe."""
     try:

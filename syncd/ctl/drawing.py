@@ -158,13 +158,12 @@ class _Drawing:
         line = self.line(
             "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{text.asked_by(run)}: ", "bold"
         )
-        if not total:
-            return line.append(phase)
-        tail = len(text.waits(progress, self.now))
-        length = max(min(self.width - line.cell_len - len(phase) - 18 - max(tail, 12), 60), 4)
-        line.append(f"{phase} {done}/{total} ").append_text(self.bar(done, total, length, "green"))
-        took = text.ago(run["started_at"], self.now, "")
-        return line.append(f" {text.waits(progress, self.now) or took}")
+        told = text.waits(progress, self.now) or text.ago(run["started_at"], self.now, "")
+        line.append(phase)
+        if total:
+            length = max(min(self.width - line.cell_len - 18 - max(len(told), 12), 60), 4)
+            line.append(f" {done}/{total} ").append_text(self.bar(done, total, length, "green"))
+        return line.append(f" {told}")
 
     def notes(self) -> Iterable[tuple[str, str]]:
         """Yield what needs attention, with the command that shows more."""

@@ -243,7 +243,7 @@ def _event_id(value: str) -> str:
 
 
 def _number(value: str, most: int, what: str = "number") -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= most:
+    if not value.isdecimal() or len(value) > 9 or not 1 <= int(value) <= most:  # noqa: PLR2004 - int has a limit
         raise argparse.ArgumentTypeError(f"{value!r} is not a {what} from 1 to {most}")
     return int(value)
 

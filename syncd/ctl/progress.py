@@ -25,7 +25,7 @@ REFRESH_S = 0.25
 @contextlib.contextmanager
 def progress_line() -> Iterator[Show]:
     """Yield a function that shows a Progress on stderr; it does nothing if that is not a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") in ("", "dumb", "unknown"):
+    if not text.can_be_drawn_on(sys.stderr):
         yield lambda _: None
         return
     line, over = _Line(), threading.Event()

@@ -21,6 +21,7 @@ from rich.segment import Segments
 from syncd.ctl import seen
 from syncd.ctl.drawing import drawn
 from syncd.ctl.http import EXIT_USAGE, Failure
+from syncd.text import can_be_drawn_on
 
 DRAW_EVERY_S = 0.5
 """Often enough to show every second of the countdown."""
@@ -39,7 +40,7 @@ def watch(path: str) -> int:
 
     Raises KeyboardInterrupt on Ctrl-C, and Failure if there is no terminal or, at the start, no daemon.
     """
-    if not (sys.stdout and sys.stdout.isatty()) or os.environ.get("TERM") in ("", "dumb", "unknown"):
+    if not can_be_drawn_on(sys.stdout):
         raise Failure(
             EXIT_USAGE,
             "no_terminal",

@@ -342,7 +342,7 @@ def test_a_port_in_use_is_a_traceback(daemon: Daemon, capsys: pytest.CaptureFixt
     )
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "²", ""])
+@pytest.mark.parametrize("port", ["0", "65536", "9" * 5000, "-1", "http", "²", ""])
 def test_an_odd_port_is_a_traceback(port: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no port is wrong usage."""
     with pytest.raises(SystemExit) as ended:

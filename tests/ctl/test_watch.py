@@ -406,16 +406,17 @@ def test_what_is_to_be_looked_at_has_no_line() -> None:
     assert not re.search("health  |doubts|webhooks|publish|feeds", calm)
 
 
-def test_a_wait_looks_like_a_standstill() -> None:
+@pytest.mark.parametrize(
+    ("phase", "done", "total", "shown"),
+    [("events", 35, 40, "events 35/40 ━━━"), ("listing", 0, 0, "listing")],
+)
+def test_a_wait_looks_like_a_standstill(phase: str, done: int, total: int, shown: str) -> None:
     """A run that waits for requests says how long, and for what, instead of how long it takes."""
     wait = {"waits_until": "2027-05-08T10:02:09Z", "waits_for": "60 requests a minute are spent"}
-    progress = {"phase": "events", "done": 35, "total": 40} | wait
+    progress = {"phase": phase, "done": done, "total": total} | wait
     running = ENDED | {"state": "running", "progress": progress}
     lines = lines_of(a_sight(current_run=running), 100, 24)
-    assert any(
-        "events 35/40 ━━━" in line and " waits 9 s more: 60 requests a minute are spent " in line
-        for line in lines
-    )
+    assert any(shown in line and " waits 9 s more: 60 requests a minute are spent " in line for line in lines)
 
 
 def test_a_paused_daemon_promises_a_run() -> None:
