@@ -330,6 +330,12 @@ def test_a_clock_that_was_ahead_hides_what_came_after(database: Database) -> Non
     assert history.last_synced_at == NOW + 2 * MINUTE
 
 
+def test_a_full_run_that_failed_read_everything(database: Database) -> None:
+    """All was read last in the latest full run that was good."""
+    history = history_of(database, run(1, "partial", full=True), run(2), run(3, "failed", full=True))
+    assert history.last_full_at == NOW + 1 * MINUTE
+
+
 def test_a_clock_that_was_ahead_makes_each_run_a_recovery(database: Database) -> None:
     """The first good run after a failed one recovers, whatever its clock said, and no other does."""
     far = NOW + timedelta(days=900)

@@ -324,6 +324,20 @@ def test_a_list_without_a_few_events_waits_for_a_person(mirror: Mirror) -> None:
     assert found == ["", "34"]
 
 
+def test_what_was_absent_inside_an_event_outlives_it(mirror: Mirror) -> None:
+    """Nobody reads a vanished event, so nothing inside it waits for a further read."""
+    read(mirror, "abcd")
+    with mirror.run() as run:
+        for event_id in "1234":
+            run.event_of_list(event(event_id))
+        run.event(event(), *tickets("abc"))
+    assert mirror.absent(TICKETS) == {"d": 1}
+    for _ in range(2):
+        with mirror.run() as run:
+            run.listed(*"12348")
+    assert (vanished(run), mirror.absent(TICKETS)) == ("9", {})
+
+
 # --- runs of named events, and what somebody accepted
 
 
