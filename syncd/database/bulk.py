@@ -94,6 +94,9 @@ def _copying(connection: Connection) -> Iterator[Any]:
         with closing(connection.connection.cursor()) as cursor:
             yield cursor
     except theirs as error:
+        driver: Any = connection.connection.dbapi_connection
+        if driver.closed:  # else the rollback on it would fail too, and be what is told
+            connection.invalidate(error)
         raise DBAPIError.instance(None, None, error, theirs) from None
 
 

@@ -68,7 +68,7 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
 """  # noqa: S608 - a constant
 NOTED_HOLDER = "SELECT value FROM syncd_state WHERE name = %s"
 INSTALL = (
-    f"psycopg and libpq: {sys.executable} -m pip install 'psycopg[binary]',"
+    f"psycopg and libpq: {sys.executable} -m pip install --upgrade 'psycopg[binary]',"
     " or with the Debian package apt-get install libpq5"
 )
 LOCK_NOT_AVAILABLE = "55P03"
@@ -126,6 +126,8 @@ class Postgresql:
                 self.name,
                 encoding,
             )
+        # Noted before: the answer to the lock may be what is lost.
+        former, self._holder = self._holder, _process_id(connection)
         try:
             connection.execute(NOTICE_CLIENT_GONE)
             connection.execute(f"SELECT pg_advisory_lock({LOCK})")
@@ -133,15 +135,14 @@ class Postgresql:
             if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
             connection.rollback()
+            self._holder = former
             holder = connection.execute(HOLDER).fetchone()
             by = f"server process {holder[0]}" if holder else "just gone"
-            if holder and holder[0] == self._holder:
+            if holder and holder[0] == former:
                 raise StoreError(
                     f"the server still holds {self.name} for this syncd's former connection ({by})"
                 ) from None
             raise AlreadyRunning(f"another syncd ({by}) holds {self.name}") from None
-        connection.commit()
-        self._holder = _process_id(connection)
         connection.commit()
         if self._token and not self._was_taken:
             self._was_taken = self._is_another_s(dialect, connection)
@@ -258,13 +259,13 @@ def _engine(
     """Return an engine whose sessions are set and checked before use; `prepare` comes last."""
     address, asked = _taken_apart(make_url(url))
     try:
+        from syncd.database.patience import PatientConnection  # noqa: PLC0415 - it needs psycopg
+
         made = create_engine(
             address, hide_parameters=True, use_native_hstore=False, pool_pre_ping=True, **pool
         )
     except ImportError as error:
         raise ConfigError([f"PostgreSQL needs {INSTALL} ({str(error).splitlines()[0]})"]) from None
-
-    from syncd.database.patience import PatientConnection  # noqa: PLC0415 - it needs psycopg, which is there
 
     @event.listens_for(made, "do_connect")
     def connect(dialect: Dialect, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:

@@ -145,6 +145,7 @@ def test_delivery_that_bears_an_instant_of_long_ago_goes_while_it_is_young(
 
 
 def test_delivery_that_is_asked_for_again_shows_its_old_error(database: Database) -> None:
+    """It waits like a new one, and says nothing of what went wrong before."""
     with database.begin(write=True) as connection:
         deliveries.put(connection, [Message("one", "site", "event.full", "9", "{}")], NOW)
         deliveries.park(connection, "site", "digest")
