@@ -292,7 +292,7 @@ class _Stop:
     def _give_up(self, why: str) -> None:
         from rich.console import Console  # noqa: PLC0415
 
-        logger.bind(event="cut").warning("ending at once: {}", why)
+        logger.bind(event="cut").error("ending at once: {}", why)  # an error, for --quiet
         Console(stderr=True).show_cursor()  # which the bar hid
         os._exit(1)
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from syncd.billetweb.limiter import WINDOW_S
 from syncd.model import Progress, Run
-from syncd.text import ECHO, count, format_duration, progress_line, run_name
+from syncd.text import ECHO, can_be_drawn_on, count, format_duration, progress_line, run_name
 
 REFRESH_S = 0.25
 """How often the bar is redrawn: rich's own pace."""
@@ -40,7 +40,7 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
     `log_to` sends the log to another stream, and with None back to stderr.
     """
     console = Console(stderr=True)
-    if sys.stderr is None or not sys.stderr.isatty() or not console.is_interactive:
+    if not can_be_drawn_on(sys.stderr) or not console.is_interactive:
         yield Teller(per_minute)
         return
     bar = _Bar(per_minute, console)

@@ -183,8 +183,8 @@ def _is_no_cut(record: logging.LogRecord) -> bool:
 
     What the daemon hangs at, if anything, it says itself.
     """
-    is_cut = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not is_cut and not str(record.msg).startswith("Cancel %s running task(s)")
+    cut = "timeout graceful shutdown exceeded"
+    return cut not in str(record.msg) and not (record.exc_info and cut in str(record.exc_info[1]))
 
 
 def socket_obstacle(path: Path, group: str | None) -> str | None:

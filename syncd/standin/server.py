@@ -177,7 +177,7 @@ class StandIn(Shown):
             self._planned.append(_Planned(path, fault, times))
 
     def heal(self) -> None:
-        """Forget all faults; those under way end too."""
+        """Forget all faults; those under way that wait for this end too."""
         with self.lock:
             self._planned.clear()
             self._healed.set()
