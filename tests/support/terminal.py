@@ -91,18 +91,24 @@ class Terminal:
         return self._screen.buffer
 
     def shows(self, part: str | Callable[[str], Any], within_s: float = PATIENCE_S) -> str:
-        """Return the screen as soon as it shows this."""
+        """Return the screen as soon as it shows this, with the rest of the frame, which comes in pieces."""
         has = part if callable(part) else lambda shown: part in shown
         try:
-            return str(eventually(lambda: (shown := self.shown) and has(shown) and shown, within_s))
+            first = str(eventually(lambda: (shown := self.shown) and has(shown) and shown, within_s))
         except AssertionError:
             raise AssertionError(f"the screen does not show {part!r}:\n{self.shown}") from None
+        eventually(self._is_quiet)
+        return shown if has(shown := self.shown) else first  # a state may pass quickly
 
     def ended(self) -> int:
         """Return the exit code, as Popen gives it, once all was drawn."""
         code = self.process.wait(PATIENCE_S)
-        eventually(lambda: not select.select([self._ours], [], [], 0.05)[0])
+        eventually(self._is_quiet)
         return code
+
+    def _is_quiet(self) -> bool:
+        """Tell whether nothing comes for a moment."""
+        return not select.select([self._ours], [], [], 0.05)[0]
 
     def is_given_back(self) -> bool:
         """Tell whether cursor, main screen and settings are as they were."""
