@@ -95,6 +95,10 @@ class Target:
         else:
             self._count(done, at)
 
+    def bring(self, connection: Connection, some: Sequence[Mapped], at: datetime) -> Done:
+        """Write what differs from the whole mirror, and return the result. Raises StoreError."""
+        return target.bring(connection, self.look(connection), some, at, all_of_them=True)
+
     def take(self, done: Done, at: datetime) -> None:
         """Remember the committed result."""
         self.waits = False
@@ -247,8 +251,7 @@ def _examine(database: Database, each: Target) -> None:
 def _settle(database: Database, at: datetime, each: Target) -> None:
     """Compare all rows with the mirror and write what differs. Raises SyncdError."""
     with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
-        some = target.events(connection, each.settings)
-        done = target.bring(connection, each.look(connection), some, at, all_of_them=True)
+        done = each.bring(connection, target.events(connection, each.settings), at)
     each.take(done, at)
 
 
@@ -265,7 +268,7 @@ async def _settle_elsewhere(database: Database, at: datetime, each: Target) -> N
 
 def _write_elsewhere(some: Sequence[Mapped], at: datetime, each: Target) -> None:
     with elsewhere.connected(each.url, write=True) as connection:
-        done = target.bring(connection, each.look(connection), some, at, all_of_them=True)
+        done = each.bring(connection, some, at)
     each.take(done, at)
 
 
