@@ -203,13 +203,18 @@ def paint(word: str, shown: str = "") -> str:
 def takes_colour(stream: TextIO | None) -> bool:
     """Tell whether a stream is a terminal, and nobody wants it without colours."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return stream is not None and stream.isatty() and not is_plain
+    return is_terminal(stream) and not is_plain
 
 
 def can_be_drawn_on(stream: TextIO | None) -> bool:
     """Tell whether a stream is a terminal on which the cursor can be moved."""
     is_plain = os.environ.get("TERM", "") in ("", "dumb", "unknown")
-    return stream is not None and stream.isatty() and not is_plain
+    return is_terminal(stream) and not is_plain
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether a standard stream, None where it was closed, is a terminal."""
+    return stream is not None and stream.isatty()
 
 
 def columns() -> int | None:

@@ -28,7 +28,7 @@ from syncd.feed.files import NotReplaced, replace
 from syncd.log.redact import Redactor, of_basic_auth
 from syncd.model import AttendeeMode
 from syncd.run.listing import is_live
-from syncd.text import count, harmless, write
+from syncd.text import count, harmless, is_terminal, write
 from syncd.toml import key_lines, quoted
 
 GROUP = "syncd"
@@ -143,7 +143,7 @@ def _account(options: Options, base_url: str | None) -> BilletwebConfig:
 
 def _may_ask() -> bool:
     """Whether a person is there; Python has no stdin if it is closed."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    return is_terminal(sys.stdin)
 
 
 def _asked(question: str, option: str) -> str:

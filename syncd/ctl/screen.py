@@ -21,7 +21,7 @@ from rich.segment import Segments
 from syncd.ctl import seen
 from syncd.ctl.drawing import drawn
 from syncd.ctl.http import EXIT_USAGE, Failure
-from syncd.text import can_be_drawn_on
+from syncd.text import can_be_drawn_on, is_terminal
 
 DRAW_EVERY_S = 0.5
 """Often enough to show every second of the countdown."""
@@ -98,7 +98,7 @@ def _shown(looker: seen.Looker, bell: int) -> int:
 @contextlib.contextmanager
 def _keys() -> Iterator[list[int]]:
     """Yield the terminal set to read single keys without echo; nothing if stdin is not a terminal."""
-    if not (sys.stdin and sys.stdin.isatty()):
+    if not is_terminal(sys.stdin):
         yield []
         return
     keyboard = sys.stdin.fileno()

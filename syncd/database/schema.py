@@ -175,6 +175,7 @@ def _mirrored(
     """Return the table of a record: a column for each field, of its type unless `types` has another."""
 
     def column(field: structs.FieldInfo) -> Column[Any]:
+        """Return the column of a field."""
         kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
         return Column(
             field.name,

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import LogLines
-from support.control_stub import Client, Stub, answering, ask, serving
+from support.control_stub import Client, Stub, ask, serving
 from support.processes import short_folder
 from support.variants import mostly_slow
 
@@ -268,10 +268,7 @@ def test_waiting_takes_the_last_place(path: Path) -> None:
     stub = Waited()
     stub.known[43].state = "running"
 
-    async def main() -> None:
-        control = server.ControlServer(path, mode=0o600, group=None)
-        serve = asyncio.create_task(control.serve(answering(stub, most_waiting=2)))
-        await control.up.wait()
+    async def use(_: Client) -> None:
         lines = b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         wait_s = b"GET /v1/runs/43?wait=60 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         patient = [asyncio.create_task(raw(path, request)) for request in (lines, wait_s)]
@@ -283,11 +280,8 @@ def test_waiting_takes_the_last_place(path: Path) -> None:
         stub.known[43].state = "done"
         stub.steps.put_nowait(None)
         assert all(b'"done"' in answer for answer in await asyncio.gather(*patient))
-        control.stop()
-        await serve
-        control.remove()
 
-    asyncio.run(main())
+    ask(path, stub, use, most_waiting=2)
 
 
 def test_who_hung_up_keeps_a_place(path: Path) -> None:
@@ -295,10 +289,7 @@ def test_who_hung_up_keeps_a_place(path: Path) -> None:
     stub = Waited()
     stub.known[43].state = "running"
 
-    async def main() -> None:
-        control = server.ControlServer(path, mode=0o600, group=None)
-        serve = asyncio.create_task(control.serve(answering(stub, most_waiting=1)))
-        await control.up.wait()
+    async def use(_client: Client) -> None:
         lines = b"GET /v1/runs/43/progress HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         for _ in range(3):
             left = asyncio.create_task(raw(path, lines))
@@ -313,11 +304,8 @@ def test_who_hung_up_keeps_a_place(path: Path) -> None:
         stub.known[43].state = "done"
         stub.steps.put_nowait(None)
         assert b'"done"' in await last
-        control.stop()
-        await serve
-        control.remove()
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    ask(path, stub, lambda client: asyncio.wait_for(use(client), 30), most_waiting=1)
 
 
 @pytest.mark.parametrize(("files", "most"), [(64, 32), (256, 128), (1024, 512), (4096, 512)])

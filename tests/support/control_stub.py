@@ -207,7 +207,13 @@ class Stub:
         return after(self.status(), ["sync.interval"], ["database.url"])
 
 
-def answering(stub: Stub, redact: Callable[[str], str] = str, *, most_waiting: int = 300) -> Starlette:
+MOST_WAITING = 300
+"""So many may wait for a run, where a test does not say."""
+
+
+def answering(
+    stub: Stub, redact: Callable[[str], str] = str, *, most_waiting: int = MOST_WAITING
+) -> Starlette:
     """Return the application that answers for a stub."""
 
     async def reload() -> StatusAfter:
@@ -217,9 +223,9 @@ def answering(stub: Stub, redact: Callable[[str], str] = str, *, most_waiting: i
 
 
 @contextlib.asynccontextmanager
-async def serving(path: Path, stub: Stub) -> AsyncIterator[Client]:
+async def serving(path: Path, stub: Stub, *, most_waiting: int = MOST_WAITING) -> AsyncIterator[Client]:
     server = ControlServer(path, mode=0o600, group=None)
-    task = asyncio.create_task(server.serve(answering(stub, Redactor([SECRET]))))
+    task = asyncio.create_task(server.serve(answering(stub, Redactor([SECRET]), most_waiting=most_waiting)))
     await server.up.wait()
     try:
         async with Client(
@@ -232,9 +238,11 @@ async def serving(path: Path, stub: Stub) -> AsyncIterator[Client]:
         server.remove()
 
 
-def ask(path: Path, stub: Stub, use: Callable[[Client], Awaitable[None]]) -> None:
+def ask(
+    path: Path, stub: Stub, use: Callable[[Client], Awaitable[None]], *, most_waiting: int = MOST_WAITING
+) -> None:
     async def main() -> None:
-        async with serving(path, stub) as client:
+        async with serving(path, stub, most_waiting=most_waiting) as client:
             await use(client)
 
     asyncio.run(main())
