@@ -34,7 +34,7 @@ def test_a_sale_that_begins_or_ends_waits_for_its_turn(
 ) -> None:
     """Where events take turns, one whose sale or session begins or ends is read in the next run, once."""
     event_id = OUTING if what == "session" else CONCERT
-    event, soon = standin.events[event_id], wall(standin.present + timedelta(hours=1))
+    event, soon = standin.events[event_id], wall(clock.now() + timedelta(hours=1))
     if what == "session":
         event.sessions[0]["start"] = soon
     elif what == "event":
