@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from support import site
@@ -53,7 +53,7 @@ class Stage:
         self.standin = standin
         self.site = f"sqlite:///{folder}/prod.db"
         site.make(self.site)
-        with sqlite3.connect(folder / "prod.db") as table:
+        with closing(sqlite3.connect(folder / "prod.db")) as table:
             table.execute('ALTER TABLE "Formation" ADD COLUMN "title" TEXT')
         site.add(self.site, EVENT, title="Vannerie sauvage")
         self.daemon = DaemonProcess(folder, base_url)
