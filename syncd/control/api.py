@@ -38,6 +38,9 @@ from syncd.text import EVENT_NAME, harmless
 Reload = Callable[[], Awaitable[StatusAfter]]
 MAX_WAIT_S = 60.0  # proxies close connections that are silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
+FOLLOWED_WITHIN_S = 2.0
+"""How long an answer that calls a run done waits for what follows the run: whoever reads it looks into the
+site's table next. It mostly takes a tenth of a second, but another program may hold the table."""
 KEEP_ALIVE_S = 5.0
 """A progress stream sends a sign of life this often; to syncctl a long silence means a dead daemon."""
 
@@ -138,7 +141,14 @@ class _Routes:
         """Return the run that serves whoever sent the request, queued or in progress."""
         asked.check_ids(wish.get("events", ()))
         wish["requested_by"] = await asked.peer(request)
-        return await self._account.request(**wish)
+        run = await self._account.request(**wish)
+        await self._followed(run)
+        return run
+
+    async def _followed(self, run: Run) -> None:
+        """Wait, if a run is over, for what follows it: a site's tables elsewhere, and files."""
+        if run.state == "done":
+            await self._account.runner.wait(run, FOLLOWED_WITHIN_S)
 
     @described(
         "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
@@ -207,6 +217,8 @@ class _Routes:
         with self._place() as is_free:
             if wait_s and is_free:
                 await self._account.runner.wait(run, wait_s)
+            if is_free:
+                await self._followed(run)
         return _json(run)
 
     @described(

@@ -15,6 +15,7 @@ from support.processes import short_folder
 
 import syncd
 from syncd.control import asked
+from syncd.control.api import FOLLOWED_WITHIN_S
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
 from syncd.model import Peer
 from syncd.run.runner import Stopping
@@ -161,14 +162,19 @@ def test_a_bad_limit_is_refused_and_asks_nothing(
     ],
 )
 def test_a_wait_has_bounds(path: Path, query: str, waited: list[tuple[Any, ...]] | None) -> None:
-    """A wait is from 0 to 60 seconds; no other number holds a connection."""
+    """A wait is from 0 to 60 seconds; no other number holds a connection.
+
+    This run is done: its answer also waits, for a moment at most, for what follows the run.
+    """
     stub = Stub()
     (answer,) = answers(path, stub, ("GET", f"/v1/runs/42{query}"))
     if waited is None:
         assert refused(answer) == BAD_REQUEST
+        expected = []
     else:
         assert answer.json()["id"] == 42
-    assert [asked for asked in stub.asked if asked[0] == "wait"] == (waited or [])
+        expected = [*waited, ("wait", 42, FOLLOWED_WITHIN_S)]
+    assert [asked for asked in stub.asked if asked[0] == "wait"] == expected
 
 
 @pytest.mark.parametrize(("query", "ended_too"), [("", False), ("?all=0", False), ("?all=1", True)])

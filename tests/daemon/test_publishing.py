@@ -2,7 +2,9 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,26 @@ def test_a_table_that_the_site_holds_outlasts_a_stop(daemon: DaemonProcess, home
         assert daemon.stop() == 0
     assert "ending at once" not in daemon.log
     assert "rolled back" not in daemon.log
+
+
+def test_whoever_is_told_that_a_run_is_done_finds_the_table_written(
+    daemon: DaemonProcess, home: Path, standin: StandIn
+) -> None:
+    """A script asks until the run is done, without `wait`, and then reads the site's table."""
+    url = url_at(home / "site.db")
+    site.make(url)
+    site.add(url, SLUG)
+    standin.sell("900006", 1)
+    with ThreadPoolExecutor(1) as script, site.held(url):
+        run_id = json.loads(daemon.ask("POST", "/v1/runs")[1])["id"]
+        eventually(
+            lambda: (daemon.status()["last_run"] or {}).get("id") == run_id
+        )  # the table's turn is next
+        answer = script.submit(daemon.ask, "GET", f"/v1/runs/{run_id}")
+        time.sleep(0.3)
+        assert not answer.done()
+    assert json.loads(answer.result()[1])["state"] == "done"
+    assert site.row(url, SLUG, "placesLeft") == (2,)
 
 
 def test_a_site_s_server_that_says_nothing_outlasts_a_stop(home: Path, base_url: str) -> None:
