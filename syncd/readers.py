@@ -362,22 +362,32 @@ def table(value: object) -> str:
 
 
 _NO_COLUMN = "no column of an event"
+_NO_KEY = "no column to match by"
 
 
 def matched(value: object, *allowed: str) -> dict[str, tuple[str, ...]]:
     """Return one column of theirs, with the columns of ours that may stand in it."""
-    if not isinstance(value, dict) or len(value) != 1:
-        raise must('be one column of the site\'s table, as { billetwebId = ["ext_id", "id"] }', value)
-    ((theirs, ours),) = value.items()
-    columns = ours if isinstance(ours, list) and ours else [ours]
-    return {text(theirs): tuple(_among(column, allowed, _NO_COLUMN) for column in columns)}
+    columns = _columns(value, 'one column of the site\'s table, as { billetwebId = ["ext_id", "id"] }')
+    if len(columns) != 1:
+        raise ValueError(f"must be one column of the site's table, not {len(columns)}")
+    ((theirs, ours),) = columns.items()
+    names = ours if isinstance(ours, list) and ours else [ours]
+    return {text(theirs): tuple(_among(name, allowed, _NO_KEY) for name in names)}
 
 
 def assigned(value: object, *allowed: str) -> dict[str, str]:
     """Return columns of theirs, each with the one of ours that it gets."""
-    if not isinstance(value, dict) or not value:
-        raise must('be columns of the site\'s table, as { placesLeft = "places_left" }', value)
-    return {text(theirs): _among(ours, allowed, _NO_COLUMN) for theirs, ours in value.items()}
+    columns = _columns(value, 'columns of the site\'s table, as { placesLeft = "places_left" }')
+    return {text(theirs): _among(ours, allowed, _NO_COLUMN) for theirs, ours in columns.items()}
+
+
+def _columns(value: object, what: str) -> dict[str, object]:
+    """Return the columns of theirs that a table names, with what is said of each."""
+    if not isinstance(value, dict):
+        raise must(f"be {what}", value)
+    if not value:
+        raise ValueError(f"must be {what}: it names none")
+    return value
 
 
 def _among(value: object, allowed: tuple[str, ...], otherwise: str) -> str:
