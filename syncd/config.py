@@ -76,9 +76,9 @@ class BilletwebConfig(Struct, frozen=True, kw_only=True):
 class SyncConfig(Struct, frozen=True, kw_only=True):
     """When runs happen and what they cover."""
 
-    # How short it may be is an argument of `load`; after more than a week nothing is a mirror any more.
-    interval: Annotated[timedelta, readers.duration, "0s", "7d"] = timedelta(minutes=15)
-    jitter: Annotated[timedelta, readers.duration, "0s", "7d"] = timedelta(0)
+    # How short it may be is an argument of `load`; a long one is for whoever starts each run himself.
+    interval: Annotated[timedelta, readers.duration, "0s", "3653d"] = timedelta(minutes=15)
+    jitter: Annotated[timedelta, readers.duration, "0s", "3653d"] = timedelta(0)
     run_on_start: Annotated[bool, readers.flag] = True
     run_timeout: Annotated[timedelta, readers.duration, "5s", "24h"] = timedelta(minutes=10)
     keep_past: Annotated[timedelta, readers.duration, "0s", "3653d"] = timedelta(days=30)  # at most ten years

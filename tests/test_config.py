@@ -563,7 +563,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
             "https://",
         ],
     ),
-    "sync.interval": (["10s", "7d"], ["9s", "0s", "7d1s"]),
+    "sync.interval": (["10s", "8d", "3653d"], ["9s", "0s", "3653d1s"]),
     "sync.jitter": (["0s", "7m30s"], ["7m31s", "-1s"]),
     "sync.run_on_start": ([True, False], [1, "true"]),
     "sync.run_timeout": (["5s", "24h"], ["4s", "24h1s"]),
