@@ -49,16 +49,26 @@ class Sqlite:
         except OSError as error:
             raise StoreError(f"cannot lock {self.name}: {error.strerror}") from error
         try:
-            self._files = {path_of(url): _made_private(path)}
+            found = _made_private(path)
         except OSError as error:
             self._lock.release()
             raise StoreError(f"cannot open {self.name}: {error.strerror}") from error
+        self._files = {path_of(url): (found.st_dev, found.st_ino)}
+        self._is_open_to_all = bool(found.st_mode & 0o007)
         self.reader = engine(url)
         self.writer = self.reader.execution_options(write=True)
         event.listen(self.reader, "do_connect", self._prove)
 
     def opened(self) -> None:
-        """Note which files are open."""
+        """Note which files are open; say so where everybody may read them."""
+        if self._is_open_to_all:
+            # Not narrowed: a site by another user may live on it, and would be cut off by an upgrade.
+            logger.bind(event="database.open_to_all").warning(
+                "every user of this machine may read {}, which may hold people's names and addresses;"
+                " `chmod o= {}` ends that, where nobody needs it",
+                self._path,
+                self._path,
+            )
         log = self._path.with_name(self._path.name + "-wal")
         if found := identity(log):  # there is none on a file system without shared memory
             self._files[log] = found
@@ -107,26 +117,17 @@ class Sqlite:
         self._lock.release()
 
 
-def _made_private(path: Path) -> tuple[int, int]:
-    """Return the file's identity; create a missing file, not readable for everybody. Raises OSError."""
+def _made_private(path: Path) -> os.stat_result:
+    """Return what the file is; create a missing file, not readable for everybody. Raises OSError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     except FileExistsError:
-        found = path.stat()
-        if found.st_mode & 0o007:
-            # Not narrowed: a site by another user may live on it, and would be cut off by an upgrade.
-            logger.bind(event="database.open_to_all").warning(
-                "every user of this machine may read {}, which may hold people's names and addresses;"
-                " `chmod o= {}` ends that, where nobody needs it",
-                path,
-                path,
-            )
-    else:
-        give_to_folder(fd, path.parent)
-        os.fchmod(fd, os.fstat(fd).st_mode & 0o777 | 0o600)  # a umask may remove even the owner's rights
-        found = os.fstat(fd)
-        os.close(fd)
-    return found.st_dev, found.st_ino
+        return path.stat()
+    give_to_folder(fd, path.parent)
+    os.fchmod(fd, os.fstat(fd).st_mode & 0o777 | 0o600)  # a umask may remove even the owner's rights
+    found = os.fstat(fd)
+    os.close(fd)
+    return found
 
 
 def path_of(url: str) -> Path:

@@ -15,6 +15,7 @@ from support.processes import short_folder
 from syncd.database import sqlite
 from syncd.database.engine import Database
 from syncd.database.sqlite import WAL_BYTES
+from syncd.errors import StoreError
 
 pytestmark = pytest.mark.sqlite_only("a server looks after its own files")
 OTHER = 61_234
@@ -121,6 +122,20 @@ def test_a_file_that_all_may_read_is_passed_over(
         path.chmod(mode)
     assert len(log_lines.of("database.open_to_all")) == told
     assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_file_that_cannot_be_opened_says_no_more_with_each_attempt(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    """Each run and each request tries again: the log says what hinders, not each time who may read it."""
+    path = tmp_path / "syncd.db"
+    path.write_text("a file of something else")
+    path.chmod(0o644)
+    database = Database(f"sqlite:///{path}")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="not a database"):
+            database.open()
+    assert log_lines.of("database.open_to_all") == []
 
 
 def test_a_log_that_its_last_reader_removes_is_an_obstacle(
