@@ -127,17 +127,16 @@ def to_limit(value: object) -> int | None:
 
 
 def to_decimal(value: object) -> Decimal | None:
-    """Return an amount of money or a rate, exact to 4 decimals."""
+    """Return an amount of money or a rate, exact to 4 decimals, with as many as it needs: so it is stored."""
     if isinstance(value, str):
         value = _CENTS.sub(".", _THOUSANDS.sub("", value.strip().removesuffix("€").rstrip()))
     text = _matching(value, _DECIMAL)
     if text is None:
         return None
-    amount = Decimal(text)
-    rounded = amount.quantize(_LEAST_AMOUNT)
-    if abs(rounded) >= AMOUNT_BELOW:
+    amount = Decimal(text).quantize(_LEAST_AMOUNT)
+    if abs(amount) >= AMOUNT_BELOW:
         raise UnfitError
-    return amount if rounded == amount else rounded
+    return Decimal(f"{amount.normalize():f}")
 
 
 def to_instant(value: object) -> datetime | None:

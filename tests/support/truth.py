@@ -329,7 +329,7 @@ def _same(told: object, held: object) -> bool:
     match held:
         case datetime() if isinstance(told, str):
             return datetime.fromisoformat(told) == held
-        case Decimal() if isinstance(told, str):
-            return Decimal(told) == held
+        case Decimal():
+            return told == str(held)
         case _:
             return type(told) is type(held) and told == held
