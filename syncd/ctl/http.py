@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 from syncd import __version__
 
@@ -51,22 +49,10 @@ def ask_json(path: str, method: str, target: str, body: Json | None = None, **op
 
 
 def ask(path: str, method: str, target: str, body: Json | None = None, *, timeout_s: float = 0) -> bytes:
-    """Return the body of the daemon's answer. `timeout_s` is for each read, ANSWER_TIMEOUT_S if 0."""
-    with exchange(path, method, target, body, timeout_s or ANSWER_TIMEOUT_S) as (_, headers, stream):
-        answer = stream.read()
-        if len(answer) < int(headers.get("content-length", 0)):
-            raise ConnectionError
-        return answer
+    """Return the body of the daemon's answer. `timeout_s` is for each read, ANSWER_TIMEOUT_S if 0.
 
-
-@contextlib.contextmanager
-def exchange(
-    path: str, method: str, target: str, body: Json | None, timeout_s: float
-) -> Iterator[tuple[socket.socket, dict[str, str], BinaryIO]]:
-    """Yield the connection, the headers and the unread body of the daemon's answer to one request.
-
-    HTTP/1.0, so that the answer is never chunked and ends with the connection. Raises NoDaemon if no answer
-    comes or if it stops, even while the body is read; Failure for a refusal and for another syncd's answer.
+    HTTP/1.0, so that the answer is never chunked and ends with the connection. Raises NoDaemon if no whole
+    answer comes; Failure for a refusal and for another syncd's answer.
     """
     content = b"" if body is None else json.dumps(body).encode()
     head = (
@@ -74,11 +60,10 @@ def exchange(
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     late = "" if method == "GET" else " It may still do what it was asked."
-    with connect(path, timeout_s) as connection, connection.makefile("rb") as stream:
+    with connect(path, timeout_s or ANSWER_TIMEOUT_S) as connection, connection.makefile("rb") as stream:
         try:
             connection.sendall(head.encode() + content)
-            headers = read_head(path, stream)
-            yield connection, headers, stream
+            return _read(path, stream)
         except TimeoutError:
             advice = f": see `systemctl status {unit}`" if (unit := unit_at(path)) else ""
             raise NoDaemon(f"The daemon on {path} does not answer in time{advice}.{late}") from None
@@ -133,10 +118,10 @@ def _permission_advice(path: str) -> str:
     return f"No permission for {path}: join {group} and log in again, or use sudo."
 
 
-def read_head(path: str, stream: BinaryIO) -> dict[str, str]:
-    """Return an answer's headers, names in lower case, leaving the body unread.
+def _read(path: str, stream: BinaryIO) -> bytes:
+    """Return an answer's body.
 
-    Raises ConnectionError without an answer, Failure unless it is an answer of this version without an error.
+    Raises ConnectionError without a whole answer, Failure unless it is one of this version without an error.
     """
     protocol, _, status = stream.readline().decode("latin-1").partition(" ")
     if not protocol:
@@ -155,9 +140,12 @@ def read_head(path: str, stream: BinaryIO) -> dict[str, str]:
             f"The daemon is syncd {version}, this is syncctl {__version__}: "
             "use the same version, or restart a daemon that was updated.",
         )
+    body = stream.read()
+    if len(body) < int(headers.get("content-length", 0)):
+        raise ConnectionError
     if not status.startswith("2"):
-        raise _refusal(status.strip(), stream.read())
-    return headers
+        raise _refusal(status.strip(), body)
+    return body
 
 
 def _compatible(version: str) -> list[str]:

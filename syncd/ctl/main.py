@@ -18,7 +18,7 @@ from functools import partial
 
 from syncd import __version__, text, usage
 from syncd.ctl import http, panel, tables
-from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, config_option, exchange, unit_at
+from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, config_option, unit_at
 from syncd.text import write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     Show = Callable[[Json], None]
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
-SILENCE_S = 30.0  # the daemon sends an empty line every few seconds while a run has no news
-POLL_WAIT_S = 5.0  # how long one request waits; short enough to notice a lost daemon
-POLL_PAUSE_S = 0.1  # so as not to flood a daemon that answers at once, for example while it stops
+LOOK_EVERY_S = 1  # how often to ask how far a run is; its end is answered at once
+PAUSE_S = 0.1  # so as not to flood a daemon that lets nobody wait, because too many do
 
 SYSTEMD = "/run/systemd/system"  # exists if systemd runs the machine (sd_booted(3))
 SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has a problem
@@ -411,39 +410,18 @@ def wait_for(path: str, run_id: int, deadline: float) -> Json:
 
     try:
         with progress_line() as show:
-            return follow(path, run_id, deadline, show) or poll(path, run_id, deadline, show)
+            return followed(path, run_id, deadline, show)
     except KeyboardInterrupt:
         raise Failure(EXIT_INTERRUPTED, "interrupted", f"Stopped waiting. {_goes_on(run_id)}") from None
 
 
-def follow(path: str, run_id: int, deadline: float, show: Show) -> Json | None:
-    """Return the ended run from its stream of progress; None if the stream breaks or time is up."""
-    target = f"/v1/runs/{run_id}/progress"
-    timeout_s = max(0.001, min(http.ANSWER_TIMEOUT_S, deadline - time.monotonic()))
-    with (
-        contextlib.suppress(NoDaemon, ValueError),  # ValueError: a line that broke off
-        exchange(path, "GET", target, None, timeout_s) as (connection, _, lines),
-    ):
-        while (left_s := deadline - time.monotonic()) > 0:
-            connection.settimeout(min(SILENCE_S, left_s))
-            line = lines.readline()
-            if not line:
-                break
-            if line.strip():
-                step: Json = json.loads(line)
-                if step.get("state") == "done":
-                    return step
-                show(step)
-    return None
-
-
-def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
-    """Return the ended run by polling; used after its stream broke."""
+def followed(path: str, run_id: int, deadline: float, show: Show) -> Json:
+    """Return the ended run; its progress is shown on the way."""
+    target = f"/v1/runs/{run_id}?wait={LOOK_EVERY_S}"
     while (left_s := deadline - time.monotonic()) > 0:
-        wait_s = int(min(POLL_WAIT_S, left_s))
-        timeout_s = min(wait_s + http.ANSWER_TIMEOUT_S, left_s)
+        timeout_s = min(LOOK_EVERY_S + http.ANSWER_TIMEOUT_S, left_s)
         try:
-            run = ask_json(path, "GET", f"/v1/runs/{run_id}?wait={wait_s}", timeout_s=timeout_s)
+            run = ask_json(path, "GET", target, timeout_s=timeout_s)
         except NoDaemon:
             if time.monotonic() >= deadline:
                 break
@@ -454,7 +432,7 @@ def poll(path: str, run_id: int, deadline: float, show: Show) -> Json:
         if run["state"] == "done":
             return run
         show(run.get("progress") or {})
-        time.sleep(min(POLL_PAUSE_S, left_s))
+        time.sleep(PAUSE_S)
     raise Failure(EXIT_GAVE_UP, "gave_up", f"Gave up waiting. {_goes_on(run_id)}")
 
 

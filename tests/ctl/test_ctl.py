@@ -23,6 +23,7 @@ from support.canned_daemon import (
     ERROR,
     EVENT,
     QUEUED,
+    RUNNING,
     STATUS,
     TARGET,
     WEBHOOKS,
@@ -224,38 +225,28 @@ def test_a_run_that_went_wrong_is_not_success(
 ) -> None:
     """A run that ends partial, failed or cancelled is exit code 1, and its errors are printed."""
     ended = ENDED | {"outcome": outcome, "errors": [ERROR], "errors_total": 1}
-    daemon.answers["GET /v1/runs/43/progress"] = stream(ended)
+    daemon.answers["GET /v1/runs/43?wait=1"] = ended
     assert ctl.main([command]) == 1
     assert "error: event 9: no answer (transport)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("broken", [b"", b'{"phase": "\xc3', b'{"phase": "events", "done": 1, "total": 2}\n'])
-def test_a_broken_stream_does_not_lose_the_run(daemon: Daemon, broken: bytes, capsys: Capsys) -> None:
-    """Where the stream of progress ends early, the run is asked for until it has ended."""
-    rounds = iter([QUEUED, ENDED | {"outcome": "cancelled"}])
-    daemon.answers["GET /v1/runs/43/progress"] = broken
+def test_a_run_is_printed_before_its_end(daemon: Daemon, capsys: Capsys) -> None:
+    """A run is asked for until it has ended."""
+    rounds = iter([QUEUED, RUNNING, ENDED | {"outcome": "cancelled"}])
 
     def answer(handler: Any) -> None:
         handler.head()
         handler.wfile.write(json.dumps(next(rounds)).encode())
 
-    daemon.answers["GET /v1/runs/43?wait=5"] = answer
+    daemon.answers["GET /v1/runs/43?wait=1"] = answer
     assert ctl.main(["run-now"]) == 1
     assert "Run 43 cancelled" in capsys.readouterr().out
-
-
-def test_a_silent_stream_does_not_hold_the_command(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream without even keep-alive lines is given up for asking."""
-    monkeypatch.setattr(ctl, "SILENCE_S", 0.05)
-    daemon.answers["GET /v1/runs/43/progress"] = stream(until=daemon.closing)
-    daemon.answers["GET /v1/runs/43?wait=5"] = ENDED
-    assert ctl.main(["run-now"]) == 0
 
 
 @pytest.mark.parametrize("command", ["run-now", "accept"])
 def test_a_daemon_killed_in_mid_run_is_reported(daemon: Daemon, command: str, capsys: Capsys) -> None:
     """A daemon that goes away while a run is waited for is exit code 3, and where to look is said."""
-    daemon.answers["GET /v1/runs/43/progress"] = lambda _: daemon.vanish()
+    daemon.answers["GET /v1/runs/43?wait=1"] = lambda _: daemon.vanish()
     assert ctl.main([command]) == 3
     assert "went away during run 43. Once it is back `syncctl history`" in capsys.readouterr().err
 
@@ -266,14 +257,13 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "parse_duration", lambda _: timedelta(milliseconds=150))
 
 
-@pytest.mark.parametrize("hanging", ["GET /v1/runs/43/progress", "GET /v1/runs/43?wait=0", None])
+@pytest.mark.parametrize("hangs", [True, False])
 def test_waiting_ends_when_its_time_is_up(
-    daemon: Daemon, brief: None, hanging: str | None, capsys: Capsys
+    daemon: Daemon, brief: None, capsys: Capsys, *, hangs: bool
 ) -> None:
-    """--timeout bounds the wait, on the stream and while asking, and says that the run goes on."""
-    daemon.answers |= {"GET /v1/runs/43/progress": stream(), "GET /v1/runs/43?wait=0": QUEUED}
-    if hanging:
-        daemon.answers[hanging] = stream(until=daemon.closing)
+    """--timeout bounds the wait, on an answer too, and says that the run goes on."""
+    hanging = stream(until=daemon.closing)
+    daemon.answers["GET /v1/runs/43?wait=1"] = hanging if hangs else QUEUED
     begin = time.monotonic()
     assert ctl.main(["run-now", "--timeout", "1s"]) == 5
     assert 0.14 < time.monotonic() - begin < 10

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.canned_daemon import ENDED, EVENT, STATUS, STEPS, Daemon, serving, stream
+from support.canned_daemon import ENDED, EVENT, RUNNING, STATUS, Daemon, serving, stream
 from support.processes import stopped_at
 
 import syncd
@@ -60,9 +61,9 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -
 
     def answer(handler: Any) -> None:
         waiting.set()
-        stream(STEPS[0], until=daemon.closing)(handler)
+        stream(until=daemon.closing)(handler)
 
-    daemon.answers["GET /v1/runs/43/progress"] = answer
+    daemon.answers["GET /v1/runs/43?wait=1"] = answer
     with start(command, "--json") as process:
         assert waiting.wait(10)
         process.send_signal(signal.SIGINT)
@@ -71,7 +72,7 @@ def test_ctrl_c_leaves_the_run_alone(daemon: Daemon, command: str, route: str) -
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Run 43 goes on" in out
     assert err == ""
-    assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43/progress"]
+    assert [request for request, _ in daemon.asked] == [f"POST {route}", "GET /v1/runs/43?wait=1"]
 
 
 def test_ctrl_c_at_loading_is_a_traceback() -> None:
@@ -87,9 +88,9 @@ def test_a_loop_of_the_shell_goes_on_after_ctrl_c(daemon: Daemon) -> None:
 
     def answer(handler: Any) -> None:
         waiting.set()
-        stream(STEPS[0], until=daemon.closing)(handler)
+        stream(until=daemon.closing)(handler)
 
-    daemon.answers["GET /v1/runs/43/progress"] = answer
+    daemon.answers["GET /v1/runs/43?wait=1"] = answer
     loop = ("bash", "-c", 'while true; do "$@"; done; echo "went on"', "bash")
     with start("run-now", shell=loop, start_new_session=True) as shell:
         assert waiting.wait(10)
@@ -144,14 +145,16 @@ def test_a_name_outside_the_terminals_alphabet_is_no_traceback(daemon: Daemon) -
 @pytest.mark.parametrize("command", ["run-now", "accept"])
 def test_somebody_who_watches_sees_the_run_advance(daemon: Daemon, command: str) -> None:
     """On a terminal the progress is drawn on stderr, with --json too."""
-    go_on = threading.Event()
+    rounds = iter([RUNNING, ENDED])
 
     def answer(handler: Any) -> None:
-        stream(STEPS[0])(handler)
-        go_on.wait(0.3)  # the bar is drawn ten times a second
-        handler.wfile.write(json.dumps(ENDED).encode() + b"\n")
+        document = next(rounds)
+        if document is ENDED:
+            time.sleep(0.5)  # the bar is drawn four times a second
+        handler.head()
+        handler.wfile.write(json.dumps(document).encode())
 
-    daemon.answers["GET /v1/runs/43/progress"] = answer
+    daemon.answers["GET /v1/runs/43?wait=1"] = answer
     drawn = on_a_terminal("stderr", command, "--json", env={})
     assert "events" in drawn
     assert "3/12" in drawn

@@ -32,6 +32,7 @@ ENDED = QUEUED | {
 }
 ERROR: Json = msgspec.to_builtins(RunError(subject="event 9", kind="transport", message="no answer"))
 STEPS: list[Json] = [{"phase": "events", "done": 3, "total": 12}, ENDED]
+RUNNING = QUEUED | {"state": "running", "progress": STEPS[0]}
 STATUS: Json = {
     "version": syncd.__version__,
     "pid": 4321,
@@ -215,7 +216,7 @@ def serving() -> Iterator[Daemon]:
     daemon.answers = {
         "GET /v1/status": STATUS,
         "POST /v1/runs": (202, QUEUED),
-        "GET /v1/runs/43/progress": stream(*STEPS),
+        "GET /v1/runs/43?wait=1": ENDED,
         "GET /v1/runs?limit=20": {"runs": [ENDED]},
         "GET /v1/events?all=0": {"events": [EVENT]},
         "GET /v1/doubts": {"doubts": [DOUBT]},
