@@ -14,7 +14,7 @@ import syncd
 
 ROOT = Path(syncd.__file__).parent
 ROOMS = (
-    *("__init__", "errors", "model", "text", "usage", "clock", "threads", "typed", "web"),
+    *("__init__", "errors", "model", "text", "usage", "lastline", "clock", "threads", "typed", "web"),
     *("readers", "toml", "credentials", "consistency", "config"),
     *("log", "billetweb", "mirror", "database", "feed", "run", "account", "control", "daemon"),
     *("standin", "cli", "__main__", "ctl"),
@@ -29,7 +29,8 @@ ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threa
     "consistency": {"readers", "toml"},
     "mirror": {"model"},
     "usage": {"text"},
-    "ctl": {"__init__", "text", "usage"},
+    "lastline": {"text"},
+    "ctl": {"__init__", "text", "usage", "lastline"},
 }
 """What some of them import at most."""
 PROGRAMS = {"ctl", "cli", "daemon", "__main__"}

@@ -290,10 +290,7 @@ class _Stop:
             self._under_way.cancel()
 
     def _give_up(self, why: str) -> None:
-        from rich.console import Console  # noqa: PLC0415
-
         logger.bind(event="cut").error("ending at once: {}", why)  # an error, for --quiet
-        Console(stderr=True).show_cursor()  # which the bar hid
         os._exit(1)
 
 

@@ -1,31 +1,20 @@
-"""Shows the progress of `syncd once`: a bar on a terminal, elsewhere a line now and then.
+"""Shows the progress of `syncd once`: a bar below the log on a terminal, elsewhere a line now and then."""
 
-The bar is on the terminal's last line; log lines are written above it, and it disappears at the end. Uses
-rich.
-"""
-
-import io
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from typing import TextIO
 
 import msgspec
 from loguru import logger
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from syncd.billetweb.limiter import WINDOW_S
-from syncd.model import Progress, Run
-from syncd.text import ECHO, can_be_drawn_on, count, format_duration, progress_line, run_name
+from syncd.lastline import last_line
+from syncd.model import Json, Progress, Run
+from syncd.text import can_be_drawn_on, count, format_duration, run_name
 
-REFRESH_S = 0.25
-"""How often the bar is redrawn: rich's own pace."""
 TELL_EVERY_S = 30.0
 TELLING = 10
 """From this many events on, the rest is estimated; with fewer, too many requests are still in progress."""
@@ -39,40 +28,26 @@ def shown(per_minute: int, log_to: Callable[[TextIO | None], None]) -> Iterator[
 
     `log_to` sends the log to another stream, and with None back to stderr.
     """
-    console = Console(stderr=True)
-    if not can_be_drawn_on(sys.stderr) or not console.is_interactive:
+    if not can_be_drawn_on(sys.stderr):
         yield Teller(per_minute)
         return
-    bar = _Bar(per_minute, console)
-    live = Live(
-        console=console,
-        get_renderable=bar.drawn,
-        auto_refresh=False,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,  # only the log is written there, and it keeps its own redaction
-    )
-    # One thread at a time draws and writes: rich releases its own lock in between, and a bar might remain.
-    drawing, over = threading.Lock(), threading.Event()
+    run: Run | None = None
 
-    def refresh() -> None:
-        with suppress(OSError):  # the terminal went away, which must not fail the run
-            while not over.wait(REFRESH_S):
-                with drawing:
-                    live.refresh()
+    def show(latest: Run) -> None:
+        nonlocal run
+        run = latest
 
-    refreshing = threading.Thread(target=refresh, name="bar", daemon=True)
-    log_to(_AboveTheBar(console, drawing))
+    def told(elapsed_s: float) -> tuple[Json, str]:
+        if not run:
+            return msgspec.to_builtins(Progress("starting")), format_duration(int(elapsed_s))
+        progress = run.progress or Progress("ending")
+        return msgspec.to_builtins(progress), _figures(run, elapsed_s, per_minute)
+
     try:
-        with suppress(OSError), drawing:
-            live.start(refresh=True)
-        refreshing.start()
-        yield bar.show
+        with last_line(told) as above:
+            log_to(above)
+            yield show
     finally:
-        over.set()
-        refreshing.join()
-        with suppress(OSError):
-            live.stop()
         log_to(None)
 
 
@@ -100,48 +75,6 @@ class Teller:
         figures = _figures(run, now - self._began, self._per_minute)
         far = f"{progress.done} of {count(progress.total, 'event')}" if progress.total else progress.phase
         log.info("{}: {}, {}", run_name(run.id), far, figures)
-
-
-class _Bar:
-    """The content of the bar; drawn from a thread of its own."""
-
-    def __init__(self, per_minute: int, console: Console) -> None:
-        self._per_minute = per_minute
-        self._console = console
-        self._began = time.monotonic()
-        self._run: Run | None = None
-
-    def show(self, run: Run) -> None:
-        self._run = run
-
-    def drawn(self) -> Text:
-        """Return the current line."""
-        run = self._run
-        progress = (run.progress or Progress("ending")) if run else Progress("starting")
-        elapsed_s = time.monotonic() - self._began
-        figures = _figures(run, elapsed_s, self._per_minute) if run else format_duration(int(elapsed_s))
-        told, now = msgspec.to_builtins(progress), datetime.now(UTC)
-        is_unicode = self._console.encoding.startswith("utf")
-        line = progress_line(told, figures, now, self._console.width - ECHO, unicode=is_unicode)
-        return Text(line, no_wrap=True)
-
-
-class _AboveTheBar(io.StringIO):
-    """The terminal, for lines above the bar."""
-
-    def __init__(self, console: Console, drawing: threading.Lock) -> None:
-        super().__init__()
-        self._console = console
-        self._drawing = drawing
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        # The terminal wraps it, so that a long line is copied as one.
-        with self._drawing:
-            self._console.print(Text.from_ansi(text.removesuffix("\n")), soft_wrap=True)
-        return len(text)
 
 
 def _figures(run: Run, elapsed_s: float, per_minute: int) -> str:

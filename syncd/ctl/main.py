@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from syncd.text import Json
 
-    Show = Callable[[Json], None]
-
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
 LOOK_EVERY_S = 1  # how often to ask how far a run is; its end is answered at once
 PAUSE_S = 0.1  # so as not to flood a daemon that lets nobody wait, because too many do
@@ -277,7 +275,7 @@ def see_through(args: argparse.Namespace, target: str, wanted: Json) -> int:
         message = "Gave up waiting. The daemon may have queued the run: `syncctl history` shows it."
         raise Failure(EXIT_GAVE_UP, "gave_up", message) from None
     if not args.no_wait:
-        run = wait_for(args.socket, run["id"], deadline)
+        run = wait_for(args.socket, run, deadline)
     write_answer(args, run, lambda: text.run_summary(run))
     return EXIT_OK if args.no_wait or run["outcome"] == "ok" else EXIT_BAD
 
@@ -401,38 +399,39 @@ def complain(message: str) -> None:
         sys.stderr.write(f"syncctl: {text.harmless(message)}\n")
 
 
-def wait_for(path: str, run_id: int, deadline: float) -> Json:
+def wait_for(path: str, run: Json, deadline: float) -> Json:
     """Return the run once it has ended, showing its progress on a terminal.
 
     Raises Failure when `deadline` (time.monotonic) passes, on Ctrl-C, and when the daemon goes away.
     """
-    from syncd.ctl.progress import progress_line  # noqa: PLC0415 - threading takes a tenth of the start
+    from syncd.lastline import last_line  # noqa: PLC0415 - threading takes a tenth of the start
+
+    def told(elapsed_s: float) -> tuple[Json, str]:
+        none_yet = {"phase": run["state"], "done": 0, "total": 0}
+        return run["progress"] or none_yet, text.format_duration(int(elapsed_s))
 
     try:
-        with progress_line() as show:
-            return followed(path, run_id, deadline, show)
+        with last_line(told) if text.can_be_drawn_on(sys.stderr) else contextlib.nullcontext():
+            while (run := look(path, run["id"], deadline))["state"] != "done":
+                time.sleep(PAUSE_S)
     except KeyboardInterrupt:
-        raise Failure(EXIT_INTERRUPTED, "interrupted", f"Stopped waiting. {_goes_on(run_id)}") from None
+        raise Failure(EXIT_INTERRUPTED, "interrupted", f"Stopped waiting. {_goes_on(run['id'])}") from None
+    return run
 
 
-def followed(path: str, run_id: int, deadline: float, show: Show) -> Json:
-    """Return the ended run; its progress is shown on the way."""
-    target = f"/v1/runs/{run_id}?wait={LOOK_EVERY_S}"
-    while (left_s := deadline - time.monotonic()) > 0:
-        timeout_s = min(LOOK_EVERY_S + http.ANSWER_TIMEOUT_S, left_s)
-        try:
-            run = ask_json(path, "GET", target, timeout_s=timeout_s)
-        except NoDaemon:
-            if time.monotonic() >= deadline:
-                break
+def look(path: str, run_id: int, deadline: float) -> Json:
+    """Return a run as it is after LOOK_EVERY_S, or as soon as it has ended. Raises Failure as `wait_for`."""
+    left_s = deadline - time.monotonic()
+    timeout_s = min(LOOK_EVERY_S + http.ANSWER_TIMEOUT_S, left_s)
+    try:
+        if left_s > 0:
+            return ask_json(path, "GET", f"/v1/runs/{run_id}?wait={LOOK_EVERY_S}", timeout_s=timeout_s)
+    except NoDaemon:
+        if time.monotonic() < deadline:
             raise NoDaemon(
                 f"The daemon went away during {text.run_name(run_id)}. "
                 "Once it is back `syncctl history` shows how the run ended."
             ) from None
-        if run["state"] == "done":
-            return run
-        show(run.get("progress") or {})
-        time.sleep(PAUSE_S)
     raise Failure(EXIT_GAVE_UP, "gave_up", f"Gave up waiting. {_goes_on(run_id)}")
 
 
