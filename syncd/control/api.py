@@ -7,10 +7,10 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from syncd.account.account import Account
 from syncd.account.status import Status, StatusAfter, after
 from syncd.control import asked
-from syncd.control.asked import MAX_ID, Refusal
+from syncd.control.asked import Refusal, RunId
 from syncd.control.gate import Gate
 from syncd.control.metrics import exposition
 from syncd.control.openapi import LINES, TEXT, described, document
@@ -45,7 +45,7 @@ KEEP_ALIVE_S = 5.0
 """A progress stream sends a sign of life this often; to syncctl a long silence means a dead daemon."""
 
 
-EventName = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{EVENT_NAME}$"})]
+EventName = Annotated[str, Meta(extra_json_schema={"pattern": f"^{EVENT_NAME}$"})]
 """An event's id or ext_id; described by this pattern, but refused with its own message."""
 
 
@@ -68,6 +68,32 @@ class RetryRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     ids: list[str] = field(default_factory=list)
     endpoint: str | None = None
+
+
+class RunQuery(Struct, frozen=True):
+    """The parameters of `GET /v1/runs/{id}`."""
+
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 0
+
+
+class RunsQuery(Struct, frozen=True):
+    """The parameters of `GET /v1/runs`."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_RUNS)] = 20
+    before: RunId | UnsetType = UNSET
+
+
+class EventsQuery(Struct, frozen=True):
+    """The parameters of `GET /v1/events`."""
+
+    all: Literal[0, 1] = 0
+
+
+class DeliveriesQuery(Struct, frozen=True):
+    """The parameters of `GET /v1/webhooks`."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_RUNS)] = 100
+    all: Literal[0, 1] = 0
 
 
 def application(
@@ -178,16 +204,13 @@ class _Routes:
     @described(
         "The endpoints, and the latest deliveries that wait or are parked; with `all` the delivered too.",
         answer={"endpoints": list[EndpointState], "deliveries": list[Delivery]},
-        query={
-            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RUNS, "default": 100},
-            "all": {"enum": [0, 1], "default": 0},
-        },
+        query=DeliveriesQuery,
         refused=(400, 503),
     )
     async def webhooks(self, request: Request) -> Response:
         """Answer with the endpoints, and the latest deliveries that wait or are parked; or all of them."""
-        limit = asked.integer(request, "limit", 100, 1, MAX_RUNS)
-        deliveries = await self._account.deliveries(limit, delivered_too=asked.flag(request, "all"))
+        wish = asked.query(request, DeliveriesQuery)
+        deliveries = await self._account.deliveries(wish.limit, delivered_too=bool(wish.all))
         return _json({"endpoints": self._account.webhooks.states(), "deliveries": deliveries})
 
     @described(
@@ -207,13 +230,13 @@ class _Routes:
     @described(
         "A run; with `wait` as soon as it has ended or so many seconds are over.",
         answer=Run,
-        query={"wait": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0}},
+        query=RunQuery,
         refused=(400, 404, 503),
     )
     async def run(self, request: Request) -> Response:
         """Answer with the run, as it stands when the wait is over."""
         run = await self._find(request)
-        wait_s = asked.seconds(request, "wait", MAX_WAIT_S)
+        wait_s = asked.query(request, RunQuery).wait
         with self._place() as is_free:
             if wait_s and is_free:
                 await self._account.runner.wait(run, wait_s)
@@ -242,10 +265,7 @@ class _Routes:
     @described(
         "The latest runs that began, newest first.",
         answer={"runs": list[Run]},
-        query={
-            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RUNS, "default": 20},
-            "before": {"type": "integer", "minimum": -MAX_ID, "maximum": MAX_ID},
-        },
+        query=RunsQuery,
         refused=(400, 503),
     )
     @described(
@@ -262,20 +282,19 @@ class _Routes:
             wish = await asked.record(request, RunRequest)
             run = await self.start(request, events=wish.events, full=wish.full, join=wish.join)
             return _json(run, status=202)
-        limit = asked.integer(request, "limit", 20, 1, MAX_RUNS)
-        before = None
-        if "before" in request.query_params:
-            before = asked.integer(request, "before", 0, -MAX_ID, MAX_ID)
-        return _json({"runs": await self._account.runs(limit, before)})
+        page = asked.query(request, RunsQuery)
+        before = None if page.before is UNSET else page.before
+        return _json({"runs": await self._account.runs(page.limit, before)})
 
     @described(
         "The live events; with `all` those that ended or vanished too.",
         answer={"events": list[Event]},
-        query={"all": {"enum": [0, 1], "default": 0}},
+        query=EventsQuery,
         refused=(400, 503),
     )
     async def events(self, request: Request) -> Response:
-        return _json({"events": await self._account.events(ended_too=asked.flag(request, "all"))})
+        ended_too = bool(asked.query(request, EventsQuery).all)
+        return _json({"events": await self._account.events(ended_too=ended_too)})
 
     @described("Start no more scheduled runs.", answer=StatusAfter, method="POST", refused=(503,))
     async def pause(self, request: Request) -> Response:
@@ -314,7 +333,7 @@ class _Routes:
 
     async def _find(self, request: Request) -> Run:
         named = request.path_params["id"]
-        run_id = asked.whole(named)
+        run_id = asked.run_id(named)
         run = None if run_id is None else await self._account.find_run(run_id)
         if run is None:
             raise Refusal(404, "unknown_run", f"there is no run {named}")

@@ -2,9 +2,8 @@
 
 import asyncio
 import pwd
-import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +15,7 @@ from syncd.threads import in_own_thread
 B = TypeVar("B")
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
 NAME_WITHIN_S = 1.0  # of a user; if the machine that keeps the names is away, the number must do
-MAX_ID = 2**63 - 1
+RunId = Annotated[int, msgspec.Meta(ge=1 - 2**63, le=2**63 - 1)]  # as databases have them
 
 
 class Refusal(Exception):  # an answer, not a fault
@@ -69,34 +68,17 @@ def check_ids(events: Sequence[str]) -> None:
             raise Refusal(400, "bad_request", f"events: {event_id!r} is no event's id or ext_id")
 
 
-def seconds(request: Request, name: str, most: float) -> float:
-    """Return a parameter that is a time, 0 if it is not given."""
+def query(request: Request, kind: type[B]) -> B:
+    """Return the record that a request's parameters are."""
     try:
-        found = float(request.query_params.get(name, 0.0))
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= most:  # refuses nan too
-        raise Refusal(400, "bad_request", f"{name}: from 0 to {most:g} seconds")
-    return found
+        return msgspec.convert(dict(request.query_params), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refusal(400, "bad_request", f"a parameter does not fit: {error}") from error
 
 
-def flag(request: Request, name: str) -> bool:
-    """Return a parameter that is 0 or 1, 0 if it is not given."""
-    wanted = request.query_params.get(name, "0")
-    if wanted not in ("0", "1"):
-        raise Refusal(400, "bad_request", f"{name}: 0 or 1")
-    return wanted == "1"
-
-
-def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """Return a parameter that is a whole number."""
-    number = whole(request.query_params.get(name, f"{default}"), least, most)
-    if number is None:
-        raise Refusal(400, "bad_request", f"{name}: a whole number from {least} to {most}")
-    return number
-
-
-def whole(given: str, least: int = -MAX_ID, most: int = MAX_ID) -> int | None:
-    """Return the whole number that a text is, None if it is none within these limits."""
-    number = int(given) if re.fullmatch(r"-?[0-9]{1,20}", given) else most + 1
-    return number if least <= number <= most else None
+def run_id(given: str) -> int | None:
+    """Return the id of a run that a text is, None if it can be none."""
+    try:
+        return msgspec.convert(given, RunId, strict=False)
+    except msgspec.ValidationError:
+        return None

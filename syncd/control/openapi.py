@@ -52,7 +52,7 @@ class Error(Struct, frozen=True):
 class described(Struct, frozen=True):  # noqa: N801 - it stands before handlers, as a decorator
     """What a route does for one method, attached to its handler.
 
-    `answer` is the type of the answer, or a dict of its fields' types; `query` has the schemas of
+    `answer` is the type of the answer, or a dict of its fields' types; `query` is the record of the
     parameters, `refused` the statuses of errors, `also` other statuses with an answer of the same media type;
     `media` is None for an answer without a body.
     """
@@ -63,7 +63,7 @@ class described(Struct, frozen=True):  # noqa: N801 - it stands before handlers,
     status: int = 200
     media: str | None = JSON
     body: type[Struct] | None = None
-    query: Mapping[str, Json] = {}
+    query: type[Struct] | None = None
     refused: tuple[int, ...] = ()
     also: Mapping[int, str] = {}
 
@@ -107,9 +107,10 @@ def _described(path: str, operation: described) -> Json:
     parameters: list[Json] = [
         {"name": name, "in": "path", "required": True, "schema": IN_PATH[name]} for name in in_path
     ]
-    parameters += [
-        {"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()
-    ]
+    if operation.query:
+        _, records = msgspec.json.schema_components([operation.query])
+        in_query = records[operation.query.__name__]["properties"]
+        parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in in_query.items()]
     responses = {str(operation.status): _response("Done.", operation.media, _schema(operation.answer))}
     for status, text in operation.also.items():
         responses[str(status)] = _response(text, operation.media, _schema(operation.answer))

@@ -52,6 +52,13 @@ SECURITY = {
 HERE = Path(__file__).parent
 
 
+class PageQuery(msgspec.Struct, frozen=True):
+    """The parameters of the page."""
+
+    run: str = ""
+    only: str = ""
+
+
 class Page:
     """The page and its form. `start` requests a run in the name of a request's sender."""
 
@@ -63,7 +70,7 @@ class Page:
     @described(
         "The page for people; `run` is one that it asked for, `only=now` leaves out what the database tells.",
         media=HTML,
-        query={"run": {"type": "string"}, "only": {"type": "string"}},
+        query=PageQuery,
     )
     @described(
         "Ask for a run by the page's form, and lead back to the page.",
@@ -86,13 +93,13 @@ class Page:
 
     async def _show(self, request: Request) -> Response:
         """Answer with the page, or only with what is in memory (`?only=now`), which is requested often."""
-        status = self._account.status()
-        run = await self._asked(request.query_params.get("run", ""))
+        wish, status = asked.query(request, PageQuery), self._account.status()
+        run = await self._asked(wish.run)
         context: Json = {
             "status": status,
             "asked": None if run and _is_past(run, status.last_run) else run,
             "token": self._token,
-            "whole": request.query_params.get("only") != "now",
+            "whole": wish.only != "now",
             "trouble": None,
         }
         if context["whole"]:
@@ -109,7 +116,7 @@ class Page:
         return HTMLResponse(html, headers=SECURITY | {"Content-Security-Policy": _policy()})
 
     async def _asked(self, run_id: str) -> Run | None:
-        number = asked.whole(run_id)
+        number = asked.run_id(run_id)
         try:
             return None if number is None else await self._account.find_run(number)
         except StoreError:
