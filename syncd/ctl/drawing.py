@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from textwrap import wrap
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd import text
-from syncd.ctl.panel import hint, next_run
+from syncd.ctl import panel
 from syncd.ctl.seen import Seen
 
 TYPE_CHECKING = False
@@ -29,8 +29,8 @@ RUN_ROWS = 4
 """How many runs are listed if they are above the events: the sparkline shows the others."""
 SMALL = 19
 """The lines left for both on a screen of 24, with two for the daemon."""
-NAMED = 14
-"""The columns that the frame and the subject's name take of a line on the daemon."""
+FRAME, NAMED = 4, 14
+"""The columns that the frame takes of a line on the daemon, and with the subject's name."""
 BARRED = 90
 """From this width on, there is room for a bar of the places taken, of this length."""
 BAR = 20
@@ -96,9 +96,7 @@ class _Drawing:
             return Text("no daemon answers", "bold red")
         health = status["health"]
         title = Text(f"{self.mark(health)} {health}", f"bold {COLOURS.get(health, '')}")
-        up = text.format_duration(status["uptime_s"])
-        every = text.format_duration(status["interval_s"])
-        return title.append(f"  syncd {text.plain(status['version'])}, up {up}, a run every {every}", "bold")
+        return title.append(f"  {panel.title(status)}", "bold")
 
     def head(self) -> list[Text]:
         """Return the lines on the daemon, each cut if it does not fit."""
@@ -113,13 +111,19 @@ class _Drawing:
         if status["health_reason"]:
             colour = COLOURS.get(status["health"], "")
             lines.append(self.line("health", text.plain(status["health_reason"]), colour))
-        if found := hint(status, self.seen.unit):
+        if found := panel.hint(status, self.seen.unit):
             parts = wrap(found, max(self.width - NAMED, 1))
             lines += [self.line("" if number else "hint", part) for number, part in enumerate(parts)]
-        lines.append(self.line("next run", *self.next_run()))
-        lines.append(self.current_run() if status["current_run"] else self.last_run())
-        lines += [self.line(name, said, "yellow") for name, said in self.notes()]
-        return lines
+        said = panel.subjects(status, self.now)
+        lines.append(self.line("next run", said["next run"], "" if status["next_run_at"] else "yellow"))
+        if status["current_run"]:
+            lines.append(self.running(status["current_run"]))
+        else:
+            last = status["last_run"]
+            lines.append(self.line("last run", said["last run"], COLOURS[last["outcome"]] if last else ""))
+        if said["last error"]:
+            lines.append(self.line("error", said["last error"], "yellow"))
+        return lines + [self.line(name, said[name], "yellow") for name in panel.in_trouble(status)]
 
     def line(self, name: str, said: str, style: str = "") -> Text:
         """Return a named line, cut if it does not fit."""
@@ -127,60 +131,16 @@ class _Drawing:
         line.overflow = "ellipsis"
         return line
 
-    def next_run(self) -> tuple[str, str]:
-        """Return when the next run is, or why none is, and its style."""
-        at = self.status["next_run_at"]
-        if self.status["state"] == "paused" or self.status.get("skipping") or not at:
-            return next_run(self.status, self.now), "yellow"
-        left_s = (datetime.fromisoformat(at) - self.now).total_seconds()
-        distance = f"in {text.format_duration(int(left_s))}" if left_s >= 1 else "now"
-        return f"{distance}, at {text.local_time(at)[-5:]}", ""
-
-    def last_run(self) -> Text:
-        """Return how the last run ended."""
-        run = self.status["last_run"]
-        if not run:
-            return self.line("last run", "none yet")
-        outcome = run["outcome"]
-        line = self.line("last run", f"{text.run_name(run['id'], '#{}')} ")
-        line.append(f"{self.mark(outcome)} {outcome}", COLOURS.get(outcome, ""))
-        line.append(
-            f", {text.ago(run['finished_at'], self.now)}, in {text.format_duration(run['duration_s'])}: "
-        )
-        error = self.status["last_error"]
-        return line.append(text.plain(error) if error else text.count(run["synced"], "event"))
-
-    def current_run(self) -> Text:
+    def running(self, run: Json) -> Text:
         """Return the progress of the current run, with a bar, and what it waits for."""
-        run = self.status["current_run"]
-        progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
-        phase, done, total = text.plain(progress["phase"]), progress["done"], progress["total"]
         line = self.line(
-            "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{text.asked_by(run)}: ", "bold"
+            "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{text.asked_by(run)}: "
         )
-        told = text.waits(progress, self.now) or text.ago(run["started_at"], self.now, "")
-        line.append(phase)
-        if total:
-            length = max(min(self.width - line.cell_len - 18 - max(len(told), 12), 60), 4)
-            line.append(f" {done}/{total} ").append_text(self.bar(done, total, length, "green"))
-        return line.append(f" {told}")
-
-    def notes(self) -> Iterable[tuple[str, str]]:
-        """Yield what needs attention, with the command that shows more."""
-        status = self.status
-        if status.get("doubts"):
-            yield "doubts", f"{text.count(status['doubts'], 'doubt')}: see `syncctl doubts`"
-        webhooks = status.get("webhooks") or {}
-        if webhooks.get("parked"):
-            waiting = f", {webhooks['pending']} waiting" if webhooks.get("pending") else ""
-            yield "webhooks", f"{webhooks['parked']} parked{waiting}: see `syncctl webhooks`"
-        publish = status.get("publish") or {}
-        if publish.get("failing"):
-            failing = f"{publish['failing']} of {text.count(publish['targets'], 'target')}"
-            yield "publish", f"{failing} failing: see `syncctl publish`"
-        feeds = status.get("feeds") or {}
-        if feeds.get("failing"):
-            yield "feeds", f"{feeds['failing']} of {feeds['files']} not written: {text.plain(feeds['error'])}"
+        progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
+        took, room = text.ago(run["started_at"], self.now, ""), self.width - FRAME - line.cell_len
+        line.append(text.progress_line(progress, took, self.now, room, unicode=self.unicode))
+        line.highlight_regex("[━=]+", "green")
+        return line
 
     # --- its runs
 

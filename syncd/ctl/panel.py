@@ -33,14 +33,24 @@ def status_panel(
 
     `unit` is what syncd runs as under systemd; None if it runs otherwise.
     """
-    rows = {
+    rows = subjects(status, now)
+    lines = [f"{name:13}{value}" for name, value in rows.items() if value]
+    # Coloured lines are short, and their colour codes would count as columns.
+    return "\n".join(
+        _head(status, width, unit) + [line if "\x1b" in line else text.clip(line, width) for line in lines]
+    )
+
+
+def subjects(status: Json, now: datetime) -> dict[str, str]:
+    """Return what there is to say on each subject, "" if nothing."""
+    return {
         "last run": _last_run(status, now),
         "last error": plain(status["last_error"] or ""),
         "latest runs": " ".join(
             text.paint(outcome, text.mark(outcome)) for outcome in reversed(status.get("latest_outcomes", []))
         ),
         "next run": next_run(status, now),
-        "running": running(status["current_run"], now),
+        "running": _running(status["current_run"], now),
         "queued": count(status["queued_runs"], "run") if status["queued_runs"] else "",
         "skipped": _skipped(status),
         "events": _events(status),
@@ -52,19 +62,27 @@ def status_panel(
         "feeds": _feeds(status),
         "database": _database(status),
     }
-    lines = [f"{name:13}{value}" for name, value in rows.items() if value]
-    # Coloured lines are short, and their colour codes would count as columns.
-    return "\n".join(
-        _head(status, width, unit) + [line if "\x1b" in line else text.clip(line, width) for line in lines]
-    )
+
+
+def in_trouble(status: Json) -> list[str]:
+    """Return the subjects, besides runs, that somebody should look at."""
+    found = {"doubts": status.get("doubts")}
+    for name, bad in (("publish", "failing"), ("webhooks", "parked"), ("feeds", "failing")):
+        found[name] = (status.get(name) or {}).get(bad)
+    return [name for name, number in found.items() if number]
+
+
+def title(status: Json) -> str:
+    """Return what runs, for how long, and how often it synchronises."""
+    up, every = format_duration(status["uptime_s"]), format_duration(status["interval_s"])
+    return f"syncd {plain(status['version'])}, up {up}, a run every {every}"
 
 
 def _head(status: Json, width: int | None, unit: str | None) -> list[str]:
     """Return the daemon on one line; if health is not ok, also the reason and what helps."""
     health = status["health"]
     marked = f"{text.mark(health)} {health}"
-    up, every = format_duration(status["uptime_s"]), format_duration(status["interval_s"])
-    line = text.clip(f"{marked}  syncd {plain(status['version'])}, up {up}, a run every {every}", width)
+    line = text.clip(f"{marked}  {title(status)}", width)
     head = [line.replace(marked, text.paint(health, marked), 1)]
     if status["health_reason"]:
         head.append(f"  {plain(status['health_reason'])}")
@@ -139,7 +157,7 @@ def _last_run(status: Json, now: datetime) -> str:
     return f"{told}, {changes}, in {format_duration(run['duration_s'])}"
 
 
-def running(run: Json | None, now: datetime) -> str:
+def _running(run: Json | None, now: datetime) -> str:
     """Return why a run is in progress and how far it is, "" if none is."""
     if not run:
         return ""
@@ -147,8 +165,12 @@ def running(run: Json | None, now: datetime) -> str:
     far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
     took = text.ago(run["started_at"], now, "")
     wait = f", {told}" if (told := text.waits(progress, now)) else ""
-    name = text.run_name(run["id"], "#{}")
-    return f"{name} {run['trigger']}{text.asked_by(run)}, for {took}: {plain(progress['phase'])}{far}{wait}"
+    return f"{named(run)}, for {took}: {plain(progress['phase'])}{far}{wait}"
+
+
+def named(run: Json) -> str:
+    """Return a run's number, and why it runs."""
+    return f"{text.run_name(run['id'], '#{}')} {run['trigger']}{text.asked_by(run)}"
 
 
 def _skipped(status: Json) -> str:

@@ -64,7 +64,7 @@ def test_the_screen_hides_how_it_fares(daemon: DaemonProcess) -> None:
     with watching(daemon) as terminal:
         shown = terminal.shows("q quits")
         assert re.search(r"✓ ok  syncd \S+, up .*, a run every 15 min", shown)
-        assert re.search(r"last run  #1 ✓ ok, .* ago, in .*: 6 events", shown)
+        assert re.search(r"last run  #1 ok, .* ago: 6 events, 48 changes, in ", shown)
         assert re.search(r"✓ #1 .* startup .* 6 events  48 changes", shown)
         left = re.findall(r" (\d+|unlimited) +\d* +\d{4}-", shown)
         assert len(left) == 6
@@ -395,10 +395,11 @@ def test_what_is_to_be_looked_at_has_no_line() -> None:
         "health    the last run ended partial",
         "hint      `syncctl doubts` shows what is absent, `syncctl accept` says it is",
         "│           gone  ",
-        "last run  #43 ! partial, 1 min 57 s ago, in 3.2 s: event 9: no answer",
-        "doubts    2 doubts: see `syncctl doubts`",
-        "webhooks  3 parked, 4 waiting: see `syncctl webhooks`",
-        "publish   1 of 2 targets failing: see `syncctl publish`",
+        "last run  #43 partial, 1 min 57 s ago: 12 events, 1 change, in 3.2 s",
+        "error     event 9: no answer",
+        "doubts    2, shown by `syncctl doubts`",
+        "webhooks  2 endpoints, 4 waiting, 3 parked: see `syncctl webhooks`",
+        "publish   2 targets, 1 failing: see `syncctl publish`",
         "feeds     1 of 2 not written: /srv/a.csv: the folder /srv is missing",
     ):
         assert part in shown
