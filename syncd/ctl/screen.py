@@ -24,15 +24,13 @@ from syncd.ctl.http import EXIT_USAGE, Failure
 from syncd.text import can_be_drawn_on, is_terminal
 
 DRAW_EVERY_S = 0.5
-"""Often enough to show every second of the countdown."""
+"""Often enough to show every second of the countdown, and to show soon what the daemon answered."""
 UNKNOWN_SIZE = (80, 24)
 """The size of a terminal that does not know its own: a serial line."""
 QUITTING = (b"q", b"Q", b"\x04")
 """Ctrl-D too."""
 ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 """The terminal is restored before these take effect; SIGWINCH only redraws the screen."""
-NEWS = b"\0"
-"""What the bell pipe carries for an answer of the daemon's; otherwise it carries a signal's number."""
 
 
 def watch(path: str) -> int:
@@ -47,19 +45,10 @@ def watch(path: str) -> int:
             "watch draws on a terminal, and this is none that can be drawn on:"
             " use `syncctl status`, `syncctl events` and `syncctl history`.",
         )
-    first = seen.look(path)
-    bell, ring = os.pipe()  # never closed: a thread that still waits for an answer may write to it
-
-    def news() -> None:
-        with contextlib.suppress(BlockingIOError):  # it is full: the screen is already notified
-            os.write(ring, NEWS)
-
-    os.set_blocking(ring, False)
-    looker = seen.Looker(path, first, news)
-    with _heard(ring):
+    looker = seen.Looker(path)
+    with _heard() as bell:
         while (ended := _shown(looker, bell)) == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)  # returns when the shell continues it
-    looker.stop()
     if ended == signal.SIGINT:
         raise KeyboardInterrupt
     if ended:
@@ -68,16 +57,18 @@ def watch(path: str) -> int:
 
 
 @contextlib.contextmanager
-def _heard(ring: int) -> Iterator[None]:
-    """Receive signals as bytes, so that none interrupts a drawing."""
-    number = [*ENDING, signal.SIGWINCH]
-    before = [signal.signal(each, lambda *_: None) for each in number]
+def _heard() -> Iterator[int]:
+    """Yield where the numbers of signals can be read, so that none interrupts a drawing."""
+    numbers = [*ENDING, signal.SIGWINCH]
+    before = [signal.signal(each, lambda *_: None) for each in numbers]
+    bell, ring = os.pipe()
+    os.set_blocking(ring, False)
     signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
     try:
-        yield
+        yield bell
     finally:
         signal.set_wakeup_fd(-1)
-        for each, handler in zip(number, before, strict=True):
+        for each, handler in zip(numbers, before, strict=True):
             signal.signal(each, handler)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -85,23 +85,17 @@ def _moved(before: list[Json], after: list[Json]) -> dict[str, int]:
 
 
 class Looker:
-    """Polls the daemon in a thread of its own, and calls `on_look` after each answer or failure.
+    """Polls the daemon until the program ends, in a thread, which may be waiting for one that hangs.
 
-    The thread is abandoned at the end: it may be waiting for a daemon that hangs.
+    Raises Failure if none answers at first.
     """
 
-    def __init__(self, path: str, first: Seen, on_look: Callable[[], None]) -> None:
-        self.seen = first
+    def __init__(self, path: str) -> None:
+        self.seen = look(path)
         self._path = path
-        self._on_look = on_look
-        self._over = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
-    def stop(self) -> None:
-        """Stop polling."""
-        self._over.set()
-
     def _look(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
+        while True:
+            time.sleep(LOOK_EVERY_S)
             self.seen = look(self._path, self.seen)
-            self._on_look()
