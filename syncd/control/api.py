@@ -5,8 +5,7 @@ They call the account, and the daemon for a reload.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal, Unpack
 
 import msgspec
@@ -145,19 +144,7 @@ class _Routes:
     def __init__(self, account: Account, reload: Reload, most_waiting: int) -> None:
         self._account = account
         self._reload = reload
-        self._places = most_waiting
-
-    @contextmanager
-    def _place(self) -> Iterator[bool]:
-        """Return whether one more request may wait."""
-        if self._places <= 0:
-            yield False
-            return
-        self._places -= 1
-        try:
-            yield True
-        finally:
-            self._places += 1
+        self._waiting = asyncio.Semaphore(most_waiting)
 
     @described("How syncd fares. From memory: it waits for no run and no database.", answer=Status)
     async def status(self, _request: Request) -> Response:
@@ -168,13 +155,16 @@ class _Routes:
         asked.check_ids(wish.get("events", ()))
         wish["requested_by"] = await asked.peer(request)
         run = await self._account.request(**wish)
-        await self._followed(run)
+        await self._waited(run)
         return run
 
-    async def _followed(self, run: Run) -> None:
-        """Wait, if a run is over, for what follows it: a site's tables elsewhere, and files."""
+    async def _waited(self, run: Run, seconds: float = 0) -> None:
+        """Wait for a run's end, unless too many do; if it is over, for what follows it: tables and files."""
         if run.state == "done":
-            await self._account.runner.wait(run, FOLLOWED_WITHIN_S)
+            seconds = max(seconds, FOLLOWED_WITHIN_S)
+        if seconds and not self._waiting.locked():
+            async with self._waiting:
+                await self._account.runner.wait(run, seconds)
 
     @described(
         "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
@@ -236,12 +226,7 @@ class _Routes:
     async def run(self, request: Request) -> Response:
         """Answer with the run, as it stands when the wait is over."""
         run = await self._find(request)
-        wait_s = asked.query(request, RunQuery).wait
-        with self._place() as is_free:
-            if wait_s and is_free:
-                await self._account.runner.wait(run, wait_s)
-            if is_free:
-                await self._followed(run)
+        await self._waited(run, asked.query(request, RunQuery).wait)
         return _json(run)
 
     @described(
@@ -254,8 +239,8 @@ class _Routes:
         run = await self._find(request)
 
         async def lines() -> AsyncIterator[bytes]:
-            with self._place() as is_free:
-                if is_free:
+            if not self._waiting.locked():
+                async with self._waiting:
                     async for step in self._account.runner.watch(run, KEEP_ALIVE_S):
                         yield (msgspec.json.encode(step) if step else b"") + b"\n"
             yield msgspec.json.encode(run) + b"\n"
