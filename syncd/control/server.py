@@ -59,12 +59,12 @@ class ControlServer:
         try:
             self._lock.acquire()
             self._bind()
-        except AlreadyRunning:
-            self._lock.release()
-            raise
-        except (OSError, ConfigError) as error:
+        except OSError as error:
             self._lock.release()
             raise ConfigError([f"control.socket: cannot make {path}: {reason(error)}"]) from error
+        except SyncdError:
+            self._lock.release()
+            raise
 
     async def serve(self, app: Starlette) -> None:
         """Answer until `stop`."""
@@ -207,12 +207,11 @@ def socket_obstacle(path: Path, group: str | None) -> str | None:
 
 
 def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
-    if path.exists() or path.is_symlink():
+    if obstacle := socket_obstacle(path, group):
+        raise ConfigError([obstacle])
+    if os.path.lexists(path):
         _remove_stale(path)
-    try:
-        gid = None if group is None else getgrnam(group).gr_gid
-    except KeyError:
-        raise ConfigError([f"there is no group {group} (control.group)"]) from None
+    gid = None if group is None else getgrnam(group).gr_gid
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Nobody else can connect until group and mode are set. Not by umask: that is for all threads.
@@ -228,16 +227,13 @@ def _bind(path: Path, mode: int, group: str | None) -> socket.socket:
     except OSError as error:
         server.close()
         path.unlink(missing_ok=True)
-        raise ConfigError(
-            [f"{error.strerror}: is the user in the group {group}, and may the unit chown? See syncd.service"]
-        ) from error
+        advice = f"is the user in the group {group}, and may the unit chown? See syncd.service"
+        raise ConfigError([f"control.group: {error.strerror}: {advice}"]) from error
     return server
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that a killed daemon left behind; never anything else."""
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ConfigError([f"{path} is there and no socket; remove it, or change control.socket"])
+    """Remove a socket that a killed daemon left behind."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:

@@ -381,7 +381,7 @@ def test_a_second_syncd_is_refused_before_it_answers(path: Path) -> None:
 def test_a_socket_that_cannot_be_made_says_why(path: Path, name: str, group: str | None, reason: str) -> None:
     """The message names the key and the reason, and a failed start leaves no socket behind."""
     wrong = path.parent / name
-    with pytest.raises(ConfigError, match=rf"control\.socket.*{reason}"):
+    with pytest.raises(ConfigError, match=rf"control\.(socket|group): .*{reason}"):
         ControlServer(wrong, mode=0o600, group=group)
     assert not wrong.exists()
     assert not path.exists()
