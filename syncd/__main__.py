@@ -23,7 +23,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = load()()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before there was anything to stop: `once` has done nothing yet
         return 0 if lasts else 130
     from syncd.daemon.signals import hear_no_more  # noqa: PLC0415
 

@@ -55,14 +55,13 @@ SENDING_S = 30.0
 """How long `once` sends webhooks after its run: two attempts that time out. The next one continues."""
 SETTLING_S = 60.0
 """How long `once` waits for the site's tables and files: as long as a driver waits for a silent server."""
-EXIT_INTERRUPTED = 130
 SWITCH_S = 0.001
 """How long a busy thread may delay the loop, a few times in each answer; with Python's default of 5 ms one
 status in a hundred takes 30 ms."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command of `syncd` and return its exit code."""
+    """Run one command of `syncd`; return its exit code. Raises KeyboardInterrupt before anything was done."""
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - closed, it is None
     text.any_alphabet()
     redact = Redactor()
@@ -83,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             for problem in problems:
                 logger.bind(event=f"error.{error.kind}").critical("{}", problem)
         return next((code for kind, code in EXIT_OF.items() if isinstance(error, kind)), 1)
-    except KeyboardInterrupt:  # before there was anything to stop: `once` has done nothing yet
-        return 0 if arguments.command in (_run, _demo) else EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last place: nothing may leave unredacted
         record = logger.bind(event="error.internal").opt(exception=error)
         record.critical("unexpected {}; please report this", type(error).__name__)

@@ -31,6 +31,7 @@ from support.real_databases import query, url_at
 from support.variants import mostly_slow
 
 from syncd import __version__, typed
+from syncd.__main__ import main as whole_program
 from syncd.cli.main import main, parse, parser
 from syncd.database.engine import Database, masked
 from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
@@ -481,7 +482,9 @@ def test_run_that_never_began_looks_like_success(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("syncd.cli.main.load", interrupted)
-    assert main([command, "--config", str(write_config(home, base_url))]) == code
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["syncd", command, "--config", str(write_config(home, base_url))])
+    assert whole_program() == code
 
 
 @pytest.mark.parametrize(
