@@ -1,16 +1,14 @@
 """The `syncd` program: parses its arguments, sets up logging, and turns errors into exit codes."""
 
 import argparse
-import asyncio
 import faulthandler
 import gc
 import os
 import re
-import signal
 import stat
 import sys
-from collections.abc import Coroutine, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO, get_args
@@ -23,12 +21,11 @@ from msgspec import structs
 from syncd import __version__, text, threads, typed, usage, web
 from syncd.billetweb.client import tell_retry
 from syncd.config import Config, load
-from syncd.daemon.signals import STOP_WITHIN_S
 from syncd.database import engine
 from syncd.errors import AlreadyRunning, ConfigError, StoreError, SyncdError
 from syncd.log import setup as log
 from syncd.log.redact import Redactor, of_basic_auth
-from syncd.model import AttendeeMode, Run
+from syncd.model import AttendeeMode
 
 EXIT_CODES = """exit codes:
   0   done; a clean stop by SIGTERM or SIGINT
@@ -51,10 +48,6 @@ EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, Already
 TOKEN_CHARACTERS = 16
 """A token has at least 16 characters: 64 bits as hexadecimal digits."""
 _AFTER_HOST = re.compile(r"^[^:]*://[^/?]*[/?]?")
-SENDING_S = 30.0
-"""How long `once` sends webhooks after its run: two attempts that time out. The next one continues."""
-SETTLING_S = 60.0
-"""How long `once` waits for the site's tables and files: as long as a driver waits for a silent server."""
 SWITCH_S = 0.001
 """How long a busy thread may delay the loop, a few times in each answer; with Python's default of 5 ms one
 status in a hundred takes 30 ms."""
@@ -215,80 +208,18 @@ def _run(arguments: argparse.Namespace, redact: Redactor) -> int:
 
 
 def _once(arguments: argparse.Namespace, redact: Redactor) -> int:
+    from syncd.cli.once import once  # noqa: PLC0415
+
     config = load(arguments.config, os.environ)
     if arguments.quiet:  # the summary has the errors too; what recovers on its own is worth no mail
         config = structs.replace(config, log=structs.replace(config.log, level="ERROR"))
     config = _configured(config, redact)
-    run = threads.run(_run_once(config, redact, full=arguments.full, quiet=arguments.quiet))
+    run = threads.run(
+        once(config, redact, lambda to: _log(config, redact, to), full=arguments.full, quiet=arguments.quiet)
+    )
     if not arguments.quiet or run.outcome != "ok":
         _say(text.run_summary(msgspec.to_builtins(run)))
     return 0 if run.outcome in ("ok", "partial") else 1
-
-
-async def _run_once(config: Config, redact: Redactor, *, full: bool, quiet: bool) -> Run:
-    from syncd.account.account import Account  # noqa: PLC0415
-    from syncd.cli.progress import shown  # noqa: PLC0415
-    from syncd.feed.heartbeat import ping  # noqa: PLC0415
-
-    gc.freeze()  # as for `run`
-    progress = shown(config.billetweb.requests_per_minute, lambda to: _log(config, redact, to))
-    with nullcontext(lambda _: None) if quiet else progress as show:
-        account = Account(config, redact, on_progress=show)
-        stop = _Stop()
-        try:
-            try:
-                await account.open()
-            except AlreadyRunning as error:
-                asked = typed.syncctl("run-now", config.control.socket)
-                raise AlreadyRunning(f"{error}; a daemon is asked for a run by `{asked}`") from None
-            run = account.runner.request("once", full=full)
-            account.runner.serve()
-            stop.ends(account.runner.task)
-            await account.runner.wait(run)
-            if run.outcome != "cancelled":
-                for late in (account.publishing.writing, account.feeds.writing):
-                    await stop.awaited(late.finish(SETTLING_S))
-                account.webhooks.release(account.clock.now(), set())  # no run follows in this process
-                await stop.awaited(account.webhooks.send_due(SENDING_S))
-        finally:
-            await account.close()
-    await stop.awaited(ping(config.heartbeat.url, run))
-    return run
-
-
-class _Stop:
-    """Ends the current work, and all later work, once a signal came; and the process, if a thread hangs."""
-
-    def __init__(self) -> None:
-        self._under_way: asyncio.Task[None] | None = None
-        self._came = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                asyncio.get_running_loop().add_signal_handler(number, self._come)
-
-    def ends(self, task: asyncio.Task[None]) -> None:
-        """Let the signal end this task."""
-        self._under_way = task
-        if self._came:
-            task.cancel()
-
-    async def awaited(self, work: Coroutine[None, None, None]) -> None:
-        """Do this work, unless the signal came."""
-        task = asyncio.create_task(work)
-        self.ends(task)
-        await asyncio.wait({task})
-
-    def _come(self) -> None:
-        if self._came:
-            self._give_up("a second signal")
-        self._came = True
-        asyncio.get_running_loop().call_later(STOP_WITHIN_S, self._give_up, "stopping took too long")
-        if self._under_way:
-            self._under_way.cancel()
-
-    def _give_up(self, why: str) -> None:
-        logger.bind(event="cut").error("ending at once: {}", why)  # an error, for --quiet
-        os._exit(1)
 
 
 def _check(arguments: argparse.Namespace, redact: Redactor) -> int:
