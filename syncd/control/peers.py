@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from email.utils import formatdate
 
 import h11
 from loguru import logger
@@ -93,6 +94,7 @@ class PeerProtocol(H11Protocol):
         pid, uid, _gid = struct.unpack("iII", peer)
         self.client = (str(uid), pid)
         self._peers.connected.add(self)
+        self._set_date()
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -104,6 +106,7 @@ class PeerProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive data."""
+        self._set_date()
         super().data_received(data)
         self._look()
 
@@ -111,6 +114,11 @@ class PeerProtocol(H11Protocol):
         """Wait for the next request."""
         super().on_response_complete()
         self._look()
+
+    def _set_date(self) -> None:
+        """Give the answers the present date; a clock for that would wake an idle daemon up each second."""
+        date = formatdate(usegmt=True).encode()
+        self.server_state.default_headers = [(b"date", date), *self.config.encoded_headers]
 
     def _look(self) -> None:
         """Set the deadline if a request, or the rest of one, is expected; else cancel it."""
@@ -189,9 +197,6 @@ class Listener:
         """Stop accepting."""
         self._pause()
         self._socket.close()
-
-    async def wait_closed(self) -> None:
-        """Return at once: there is nothing to wait for."""
 
     def _resume(self) -> None:
         self._retry = None

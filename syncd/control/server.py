@@ -8,14 +8,14 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from grp import getgrnam
 from pathlib import Path
 
 import uvicorn
 from loguru import logger
 from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
 from syncd import __version__
 from syncd.control.peers import Listener, PeerProtocol, Peers, connections_at_most
@@ -26,11 +26,10 @@ from syncd.threads import in_thread
 
 LAST_WORDS_S = 0.1
 """How long a stop waits for the request of a peer that has just connected."""
+GRACE_STEPS, GRACE_STEP_S = 10, 0.1
+"""How often, and how soon, it looks whether all answers are complete; then it cuts them off."""
 LOOK_EVERY_S = 5.0
 """How often to check that the socket is still there: sooner than people ask twice."""
-
-TICK_S = 1.0
-"""How often to update the date of the answers: it has whole seconds, and an idle daemon should sleep."""
 
 
 class ControlServer:
@@ -44,7 +43,8 @@ class ControlServer:
         A socket `inherited` from systemd is used as it is, and left in place at the end.
         """
         self.up = asyncio.Event()
-        self._server: _Server | None = None
+        self._ending = asyncio.Event()
+        self._state = ServerState()
         self._mode = mode
         self._group = group
         self._told = Repeats()
@@ -67,7 +67,7 @@ class ControlServer:
             raise
 
     async def serve(self, app: Starlette) -> None:
-        """Answer until `stop`."""
+        """Answer until `stop`, by uvicorn's protocol alone: its server takes signals, and seldom sleeps."""
         config = uvicorn.Config(
             app,
             ws="none",
@@ -77,18 +77,37 @@ class ControlServer:
             proxy_headers=False,  # who asks is the kernel's word alone
             server_header=False,
             headers=[("Syncd-Version", __version__)],
-            timeout_graceful_shutdown=1,
         )
+        config.load()
         logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
-        self._server = _Server(config, self.up)
-        looking = asyncio.create_task(self._look_for_ever(self._server))
+        peers = Peers(connections_at_most())
+
+        def listener() -> Listener:
+            return Listener(self._socket, peers, lambda: PeerProtocol(config, self._state, peers))
+
+        self._listener = listener()
+        looking = asyncio.create_task(self._look_for_ever(listener))
+        self.up.set()
         try:
-            await self._server.serve(sockets=[self._socket])
+            await self._ending.wait()
+            await self._end()
         finally:
             looking.cancel()
             await asyncio.wait({looking})
 
-    async def _look_for_ever(self, server: "_Server") -> None:
+    async def _end(self) -> None:
+        """Answer also the peers accepted at the last moment, then close what is still open."""
+        self._listener.close()
+        await asyncio.sleep(LAST_WORDS_S)
+        for connection in [*self._state.connections]:
+            connection.shutdown()
+        for _ in range(GRACE_STEPS):
+            if self._state.connections or self._state.tasks:
+                await asyncio.sleep(GRACE_STEP_S)
+        for task in self._state.tasks:
+            task.cancel()
+
+    async def _look_for_ever(self, listener: Callable[[], Listener]) -> None:
         """Create the socket again if somebody removed it, perhaps with its folder."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -103,7 +122,8 @@ class ControlServer:
             except (OSError, SyncdError) as error:
                 self._tell(f"the socket {self.path} is gone and cannot be made anew: {error}")
             else:
-                server.listen(self._socket)
+                self._listener.close()
+                self._listener = listener()
                 logger.bind(event="socket.remade").warning("the socket {} was removed: made anew", self.path)
 
     def _tell(self, what: str) -> None:
@@ -116,8 +136,7 @@ class ControlServer:
 
     def stop(self) -> None:
         """Accept no new request and give those in progress a second; then `serve` returns."""
-        if self._server:
-            self._server.ending.set()
+        self._ending.set()
 
     def remove(self) -> None:
         """Remove the socket, so that no client finds one that does not answer; leave systemd's own.
@@ -132,59 +151,12 @@ class ControlServer:
         self._lock.release()
 
 
-class _Server(uvicorn.Server):
-    """Answers until `ending` is set."""
-
-    def __init__(self, config: uvicorn.Config, up: asyncio.Event) -> None:
-        super().__init__(config)
-        self._up = up
-        self._peers = Peers(connections_at_most())
-        self.ending = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        """Wait for the end; tick once a second, for the answers' date, not ten times like uvicorn."""
-        while not self.ending.is_set():
-            await self.on_tick(0)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.ending.wait(), TICK_S)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and set `up`."""
-        assert sockets
-        self.servers = []
-        self.listen(sockets[0])
-        self.started = True
-        self._up.set()
-
-    def listen(self, listening: socket.socket) -> None:
-        """Accept connections on this socket, no longer on the previous one."""
-        for before in self.servers:
-            before.close()
-        self.servers = [Listener(listening, self._peers, self._protocol)]  # type: ignore[list-item]
-
-    def _protocol(self) -> PeerProtocol:
-        return PeerProtocol(self.config, self.server_state, self._peers)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer also the peers accepted at the last moment, then close what is still open."""
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(LAST_WORDS_S)
-        await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone: they are the daemon's."""
-        yield
-
-
 def _is_no_cut(record: logging.LogRecord) -> bool:
     """Return whether to log this of uvicorn's: not that a stop cut requests off, which is meant.
 
     What the daemon hangs at, if anything, it says itself.
     """
-    cut = "timeout graceful shutdown exceeded"
-    return cut not in str(record.msg) and not (record.exc_info and cut in str(record.exc_info[1]))
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def socket_obstacle(path: Path, group: str | None) -> str | None:
