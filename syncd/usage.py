@@ -5,18 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+from syncd import __version__
 from syncd.text import alike, names_an_event, write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start of `syncctl`
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 Commands = Mapping[str, argparse.ArgumentParser]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help opens with its sentence."""
+    """A parser whose help opens with its sentence, and ends with an example."""
+
+    def __init__(self, **options: Any) -> None:
+        # Each option makes a formatter, and one without a width loads shutil to ask for the terminal's.
+        formatter = partial(argparse.RawDescriptionHelpFormatter, width=80)
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
     def format_help(self) -> str:
         """Return the help: the description stands before the usage."""
@@ -26,6 +33,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise Wrong."""
         raise Wrong(self, message)
+
+
+class Program(Parser):
+    """The parser of a program, which has commands; they are a default of it, under that name."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(prog=prog, description=description, epilog=epilog)
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
+        self._commands = self.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+        self.set_defaults(commands=self._commands.choices)
+
+    def add(self, name: str, help_: str, example: str, description: str = "") -> Parser:
+        """Add a command."""
+        epilog = f"example:\n  {example}"
+        return self._commands.add_parser(name, help=help_, description=description or help_, epilog=epilog)
 
 
 class Wrong(Exception):
@@ -39,7 +61,7 @@ class Wrong(Exception):
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str], first: str) -> argparse.Namespace:
     """Return the parsed command line; what is wrong with it ends in SystemExit(2), as with argparse.
 
-    The parser has its commands as a default, under that name. `first` is told to who gives none: which
+    `first` is told to who gives none: which
     command shows what. Raises OSError where nothing can be written.
     """
     try:

@@ -28,7 +28,7 @@ ONLY = {name: set[str]() for name in ("errors", "model", "text", "clock", "threa
     "credentials": {"readers"},
     "consistency": {"readers", "toml"},
     "mirror": {"model"},
-    "usage": {"text"},
+    "usage": {"__init__", "text"},
     "lastline": {"text"},
     "ctl": {"__init__", "text", "usage", "lastline"},
 }

@@ -18,7 +18,7 @@ import stamina.instrumentation
 from loguru import logger
 from msgspec import structs
 
-from syncd import __version__, text, threads, typed, usage, web
+from syncd import text, threads, typed, usage, web
 from syncd.billetweb.client import tell_retry
 from syncd.config import Config, load
 from syncd.database import engine
@@ -36,14 +36,6 @@ EXIT_CODES = """exit codes:
   78  bad configuration, or no credentials; `check --online`, `setup`: they are refused
   130 interrupted, with nothing done
 """
-EXAMPLES = {
-    "run": "syncd run --config config.toml",
-    "once": "syncd once --full",
-    "check": "syncd check --online",
-    "setup": "syncd setup --user 12345 --key-file - --attendees none < key.txt",
-    "demo": "syncd demo --events 20",
-}
-"""An example line for each command."""
 EXIT_OF: dict[type[SyncdError], int] = {ConfigError: 78, StoreError: 69, AlreadyRunning: 75}
 TOKEN_CHARACTERS = 16
 """A token has at least 16 characters: 64 bits as hexadecimal digits."""
@@ -87,42 +79,32 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return usage.parse(parser(), argv, "`syncd demo` shows what it does, and needs no key")
 
 
-def parser() -> usage.Parser:
+def parser() -> usage.Program:
     """Return the parser of `syncd`'s arguments."""
-    top = usage.Parser(
-        prog="syncd",
-        description="Mirrors a Billetweb account into a SQL database, every 15 minutes, by itself.",
-        epilog=f"{EXIT_CODES}\nexample:\n  {EXAMPLES['check']}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    top = usage.Program(
+        "syncd",
+        "Mirrors a Billetweb account into a SQL database, every 15 minutes, by itself.",
+        f"{EXIT_CODES}\nexample:\n  syncd check --online",
     )
-    top.add_argument("--version", action="version", version=f"syncd {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    top.set_defaults(commands=commands.choices)
-
-    def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
-        """Add a command; its help ends with an example."""
-        return commands.add_parser(
-            name,
-            help=help_,
-            description=description or help_,
-            epilog=f"example:\n  {EXAMPLES[name]}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    run = add("run", "Run the daemon, in the foreground (systemd starts this).")
+    run = top.add(
+        "run", "Run the daemon, in the foreground (systemd starts this).", "syncd run --config config.toml"
+    )
     run.set_defaults(command=_run)
-    once = add("once", "Carry one run out, without the daemon: for cron and first imports.")
+    once = top.add(
+        "once", "Carry one run out, without the daemon: for cron and first imports.", "syncd once --full"
+    )
     once.add_argument("--full", action="store_true", help="reread everything")
     once.add_argument("--quiet", action="store_true", help="print nothing where all went well, for cron")
     once.set_defaults(command=_once)
-    check = add("check", "Tell every problem of the configuration and the database.")
+    check = top.add(
+        "check", "Tell every problem of the configuration and the database.", "syncd check --online"
+    )
     check.add_argument("--online", action="store_true", help="also ask Billetweb once, with the credentials")
     check.set_defaults(command=_check)
-    setup = add(
+    setup = top.add(
         "setup",
         "Ask for account and key, try them, write configuration and key.",
+        "syncd setup --user 12345 --key-file - --attendees none < key.txt",
         "Asks for the account number and the API key, tries them, and writes the configuration and the\n"
         "key's file. Every answer may be an option instead; nothing is overwritten unasked.",
     )
@@ -135,7 +117,8 @@ def parser() -> usage.Parser:
             metavar="FILE",
             help=f"the configuration (default: $SYNCD_CONFIG, else {typed.USUAL})",
         )
-    demo = add("demo", "Try it: the real daemon against a built-in Billetweb stand-in; needs no key.")
+    help_ = "Try it: the real daemon against a built-in Billetweb stand-in; needs no key."
+    demo = top.add("demo", help_, "syncd demo --events 20")
     demo.add_argument("--dir", type=Path, help="where to keep its files (default: a folder that is removed)")
     help_ = "time between runs (default: 10s)"
     demo.add_argument("--interval", type=_duration, default="10s", metavar="DUR", help=help_)

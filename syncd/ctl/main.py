@@ -16,15 +16,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
-from syncd import __version__, text, usage
+from syncd import text, usage
 from syncd.ctl import http, panel, tables
 from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, config_option, unit_at
 from syncd.text import write
 
 TYPE_CHECKING = False  # importing typing would cost a tenth of the start
 if TYPE_CHECKING:
-    from typing import Any
-
     from syncd.text import Json
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
@@ -39,18 +37,6 @@ EXIT_BAD = 1
 EXIT_GAVE_UP = 5
 EXIT_INTERRUPTED = 130
 FIRST = "`syncctl status` shows what the daemon does and how it fares"
-EXAMPLES = {
-    "status": "syncctl status --check || echo 'syncd needs a look'",
-    "run-now": "syncctl run-now --event 900003 --timeout 5m",
-    "history": "syncctl history -n 5",
-    "events": "syncctl events --free",
-    "webhooks": "syncctl webhooks retry --endpoint site",
-    "accept": "syncctl accept --event 900003",
-    "page": "syncctl page --port 8080",
-    "metrics": "syncctl metrics --textfile /var/lib/prometheus/node-exporter/syncd.prom",
-}
-"""An example line for each command that is more than its name."""
-
 EPILOG = """\
 exit codes:
   0  done
@@ -126,25 +112,18 @@ def advice(socket: str) -> str:
     return f"Start it with `{start}`, or name its socket: --socket or $SYNCD_SOCKET."
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> usage.Program:
     """Return the parser; `function` of its result executes the command and returns the exit code."""
-    options: Any = {
-        # Each option makes a formatter, and one without a width loads shutil to ask for the terminal's.
-        "formatter_class": partial(argparse.RawDescriptionHelpFormatter, width=80),
-        "allow_abbrev": False,
-    }
-    description = "Ask the syncd daemon how it fares, and for what it can do."
-    parser = usage.Parser(prog="syncctl", description=description, epilog=EPILOG, **options)
-    parser.add_argument("--version", action="version", version=f"syncctl {__version__}")
+    parser = usage.Program("syncctl", "Ask the syncd daemon how it fares, and for what it can do.", EPILOG)
     socket_help = f"the daemon's socket, else $SYNCD_SOCKET, else {DEFAULT_SOCKET}"
     parser.add_argument("--socket", metavar="PATH", help=socket_help)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parser.set_defaults(json=False, commands=commands.choices)
+    parser.set_defaults(json=False)
 
-    def add(name: str, function: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
-        """Add a command with its help and the common options."""
-        epilog = f"example:\n  {EXAMPLES.get(name, f'syncctl {name}')}"
-        command = commands.add_parser(name, help=help_, description=help_, epilog=epilog, **options)
+    def add(
+        name: str, function: Callable[[argparse.Namespace], int], help_: str, example: str = ""
+    ) -> argparse.ArgumentParser:
+        """Add a command with its help and the common options. `example` stands behind its name."""
+        command = parser.add(name, help_, f"syncctl {name} {example}".rstrip())
         # Without SUPPRESS the default would overwrite a --socket given before the command.
         command.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=socket_help)
         if function not in (metrics, watch):
@@ -155,35 +134,37 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function, command=name)
         return command
 
-    command = add("status", status, "Show what the daemon does and how it fares.")
+    help_ = "Show what the daemon does and how it fares."
+    command = add("status", status, help_, "--check || echo 'syncd needs a look'")
     command.add_argument("--check", action="store_true", help="exit 1 unless health is ok")
-    command = add("run-now", run_now, "Ask for a run that begins after this request, and wait for its end.")
+    help_ = "Ask for a run that begins after this request, and wait for its end."
+    command = add("run-now", run_now, help_, "--event 900003 --timeout 5m")
     help_ = "reread everything (this is no consent to anything)"
     command.add_argument("--full", action="store_true", help=help_)
     _take_events(command, "only this event; may be repeated")
     command.add_argument("--join", action="store_true", help="accept a run in progress instead of a new one")
     _take_patience(command)
-    _take_limit(add("history", history, "Show the latest runs, newest first."))
-    _take_kinds(add("events", events, "Show live events and the places left."))
+    _take_limit(add("history", history, "Show the latest runs, newest first.", "-n 5"))
+    _take_kinds(add("events", events, "Show live events and the places left.", "--free"))
     add("watch", watch, "Show all that live: health, the run in progress, latest runs, places left.")
     add("doubts", doubts, "Show what is absent upstream and not believed gone yet, and what that waits for.")
     add("publish", publish, "Show the site's own tables that are kept true, and how that goes.")
     help_ = "Show what is still to be told to endpoints of webhooks, or was given up; `retry` sends it again."
-    _take_deliveries(add("webhooks", webhooks, help_))
+    _take_deliveries(add("webhooks", webhooks, help_, "retry --endpoint site"))
     help_ = "Say that what is absent is gone: a run lets it vanish unless it is back; waits for its end."
-    command = add("accept", accept, help_)
+    command = add("accept", accept, help_, "--event 900003")
     _take_events(command, "only this event, and what is absent inside it; may be repeated")
     _take_patience(command)
     add("pause", change_state, "Start no more scheduled runs, also after a restart.")
     add("resume", change_state, "Start scheduled runs again.")
     add("reload", change_state, "Read the configuration again.")
-    command = add(
-        "metrics", metrics, "Print metrics as Prometheus text, for node_exporter's textfile collector."
-    )
+    help_ = "Print metrics as Prometheus text, for node_exporter's textfile collector."
+    example = "--textfile /var/lib/prometheus/node-exporter/syncd.prom"
+    command = add("metrics", metrics, help_, example)
     help_ = "write it to this file, which is replaced as a whole, instead of stdout"
     command.add_argument("--textfile", metavar="PATH", help=help_)
     help_ = "Show the daemon's page on a port of this machine, until Ctrl-C; prints its address."
-    command = add("page", page, help_)
+    command = add("page", page, help_, "--port 8080")
     help_ = "the port of 127.0.0.1; one that is free if not given"
     port = partial(_number, most=65_535, what="port")
     command.add_argument("--port", metavar="N", type=port, default=0, help=help_)
