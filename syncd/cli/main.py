@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text.any_alphabet()
     redact = Redactor()
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
+        arguments = parser().parse(sys.argv[1:] if argv is None else argv)
     except OSError as error:  # of a help or a version
         _complain([f"cannot write the answer: {error.strerror}"], redact)
         return 1
@@ -74,17 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line. Wrong usage raises SystemExit(2) and prints a suggestion."""
-    return usage.parse(parser(), argv, "`syncd demo` shows what it does, and needs no key")
-
-
 def parser() -> usage.Program:
     """Return the parser of `syncd`'s arguments."""
     top = usage.Program(
         "syncd",
         "Mirrors a Billetweb account into a SQL database, every 15 minutes, by itself.",
         f"{EXIT_CODES}\nexample:\n  syncd check --online",
+        first="`syncd demo` shows what it does, and needs no key",
     )
     run = top.add(
         "run", "Run the daemon, in the foreground (systemd starts this).", "syncd run --config config.toml"

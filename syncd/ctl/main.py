@@ -36,7 +36,6 @@ EXIT_OK = 0
 EXIT_BAD = 1
 EXIT_GAVE_UP = 5
 EXIT_INTERRUPTED = 130
-FIRST = "`syncctl status` shows what the daemon does and how it fares"
 EPILOG = """\
 exit codes:
   0  done
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line, `socket` filled in."""
-    args = usage.parse(build_parser(), sys.argv[1:] if argv is None else argv, FIRST)
+    args = build_parser().parse(sys.argv[1:] if argv is None else argv)
     args.socket = args.socket or os.environ.get("SYNCD_SOCKET") or DEFAULT_SOCKET
     return args
 
@@ -114,7 +113,12 @@ def advice(socket: str) -> str:
 
 def build_parser() -> usage.Program:
     """Return the parser; `function` of its result executes the command and returns the exit code."""
-    parser = usage.Program("syncctl", "Ask the syncd daemon how it fares, and for what it can do.", EPILOG)
+    parser = usage.Program(
+        "syncctl",
+        "Ask the syncd daemon how it fares, and for what it can do.",
+        EPILOG,
+        first="`syncctl status` shows what the daemon does and how it fares",
+    )
     socket_help = f"the daemon's socket, else $SYNCD_SOCKET, else {DEFAULT_SOCKET}"
     parser.add_argument("--socket", metavar="PATH", help=socket_help)
     parser.set_defaults(json=False)

@@ -32,7 +32,7 @@ from support.variants import mostly_slow
 
 from syncd import __version__, typed
 from syncd.__main__ import main as whole_program
-from syncd.cli.main import main, parse, parser
+from syncd.cli.main import main, parser
 from syncd.database.engine import Database, masked
 from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
 
@@ -700,7 +700,7 @@ def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Cap
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [*parser().get_default("commands"), None])
+@pytest.mark.parametrize("command", [*parser().commands, None])
 def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys: Capsys) -> None:
     """Every help opens with a sentence and ends with a line to copy, which is a command line that parses."""
     with pytest.raises(SystemExit, match=r"^0$"):
@@ -711,7 +711,7 @@ def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys
     program, word, *options = shlex.split(lines[-1].partition("<")[0])
     assert program == "syncd"
     assert word == (command or "check")
-    parse([word, *options])
+    parser().parse([word, *options])
 
 
 @pytest.mark.sqlite_only("about files")

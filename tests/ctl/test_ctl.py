@@ -541,7 +541,7 @@ def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Cap
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [*ctl.build_parser().get_default("commands"), None])
+@pytest.mark.parametrize("command", [*ctl.build_parser().commands, None])
 def test_a_help_leaves_its_reader_without_an_example(command: str | None, capsys: Capsys) -> None:
     """Every help opens with a sentence and ends with a line to copy, which is a command line that parses."""
     with pytest.raises(SystemExit, match=r"^0$"):
