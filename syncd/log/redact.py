@@ -58,7 +58,7 @@ class Redactor:
         self._held = re.compile("|".join("".join(map(_any_spelling, secret)) for secret in ordered))
 
     def __call__(self, text: str) -> str:
-        """Give back the text without its secrets."""
+        """Return the text without its secrets."""
         if self._held is not None:
             text = self._held.sub(_MASK, text)
         for shape, replacement in _SHAPES:
@@ -67,13 +67,13 @@ class Redactor:
 
 
 def of_basic_auth(user: str, key: str) -> list[str]:
-    """Give back a key and what HTTP's Basic scheme makes of it, as someone may repeat it: without padding."""
+    """Return a key and what HTTP's Basic scheme makes of it, as someone may repeat it: without padding."""
     tokens = [b64encode(text.encode()).decode().rstrip("=") for text in (f"{user}:{key}", key)]
     return [key, *tokens, *(token.translate(_IN_ADDRESSES) for token in tokens)]
 
 
 def _any_spelling(character: str) -> str:
-    """Give back a pattern for one character: bare, percent-encoded or after a backslash."""
+    """Return a pattern for one character: bare, percent-encoded or after a backslash."""
     quoted = quote(character, safe="", errors="replace")
     if quoted == character:  # letters, digits and _.-~ are never quoted: the pattern stays a fast literal
         return re.escape(character)

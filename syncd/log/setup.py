@@ -89,7 +89,7 @@ def configure(
 
 
 def message_id(event: str) -> str:
-    """Give back the journal's MESSAGE_ID for an event name: the same 32 hexadecimal digits for ever."""
+    """Return the journal's MESSAGE_ID for an event name: the same 32 hexadecimal digits for ever."""
     return uuid5(_EVENTS, event).hex
 
 
@@ -129,7 +129,7 @@ class _Bridge(logging.Handler):
 
 
 def _bridged_level(number: int) -> str:
-    """Give back loguru's level for one of the standard library: lowered by one step below WARNING."""
+    """Return loguru's level for one of the standard library: lowered by one step below WARNING."""
     for least, name in ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "DEBUG")):
         if number >= least:
             return name
@@ -137,7 +137,7 @@ def _bridged_level(number: int) -> str:
 
 
 def _stdlib_level(threshold: int) -> int:
-    """Give back the root logger's level below which nothing can pass loguru's threshold."""
+    """Return the root logger's level below which nothing can pass loguru's threshold."""
     if threshold <= logger.level("TRACE").no:
         return logging.DEBUG
     return logging.INFO if threshold <= logger.level("DEBUG").no else logging.WARNING
@@ -159,11 +159,11 @@ class _Sink(ABC):
         """Write the record; `traceback` is empty or its exception's."""
 
     def _shown(self, text: str, most: int = LONGEST) -> str:
-        """Give back a text without secrets and with nothing that commands a terminal or goes on for ever."""
+        """Return a text without secrets and with nothing that commands a terminal or goes on for ever."""
         return harmless(self._redact(text), most)
 
     def _message(self, record: "loguru.Record", traceback: str) -> str:
-        """Give back the message, and the traceback on the lines after it."""
+        """Return the message, and the traceback on the lines after it."""
         message = self._shown(record["message"].rstrip())
         return f"{message}\n{self._shown(traceback, _LONGEST_TRACEBACK)}".rstrip()
 
@@ -282,12 +282,12 @@ def _close_when_read(channel: socket.socket) -> None:
 
 
 def _bound(record: "loguru.Record") -> Iterator[tuple[str, object]]:
-    """Give back the bound fields that have a value."""
+    """Return the bound fields that have a value."""
     return ((key, value) for key, value in record["extra"].items() if value is not None)
 
 
 def _text(value: object) -> str:
-    """Give back the value as text, or what kept it from being one."""
+    """Return the value as text, or what kept it from being one."""
     try:
         return str(value)
     except Exception as error:  # noqa: BLE001 - a field that cannot be printed must not end a run
@@ -295,7 +295,7 @@ def _text(value: object) -> str:
 
 
 def _priority(number: int) -> int:
-    """Give back the syslog priority of a loguru level, as in syslog(3)."""
+    """Return the syslog priority of a loguru level, as in syslog(3)."""
     for least, priority in ((50, 2), (40, 3), (30, 4), (20, 6)):
         if number >= least:
             return priority
@@ -303,12 +303,12 @@ def _priority(number: int) -> int:
 
 
 def _journal_name(key: str) -> str:
-    """Give back a field name that the journal takes: at most 64 of A-Z, 0-9 and the underscore."""
+    """Return a field name that the journal takes: at most 64 of A-Z, 0-9 and the underscore."""
     return re.sub(r"[^A-Z0-9_]", "_", f"SYNCD_{key.upper()}")[:64]
 
 
 def _datagram(fields: dict[str, str]) -> bytes:
-    """Give back the fields in the journal's native form; values of several lines carry their length."""
+    """Return the fields in the journal's native form; values of several lines carry their length."""
     parts = []
     for name, value in fields.items():
         data = value.encode(errors="backslashreplace")
