@@ -32,6 +32,10 @@ NARROWEST = 8
 """A text shortened to less tells nothing."""
 MARKS = {"ok": "✓+", "degraded": "!!", "failing": "✗x", "partial": "!!", "failed": "✗x", "cancelled": "–-"}
 """The mark of each health and outcome, and the same in ASCII."""
+COLOURS = {"ok": "green", "degraded": "yellow", "partial": "yellow", "cancelled": "yellow"}
+COLOURS |= {"failing": "red", "failed": "red"}
+NEARLY_FULL = 0.1
+"""An event with at most this share of its places left is marked: the last ones sell fast."""
 LONGEST = 4000
 """So many characters of a text from outside fill a screen; two dozen such values fit a journal's datagram."""
 _HARMFUL = re.compile(
@@ -42,7 +46,6 @@ _HARMFUL = re.compile(
 )
 EVENT_NAME = "[A-Za-z0-9][A-Za-z0-9._~-]{0,199}"
 _DURATION = r"(?:([0-9]{1,7})d)?(?:([0-9]{1,7})h)?(?:([0-9]{1,7})m)?(?:([0-9]{1,7})s)?"
-_COLOURS = {"ok": 32, "degraded": 33, "partial": 33, "cancelled": 33, "failing": 31, "failed": 31}
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -195,9 +198,10 @@ def write(output: str) -> None:
 
 def paint(word: str, shown: str = "") -> str:
     """Return a word for health or outcome, or what is `shown` for it, coloured where stdout is a terminal."""
-    if word not in _COLOURS or not takes_colour(sys.stdout):
+    if word not in COLOURS or not takes_colour(sys.stdout):
         return shown or word
-    return f"\x1b[{_COLOURS[word]}m{shown or word}\x1b[0m"
+    code = {"red": 31, "green": 32, "yellow": 33}[COLOURS[word]]
+    return f"\x1b[{code}m{shown or word}\x1b[0m"
 
 
 def takes_colour(stream: TextIO | None) -> bool:

@@ -35,8 +35,6 @@ RUNS_SHOWN = 12
 """Three hours at the usual interval, and no longer than a screen."""
 EVENTS_SHOWN = 300
 """More than a person looks through; each takes 1 KiB of a page that is loaded again and again."""
-FEW = 0.1
-"""An event with at most this share of its places left is marked: the last ones sell fast."""
 MAX_FORM_BYTES = 4096
 """The form has one field, a token of 43 letters."""
 Decoded = dict[str, Any]
@@ -221,5 +219,5 @@ def _places(event: Decoded) -> Places:
         return Places("unknown", "unknown")
     if not total or total < left:
         return Places("full", "full", 100) if event["is_full"] else Places("some", f"{left} left")
-    kind = "full" if event["is_full"] else "few" if left <= FEW * total else "some"
+    kind = "full" if event["is_full"] else "few" if left <= text.NEARLY_FULL * total else "some"
     return Places(kind, f"{left} of {total} left", round(100 * (total - left) / total, 1))

@@ -16,6 +16,7 @@ from rich.text import Text
 from syncd import text
 from syncd.ctl import panel
 from syncd.ctl.seen import Seen
+from syncd.text import COLOURS, NEARLY_FULL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ FRAME, NAMED = 4, 14
 BARRED = 90
 """From this width on, there is room for a bar of the places taken, of this length."""
 BAR = 20
-NEARLY = 0.1
-"""The share of places left below which an event is nearly full."""
-COLOURS = {"ok": "green", "degraded": "yellow", "failing": "red"}
-COLOURS |= {"partial": "yellow", "failed": "red", "cancelled": "yellow"}
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
 
@@ -221,7 +218,7 @@ class _Drawing:
         left, total = text.places_left(event), event["places_total"]
         if isinstance(left, str):
             return Text(left, "bold red" if left == "full" else "dim", justify="right")
-        return Text(str(left), "yellow" if total and left <= total * NEARLY else "", justify="right")
+        return Text(str(left), "yellow" if total and left <= total * NEARLY_FULL else "", justify="right")
 
     def taken(self, event: Json) -> Text:
         """Return a bar of the places taken."""
