@@ -164,11 +164,8 @@ def _render(context: Json, now: datetime) -> str:
 
     def coarse(instant: str) -> str:
         """Return how long ago an instant is, in one unit: it is in many rows, which should change seldom."""
-        age_s = max((now - datetime.fromisoformat(instant)).total_seconds(), 0.0)
-        for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-            if age_s >= size:
-                return f"{age_s // size:.0f} {unit} ago"
-        return "just now"
+        age_s = (now - datetime.fromisoformat(instant)).total_seconds()
+        return "just now" if age_s < 60 else f"{text.format_duration(age_s, units=1)} ago"  # noqa: PLR2004 - a minute
 
     events: list[Decoded] = context.get("events", [])  # type: ignore[assignment]
     shown = {"runs": [], "doubts": [], "targets": []} | context
