@@ -70,12 +70,14 @@ def follow_nothing(_connection: Connection, _writing: "Writing", _changes: Seque
 class Writing(Struct, frozen=True):
     """For which run rows are written, when, and what follows from them in the same transaction.
 
-    `counts`: the number of rows by kind of change, valid if the transaction is committed.
+    `ext_ids`: those of the listed events, which may not be written yet. `counts`: the number of rows by kind
+    of change, valid if the transaction is committed.
     """
 
     run_id: int
     at: datetime
     follow: Follow = follow_nothing
+    ext_ids: Mapping[str, str | None] = {}
     counts: Counts = field(default_factory=Counts)
 
 

@@ -41,7 +41,7 @@ class Outbox:
         if of_events := [change for change in changes if change.table == EVENTS]:
             self._follow_events(connection, writing.at, of_events)
         if of_people := [change for change in changes if change.table == ATTENDEES]:
-            self._follow_orders(connection, writing.at, of_people)
+            self._follow_orders(connection, writing, of_people)
 
     def doubted(self, connection: Connection, at: datetime, doubt: Doubt) -> None:
         """Record that something is doubted."""
@@ -71,13 +71,13 @@ class Outbox:
             ),
         )
 
-    def _follow_orders(self, connection: Connection, at: datetime, changes: Sequence[Change]) -> None:
+    def _follow_orders(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
         news = _orders(changes)
         if not news:
             return
         order_ids, event_ids = map(set, zip(*news, strict=True))
         found = attendees.orders(connection, order_ids, event_ids)
-        ext_ids = rows.ext_ids(connection, event_ids)
+        ext_ids = {**rows.ext_ids(connection, event_ids), **writing.ext_ids}
         told = []
         for key, (paid, refunded, held) in news.items():
             if order := found.get(key):
@@ -86,7 +86,7 @@ class Outbox:
                 kinds = ["order.paid"] if held and order.paid <= paid else []
                 kinds += ["order.refunded"] if refunded else []
                 told += [(kind, key[1], ext_ids.get(key[1]), data) for kind in kinds]
-        self._put(connection, at, told)
+        self._put(connection, writing.at, told)
 
     def _put(
         self, connection: Connection, at: datetime, told: Iterable[tuple[str, str, object, object]]

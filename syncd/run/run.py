@@ -58,6 +58,8 @@ class _Run:
         """Execute the steps in order; see the module."""
         self._work.report.advance("listing")
         listed = (await listing.read(self._work)).records
+        ext_ids = {key: event.ext_id for key, event in listed.items()}
+        self._work = structs.replace(self._work, ext_ids=ext_ids)
         await self._know()
         await listing.resolve(self._work, listed)
         wanted = listing.named(self._work, listed, self._absent)

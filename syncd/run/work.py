@@ -1,6 +1,6 @@
 """What a run works with; passed to each of its steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
@@ -29,7 +29,8 @@ class Work(Struct, frozen=True, kw_only=True):
     """One run's surroundings.
 
     `full_asked`: somebody asked for a full run, however long it takes. `follow` is called with changes, in
-    their transaction; `doubted` with a new doubt, in the transaction that records it.
+    their transaction; `doubted` with a new doubt, in the transaction that records it. `ext_ids`: those of
+    the listed events.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Work(Struct, frozen=True, kw_only=True):
     full_asked: bool = False
     follow: Follow = follow_nothing
     doubted: OnDoubt
+    ext_ids: Mapping[str, str | None] = {}
 
     async def write(
         self,
@@ -62,7 +64,7 @@ class Work(Struct, frozen=True, kw_only=True):
             """Repeat it if its transaction was lost, then count and log."""
             while True:
                 written.clear()
-                writing = Writing(self.run.id, self.clock.now(), follow)
+                writing = Writing(self.run.id, self.clock.now(), follow, self.ext_ids)
                 with suppress(TransactionLost):  # by a table of the site's, which is skipped from then on
                     result = await self.database.write(query, writing, *args, **kwargs)
                     break

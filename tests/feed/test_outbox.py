@@ -133,6 +133,24 @@ def test_an_order_is_told_to_nobody(rig: Rig, standin: StandIn) -> None:
     assert len(told(rig, "order.paid")) == len(paid)
 
 
+def test_the_first_order_of_an_event_is_told_only_to_who_named_its_id(rig: Rig, standin: StandIn) -> None:
+    """Whoever names an event by its slug is told of an order that is found before the event itself is."""
+    concert = standin.events.pop(CONCERT)
+    rig.run()
+    endpoint = structs.replace(rig.config.webhooks[0], events=("a-concert",))
+    configure(rig, structs.replace(rig.config, webhooks=(endpoint,)))
+    concert.row["ext_id"] = "a-concert"
+    standin.events[CONCERT] = concert
+    standin.sell(CONCERT)
+    rig.run()
+    assert paid_in(rig) == [CONCERT]
+    concert.row["ext_id"], endpoint = "renamed", structs.replace(endpoint, events=("renamed",))
+    configure(rig, structs.replace(rig.config, webhooks=(endpoint,)))
+    standin.sell(CONCERT)
+    rig.run()
+    assert paid_in(rig) == [CONCERT, CONCERT]
+
+
 def pauses_the_import(rig: Rig) -> fault.Fault:
     """Return what answers after the time that a run gives the import."""
 
