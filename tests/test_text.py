@@ -1,6 +1,8 @@
 """What people read and write: durations, times, tables and the control API's answers in words."""
 
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -257,14 +259,32 @@ def test_an_event_that_is_over_or_hidden_passes_for_one_on_sale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "named"), [("Europe/Paris", "Europe/Paris"), (":UTC", "UTC"), ("a\x1bb", "a\\x1bb")]
+    ("environ", "named"),
+    [
+        ("Europe/Paris", "Europe/Paris"),
+        (":Europe/Paris", "Europe/Paris"),
+        (":UTC", "UTC"),
+        ("CET-1", "CET"),
+        ("Europe/Pariss", "UTC"),
+        ("Europe", "UTC"),
+        ("a\x1bb", "UTC"),
+    ],
 )
 def test_a_zone_is_not_named(monkeypatch: pytest.MonkeyPatch, environ: str, named: str) -> None:
-    """The zone of shown times is that of $TZ, else the machine's."""
+    """The zone of shown times is that of $TZ, else the machine's; where $TZ names none, it is UTC."""
     monkeypatch.setenv("TZ", environ)
+    time.tzset()
     assert text.zone() == named
     monkeypatch.delenv("TZ")
     assert text.zone()
+
+
+def test_a_zone_drives_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A zone's own file may have any name."""
+    path = tmp_path / "a\x1bb"
+    path.write_bytes((Path(text.ZONES) / "Europe/Paris").read_bytes())
+    monkeypatch.setenv("TZ", str(path))
+    assert text.zone() == f"{tmp_path}/a\\x1bb"
 
 
 @pytest.mark.parametrize(

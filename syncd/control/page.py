@@ -177,7 +177,7 @@ def _render(context: Json, now: datetime) -> str:
         script=Markup(_part("page.js")),  # noqa: S704 - ours
         since=functools.partial(text.away, now=now),
         coarse=coarse,
-        zone=now.astimezone().tzname(),
+        zone=text.zone(),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -300,6 +301,16 @@ def test_what_there_is_none_of_is_told() -> None:
     for word in ("Doubted", "Published", "Webhooks", "Files", "cannot be read"):
         assert word not in read.text
     assert "Events None yet." in read.text
+
+
+@pytest.mark.parametrize(("environ", "named"), [("Europe/Paris", "Europe/Paris"), ("Europe/Pariss", "UTC")])
+@pytest.mark.usefixtures("paris")
+def test_a_zone_is_named_that_is_not_used(monkeypatch: pytest.MonkeyPatch, environ: str, named: str) -> None:
+    """Where no script adapts the times, the page names their zone."""
+    monkeypatch.setenv("TZ", environ)
+    time.tzset()
+    read, _ = got(Shown())
+    assert f"Times are in {named}." in read.text
 
 
 def test_parked_webhooks_are_not_told() -> None:
