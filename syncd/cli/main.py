@@ -237,8 +237,8 @@ def _configured(config: Config, redact: Redactor) -> Config:
     _log(config, redact)
     if _is_open_to_all(config):
         logger.bind(event="config.open_to_all").warning(
-            "every user of this machine may read {}, which holds a password or an address that is as good as"
-            " one; `chmod o= {}` ends that",
+            "every user of this machine may read {}, which holds a password, or an address that may be as"
+            " good as one; `chmod o= {}` ends that",
             config.path,
             config.path,
         )
@@ -257,7 +257,7 @@ def _is_open_to_all(config: Config) -> bool:
         may_reach = all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
     except OSError:  # gone since it was read
         return False
-    return bool(may_read and may_reach) and any([config.heartbeat.url, *passwords])
+    return bool(may_read and may_reach) and any([config.heartbeat.url, *passwords, *_tokens(config)])
 
 
 def _log(config: Config, redact: Redactor, to: TextIO | None = None) -> None:
@@ -274,13 +274,18 @@ def secrets(config: Config) -> list[str]:
     passwords = [password for url in urls for password in engine.secrets(url)]
     signing = [secret.value for some in config.webhook_secrets.values() for secret in some]
     signing += [secret.removeprefix("whsec_") for secret in signing]
-    pings = config.heartbeat.url or ""
-    # httpx spells hosts and ports its own way, so the part after them is also hidden alone.
-    targets = [_AFTER_HOST.sub("", url) for url in (pings, *(each.url for each in config.webhooks))]
-    # A shorter one holds no token, and would cut other addresses to pieces.
-    targets = [target for target in targets if len(target) >= TOKEN_CHARACTERS]
     credentials = of_basic_auth(config.billetweb.user, config.key.value)
-    return [*credentials, *passwords, pings, *signing, *targets]
+    return [*credentials, *passwords, config.heartbeat.url or "", *signing, *_tokens(config)]
+
+
+def _tokens(config: Config) -> list[str]:
+    """Return what may be a token in the addresses of heartbeat and webhooks: the part after the host.
+
+    A shorter one holds none, and hiding it would cut other addresses to pieces. httpx spells hosts and ports
+    its own way, so this part is also hidden alone.
+    """
+    urls = [config.heartbeat.url or "", *(each.url for each in config.webhooks)]
+    return [told for url in urls if len(told := _AFTER_HOST.sub("", url)) >= TOKEN_CHARACTERS]
 
 
 def _complain(problems: Sequence[str], redact: Redactor) -> None:

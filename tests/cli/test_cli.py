@@ -28,6 +28,7 @@ from support.processes import (
     write_config,
 )
 from support.real_databases import query, url_at
+from support.receiver import SECRET
 from support.variants import mostly_slow
 
 from syncd import __version__, typed
@@ -165,6 +166,29 @@ def test_password_of_a_credential_counts_as_one_in_the_configuration(home: Path,
     assert "chmod" not in capsys.readouterr().err
 
 
+@pytest.mark.sqlite_only("about URLs of its own")
+@pytest.mark.parametrize(
+    ("address", "is_told"),
+    [
+        ("https://hooks.example.org/services/T0/B0/canary", True),
+        ("https://example.org/?to=canary-0123456789", True),
+        ("https://example.org/api/revalidate", False),
+    ],
+)
+def test_token_of_a_webhook_lies_open_to_all(home: Path, capsys: Capsys, address: str, is_told: bool) -> None:
+    """So does an address of a webhook that is long enough to hold a token; one's path alone is none."""
+    path = write_config(home, "http://127.0.0.1:9", WITHOUT)
+    (home / "secret").touch(mode=0o600)
+    (home / "secret").write_text(SECRET)
+    with path.open("a") as file:
+        file.write(f'[[webhooks]]\nname = "a"\nurl = "{address}"\nsecret_file = "secret"\non = ["doubt"]\n')
+    open_to_all(path)
+    main(["check", "--config", str(path)])
+    told = capsys.readouterr().err
+    assert told.count(f"`chmod o= {path}`") == is_told
+    assert "canary" not in told
+
+
 @pytest.mark.sqlite_only("about what is said of credentials")
 def test_credential_that_the_unit_does_not_load_passes_for_one(
     home: Path, base_url: str, capsys: Capsys
@@ -176,7 +200,7 @@ def test_credential_that_the_unit_does_not_load_passes_for_one(
     (home / "credentials").mkdir()
     said = {
         "database-url": f"sqlite:///{home}/a.db",
-        "webhook-site": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        "webhook-site": SECRET,
     }
     for name, text in said.items():
         (home / "credentials" / name).touch(mode=0o600)
