@@ -9,9 +9,11 @@ name that resolves to 127.0.0.1 (DNS rebinding) is refused.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import re
 import secrets
+import socket
 import socketserver
 import sys
 import threading
@@ -33,6 +35,8 @@ BROWSER_SILENCE_S = 30.0
 """A browser keeps connections open for later; if one is closed, it opens another."""
 MOST_AT_ONCE = 64
 """A browser opens half a dozen connections; other users of the machine must not fill its memory."""
+HANGING_UP_S = 1.0
+"""A thread ends at once when its connection does, unless the machine is very busy."""
 WELCOME = """\
 <!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>syncd</title>
 <meta http-equiv="refresh" content="0;url={path}"><p><a href="{path}">To the page</a></p></html>
@@ -44,6 +48,7 @@ class Bridge(socketserver.ThreadingTCPServer):
     """Listens on a port of 127.0.0.1, 0 for any that is free; `serve_forever` answers. Raises OSError."""
 
     allow_reuse_address = True  # else a port stays unusable for a minute after each use
+    request_queue_size = MOST_AT_ONCE  # whoever finds the usual five places taken tries again after a second
     daemon_threads = True  # a stream in progress must not prevent the end of the program
 
     def __init__(self, path: str, port: int = 0) -> None:
@@ -52,15 +57,38 @@ class Bridge(socketserver.ThreadingTCPServer):
         self.folder = f"/{secrets.token_urlsafe(16)}/"
         self.cookie = secrets.token_urlsafe(32)
         self._token = secrets.token_urlsafe(32)
-        self._spending = threading.Lock()
+        self._spending, self._listening = threading.Lock(), threading.Lock()
+        self._silent: dict[socket.socket, threading.Thread] = {}  # the oldest first
         self.address = f"http://{HOST}:{self.server_address[1]}/?token={self._token}"
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Answer in a thread of its own, unless there are too many."""
+        """Answer in a thread of its own; of too many, the one that is silent for longest makes room."""
+        if threading.active_count() > MOST_AT_ONCE:
+            self._hang_up()
         if threading.active_count() > MOST_AT_ONCE:
             self.shutdown_request(request)  # type: ignore[arg-type]
         else:
             super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def _hang_up(self) -> None:
+        """End the connection that is longest without a whole request, and wait for its thread."""
+        with self._listening:
+            oldest = next(iter(self._silent.items()), None)
+        if oldest:
+            self.heard(oldest[0])
+            with contextlib.suppress(OSError):  # it went by itself
+                oldest[0].shutdown(socket.SHUT_RDWR)
+            oldest[1].join(HANGING_UP_S)
+
+    def accepted(self, connection: socket.socket) -> None:
+        """Note that this thread waits for a request."""
+        with self._listening:
+            self._silent[connection] = threading.current_thread()
+
+    def heard(self, connection: socket.socket) -> None:
+        """Note that nobody waits for a request of this connection any more."""
+        with self._listening:
+            self._silent.pop(connection, None)
 
     def spend(self, token: str) -> bool:
         """Return whether this is the token, used for the first time."""
@@ -81,8 +109,17 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "syncctl", ""
     timeout = BROWSER_SILENCE_S
 
+    def setup(self) -> None:
+        super().setup()
+        self.server.accepted(self.connection)
+
+    def finish(self) -> None:
+        self.server.heard(self.connection)
+        super().finish()
+
     def _answer(self) -> None:
         """Refuse, or exchange the token for the cookie, or ask the daemon."""
+        self.server.heard(self.connection)
         path, folder = urlsplit(self.path), self.server.folder
         tokens = parse_qs(path.query).get("token", []) if path.path == "/" else []
         if not OUR_NAMES.fullmatch(self.headers.get("Host", "").lower()):

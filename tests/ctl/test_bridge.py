@@ -264,14 +264,19 @@ def test_a_browser_that_leaves_is_complained_of(bridge: Bridge, daemon: Daemon, 
 
 @pytest.mark.slow("many connections")
 def test_another_user_fills_the_memory(bridge: Bridge, daemon: Daemon) -> None:
-    """Of those who connect and say nothing only so many are waited for; there is room again when they go."""
+    """Of those who connect and ask nothing only so many are waited for; the oldest make room for others."""
     path, cookie = visit(bridge)
     address = "127.0.0.1", bridge.server_address[1]
     with contextlib.ExitStack() as stack:
-        for _ in range(3 * MOST_AT_ONCE):
+        some = [
             stack.enter_context(socket.create_connection(address, PATIENCE_S))
-        last = stack.enter_context(socket.create_connection(address, PATIENCE_S))
-        assert last.recv(1) == b""  # hung up on
+            for _ in range(3 * MOST_AT_ONCE)
+        ]
+        assert some[0].recv(1) == b""  # hung up on
+        assert threading.active_count() <= MOST_AT_ONCE + 1
+        some[-1].sendall(b"GET / HTTP/1.1\r\nHost: ")  # and no more
+        for _ in range(MOST_AT_ONCE + 1):
+            assert got(bridge, path, cookie).status == 200
         assert threading.active_count() <= MOST_AT_ONCE + 1
     eventually(lambda: threading.active_count() < MOST_AT_ONCE)
     assert got(bridge, path, cookie).status == 200
