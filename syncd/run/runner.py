@@ -126,7 +126,7 @@ class Runner:
                 f"{len(named)} events are named, and a run takes {MOST_EVENTS}:"
                 " name fewer, or none to have all read"
             )
-        if named and len(named | queued) > MOST_EVENTS:
+        if len(named | queued) > MOST_EVENTS:
             raise TooManyEvents(
                 f"the queued run has {count(len(queued), 'event')} to read, and a run takes {MOST_EVENTS}:"
                 " ask again once it has begun, or name none to have all read"
