@@ -119,7 +119,6 @@ class Billetweb:
     def succeed(self, before: "Billetweb") -> None:
         """Continue from the client of earlier settings, but retry a key that was refused to it."""
         self.statuses = before.statuses  # the same counter: a run in progress still counts there
-        self.ahead = before.ahead
         self.is_noted = before.is_noted
         self.take_over(before.quiet)
         self.reset()
