@@ -337,6 +337,34 @@ def test_a_step_soon_after_a_reload_takes_nothing_off_the_wait() -> None:
     assert at_s(there.fired) == [403]
 
 
+def test_many_short_sleeps_put_no_run_off() -> None:
+    """Where a machine sleeps for some seconds again and again, a run is late by the last of them at most."""
+    with world() as there:
+
+        def plan(_: Schedule) -> None:
+            for number in range(100):
+                there.at(TICK_S * number + 4, lambda: there.suspend(9))
+
+        schedule = live(there, 500, meanwhile=plan)
+    (seen,) = there.fired
+    assert INTERVAL_S <= seen.boot_s <= INTERVAL_S + TICK_S + 9
+    assert (schedule.missed, schedule.clock_jumps) == (0, 0)
+
+
+def test_a_step_after_many_small_ones_puts_no_run_off() -> None:
+    """However far steps too small to count moved the next run, after one that does it is an interval away."""
+    with world() as there:
+
+        def plan(_: Schedule) -> None:
+            for number in range(60):
+                there.at(TICK_S * number + 4, lambda: there.step(-9))
+            there.at(304, lambda: there.step(3600))
+
+        schedule = live(there, 1250, meanwhile=plan)
+    assert at_s(there.fired) == [305 + INTERVAL_S]
+    assert (schedule.missed, schedule.clock_jumps) == (0, 1)
+
+
 def test_a_suspend_is_told_and_is_no_step_of_the_clock(told: list["loguru.Record"]) -> None:
     """The log says for how long the machine slept, so that a hole in the history explains itself."""
     with world() as there:
