@@ -802,6 +802,47 @@ def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standi
     settled(rig)
 
 
+@pytest.mark.parametrize("gone", mostly_slow([False, True], "they differ in why it was parked"))
+def test_an_endpoint_that_is_back_waits_as_one_that_failed_long(
+    rig: Rig, receiver: Receiver, standin: StandIn, gone: bool
+) -> None:
+    """What was parked is sent at once to an endpoint that is back, and if it fails again after 5 s."""
+    receiver.answers = [BUSY, BUSY, Answer(410) if gone else BUSY, BUSY]
+    sell(rig, standin)
+    for attempt, wait_s in enumerate((5, 30), 1):
+        got(rig, receiver, attempt)
+        later(rig, wait_s)
+    got(rig, receiver, 3)
+    config, site = rig.config, rig.config.webhooks[0]
+    configure(rig, structs.replace(config, webhooks=()))
+    configure(rig, structs.replace(config, webhooks=(structs.replace(site, url=receiver.url + "/new"),)))
+    rig.until(lambda: endpoints(rig)[0].state.failed == 1)
+    later(rig, 4)
+    settled(rig, pending=1)
+    assert len(receiver.got) == 4
+    later(rig, 1)
+    settled(rig)
+    assert len(receiver.got) == 5
+
+
+def test_a_delivery_waits_by_a_clock_that_was_put_right(
+    rig: Rig, receiver: Receiver, standin: StandIn
+) -> None:
+    """When the clock is stepped, what is due by it is sent within a minute, though nothing else happens."""
+    receiver.answers = [Answer(429, {"Retry-After": "7200"})]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    clock = rig.clock
+    assert isinstance(clock, ByHand)
+    assert clock._at
+    rig.until(lambda: clock.sleepers > 0)
+    clock._at += timedelta(hours=2)
+    clock.now_s += 60
+    got(rig, receiver, 2)
+    settled(rig)
+
+
 def test_an_endpoint_under_another_name_loses_deliveries(
     rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
 ) -> None:

@@ -13,12 +13,18 @@ from syncd.config import TOLD, Config, Secret, WebhookConfig
 
 
 class ByHand(WaitedFor):
-    """A time that passes only when a test says so."""
+    """A time that passes only when a test says so; so many `sleepers` wait for it."""
+
+    sleepers = 0
 
     async def sleep(self, seconds: float) -> None:
         until = self.now_s + seconds
-        while self.now_s < until:  # noqa: ASYNC110 - a test, from another thread, moves it
-            await asyncio.sleep(0.002)
+        self.sleepers += 1
+        try:
+            while self.now_s < until:  # noqa: ASYNC110 - a test, from another thread, moves it
+                await asyncio.sleep(0.002)
+        finally:
+            self.sleepers -= 1
 
 
 def telling(config: Config, receiver: Receiver, **settings: Any) -> Config:
