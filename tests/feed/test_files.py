@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PosixPath
+from threading import Thread
 
 import pytest
 from conftest import LogLines
@@ -93,18 +94,24 @@ def test_the_umask_shuts_the_web_server_out(feed: FeedConfig, umask: None, mode:
     assert stat.S_IMODE(feed.path.stat().st_mode) == mode
 
 
-def test_a_killed_process_spoils_the_file(feed: FeedConfig) -> None:
-    """One killed between writing and renaming leaves the old file, and the next clears up after it."""
+@pytest.mark.parametrize(("step", "mode"), [("os.fchmod", 0o600), ("Path.replace", 0o644)])
+def test_a_killed_process_spoils_the_file(feed: FeedConfig, step: str, mode: int) -> None:
+    """One killed between writing and renaming leaves the old file, and the next clears up after it.
+
+    Until the new one is whole nobody else can open it, whatever the umask.
+    """
     replace(feed.path, b"old", 0o644)
     code = (
         "import os, signal, sys; from pathlib import Path; from syncd.feed.files import replace\n"
-        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.umask(0)\n"
         "replace(Path(sys.argv[1]), b'new', 0o644)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(feed.path)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert feed.path.read_bytes() == b"old"
     assert left_beside(feed.path) == [".events.json.new"]
+    assert stat.S_IMODE((feed.path.parent / ".events.json.new").stat().st_mode) == mode
     assert replace(feed.path, b"newer", 0o644)
     assert feed.path.read_bytes() == b"newer"
     assert left_beside(feed.path) == []
@@ -151,6 +158,27 @@ def test_something_else_is_replaced(feed: FeedConfig, kind: str) -> None:
         replace(feed.path, b"new", 0o644)
     assert state(feed.path) == before
     assert left_beside(feed.path) == []
+
+
+def test_a_pipe_that_comes_in_between_is_waited_for(feed: FeedConfig) -> None:
+    """Whoever puts a pipe in the file's place as it is looked at holds nobody up, and has it replaced."""
+
+    class Swapped(PosixPath):
+        """A path at which somebody puts a pipe as soon as it was looked at."""
+
+        def lstat(self) -> os.stat_result:
+            found = super().lstat()
+            self.unlink()
+            os.mkfifo(self)
+            return found
+
+    replace(feed.path, b"same", 0o644)
+    done = list[bool]()
+    writing = Thread(target=lambda: done.append(replace(Swapped(feed.path), b"same", 0o644)), daemon=True)
+    writing.start()
+    writing.join(30)
+    assert done == [True]
+    assert feed.path.read_bytes() == b"same"
 
 
 def test_a_full_disk_takes_the_old_file_with_it(feed: FeedConfig, log_lines: LogLines) -> None:
