@@ -260,6 +260,25 @@ def test_turns_never_count_as_a_full_run(minute: Config, standin: StandIn) -> No
         mirrors(rig, standin)
 
 
+def test_turns_count_as_a_full_run_while_who_sold_waits(minute: Config, standin: StandIn) -> None:
+    """Though all had their turn: while news waits to be read, not all was read."""
+    with rig_on(minute) as rig:
+        while rig.query(rows.figures, NEVER).read < 6:
+            rig.run()
+        for _ in range(9):
+            for event_id in (FESTIVAL, OUTING, WEEKEND):
+                standin.sell(event_id)
+            before = rig.account.facts.last_full_at
+            rig.run()
+            assert rig.account.facts.pace
+            assert rig.account.facts.pace.waiting > 0
+            assert rig.account.facts.last_full_at == before
+        for _ in range(9):
+            rig.run()
+        assert rig.account.facts.last_full_at
+        assert rig.account.facts.last_full_at != before
+
+
 def test_a_full_run_that_cannot_end_is_not_told(
     make_config: MakeConfig, standin: StandIn, log_lines: LogLines
 ) -> None:
