@@ -80,8 +80,7 @@ def _vanish(connection: Connection, writing: Writing, event_id: str | None, gone
         rows.write(connection, writing, changes)
         absences.forget_events(connection, found[EVENTS])
         return
-    people = found.pop(ATTENDEES, set()) & rows.present_attendees(connection, event_id)
-    changes = vanished(ATTENDEES, event_id, people, writing.at)
+    changes = vanished(ATTENDEES, event_id, found.pop(ATTENDEES, ()), writing.at)
     rows.write(connection, writing, changes)
     if found:
         plan = plan_vanished(rows.of_event(connection, event_id), found, writing.at)

@@ -337,6 +337,20 @@ def test_rows_of_another_event_stay_there(full: Rig, standin: StandIn) -> None:
     assert held(full) == served(standin, full=True)
 
 
+def test_somebody_who_moved_to_another_event_is_taken_for_gone(full: Rig, standin: StandIn) -> None:
+    """Who is absent from an event for good, and in the same run is found in another, stays there."""
+    moved = first_of(standin, FESTIVAL)
+    row = standin.attendees(FESTIVAL).pop(moved)
+    full.run(full=True)
+    standin.attendees(CONCERT)[moved] = row
+    standin.requests.clear()
+    run = full.run(full=True)
+    whole = [path for path, query in read(standin) if query == WHOLE]
+    assert whole.index(f"/event/{FESTIVAL}/attendees") < whole.index(f"/event/{CONCERT}/attendees")
+    assert run.counts.vanished == 0
+    assert held(full)[moved].event_id == CONCERT
+
+
 def test_half_an_event_is_written(full: Rig, standin: StandIn) -> None:
     """An event whose figures cannot be used keeps its attendees too: they commit together."""
     before = full.dump(FESTIVAL)
