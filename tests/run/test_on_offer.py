@@ -158,6 +158,21 @@ def test_an_edit_of_an_old_series_waits_for_its_turn(
         assert rig.sql("SELECT name, count(*) FROM billetweb_events GROUP BY name") == [("Another name", 6)]
 
 
+def test_an_old_series_is_never_read_where_the_others_take_all(
+    make_config: MakeConfig, standin: StandIn, instant_retries: None
+) -> None:
+    """Where those with a date leave no request over, one without is read besides in every run, in turn."""
+    for event_id in (OUTING, CONCERT):
+        undate(standin, event_id, online="1")
+    with rig_on(make_config(billetweb__concurrency=1, billetweb__requests_per_minute=10)) as rig:
+        rig.run("manual", full=True)
+        read = [read_in(rig, standin)[4:] for _ in range(4)]
+        pace = rig.account.facts.pace
+    assert read == [[OUTING], [CONCERT]] * 2
+    assert pace
+    assert pace.cost == pace.budget.share
+
+
 @pytest.mark.slow("many runs")
 def test_old_series_make_an_account_take_turns(make_config: MakeConfig, instant_retries: None) -> None:
     """25 events without a date keep no other from being read in every run, and get what is left."""

@@ -242,6 +242,33 @@ def test_a_failed_increment_fails_the_run(large: Rig, standin: StandIn) -> None:
     assert turn(large, standin)[1][0] == CONCERT
 
 
+def test_an_event_that_is_over_is_noted_for_ever(large: Rig, standin: StandIn) -> None:
+    """One that ended after its last read, and is no longer live, is not marked to be read."""
+    over = large.clock.now() - large.config.sync.keep_past - timedelta(days=1)
+    standin.events[CONCERT].row.update(start=str(over)[:19], end=str(over)[:19])
+    before = over - timedelta(days=1)
+    large.run()
+    large.sql("UPDATE billetweb_events SET availability_at = ? WHERE id = ?", str(before)[:19], CONCERT)
+    _, read = turn(large, standin)
+    assert CONCERT not in read
+    assert (
+        large.sql("SELECT due_at FROM syncd_reads WHERE event_id = ? AND due_at IS NOT NULL", CONCERT) == []
+    )
+
+
+def test_no_run_that_takes_turns_claims_to_be_full(
+    minute: Config, standin: StandIn, log_lines: LogLines
+) -> None:
+    """However long ago all was read: not even one that fails before it knows how much there is to read."""
+    with rig_on(minute) as rig:
+        rig.run()
+        log_lines.clear()
+        standin.fail("/events", fault.status(404))
+        run = rig.run()
+    assert (run.outcome, run.full) == ("failed", False)
+    assert "in full" not in log_lines.of("run.started")[0]["message"]
+
+
 def test_a_run_by_hand_takes_turns(large: Rig, standin: StandIn) -> None:
     """A full run that somebody asked for reads everything."""
     standin.requests.clear()
