@@ -13,7 +13,7 @@ from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
 from support import faults as fault
 from support.events import CONCERT, FESTIVAL, WORKSHOP, kinds
 from support.faults import with_rows
-from support.people import WHOLE, check_in, delete_attendee, first_of, held, read, served
+from support.people import WHOLE, check_in, delete_attendee, first_of, held, overlap, read, served
 from support.processes import eventually
 from support.real_databases import url_at
 from support.variants import mostly_slow
@@ -85,6 +85,7 @@ def test_an_answer_that_is_too_large_stops_the_import(
     assert [query for query in spans if "last_update" not in query] == spans[-1:]
     unbounded = [query for query in spans if "to" not in query]
     assert spans[: len(unbounded)] == unbounded  # till one was small enough
+    assert overlap(spans)
 
 
 def test_an_import_that_was_cut_starts_again(people: Rig, standin: StandIn, config: Config) -> None:
@@ -377,13 +378,28 @@ def test_a_limited_key_mirrors_nobody(people: Rig, standin: StandIn, config: Con
     assert (run.outcome, run.counts.inserted) == ("ok", 1)
     assert held(people) == served(standin, full=is_full)
     assert len(read(standin)) == len(standin.events)
-    assert all("last_update" in query for _, query in read(standin))
+    sinces = [datetime.fromtimestamp(int(query["last_update"]), UTC) for _, query in read(standin)]
+    assert all(timedelta(minutes=10) < datetime.now(UTC) - since < timedelta(minutes=12) for since in sinces)
 
 
+def test_a_clock_that_was_ahead_hides_sales_from_a_limited_key(
+    people: Rig, standin: StandIn, config: Config
+) -> None:
+    """An event that was read in the future is read whole."""
+    standin.restricted = True
+    people.run()
+    people.sql("UPDATE syncd_reads SET attendees_at = ?", "2999-01-01 00:00:00.000000")
+    standin.sell(WORKSHOP)
+    assert people.run().outcome == "ok"
+    assert held(people) == served(standin, full=config.sync.attendees == "full")
+
+
+@pytest.mark.parametrize("limited", [False, True])
 def test_clock_that_is_fast_loses_sales(
-    make_config: MakeConfig, standin: StandIn, instant_retries: None
+    make_config: MakeConfig, standin: StandIn, instant_retries: None, limited: bool
 ) -> None:
     """By how much this clock is ahead of Billetweb's, by so much earlier increments begin."""
+    standin.restricted = limited
     fast = WaitedFor()
     fast.now_s = 20 * 60.0
     with rig_on(make_config(billetweb__concurrency=1, sync__attendees="minimal"), fast) as rig:

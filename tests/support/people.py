@@ -38,6 +38,13 @@ def read(standin: StandIn) -> list[tuple[str, dict[str, str]]]:
     return [(each.path, each.query) for each in standin.requests if each.path.endswith("/attendees")]
 
 
+def overlap(asked: list[dict[str, str]]) -> bool:
+    """Return whether spans of time that were asked for overlap by ten minutes where one follows another."""
+    sinces = [int(query["last_update"]) for query in asked if "last_update" in query]
+    borders = [int(query["to"]) for query in asked if "to" in query]
+    return bool(borders) and all(any(abs(to - since - 600) <= 1 for since in sinces) for to in borders)
+
+
 def first_of(standin: StandIn, event_id: str) -> str:
     return next(iter(standin.attendees(event_id)))
 
