@@ -1,11 +1,14 @@
 """One run after another on an account that lives: what is read, written, believed and left alone."""
 
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, mirrors, rig_on
+from sqlalchemy import Engine
+from sqlalchemy.event import listen, remove
 from support import faults as fault
 from support.events import CONCERT, FESTIVAL, HOUR_S, OPEN_DAY, OUTING, WEEKEND, WORKSHOP, asked, kinds
 from support.faults import with_rows
@@ -13,7 +16,7 @@ from support.real_databases import allow, held_up, refuse
 
 from syncd.database import schema
 from syncd.model import MAX_ERRORS
-from syncd.standin.server import StandIn
+from syncd.standin.server import StandIn, serving
 from syncd.standin.world import PARIS, WALL, StandInEvent, number
 
 MIRRORED = ("billetweb_events", "billetweb_gauges", "billetweb_tickets", "billetweb_sessions")
@@ -313,6 +316,29 @@ def test_a_large_account_is_held_in_memory_at_once(make_config: MakeConfig, stan
         standin.heal()
         assert rig.wait(run).outcome == "ok"
         mirrors(rig, standin)
+
+
+def test_a_row_moves_between_an_events_plan_and_its_rows(
+    make_config: MakeConfig, instant_retries: None
+) -> None:
+    """However many events are in work, each is planned and written before another one is."""
+    standin, steps = StandIn(events=20), list[str]()
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO billetweb_events"):
+            steps.append("written")
+        elif re.search(r"FROM billetweb_events\s+WHERE billetweb_events\.id = ", statement):
+            steps.append("planned")
+
+    with serving(standin) as url:
+        config = make_config(billetweb__base_url=url, billetweb__concurrency=16)
+        with rig_on(config) as rig:
+            listen(Engine, "before_cursor_execute", note)
+            try:
+                assert rig.run().synced == 20
+            finally:
+                remove(Engine, "before_cursor_execute", note)
+    assert steps == ["planned", "written"] * 20
 
 
 def test_the_loop_waits_for_a_slow_database(rig: Rig, standin: StandIn) -> None:
