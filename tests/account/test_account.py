@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import LogLines, MakeConfig, Rig, WaitedFor, mirrors, rig_on
@@ -816,6 +817,29 @@ def test_a_reload_during_a_run_forgets_what_the_run_meets(
         clock.now_s += rest_s
         assert rig.run().outcome == "ok"
         assert rig.sql("SELECT name FROM syncd_state WHERE name = 'quiet'") == []
+
+
+def test_a_rest_is_on_record_after_its_end(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what requests at the same time find out the latest is noted last, however long a note takes."""
+    with rig_on(make_config()) as rig:
+        database, now, steps = rig.account.database, rig.clock.now(), list[str]()
+        write = database.write
+
+        async def written(query: Any, *values: Any) -> Any:
+            steps.append("begun")
+            found = await write(query, *values)
+            steps.append("done")
+            return found
+
+        async def note() -> None:
+            """Note that a rest begins, and at the same time that it is over."""
+            rest = Quiet(kind="rate_limited", since=now, until=now + timedelta(hours=1))
+            await asyncio.gather(*map(rig.account.client._on_quiet, (rest, None)))  # type: ignore[arg-type]
+
+        monkeypatch.setattr(database, "write", written)
+        rig.portal.call(note)
+        assert steps == ["begun", "done"] * 2
+        assert rig.query(state.get, state.QUIET, Quiet) is None
 
 
 # --- no state in memory: refused and limited keys
