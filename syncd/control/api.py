@@ -46,6 +46,9 @@ KEEP_ALIVE_S = 5.0
 
 EventName = Annotated[str, Meta(extra_json_schema={"pattern": f"^{EVENT_NAME}$"})]
 """An event's id or ext_id; described by this pattern, but refused with its own message."""
+Number = Annotated[int, Meta(ge=1, le=MAX_RUNS, description=f"a whole number from 1 to {MAX_RUNS}")]
+"""How many of something are shown."""
+Flag = Annotated[Literal[0, 1], Meta(description="0 or 1")]
 
 
 class RunRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,27 +75,27 @@ class RetryRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class RunQuery(Struct, frozen=True):
     """The parameters of `GET /v1/runs/{id}`."""
 
-    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 0
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT_S, description=f"from 0 to {MAX_WAIT_S:g} seconds")] = 0
 
 
 class RunsQuery(Struct, frozen=True):
     """The parameters of `GET /v1/runs`."""
 
-    limit: Annotated[int, Meta(ge=1, le=MAX_RUNS)] = 20
+    limit: Number = 20
     before: RunId | UnsetType = UNSET
 
 
 class EventsQuery(Struct, frozen=True):
     """The parameters of `GET /v1/events`."""
 
-    all: Literal[0, 1] = 0
+    all: Flag = 0
 
 
 class DeliveriesQuery(Struct, frozen=True):
     """The parameters of `GET /v1/webhooks`."""
 
-    limit: Annotated[int, Meta(ge=1, le=MAX_RUNS)] = 100
-    all: Literal[0, 1] = 0
+    limit: Number = 100
+    all: Flag = 0
 
 
 def application(

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Struct, structs
 from starlette.requests import ClientDisconnect, Request
 
 from syncd.model import Peer
 from syncd.text import names_an_event
 from syncd.threads import in_own_thread
 
-B = TypeVar("B")
+B = TypeVar("B", bound=Struct)
 MAX_BODY_BYTES = 64 * 1024  # some thousand ids; nobody types more
 NAME_WITHIN_S = 1.0  # of a user; if the machine that keeps the names is away, the number must do
-RunId = Annotated[int, msgspec.Meta(ge=1 - 2**63, le=2**63 - 1)]  # as databases have them
+RunId = Annotated[int, msgspec.Meta(ge=1 - 2**63, le=2**63 - 1, description="the number of a run")]
+"""As large as databases have them."""
 
 
 class Refusal(Exception):  # an answer, not a fault
@@ -69,11 +71,18 @@ def check_ids(events: Sequence[str]) -> None:
 
 
 def query(request: Request, kind: type[B]) -> B:
-    """Return the record that a request's parameters are."""
-    try:
-        return msgspec.convert(dict(request.query_params), kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise Refusal(400, "bad_request", f"a parameter does not fit: {error}") from error
+    """Return the record that a request's parameters are; what fits one is told by its description."""
+    given: dict[str, object] = {}
+    for parameter in structs.fields(kind):
+        if parameter.name in request.query_params:
+            text = request.query_params[parameter.name]
+            try:
+                given[parameter.name] = msgspec.convert(text, parameter.type, strict=False)
+            except msgspec.ValidationError as error:
+                _, records = msgspec.json.schema_components([kind])
+                fits = records[kind.__name__]["properties"][parameter.name]["description"]
+                raise Refusal(400, "bad_request", f"{parameter.name}: {fits}") from error
+    return kind(**given)
 
 
 def run_id(given: str) -> int | None:

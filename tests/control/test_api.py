@@ -169,6 +169,22 @@ def test_a_wait_has_bounds(path: Path, query: str, waited_s: float | None) -> No
         assert (answer.json()["id"], waits) == (42, [("wait", 42, waited_s)])
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("/v1/runs?limit=many", "limit: a whole number from 1 to 1000"),
+        ("/v1/runs?limit=1&before=", "before: the number of a run"),
+        ("/v1/runs/42?wait=61", "wait: from 0 to 60 seconds"),
+        ("/v1/webhooks?limit=0", "limit: a whole number from 1 to 1000"),
+        ("/v1/events?all=yes", "all: 0 or 1"),
+    ],
+)
+def test_a_refused_parameter_is_told_in_the_words_of_a_library(path: Path, target: str, told: str) -> None:
+    """Whoever typed it reads which parameter it is and what fits."""
+    (answer,) = answers(path, Stub(), ("GET", target))
+    assert answer.json() == {"error": {"code": "bad_request", "message": told}}
+
+
 @pytest.mark.parametrize(("query", "ended_too"), [("", False), ("?all=0", False), ("?all=1", True)])
 def test_ended_events_come_only_when_asked_for(path: Path, query: str, ended_too: bool) -> None:
     """`all=1` adds the ended events, `all=0` is the default, and anything else is refused."""
