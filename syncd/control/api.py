@@ -162,12 +162,13 @@ class _Routes:
         return run
 
     async def _waited(self, run: Run, seconds: float = 0) -> None:
-        """Wait for a run's end, unless too many do; if it is over, for what follows it: tables and files."""
-        if run.state == "done":
-            seconds = max(seconds, FOLLOWED_WITHIN_S)
-        if seconds and not self._waiting.locked():
+        """Wait for a run's end, unless too many do; then, if it is over, for what follows: tables, files."""
+        if not self._waiting.locked():
             async with self._waiting:
-                await self._account.runner.wait(run, seconds)
+                if seconds:
+                    await self._account.runner.wait(run, seconds)
+                if run.state == "done":
+                    await self._account.runner.wait(run, FOLLOWED_WITHIN_S)
 
     @described(
         "Say that what is absent is gone: a run lets it vanish, of these events alone or of all.",
