@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
 LOOK_EVERY_S = 1  # how often to ask how far a run is; its end is answered at once
-PAUSE_S = 0.1  # so as not to flood a daemon that lets nobody wait, because too many do
+PAUSE_S = 0.1  # how soon to ask again a daemon that lets nobody wait, because too many do
 
 SYSTEMD = "/run/systemd/system"  # exists if systemd runs the machine (sd_booted(3))
 SYSTEMCTL_WITHIN_S = 2.0  # it answers at once, or systemd has a problem
@@ -397,8 +397,11 @@ def wait_for(path: str, run: Json, deadline: float) -> Json:
 
     try:
         with last_line(told) if text.can_be_drawn_on(sys.stderr) else contextlib.nullcontext():
-            while (run := look(path, run["id"], deadline))["state"] != "done":
-                time.sleep(PAUSE_S)
+            soonest = 0.0
+            while run["state"] != "done":
+                time.sleep(max(soonest - time.monotonic(), 0))
+                soonest = time.monotonic() + PAUSE_S
+                run = look(path, run["id"], deadline)
     except KeyboardInterrupt:
         raise Failure(EXIT_INTERRUPTED, "interrupted", f"Stopped waiting. {_goes_on(run['id'])}") from None
     return run
