@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 import threading
 import time
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 REFRESH_S = 0.25
 """How often the line is drawn: often enough to show every second of a wait."""
 ERASED = "\r\x1b[2K"
+
+
+def erase() -> None:
+    """Leave nothing on the last line, at the end of a program that has no time for more."""
+    with contextlib.suppress(OSError):
+        if text.can_be_drawn_on(sys.stderr):
+            _write(ERASED)
+
+
+def _write(shown: str) -> None:
+    """Write to the terminal, unless it stands still, as behind Ctrl-S or a dead connection: a run goes on."""
+    if select.select([], [sys.stderr], [], 0)[1]:
+        sys.stderr.write(shown)
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -76,8 +91,10 @@ class _Line(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return sys.stderr.fileno()  # the log waits a moment for one that stands still
+
     def _put(self, above: str, line: str) -> None:
         with self._lock:
             self._shown = line
-            sys.stderr.write(f"{ERASED}{above}{line}")
-            sys.stderr.flush()
+            _write(f"{ERASED}{above}{line}")

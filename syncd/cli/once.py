@@ -17,6 +17,7 @@ from syncd.config import Config
 from syncd.daemon.signals import STOP_WITHIN_S
 from syncd.errors import AlreadyRunning
 from syncd.feed.heartbeat import ping
+from syncd.lastline import erase
 from syncd.log.redact import Redactor
 from syncd.model import Run
 
@@ -88,4 +89,5 @@ class _Stop:
 
     def _give_up(self, why: str) -> None:
         logger.bind(event="cut").error("ending at once: {}", why)  # an error, for --quiet
+        erase()
         os._exit(1)

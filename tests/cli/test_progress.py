@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -87,6 +88,10 @@ class Once:
         if self._ours >= 0:
             os.close(self._ours)
             self._ours = -1
+
+    def press(self, key: bytes) -> None:
+        """Press a key on the terminal."""
+        os.write(self._ours, key)
 
     def shows(self, part: str) -> None:
         """Wait until the bar has shown this."""
@@ -186,6 +191,33 @@ def test_bar_outlives_a_signal(held: Path, number: signal.Signals) -> None:
     assert out.startswith("Run 1 cancelled: 1 event synced")
     assert "run 1 cancelled in" in left[-1]
     assert all(map(LOGGED.match, left))
+
+
+@pytest.mark.slow("a run that is held")
+def test_bar_is_left_where_a_second_signal_ends_the_program(home: Path, held: Path) -> None:
+    """While another program holds the database the first one ends nothing; the prompt has its own line."""
+    with Once(held) as once, contextlib.closing(sqlite3.connect(home / "syncd.db")) as other:
+        once.shows("events 1/2")
+        other.execute("BEGIN IMMEDIATE")
+        once.process.send_signal(signal.SIGINT)
+        once.shows("run 1 cancelled")
+        once.process.send_signal(signal.SIGINT)
+        code, _, left = once.ended()
+    assert code == 1
+    assert "ending at once: a second signal" in left[-1]
+
+
+@pytest.mark.slow("a run that is held")
+def test_run_waits_for_a_terminal_that_stands_still(standin: StandIn, home: Path, held: Path) -> None:
+    """Behind Ctrl-S, or at the other end of a dead connection, nothing is shown, and the run goes on."""
+    with Once(held) as once:
+        once.shows("events 1/2")
+        once.press(b"\x13")
+        standin.heal()
+        with contextlib.closing(sqlite3.connect(home / "syncd.db")) as database:
+            eventually(lambda: database.execute("SELECT outcome FROM syncd_runs").fetchone() == ("ok",))
+        once.press(b"\x11")
+        assert once.ended()[0] == 0
 
 
 @pytest.mark.slow("a run that is held")
