@@ -136,7 +136,7 @@ def to_decimal(value: object) -> Decimal | None:
     amount = Decimal(text).quantize(_LEAST_AMOUNT)
     if abs(amount) >= AMOUNT_BELOW:
         raise UnfitError
-    return Decimal(f"{amount.normalize():f}")
+    return Decimal(f"{amount.normalize() + 0:f}")  # which is no longer -0, as a database has none
 
 
 def to_instant(value: object) -> datetime | None:

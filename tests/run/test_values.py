@@ -159,10 +159,10 @@ def test_an_id_of_thousands_of_digits_stops_the_account(rig: Rig, standin: Stand
 def test_an_amount_has_two_forms_in_the_log(rig: Rig, standin: StandIn) -> None:
     """What a change had for new is what the next one has for old, as PHP spells it or as JSON does."""
     ticket = standin.events[CONCERT].tickets[0]
-    for price in ("10", "12.50", 0.0, "100.00"):
+    for price in ("10", "12.50", 0.0, "100.00", "-0.00", "1"):
         ticket["price"] = price
         rig.run()
     query = "SELECT diff FROM syncd_changes WHERE table_name = 'billetweb_tickets' AND row_id = ?"
     diffs = [json.loads(diff) for (diff,) in rig.sql(f"{query} ORDER BY seq", ticket["id"])]
     seen = [diff["price"] for diff in diffs if "price" in diff]
-    assert seen == [[None, "10"], ["10", "12.5"], ["12.5", "0"], ["0", "100"]]
+    assert seen == [[None, "10"], ["10", "12.5"], ["12.5", "0"], ["0", "100"], ["100", "0"], ["0", "1"]]
