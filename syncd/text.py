@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 NOTHING = "-"
-ZONES = "/usr/share/zoneinfo"
+ZONES, THIS_ZONE = "/usr/share/zoneinfo", "/etc/localtime"
 USUAL_WIDTH = 80
 """So many columns has a terminal that nobody made larger."""
 SHORTEST_BAR, LONGEST_BAR = 4, 60
@@ -119,12 +119,13 @@ def ago(instant: str | None, now: datetime, after: str = " ago") -> str:
 def zone() -> str:
     """Return the name of this machine's zone, "Europe/Paris"; where it has none, what it is called now.
 
-    A name in $TZ that is no zone's is not used: times are those of UTC then.
+    A name in $TZ that is no zone's is not used: times are those of UTC then, as they are where it is empty.
     """
-    told = os.environ.get("TZ", "").lstrip(":")
-    if not told:
+    told = os.environ.get("TZ", THIS_ZONE).removeprefix(":")
+    if told == THIS_ZONE:
+        told = ""
         with contextlib.suppress(OSError):
-            told = os.readlink("/etc/localtime").partition("zoneinfo/")[2]  # noqa: PTH115 - pathlib starts slowly
+            told = os.readlink(THIS_ZONE).partition("zoneinfo/")[2]  # noqa: PTH115 - pathlib starts slowly
     elif not os.path.isfile(os.path.join(ZONES, told)):  # noqa: PTH113, PTH118 - pathlib starts slowly
         told = "" if time.timezone or time.daylight else "UTC"
     return plain(told or datetime.now().astimezone().tzname() or "this machine")

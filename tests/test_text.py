@@ -264,6 +264,7 @@ def test_an_event_that_is_over_or_hidden_passes_for_one_on_sale() -> None:
         ("Europe/Paris", "Europe/Paris"),
         (":Europe/Paris", "Europe/Paris"),
         (":UTC", "UTC"),
+        ("", "UTC"),
         ("CET-1", "CET"),
         ("Europe/Pariss", "UTC"),
         ("Europe", "UTC"),
@@ -276,7 +277,10 @@ def test_a_zone_is_not_named(monkeypatch: pytest.MonkeyPatch, environ: str, name
     time.tzset()
     assert text.zone() == named
     monkeypatch.delenv("TZ")
-    assert text.zone()
+    machines = text.zone()
+    assert machines
+    monkeypatch.setenv("TZ", f":{text.THIS_ZONE}")
+    assert text.zone() == machines
 
 
 def test_a_zone_drives_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
