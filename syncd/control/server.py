@@ -90,10 +90,10 @@ class ControlServer:
         self.up.set()
         try:
             await self._ending.wait()
-            await self._end()
         finally:
-            looking.cancel()
+            looking.cancel()  # before the end: a socket made anew meanwhile would let more in
             await asyncio.wait({looking})
+        await self._end()
 
     async def _end(self) -> None:
         """Answer also the peers accepted at the last moment, then close what is still open."""

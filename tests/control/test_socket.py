@@ -6,20 +6,23 @@ import grp
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 from conftest import LogLines
-from support.control_stub import ENDED, Client, Stub, ask, refused, serving
+from support.control_stub import ENDED, Client, Stub, answering, ask, refused, serving
 from support.processes import as_nobody, short_folder
 
 import syncd
 from syncd.control import api
-from syncd.control.server import ControlServer
+from syncd.control.server import ControlServer, socket_obstacle
 from syncd.errors import AlreadyRunning, ConfigError
+from syncd.log.redact import Redactor
 from syncd.model import Progress, Run
 
 
@@ -291,6 +294,37 @@ def test_a_socket_is_gone_with_its_server(path: Path) -> None:
         server.remove()
         server.remove()
         assert not path.exists()
+
+
+def test_a_socket_made_anew_during_a_stop_lets_more_in(
+    path: Path, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that comes while a removed socket is made again waits for that, and removes it."""
+    monkeypatch.setattr("syncd.control.server.LOOK_EVERY_S", 0.01)
+
+    async def main() -> None:
+        server = ControlServer(path, mode=0o600, group=None)
+        serving = asyncio.create_task(server.serve(answering(Stub(), Redactor(), most_waiting=1)))
+        await server.up.wait()
+        loop = asyncio.get_running_loop()
+        begun, stopped = asyncio.Event(), threading.Event()
+
+        def obstacle(*found: Any) -> str | None:
+            loop.call_soon_threadsafe(begun.set)
+            assert stopped.wait(10)
+            return socket_obstacle(*found)
+
+        monkeypatch.setattr("syncd.control.server.socket_obstacle", obstacle)
+        os.unlink(path)  # noqa: PTH108 - not from a thread
+        await begun.wait()
+        server.stop()
+        stopped.set()
+        await serving
+        server.remove()
+
+    asyncio.run(main())
+    assert not path.exists()
+    assert log_lines.of("socket.remade") == []
 
 
 @pytest.mark.parametrize("kind", ["socket", "file", "link to the socket"])
