@@ -112,7 +112,8 @@ class _Drawing:
             parts = wrap(found, max(self.width - NAMED, 1))
             lines += [self.line("" if number else "hint", part) for number, part in enumerate(parts)]
         said = panel.subjects(status, self.now)
-        lines.append(self.line("next run", said["next run"], "" if status["next_run_at"] else "yellow"))
+        is_coming = status["next_run_at"] and not status.get("skipping")
+        lines.append(self.line("next run", said["next run"], "" if is_coming else "yellow"))
         if status["current_run"]:
             lines.append(self.running(status["current_run"]))
         else:
@@ -130,9 +131,7 @@ class _Drawing:
 
     def running(self, run: Json) -> Text:
         """Return the progress of the current run, with a bar, and what it waits for."""
-        line = self.line(
-            "running", f"{text.run_name(run['id'], '#{}')} {run['trigger']}{text.asked_by(run)}: "
-        )
+        line = self.line("running", f"{panel.named(run)}: ")
         progress = run["progress"] or {"phase": "begins", "done": 0, "total": 0}
         took, room = text.ago(run["started_at"], self.now, ""), self.width - FRAME - line.cell_len
         line.append(text.progress_line(progress, took, self.now, room, unicode=self.unicode))

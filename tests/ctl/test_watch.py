@@ -426,6 +426,20 @@ def test_a_paused_daemon_promises_a_run() -> None:
     assert "next run  paused" in shown
 
 
+@pytest.mark.parametrize(
+    ("changes", "stands_out"),
+    [({}, False), ({"skipping": "credentials"}, True), ({"state": "paused", "next_run_at": None}, True)],
+)
+def test_a_run_that_is_skipped_looks_like_one_that_comes(
+    changes: dict[str, Any], *, stands_out: bool
+) -> None:
+    """Where no scheduled run will be carried out its line has another colour."""
+    console = Console(file=io.StringIO(), width=80, height=24, color_system="standard", force_terminal=True)
+    console.print(drawn(a_sight(**changes), NOW, 80, 24, unicode=True))
+    line = next(line for line in console.file.getvalue().splitlines() if "next run" in line)  # type: ignore[attr-defined]
+    assert ("\x1b[33m" in line) == stands_out
+
+
 def test_the_last_event_has_no_room() -> None:
     """Where not all events have room, as many as have are shown, and how many more there are."""
     small, large = lines_of(a_sight(), 80, 24), lines_of(a_sight(), 200, 50)
