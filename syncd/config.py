@@ -76,7 +76,7 @@ class BilletwebConfig(Struct, frozen=True, kw_only=True):
 class SyncConfig(Struct, frozen=True, kw_only=True):
     """When runs happen and what they cover."""
 
-    # How short it may be is an argument of `load`; a long one is for whoever starts each run himself.
+    # How short it may be is an argument of `load`; a long one is for whoever asks for each run by hand.
     interval: Annotated[timedelta, readers.duration, "0s", "3653d"] = timedelta(minutes=15)
     jitter: Annotated[timedelta, readers.duration, "0s", "3653d"] = timedelta(0)
     run_on_start: Annotated[bool, readers.flag] = True

@@ -37,9 +37,10 @@ from syncd.text import EVENT_NAME, harmless
 Reload = Callable[[], Awaitable[StatusAfter]]
 MAX_WAIT_S = 60.0  # proxies close connections that are silent for longer
 MAX_RUNS = 1000  # ten days at the usual interval, half a MiB
-FOLLOWED_WITHIN_S = 2.0
+FOLLOWED_WITHIN_S = 5.0
 """How long an answer that calls a run done waits for what follows the run: whoever reads it looks into the
-site's table next. It mostly takes a tenth of a second, but another program may hold the table."""
+site's table next. It takes a tenth of a second, on a busy machine some; but another program may hold the
+table. Half of what syncctl waits for an answer."""
 KEEP_ALIVE_S = 5.0
 """A progress stream sends a sign of life this often; to syncctl a long silence means a dead daemon."""
 
