@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from syncd.account import record, upkeep
 from syncd.account.record import Ended
 from syncd.account.schedule import Schedule, first_slot
-from syncd.account.status import Facts, State, Status, budget_status, feeds_status
+from syncd.account.status import Facts, State, Status, budget_status
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
@@ -71,7 +71,7 @@ class Account:
         self.database = Database(config.database.url)
         self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
         self.publishing = Publishing(config)
-        self.feeds = Feeds()
+        self.feeds = Feeds(config.feeds)
         self.webhooks = Webhooks(config, self.database, self.clock)
         self.paused: Pause | None = None
         self.runner = Runner(
@@ -169,7 +169,7 @@ class Account:
         self._background.start(self.publishing.examine(self.database))
         if not runs_now:
             self._tidy()
-        if self.publishing.is_late or self.config.feeds:
+        if self.publishing.is_late or self.feeds.configured:
             self.webhooks.hold(EVER)  # what an interrupted run left unwritten is written before it is told
         self.webhooks.start()
         self._background.start(self.webhooks.refresh() if runs_now else self._let_out())
@@ -192,6 +192,7 @@ class Account:
         client = self._new_client(config)
         self.config = config
         self.publishing.configure(config)
+        self.feeds.configured = config.feeds
         examining = self._background.start(self.publishing.examine(self.database))
         self._tidy()
         self._background.start(self._take_stock())
@@ -293,7 +294,7 @@ class Account:
             database=masked(self.database.url),
             publish=self.publishing.status(),
             webhooks=self.webhooks.status(),
-            feeds=feeds_status(self.config.feeds, self.feeds),
+            feeds=self.feeds.status(),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
@@ -363,7 +364,7 @@ class Account:
             follow=self._follow,
             doubted=self.webhooks.outbox.doubted,
         )
-        if self.publishing.is_late or config.feeds:
+        if self.publishing.is_late or self.feeds.configured:
             self.webhooks.hold(self.clock.now())
         await upkeep.retain(self.database, config, self.clock.now())
         await execute(self._at_work)
@@ -419,11 +420,11 @@ class Account:
         now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
         if can_write:
             await self.publishing.settle(self.database, now)
-        can_write &= await self.feeds.follow(self.config.feeds, self.database, now, self.facts.events_unread)
+        can_write &= await self.feeds.follow(self.database, now, self.facts.events_unread)
         # A run in progress, the next run or the next start first writes what was not written now.
         waits = not (self.database.is_open and (self.paused or self.client.refused))  # else no run comes
         if not self.runner.is_stopping and self.runner.current is None and (can_write or not waits):
-            failing = {*self.publishing.failing, *self.feeds.failing(self.config.feeds)}
+            failing = {*self.publishing.failing, *self.feeds.failing}
             self.webhooks.release(since, failing if waits else set())
         await self.webhooks.refresh()
 

@@ -1,7 +1,7 @@
 """What the daemon knows of itself, in memory: status and health never wait for a run or the database."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -9,10 +9,9 @@ from msgspec import Struct, field, structs
 
 from syncd import __version__
 from syncd.account.record import Past
-from syncd.config import FeedConfig
 from syncd.database.rows import Figures, Places, age_s
 from syncd.database.runs import LATEST
-from syncd.feed.files import Feeds
+from syncd.feed.files import FeedsStatus
 from syncd.feed.publish import PublishStatus
 from syncd.feed.webhooks import WebhooksStatus
 from syncd.mirror.agenda import Increment, Pace
@@ -41,19 +40,6 @@ class BudgetStatus(Struct, frozen=True, kw_only=True):
     refresh_s: float
     waiting: int
     increment: Increment
-
-
-class FeedsStatus(Struct, frozen=True, kw_only=True):
-    """How many files are written for others, how many of them failed the last time, and why the first did.
-
-    `written` and `errors`: how often one was written, and could not be, since the daemon started.
-    """
-
-    files: int = 0
-    failing: int = 0
-    error: str | None = None
-    written: int = 0
-    errors: int = 0
 
 
 class Status(Struct, kw_only=True):
@@ -246,18 +232,6 @@ def budget_status(pace: Pace | None, interval: timedelta) -> BudgetStatus | None
         refresh_s=pace.budget.bound(pace.cost, interval).total_seconds(),
         waiting=pace.waiting,
         increment=pace.increment,
-    )
-
-
-def feeds_status(configured: Sequence[FeedConfig], feeds: Feeds) -> FeedsStatus:
-    """Return the state of the configured feeds, from the errors of the last attempts."""
-    failing = [f"{path}: {feeds.errors[path]}" for path in feeds.failing(configured)]
-    return FeedsStatus(
-        files=len(configured),
-        failing=len(failing),
-        error=failing[0] if failing else None,
-        written=feeds.written,
-        errors=feeds.failed,
     )
 
 

@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 
 from syncd.account.account import Account
 from syncd.account.schedule import REASONS
-from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Health, Status
+from syncd.account.status import BudgetStatus, Facts, Health, Status
+from syncd.feed.files import FeedsStatus
 from syncd.feed.publish import TargetState
 from syncd.feed.webhooks import EndpointState
 from syncd.model import UNKNOWN_EVENT, Outcome, Run, Trigger

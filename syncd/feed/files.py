@@ -6,13 +6,14 @@ only if its content changes, so that its modification time shows news.
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 from loguru import logger
+from msgspec import Struct
 from sqlalchemy import Connection
 
 from syncd.config import FeedConfig
@@ -37,13 +38,27 @@ class NotReplaced(Exception):
     """A feed must not replace what is at its path."""
 
 
+class FeedsStatus(Struct, frozen=True, kw_only=True):
+    """How many files are written for others, how many of them failed the last time, and why the first did.
+
+    `written` and `errors`: how often one was written, and could not be, since the daemon started.
+    """
+
+    files: int = 0
+    failing: int = 0
+    error: str | None = None
+    written: int = 0
+    errors: int = 0
+
+
 class Feeds:
-    """The feeds of an account. `errors` holds, by path, why the last write failed.
+    """The `configured` feeds of an account. `errors` holds, by path, why the last write failed.
 
     `written` and `failed` count the writes that succeeded and failed since the daemon started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, configured: Sequence[FeedConfig]) -> None:
+        self.configured = configured
         self.errors: dict[Path, str] = {}
         self.written = 0
         self.failed = 0
@@ -54,28 +69,38 @@ class Feeds:
         """Forget which files were written: their database is lost."""
         self._own.clear()
 
-    def failing(self, configured: Iterable[FeedConfig]) -> list[Path]:
-        """Return which of the configured feeds failed last time."""
-        return [feed.path for feed in configured if feed.path in self.errors]
+    @property
+    def failing(self) -> list[Path]:
+        """Which of the configured feeds failed last time."""
+        return [feed.path for feed in self.configured if feed.path in self.errors]
 
-    async def follow(
-        self, feeds: Sequence[FeedConfig], database: Database, now: datetime, unread: int | None
-    ) -> bool:
+    def status(self) -> FeedsStatus:
+        """Return how many feeds there are, and how they fare."""
+        failing = [f"{path}: {self.errors[path]}" for path in self.failing]
+        return FeedsStatus(
+            files=len(self.configured),
+            failing=len(failing),
+            error=failing[0] if failing else None,
+            written=self.written,
+            errors=self.failed,
+        )
+
+    async def follow(self, database: Database, now: datetime, unread: int | None) -> bool:
         """Update every feed, waiting at most WAIT_S; return whether the mirror's database allowed it.
 
         This happens after a failed run too: an event may be over. A file that another mirror left says more
         than a young mirror could: it stays until this one has read every live event. `unread`: how many live
         events it has never read, None if unknown.
         """
-        if not feeds or not database.is_open:
-            return not feeds
+        if not self.configured or not database.is_open:
+            return not self.configured
         try:
             events, own, given_up = await database.read(_look_up, now)
             self._own |= own
             is_whole = unread is not None and unread <= given_up
             wanted = {
                 feed.path: partial(self.write, feed, events, not is_whole and str(feed.path) not in self._own)
-                for feed in feeds
+                for feed in self.configured
             }
             for path in await self.writing.carry_out(wanted, WAIT_S):
                 self._tell(path, f"it takes longer than {WAIT_S:g} s; runs go on meanwhile")

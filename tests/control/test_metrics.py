@@ -14,9 +14,10 @@ from support.project import METRICS
 
 from syncd import __version__
 from syncd.account.account import Account
-from syncd.account.status import BudgetStatus, Facts, FeedsStatus, Status
+from syncd.account.status import BudgetStatus, Facts, Status
 from syncd.control.metrics import NAME_LENGTH, exposition
 from syncd.database.rows import Places
+from syncd.feed.files import FeedsStatus
 from syncd.feed.publish import PublishStatus, TargetState
 from syncd.feed.webhooks import EndpointState
 from syncd.model import Counts, Peer, Progress, Run, RunError

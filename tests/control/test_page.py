@@ -13,9 +13,10 @@ import pytest
 from support.control_stub import SECRET, Client, Stub, ask, refused
 from support.processes import short_folder
 
-from syncd.account.status import FeedsStatus, Status
+from syncd.account.status import Status
 from syncd.control import page
 from syncd.errors import StoreError
+from syncd.feed.files import FeedsStatus
 from syncd.feed.publish import TargetState
 from syncd.model import Doubt, Json, Progress, Run
 

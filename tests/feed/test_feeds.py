@@ -13,10 +13,10 @@ from msgspec import structs
 from support import faults as fault
 from support.disk import Watched
 
-from syncd.account.status import FeedsStatus
 from syncd.config import Config, FeedConfig
 from syncd.database import rows
 from syncd.feed import files
+from syncd.feed.files import FeedsStatus
 from syncd.feed.rendering import render
 from syncd.model import FeedFormat
 from syncd.standin.server import StandIn

@@ -57,12 +57,12 @@ def state(path: Path) -> tuple[int, ...]:
 
 def test_a_file_is_written_without_news(feed: FeedConfig) -> None:
     """The same content leaves the file as it is, for another process too; other content replaces it."""
-    asyncio.run(Feeds().write(feed, [event()]))
+    asyncio.run(Feeds([]).write(feed, [event()]))
     first, was = feed.path.stat(), state(feed.path)
     for _ in range(2):
-        asyncio.run(Feeds().write(feed, [event()]))
+        asyncio.run(Feeds([]).write(feed, [event()]))
     assert state(feed.path) == was
-    asyncio.run(Feeds().write(feed, [event(is_full=True)]))
+    asyncio.run(Feeds([]).write(feed, [event(is_full=True)]))
     second = feed.path.stat()
     assert second.st_ino != first.st_ino
     assert feed.path.read_bytes() == render("json", [event(is_full=True)])
@@ -71,7 +71,7 @@ def test_a_file_is_written_without_news(feed: FeedConfig) -> None:
 
 def test_what_was_written_and_what_failed_is_counted_wrongly(feed: FeedConfig, tmp_path: Path) -> None:
     """A file is counted when it is replaced, and each failure; one that has no news is neither."""
-    feeds, nowhere = Feeds(), structs.replace(feed, path=tmp_path / "none" / "events.json")
+    feeds, nowhere = Feeds([]), structs.replace(feed, path=tmp_path / "none" / "events.json")
     for shown in (event(), event(), event(is_full=True)):
         for each in (feed, nowhere):
             asyncio.run(feeds.write(each, [shown]))
@@ -80,17 +80,17 @@ def test_what_was_written_and_what_failed_is_counted_wrongly(feed: FeedConfig, t
 
 def test_a_reader_sees_half_a_file(feed: FeedConfig) -> None:
     """Whoever has opened the old file reads it to its end: it is replaced, not overwritten."""
-    asyncio.run(Feeds().write(feed, [event()]))
+    asyncio.run(Feeds([]).write(feed, [event()]))
     with feed.path.open("rb") as reader:
-        asyncio.run(Feeds().write(feed, [event(is_full=True)]))
+        asyncio.run(Feeds([]).write(feed, [event(is_full=True)]))
         assert reader.read() == render("json", [event()])
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664])
 def test_the_umask_shuts_the_web_server_out(feed: FeedConfig, umask: None, mode: int) -> None:
     """The file has the mode that is asked for, whatever the umask, also where only that is new."""
-    asyncio.run(Feeds().write(structs.replace(feed, mode=0o604), [event()]))
-    asyncio.run(Feeds().write(structs.replace(feed, mode=mode), [event()]))
+    asyncio.run(Feeds([]).write(structs.replace(feed, mode=0o604), [event()]))
+    asyncio.run(Feeds([]).write(structs.replace(feed, mode=mode), [event()]))
     assert stat.S_IMODE(feed.path.stat().st_mode) == mode
 
 
@@ -185,7 +185,7 @@ def test_a_full_disk_takes_the_old_file_with_it(feed: FeedConfig, log_lines: Log
     """Where the new one does not fit, the old one stays and nothing is left beside it."""
     import resource
 
-    feeds = Feeds()
+    feeds = Feeds([])
     asyncio.run(feeds.write(feed, [event()]))
     before = feed.path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -205,7 +205,7 @@ def test_one_feed_keeps_another_from_being_written(feed: FeedConfig, log_lines: 
     """A feed's error is its own: the others are written; it is told once per cause, and when it is over."""
     folder = feed.path.parent / "late"
     late = FeedConfig(path=folder / "events.csv", format="csv")
-    feeds = Feeds()
+    feeds = Feeds([])
     for each in (late, feed) * 3:
         asyncio.run(feeds.write(each, [event()]))
     assert feed.path.exists()
@@ -235,7 +235,7 @@ def test_a_bug_in_one_format_ends_the_daemon(feed: FeedConfig, log_lines: LogLin
     odd = event(name=type("a secret", (), {})())
     with pytest.raises(TypeError, match="a secret"):
         render(feed.format, [odd])
-    feeds = Feeds()
+    feeds = Feeds([])
     asyncio.run(feeds.write(feed, [odd]))
     assert feeds.errors == {feed.path: "unexpected TypeError"}
     assert "a secret" not in log_lines.text
@@ -247,7 +247,7 @@ def test_a_closed_folder_is_good_for_check() -> None:
     code = (
         "import asyncio, os, sys; from pathlib import Path; from syncd.config import FeedConfig\n"
         "from syncd.feed.files import Feeds, obstacle; os.setuid(65534)\n"
-        "feed, feeds = FeedConfig(path=Path(sys.argv[1]), format='json'), Feeds()\n"
+        "feed, feeds = FeedConfig(path=Path(sys.argv[1]), format='json'), Feeds([])\n"
         "asyncio.run(feeds.write(feed, [])); print(obstacle(feed)); print(*feeds.errors.values())"
     )
     with short_folder() as folder:
@@ -272,6 +272,6 @@ def test_an_event_without_the_tag_is_shown(
 ) -> None:
     """With tags, the events that have one of them are in the file and no others."""
     events = [event("1", ("site", "other")), event("2", ("stage",)), event("3")]
-    asyncio.run(Feeds().write(structs.replace(feed, tags=tags), events))
+    asyncio.run(Feeds([]).write(structs.replace(feed, tags=tags), events))
     kept = [one for one in events if one.shown["id"] in expected]
     assert feed.path.read_bytes() == render("json", kept)
