@@ -27,7 +27,7 @@ from syncd.database import absences, deliveries, rows, state
 from syncd.database import runs as runs_on_record
 from syncd.database.deliveries import Delivery
 from syncd.database.engine import Database, masked
-from syncd.database.rows import Places, Writing
+from syncd.database.rows import Writing
 from syncd.database.state import Pause
 from syncd.errors import RunCancelled, StoreError, ValueRefused
 from syncd.feed.files import Feeds
@@ -118,16 +118,19 @@ class Account:
     async def _open(self) -> None:
         await in_thread(self.database.open)
         try:
-            now, since = self.clock.now(), self._live_since()
-            past = await self.database.write(record.look_back, now, since, tell=self.webhooks.outbox.ended)
-            places = await self._places()
+            past = await self.database.write(
+                record.look_back,
+                self.clock.now(),
+                self._live_since(),
+                self.config.metrics.events,
+                tell=self.webhooks.outbox.ended,
+            )
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
                 await self.database.write(state.put, state.PAUSED, self.paused)
         except BaseException:
             await in_thread(self.database.close)
             raise
         self.facts.take_over(past)
-        self.facts.places = places
         if not self._outlived:  # else this process has later facts
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)
@@ -454,15 +457,11 @@ class Account:
         """Update the facts from what a run left. Raises nothing."""
         try:
             if self.database.is_open:
-                self.facts.take_stock(*await self.database.read(record.take_stock, self._live_since()))
-                self.facts.places = await self._places()
+                since, places_at_most = self._live_since(), self.config.metrics.events
+                self.facts.take_stock(await self.database.read(record.take_stock, since, places_at_most))
                 await in_thread(self.database.checkpoint)  # readers may have kept the log from being emptied
         except StoreError as error:
             logger.bind(event="error.database").error("the mirror's figures cannot be read: {}", error)
-
-    async def _places(self) -> list[Places]:
-        """Return the places of each live event, as far as the metrics show them."""
-        return await self.database.read(rows.places, self._live_since(), self.config.metrics.events)
 
     def _live_since(self) -> datetime:
         return self.clock.now() - self.config.sync.keep_past

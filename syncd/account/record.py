@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from syncd.billetweb import limiter
 from syncd.database import absences, rows, runs, state
-from syncd.database.rows import Figures
+from syncd.database.rows import Figures, Places
 from syncd.database.runs import History
 from syncd.database.state import Pause, Readings
 from syncd.mirror.agenda import Pace
@@ -20,11 +20,23 @@ Tell = Callable[[Connection, Run, str | None, datetime], None]
 """A callback with an ended run, and the outcome of the run before it."""
 
 
+class Stock(Struct, frozen=True):
+    """What the database holds now.
+
+    `figures`: of live events; `places`: theirs, for the metrics; `doubts`: the number of scopes with one.
+    """
+
+    figures: Figures
+    places: list[Places]
+    doubts: int
+    size_bytes: int
+
+
 class Past(Struct, frozen=True):
-    """What a newly opened database knows of the past. `stock`: as `take_stock` returns it."""
+    """What a newly opened database knows of the past."""
 
     history: History
-    stock: tuple[Figures, int, int]
+    stock: Stock
     paused: Pause | None
     readings: Readings | None
     pace: Pace | None
@@ -44,7 +56,9 @@ class Ended(Struct, frozen=True):
         return self.report.pace if self.report else None
 
 
-def look_back(connection: Connection, now: datetime, live_since: datetime, *, tell: Tell) -> Past:
+def look_back(
+    connection: Connection, now: datetime, live_since: datetime, places_at_most: int, *, tell: Tell
+) -> Past:
     """Return what is recorded; close the runs that an earlier process left unfinished, and `tell` of them."""
     for run in runs.close_interrupted(connection, now):
         _, before = runs.latest_outcome(connection, but=run.id)
@@ -52,7 +66,7 @@ def look_back(connection: Connection, now: datetime, live_since: datetime, *, te
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     return Past(
         history=runs.history(connection, now),
-        stock=take_stock(connection, live_since),
+        stock=take_stock(connection, live_since, places_at_most),
         paused=state.pause(connection),
         readings=state.get(connection, state.READINGS, Readings),
         pace=state.get(connection, state.PACE, Pace),
@@ -70,10 +84,14 @@ def _quiet(connection: Connection, now: datetime) -> Quiet | None:
     return quiet
 
 
-def take_stock(connection: Connection, live_since: datetime) -> tuple[Figures, int, int]:
-    """Return the figures of live events, the number of scopes with a doubt, and the size in bytes."""
-    figures = rows.figures(connection, live_since)
-    return figures, absences.count_doubts(connection), state.size_bytes(connection)
+def take_stock(connection: Connection, live_since: datetime, places_at_most: int) -> Stock:
+    """Return what the database holds now; no places if there are more live events than `places_at_most`."""
+    return Stock(
+        figures=rows.figures(connection, live_since),
+        places=rows.places(connection, live_since, places_at_most),
+        doubts=absences.count_doubts(connection),
+        size_bytes=state.size_bytes(connection),
+    )
 
 
 def finish(

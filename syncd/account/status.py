@@ -8,8 +8,8 @@ from typing import Any, Literal
 from msgspec import Struct, field, structs
 
 from syncd import __version__
-from syncd.account.record import Past
-from syncd.database.rows import Figures, Places, age_s
+from syncd.account.record import Past, Stock
+from syncd.database.rows import Places, age_s
 from syncd.database.runs import LATEST
 from syncd.feed.files import FeedsStatus
 from syncd.feed.publish import PublishStatus
@@ -156,15 +156,15 @@ class Facts(Struct, kw_only=True):
         self.pace = past.pace
         # The older ones come last; a full deque would drop its first.
         self.latest_outcomes.extend(history.latest_outcomes[: LATEST - len(self.latest_outcomes)])
-        self.take_stock(*past.stock)
+        self.take_stock(past.stock)
 
-    def take_stock(self, figures: Figures, doubts: int, database_bytes: int) -> None:
-        """Remember the figures of events, the number of doubts, and the size of the database."""
+    def take_stock(self, stock: Stock) -> None:
+        """Remember what the database holds now."""
+        figures = stock.figures
         self.events_live, self.events_full = figures.events, figures.full
-        self.events_nearly_full, self.database_bytes = figures.nearly_full, database_bytes
-        self.oldest_figure_at = figures.oldest_at
+        self.events_nearly_full, self.oldest_figure_at = figures.nearly_full, figures.oldest_at
         self.events_unread = max(self.pace.live - figures.read, 0) if self.pace else None
-        self.doubts = doubts
+        self.places, self.doubts, self.database_bytes = stock.places, stock.doubts, stock.size_bytes
 
     def take(self, run: Run, pace: Pace | None = None) -> None:
         """Count an ended run. A run of named events, or a cancelled one, does not affect health."""

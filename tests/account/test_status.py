@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import MakeConfig, WaitedFor, rig_on
 
-from syncd.account.record import Past
+from syncd.account.record import Past, Stock
 from syncd.account.status import Facts, Health, budget_status, last_error
 from syncd.database.rows import Figures
 from syncd.database.runs import LATEST, History
@@ -43,7 +43,7 @@ def past(
     """Return what a database says that knows no more than this."""
     return Past(
         history=history or History(),
-        stock=(figures or Figures(0, 0, 0, None), doubts, 0),
+        stock=Stock(figures or Figures(0, 0, 0, None), [], doubts, 0),
         paused=None,
         readings=readings,
         pace=pace,

@@ -14,7 +14,7 @@ from support.reading import event, past_the_lock
 from support.real_databases import allow, query, refuse
 
 from syncd.account import record
-from syncd.account.record import Ended
+from syncd.account.record import Ended, Stock
 from syncd.account.status import Facts
 from syncd.database import rows, runs, state
 from syncd.database.engine import Database
@@ -374,11 +374,11 @@ def test_a_restart_changes_what_status_says(
                 connection, Ended(ended), LATE, LATE - KEEP_PAST, counted.last_full_at, tell=TELL
             )
             counted.last_full_at = readings.ended_at
-            counted.take_stock(*record.take_stock(connection, LATE - KEEP_PAST))
+            counted.take_stock(record.take_stock(connection, LATE - KEEP_PAST, 500))
     with opened.begin(write=True) as connection:
-        read.take_over(record.look_back(connection, LATE, LATE - KEEP_PAST, tell=TELL))
+        read.take_over(record.look_back(connection, LATE, LATE - KEEP_PAST, 500, tell=TELL))
     if not found:
-        counted.take_stock(read_figures(opened), 0, 0)
+        counted.take_stock(Stock(read_figures(opened), [], 0, 0))
     remembered = [name for name in Facts.__struct_fields__ if name not in GROWN]
     assert {name: getattr(read, name) for name in remembered} == {
         name: getattr(counted, name) for name in remembered
