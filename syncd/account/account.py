@@ -134,7 +134,7 @@ class Account:
         if not self._outlived:  # else this process has later facts
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)
-            self.client.take_over(past.quiet)
+            self.client.breaker.take_over(past.quiet)
         self._outlived = False
 
     async def _reopen(self) -> None:
@@ -220,7 +220,7 @@ class Account:
         waiting = [run for run in (self.runner.current, self.runner.queued) if run and run.whole]
         if self.paused and not self.database.displacement():  # else another syncd may have resumed them
             self.schedule.skip("paused")
-        elif self.client.refused:
+        elif self.client.breaker.refused:
             self.schedule.skip("credentials")
         elif waiting:
             self.schedule.skip("busy")
@@ -280,7 +280,7 @@ class Account:
 
     def status(self) -> Status:
         """Return the status, from memory."""
-        facts, interval, refused = self.facts, self.config.sync.interval, self.client.refused
+        facts, interval, refused = self.facts, self.config.sync.interval, self.client.breaker.refused
         health, reason = facts.health(interval, refused=refused, displaced=self.database.displacement())
         return Status(
             **facts.told(),
@@ -349,7 +349,7 @@ class Account:
         if is_paused:
             raise RunCancelled("scheduled runs are paused; resume them with `syncctl resume`")
         if run.trigger == "manual" or full_asked:  # a person vouches for the credentials
-            self.client.reset()
+            self.client.breaker.reset()
         client, config = self.client, self.config  # a reload meanwhile affects the next run only
         self._at_work = Work(
             config=config,
@@ -406,7 +406,7 @@ class Account:
         try:
             await self._take_stock()
             if work and work.client is not self.client:
-                self.client.take_over(work.client.quiet)
+                self.client.breaker.take_over(work.client.breaker.quiet)
                 await work.client.aclose()
             if work and work.config.sync.attendees != self.config.sync.attendees:
                 self._tidy()
@@ -425,10 +425,10 @@ class Account:
             await self.publishing.settle(self.database, now)
         can_write &= await self.feeds.follow(self.database, now, self.facts.events_unread)
         # A run in progress, the next run or the next start first writes what was not written now.
-        waits = not (self.database.is_open and (self.paused or self.client.refused))  # else no run comes
-        if not self.runner.is_stopping and self.runner.current is None and (can_write or not waits):
+        no_run_comes = self.database.is_open and (self.paused or self.client.breaker.refused)
+        if not self.runner.is_stopping and self.runner.current is None and (can_write or no_run_comes):
             failing = {*self.publishing.failing, *self.feeds.failing}
-            self.webhooks.release(since, failing if waits else set())
+            self.webhooks.release(since, set() if no_run_comes else failing)
         await self.webhooks.refresh()
 
     async def _put_ends_on_record(self) -> None:

@@ -23,21 +23,14 @@ from loguru import logger
 from syncd import __version__, web
 from syncd.billetweb import answers, decode
 from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, lay_down, named
+from syncd.billetweb.breaker import RETRY_WITHIN_S, Breaker
 from syncd.billetweb.decode import Decoded
 from syncd.billetweb.limiter import RateLimiter
 from syncd.clock import Clock
 from syncd.config import BilletwebConfig, Secret
-from syncd.errors import (
-    AuthError,
-    BilletwebError,
-    ChallengeError,
-    RateLimited,
-    RestrictedError,
-    StatusError,
-    TransportError,
-)
+from syncd.errors import AuthError, BilletwebError, RestrictedError, StatusError, TransportError
 from syncd.log.redact import Redactor, of_basic_auth
-from syncd.model import Event, Gauge, Quiet, QuietKind, Session, Ticket
+from syncd.model import Event, Gauge, Quiet, Session, Ticket
 from syncd.threads import in_thread
 
 R = TypeVar("R")
@@ -45,25 +38,13 @@ EVENTS = "/events"
 HTTP_NOT_FOUND = 404
 ATTEMPTS = 3
 """A second one helps against most momentary faults, a third against nearly all; the next run is near."""
-RETRY_WITHIN_S = 180.0
-"""Long enough for three time-outs with a wait for the ceiling between them."""
-CHALLENGE_WAIT_S = 300.0
-"""Minutes, not seconds: others tell so users who are stopped by the protection."""
-CHALLENGE_WAIT_MAX_S = 3600.0
-"""A longer wait would not help, and somebody may have lifted the protection."""
-REFUSED_S = 24 * 3600.0
-"""A key may become valid again without notice: it is tried once a day."""
 
 
 class Billetweb:
     """Reads one account.
 
     A request that failed for a transient reason is retried, ATTEMPTS times in all and within RETRY_WITHIN_S.
-    After the list of events was refused to the credentials, nothing is sent for a day, or until `reset`;
-    after a challenge page, for some minutes (twice as long each time, up to an hour); and for as long as
-    Billetweb asks for a rest: every request then raises the same error at once, but waits if a rest is not
-    longer than RETRY_WITHIN_S.
-    `quiet` is the latest such time; `on_quiet` is called with each that begins, and None when it is over.
+    While the `breaker` forbids to send any, each raises its error at once.
     `ahead` is how far this machine's clock is ahead of Billetweb's, by its latest answer.
     `requests` counts what was sent; `statuses` counts the answers by HTTP status, "none" where none came.
     """
@@ -87,10 +68,7 @@ class Billetweb:
         self._decoding = asyncio.Lock()  # one after the other is as fast, and only one is in memory
         self.credentials = Secret(f"{config.user}:{key.value}")
         self._redact = Redactor(of_basic_auth(config.user, key.value))
-        self.quiet: Quiet | None = None
-        self._quiet_until_s = 0.0
-        self._on_quiet = on_quiet
-        self.is_noted = False
+        self.breaker = Breaker(self.credentials, limiter, self._clock, on_quiet)
         self.ahead = timedelta(0)
         self.requests = 0
         self.statuses: Counter[str] = Counter()
@@ -105,47 +83,10 @@ class Billetweb:
             },
         )
 
-    def take_over(self, quiet: Quiet | None) -> None:
-        """Keep the rest that an earlier client was asked for; a refusal holds only for the refused key."""
-        if quiet is None:
-            return
-        self.is_noted = True
-        if quiet.key and not self.credentials.is_of(quiet.key):
-            return
-        self._be_quiet(quiet)
-        if quiet.kind == "rate_limited":
-            self._limiter.pause(self._left_s)
-
     def succeed(self, before: "Billetweb") -> None:
         """Continue from the client of earlier settings, but retry a key that was refused to it."""
         self.statuses = before.statuses  # the same counter: a run in progress still counts there
-        self.is_noted = before.is_noted
-        self.take_over(before.quiet)
-        self.reset()
-
-    def _be_quiet(self, quiet: Quiet) -> None:
-        self.quiet = quiet
-        # By the monotonic clock: the wall clock is for the next process.
-        self._quiet_until_s = self._clock.running_s() + quiet.lasts_s(self._clock.now())
-
-    @property
-    def _left_s(self) -> float:
-        """How long nothing may be sent; 0 if sending is allowed."""
-        return max(self._quiet_until_s - self._clock.running_s(), 0.0) if self.quiet else 0.0
-
-    @property
-    def refused(self) -> bool:
-        """Whether Billetweb refused the credentials, so that nothing is sent for a day, or until `reset`."""
-        return self._lasting("credentials") is not None
-
-    def _lasting(self, kind: QuietKind) -> Quiet | None:
-        quiet = self.quiet
-        return quiet if quiet and quiet.kind == kind and self._left_s else None
-
-    def reset(self) -> None:
-        """Try the same credentials again: somebody says that they are valid now."""
-        if self.refused:
-            self.quiet = None
+        self.breaker.succeed(before.breaker)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -225,16 +166,16 @@ class Billetweb:
                 except BaseException as error:
                     file.close()
                     if isinstance(error, BilletwebError):
-                        await self._learn(error)
+                        await self.breaker.failed(error)
                     raise
-                await self._forget_quiet()
+                await self.breaker.answered()
                 return file
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _turn(self) -> None:
-        self._refuse_where_pointless()
-        await self._limiter.acquire(self._refuse_where_pointless)
-        self._refuse_where_pointless()  # another request may have found out meanwhile
+        self.breaker.check()
+        await self._limiter.acquire(self.breaker.check)
+        self.breaker.check()  # another request may have found out meanwhile
 
     async def _attempt(self, path: str, params: dict[str, str], file: IO[bytes], timeout_s: float) -> None:
         self.requests += 1
@@ -274,67 +215,6 @@ class Billetweb:
         file.seek(0)
         return answers.classify(body, status, retry_after, now=now, redact=self._redact)
 
-    async def _learn(self, error: BilletwebError) -> None:
-        """Begin a rest if the error asks for one."""
-        wait_s, before = error.wait_s or 0.0, self.quiet
-        if isinstance(error, AuthError):
-            await self._keep_quiet("credentials", REFUSED_S, error)
-        elif isinstance(error, ChallengeError):
-            if self._lasting("challenge"):
-                return  # simultaneous requests meet the same challenge: it counts once
-            again = before if before and before.kind == "challenge" else None
-            length_s = 2 * (again.until - again.since).total_seconds() if again else CHALLENGE_WAIT_S
-            await self._keep_quiet("challenge", min(length_s, CHALLENGE_WAIT_MAX_S), error)
-        elif wait_s:
-            self._limiter.pause(wait_s)
-            await self._keep_quiet("rate_limited", self._limiter.paused_s, error)
-
-    async def _keep_quiet(self, kind: QuietKind, seconds: float, error: BilletwebError) -> None:
-        now = self._clock.now()
-        if self._left_s >= seconds:
-            return
-        quiet = Quiet(
-            kind=kind,
-            since=now,
-            until=now + timedelta(seconds=seconds),
-            status=error.status,
-            key=self.credentials.digest() if kind == "credentials" else "",
-        )
-        self._be_quiet(quiet)
-        self.is_noted = True
-        if self._on_quiet:
-            await self._on_quiet(quiet)
-
-    async def _forget_quiet(self) -> None:
-        """Forget a rest that is over, because an answer came; one that began meanwhile stays."""
-        if self.is_noted and not self._left_s:
-            self.quiet, self.is_noted = None, False
-            if self._on_quiet:
-                await self._on_quiet(None)
-
-    def _refuse_where_pointless(self) -> None:
-        if self._limiter.paused_s > RETRY_WITHIN_S:
-            minutes, asked = self._limiter.paused_s / 60, self._lasting("rate_limited")
-            raise RateLimited(
-                f"not sent: Billetweb asked for {minutes:.0f} min of rest",
-                status=asked.status if asked else None,
-                wait_s=self._limiter.paused_s,
-                is_sent=False,
-            )
-        if refused := self._lasting("credentials"):
-            raise AuthError(
-                "not sent: Billetweb refused the user or the key before",
-                status=refused.status,
-                is_sent=False,
-            )
-        if challenge := self._lasting("challenge"):
-            minutes = self._left_s / 60
-            raise ChallengeError(
-                f"not sent: Billetweb's protection asked for a browser; asked again in {minutes:.0f} min",
-                status=challenge.status,
-                is_sent=False,
-            )
-
 
 def _backoff(error: Exception) -> bool | float:
     """Return to stamina whether to retry, and after how many seconds if the error says so."""
@@ -342,7 +222,7 @@ def _backoff(error: Exception) -> bool | float:
         return False
     if error.wait_s is None:
         return True
-    # The limiter is paused and holds back every request. A long rest is for a later run.
+    # The limiter is paused and holds back every request.
     return 0.0 if error.wait_s <= RETRY_WITHIN_S else False
 
 

@@ -303,14 +303,14 @@ def test_new_settings_wait_for_a_restart(rig: Rig, standin: StandIn) -> None:
     good_key, standin.key = standin.key, "another-key"
     refused = rig.run()
     assert [error.kind for error in refused.errors] == ["credentials"]
-    assert rig.account.client.refused
+    assert rig.account.client.breaker.refused
     assert rig.run().requests == 0
     standin.key = good_key
     assert rig.run().requests == 0
     config = rig.account.config
     quick = structs.replace(config.sync, count_carts=True)
     rig.portal.call(rig.account.configure, structs.replace(config, sync=quick))
-    assert not rig.account.client.refused
+    assert not rig.account.client.breaker.refused
     run = rig.run()
     assert (run.outcome, run.requests) == ("ok", 14)
     assert {request.query["temp"] for request in standin.requests if "avail" in request.path} == {"1"}
@@ -685,7 +685,7 @@ def test_ten_restarts_send_ten_requests(make_config: MakeConfig, standin: StandI
     refused_once(config, standin, clock, case)
     for _ in range(10):
         with rig_on(config, clock) as rig:
-            assert rig.account.client.refused is (kind == "credentials")
+            assert rig.account.client.breaker.refused is (kind == "credentials")
             rests(rig, standin, kind)
         clock.now_s += rest_s / 11
     assert len(standin.requests) == 1
@@ -835,7 +835,7 @@ def test_a_rest_is_on_record_after_its_end(make_config: MakeConfig, monkeypatch:
         async def note() -> None:
             """Note that a rest begins, and at the same time that it is over."""
             rest = Quiet(kind="rate_limited", since=now, until=now + timedelta(hours=1))
-            await asyncio.gather(*map(rig.account.client._on_quiet, (rest, None)))  # type: ignore[arg-type]
+            await asyncio.gather(*map(rig.account.client.breaker._on_quiet, (rest, None)))  # type: ignore[arg-type]
 
         monkeypatch.setattr(database, "write", written)
         rig.portal.call(note)
@@ -853,13 +853,13 @@ def test_a_refusal_outlives_its_key(make_config: MakeConfig, standin: StandIn, w
     good_key, standin.key = standin.key, "a-new-key"
     with rig_on(config, clock) as rig:
         assert rig.run().requests == 1
-        assert rig.account.client.refused
+        assert rig.account.client.breaker.refused
         if way == "reload":
             rig.portal.call(rig.account.configure, with_key(config, standin.key))
-            assert not rig.account.client.refused
+            assert not rig.account.client.breaker.refused
             assert rig.run().outcome == "ok"
     with rig_on(with_key(config, standin.key), clock) as rig:
-        assert not rig.account.client.refused
+        assert not rig.account.client.breaker.refused
         assert rig.run("startup").outcome == "ok"
     assert good_key != standin.key
 

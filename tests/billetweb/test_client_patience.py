@@ -14,14 +14,8 @@ from support import faults
 from support.clients import KEY, NOW, Noted, VirtualTime, client_of, limiter_on, nothing, received
 from support.limited import Limited
 
-from syncd.billetweb.client import (
-    CHALLENGE_WAIT_MAX_S,
-    CHALLENGE_WAIT_S,
-    REFUSED_S,
-    RETRY_WITHIN_S,
-    Billetweb,
-    tell_retry,
-)
+from syncd.billetweb.breaker import CHALLENGE_WAIT_MAX_S, CHALLENGE_WAIT_S, REFUSED_S, RETRY_WITHIN_S
+from syncd.billetweb.client import Billetweb, tell_retry
 from syncd.billetweb.limiter import WINDOW_S, RateLimiter
 from syncd.errors import AuthError, BilletwebError, ChallengeError, RateLimited, TransportError
 from syncd.standin.server import Fault, StandIn, serving
@@ -280,21 +274,21 @@ def test_refused_credentials_would_lock_the_account(standin: StandIn, base_url: 
     async def main() -> None:
         limiter = limiter_on(virtual, per_minute=1)
         async with client_of(base_url, key="not-yet-known", limiter=limiter) as client:
-            assert not client.refused
+            assert not client.breaker.refused
             assert "not sent" not in str(await fails(client, AuthError))
-            assert client.refused
+            assert client.breaker.refused
             for _ in range(3):
                 assert "GET /events: not sent: " in str(await fails(client, AuthError))
             with pytest.raises(AuthError, match=r"^GET /event/900001/avail: not sent"):
                 await client.gauges("900001")
             assert len(standin.requests) == client.requests == 1
             assert virtual.now_s == 1000  # nor did any of them wait for its turn
-            client.reset()
+            client.breaker.reset()
             await fails(client, AuthError)
             assert len(standin.requests) == 2
             standin.key = "not-yet-known"
-            client.reset()
-            assert not client.refused
+            client.breaker.reset()
+            assert not client.breaker.refused
             await client.events()
             assert len(standin.requests) == 3
 
@@ -514,10 +508,10 @@ def test_refusal_of_one_key_would_be_that_of_another(standin: StandIn, base_url:
         assert not any(secret in f"{one} {other}" for secret in (KEY, "12345:"))
         for quiet in (one, other):
             async with client_of(base_url, virtual=virtual, quiet=quiet) as client:
-                assert client.refused
+                assert client.breaker.refused
         standin.key = "another-key"
         async with client_of(base_url, virtual=virtual, key="another-key", quiet=one, noted=noted) as client:
-            assert not client.refused
+            assert not client.breaker.refused
             await client.events()
         assert noted.quiet == [one, other, None]
 

@@ -99,7 +99,7 @@ def test_figures_wait_for_attendees(people: Rig, standin: StandIn, broken: fault
     assert (subject, run.synced, run.failed) == (f"event {FESTIVAL}", 0, 1)
     assert held(people) == before
     assert places_left(people, FESTIVAL) == left - 3
-    assert not people.account.client.refused  # the key is good: it was given the list of events
+    assert not people.account.client.breaker.refused  # the key is good: it was given the list of events
     standin.heal()
     assert people.run("manual", events=(FESTIVAL,)).outcome == "ok"
     assert not missing(people, standin)

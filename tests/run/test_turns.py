@@ -352,7 +352,7 @@ def test_a_refusal_in_other_words_stops_the_mirror(
     standin.fail("/attendees", refusal, times=None)
     runs = [turn(large, standin) for _ in range(3)]
     assert [run.outcome for run, _ in runs] == ["ok"] * 3
-    assert not large.account.client.refused
+    assert not large.account.client.breaker.refused
     assert large.account.facts.pace.increment == "not permitted"  # type: ignore[union-attr]
 
 
