@@ -6,7 +6,8 @@ the site's left. A failure is that target's error, and stops nothing else.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 
@@ -82,7 +83,7 @@ class Target:
             return
         try:
             with elsewhere.apart(connection):
-                form = self._form or self.look(connection)
+                form = self._form or self._look(connection)
                 some = target.events(connection, self.settings, ids)
                 done = target.bring(connection, form, some, at, all_of_them=False)
         except TransactionLost:
@@ -95,11 +96,69 @@ class Target:
         else:
             self._count(done, at)
 
-    def bring(self, connection: Connection, some: Sequence[Mapped], at: datetime) -> Done:
-        """Write what differs from the whole mirror, and return the result. Raises StoreError."""
-        return target.bring(connection, self.look(connection), some, at, all_of_them=True)
+    async def examine(self, database: Database) -> None:
+        """Check between runs whether the table can be used, and remember what is wrong."""
+        with self._guarded():
+            if self.is_here:
+                await in_thread(self._examine_here, database)
+            else:  # which may hang
+                await in_own_thread(self._examine_elsewhere)
 
-    def take(self, done: Done, at: datetime) -> None:
+    async def settle(self, database: Database, at: datetime) -> None:
+        """Update the table from the whole mirror, and remember the result."""
+        with self._guarded():
+            if self.is_here:
+                await in_thread(self._settle_here, database, at)
+            else:  # which may hang: nothing of the mirror is held meanwhile
+                some = await database.read(target.events, self.settings)
+                await in_own_thread(self._settle_elsewhere, some, at)
+
+    def fail(self, error: str) -> None:
+        """Remember what went wrong, and log it if it is new."""
+        self._form = None
+        self._failed(error)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Remember any failure as this target's."""
+        try:
+            yield
+        except SyncdError as error:
+            self.fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a bug with one table ends no run
+            logger.bind(event="error.internal").opt(exception=error).error(
+                "publish {}: unexpected {}", self.state.name, type(error).__name__
+            )
+            self.fail(f"unexpected {type(error).__name__}, see the log; please report it")
+
+    def _examine_here(self, database: Database) -> None:
+        if database.is_open:
+            with database.begin() as connection, elsewhere.apart(connection):
+                self._examine(connection)
+
+    def _examine_elsewhere(self) -> None:
+        with elsewhere.connected(self.url) as connection:
+            self._examine(connection)
+
+    def _examine(self, connection: Connection) -> None:
+        was_unfit = self._form is None
+        if repeated := forms.repeated(connection, self._look(connection)):
+            self._failed("; ".join(repeated))
+        elif was_unfit:  # else the fault is in the rows, and only writing them shows whether it is gone
+            self._works()
+
+    def _settle_here(self, database: Database, at: datetime) -> None:
+        with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
+            some = target.events(connection, self.settings)
+            done = target.bring(connection, self._look(connection), some, at, all_of_them=True)
+        self._take(done, at)
+
+    def _settle_elsewhere(self, some: Sequence[Mapped], at: datetime) -> None:
+        with elsewhere.connected(self.url, write=True) as connection:
+            done = target.bring(connection, self._look(connection), some, at, all_of_them=True)
+        self._take(done, at)
+
+    def _take(self, done: Done, at: datetime) -> None:
         """Remember the committed result."""
         self.waits = False
         self._count(done, at)
@@ -117,20 +176,7 @@ class Target:
         else:
             self._works()
 
-    def fail(self, error: str) -> None:
-        """Remember what went wrong, and log it if it is new."""
-        self._form = None
-        self._failed(error)
-
-    def examine(self, connection: Connection) -> None:
-        """Check the table between runs. Raises StoreError if it is not usable."""
-        was_unfit = self._form is None
-        if repeated := forms.repeated(connection, self.look(connection)):
-            self._failed("; ".join(repeated))
-        elif was_unfit:  # else the fault is in the rows, and only writing them shows whether it is gone
-            self._works()
-
-    def look(self, connection: Connection) -> Form:
+    def _look(self, connection: Connection) -> Form:
         """Return the present form of the table. Raises StoreError if it is not usable."""
         form = forms.look(connection, self.settings)
         for warning in form.warnings:
@@ -209,15 +255,15 @@ class Publishing:
         """Check whether every target can be used, and remember what is wrong."""
         here, others = self._by_place()
         for each in here:
-            await _guarded(each, in_thread(_examine, database, each))
-        await asyncio.gather(*(_guarded(each, in_own_thread(_examine, database, each)) for each in others))
+            await each.examine(database)
+        await asyncio.gather(*(each.examine(database) for each in others))
 
     async def settle(self, database: Database, at: datetime) -> None:
         """Update every target from the whole mirror; wait at most WAIT_S for those elsewhere."""
         here, others = self._by_place()
         for each in here:
-            await _guarded(each, in_thread(_settle, database, at, each))
-        wanted = {each: partial(_settle_elsewhere, database, at, each) for each in others}
+            await each.settle(database, at)
+        wanted = {each: partial(each.settle, database, at) for each in others}
         for each in await self.writing.carry_out(wanted, WAIT_S):
             each.fail(f"it takes longer than {WAIT_S:g} s; it goes on meanwhile")
 
@@ -225,51 +271,6 @@ class Publishing:
         """Return the targets in the mirror's database, which share its connection, and those elsewhere."""
         here = [each for each in self.targets if each.is_here]
         return here, [each for each in self.targets if not each.is_here]
-
-
-async def _guarded(each: Target, work: Awaitable[None]) -> None:
-    try:
-        await work
-    except SyncdError as error:
-        each.fail(str(error))
-    except Exception as error:  # noqa: BLE001 - a bug with one table ends no run
-        logger.bind(event="error.internal").opt(exception=error).error(
-            "publish {}: unexpected {}", each.state.name, type(error).__name__
-        )
-        each.fail(f"unexpected {type(error).__name__}, see the log; please report it")
-
-
-def _examine(database: Database, each: Target) -> None:
-    if not each.is_here:
-        with elsewhere.connected(each.url) as connection:
-            each.examine(connection)
-    elif database.is_open:
-        with database.begin() as connection, elsewhere.apart(connection):
-            each.examine(connection)
-
-
-def _settle(database: Database, at: datetime, each: Target) -> None:
-    """Compare all rows with the mirror and write what differs. Raises SyncdError."""
-    with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
-        done = each.bring(connection, target.events(connection, each.settings), at)
-    each.take(done, at)
-
-
-async def _settle_elsewhere(database: Database, at: datetime, each: Target) -> None:
-    """Do the same in another database, which may hang: nothing of this one is held meanwhile."""
-
-    async def bring() -> None:
-        """Read here, and write there."""
-        some = await database.read(target.events, each.settings)
-        await in_own_thread(_write_elsewhere, some, at, each)
-
-    await _guarded(each, bring())
-
-
-def _write_elsewhere(some: Sequence[Mapped], at: datetime, each: Target) -> None:
-    with elsewhere.connected(each.url, write=True) as connection:
-        done = each.bring(connection, some, at)
-    each.take(done, at)
 
 
 def check(config: Config) -> tuple[list[str], list[str]]:
