@@ -6,7 +6,7 @@ The table is another program's: the values that each column allows are checked b
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct, field, structs
+from msgspec import Struct, field
 from sqlalchemy import (
     CHAR,
     Boolean,
@@ -48,7 +48,7 @@ OURS = {*schema.metadata.tables, *schema.VIEWS, VERSION_TABLE}
 NUMBER = (Integer, Numeric, Float)
 
 
-class Form(Struct, frozen=True):
+class Form(Struct):
     """What was found of a site's table: the types of its columns, what is wrong, and what is only slow.
 
     `instants`: in a SQLite file, an existing value of each column of instants, if there is one.
@@ -56,9 +56,9 @@ class Form(Struct, frozen=True):
 
     settings: PublishConfig
     dialect: str
-    types: dict[str, TypeEngine[Any]]
-    problems: list[str]
-    warnings: list[str]
+    types: dict[str, TypeEngine[Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     instants: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -85,34 +85,41 @@ class Form(Struct, frozen=True):
 
 def look(connection: Connection, settings: PublishConfig) -> Form:
     """Return the form of the table. Changes nothing."""
-    schema_name, name = _names(settings)
-    bare = Form(settings, connection.dialect.name, {}, [], [])
-    if bare.is_mysql and (refusal := mysql.hidden(connection, bare.table)):
-        return structs.replace(bare, problems=[refusal])
+    form = Form(settings, connection.dialect.name)
+    if form.is_mysql and (refusal := mysql.hidden(connection, form.table)):
+        form.problems.append(refusal)
+        return form
     found = inspect(connection)
-    is_there = found.has_table(name, schema_name)
-    if is_there and bare.is_file:  # it finds a table in other case, but then not its columns
-        is_there = name in {*found.get_table_names(schema_name), *found.get_view_names(schema_name)}
-    if not is_there:
-        lacking = f'there is no table "{settings.table}"{_meant(name, found.get_table_names(schema_name))}'
-        return structs.replace(bare, problems=[lacking])
-    if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):
-        return structs.replace(bare, problems=[f'the table "{settings.table}" is syncd\'s own'])
+    if missing := _missing(form, found):
+        form.problems.append(missing)
+        return form
+    schema_name, name = _names(settings)
     columns = {each["name"]: each for each in found.get_columns(name, schema_name)}
-    problems = [
+    form.types = {each: columns[each]["type"] for each in _columns(settings) if each in columns}
+    form.problems += [
         f'the table "{settings.table}" has no column "{each}"{_meant(each, columns)}'
         for each in _columns(settings)
         if each not in columns
     ]
-    types = {each: columns[each]["type"] for each in _columns(settings) if each in columns}
-    form = structs.replace(bare, types=types, problems=problems)
-    if not problems:
-        form.problems.extend(_misfits(form, columns))
-        form.problems.extend(_forbidden(connection, form))
     if not form.problems:
-        form.warnings.extend(_slow(connection, form, found))
+        form.problems += [*_misfits(form, columns), *_forbidden(connection, form)]
+    if not form.problems:
+        form.warnings += _slow(connection, form, found)
         form.instants.update(_instants(connection, form))
     return form
+
+
+def _missing(form: Form, found: Inspector) -> str | None:
+    """Return a message if there is no such table, or it is one of syncd's own; else None."""
+    schema_name, name = _names(form.settings)
+    is_there = found.has_table(name, schema_name)
+    if is_there and form.is_file:  # it finds a table in other case, but then not its columns
+        is_there = name in {*found.get_table_names(schema_name), *found.get_view_names(schema_name)}
+    if not is_there:
+        return f'there is no table "{form.settings.table}"{_meant(name, found.get_table_names(schema_name))}'
+    if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):
+        return f'the table "{form.settings.table}" is syncd\'s own'
+    return None
 
 
 def _names(settings: PublishConfig) -> tuple[str | None, str]:
