@@ -6,10 +6,9 @@ that program wrote.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import islice
 from typing import Any
 
 from msgspec import Struct, field
@@ -110,17 +109,11 @@ def bring(
 ) -> Done:
     """Update the rows from these events, which are all of the mirror or those that changed."""
     done, meant = Done(), keys_of(some, form.settings)
-    keys = iter(_all_keys(connection, form, meant, done) if all_of_them else _typed(form, meant))
+    keys = _all_keys(connection, form, meant, done) if all_of_them else _typed(form, meant)
     writes: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    while part := [*islice(keys, KEYS_AT_ONCE)]:
-        wanted = {*part}  # MySQL ignores the case of a key
-        found = connection.execute(_theirs(form, part)).mappings().all()
-        rows = [row for row in found if row[form.key] in wanted]
-        counts = Counter(row[form.key] for row in rows)
-        done.problems += [several(form, key, count) for key, count in counts.items() if count > 1]
-        for row in rows:
-            if counts[row[form.key]] == 1 and (news := _news(form, row, meant[str(row[form.key])], at, done)):
-                writes[tuple(news)].append({KEY: row[form.key]} | {_new(name): news[name] for name in news})
+    for row in _rows(connection, form, keys, done):
+        if news := _news(form, row, meant[str(row[form.key])], at, done):
+            writes[tuple(news)].append({KEY: row[form.key]} | {_new(name): news[name] for name in news})
     for names, values in writes.items():
         statement = _statement(form, names)
         for first in range(0, len(values), KEYS_AT_ONCE):
@@ -152,10 +145,18 @@ def _all_keys(connection: Connection, form: Form, meant: Mapping[str, object], d
     return found
 
 
-def _theirs(form: Form, keys: Sequence[Any]) -> Any:
+def _rows(connection: Connection, form: Form, keys: Sequence[Any], done: Done) -> Iterator[Mapped]:
+    """Yield the site's rows with these keys; of a key that several rows have, note that instead."""
     theirs = form.table
     query = select(*(as_said(form, each) for each in theirs.columns))
-    return query.where(theirs.c[form.key].in_([_bound(key) for key in keys]))
+    for first in range(0, len(keys), KEYS_AT_ONCE):
+        some = keys[first : first + KEYS_AT_ONCE]
+        here = theirs.c[form.key].in_([_bound(key) for key in some])
+        wanted = {*some}  # MySQL ignores the case of a key
+        found = [row for row in connection.execute(query.where(here)).mappings() if row[form.key] in wanted]
+        counts = Counter(row[form.key] for row in found)
+        done.problems += [several(form, key, count) for key, count in counts.items() if count > 1]
+        yield from (row for row in found if counts[row[form.key]] == 1)
 
 
 def _bound(value: object) -> ColumnElement[Any]:
