@@ -42,8 +42,8 @@ BORDERS = {
     "alembic": {"database.engine"},
     "icalendar": {"feed.rendering"},
     "jinja2": {"control.page"},
-    "httpx": {"billetweb.client", "feed.heartbeat", "feed.webhooks", "web"},
-    "standardwebhooks": {"feed.webhooks"},
+    "httpx": {"billetweb.client", "feed.heartbeat", "feed.sending", "web"},
+    "standardwebhooks": {"feed.sending"},
 }
 """Who knows each large library; of SQLAlchemy, who knows more than a connection's type."""
 HANDED_ON = {"sqlalchemy.Connection"}

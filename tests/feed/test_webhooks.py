@@ -25,7 +25,7 @@ from support.variants import mostly_slow
 from syncd.config import FeedConfig, PublishConfig
 from syncd.database import changes, deliveries, schema
 from syncd.errors import StoreError, UnknownDelivery
-from syncd.feed import files, webhooks
+from syncd.feed import files, sending, webhooks
 from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL, SLUG = "900006", "900001", "fete-des-lucioles"
@@ -649,7 +649,7 @@ def test_a_receiver_that_never_answers_is_waited_for(
     rig: Rig, receiver: Receiver, standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An attempt has its time, in all, and then counts as failed."""
-    monkeypatch.setattr(webhooks, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(sending, "DEADLINE_S", 0.2)
     go_on = threading.Event()
     receiver.answers = [Answer(waits=go_on)]
     try:
