@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 
 import httpx
 from loguru import logger
+from msgspec import Struct
 from standardwebhooks import Webhook
 
 from syncd import __version__, web
@@ -34,6 +35,14 @@ RETRY_AFTER_MOST_S = deliveries.MOST_AHEAD.total_seconds()
 HEADERS = {"User-Agent": f"syncd/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
+class Attempt(Struct, frozen=True):
+    """What came of an attempt: the answer's status, if any; the error, "" for none; the requested wait."""
+
+    status: int | None
+    error: str
+    wait_s: float | None = None
+
+
 class Sender:
     """Sends deliveries to one endpoint."""
 
@@ -49,8 +58,8 @@ class Sender:
         if self._client:
             await self._client.aclose()
 
-    async def attempt(self, due: Due) -> tuple[int | None, str, float | None]:
-        """Send a delivery once; return the answer's status, the error, and the requested wait."""
+    async def attempt(self, due: Due) -> Attempt:
+        """Send a delivery once."""
         status: int | None = None
         wait_s: float | None = None
         try:
@@ -62,7 +71,7 @@ class Sender:
                 await _read_out(answer)
         except Exception as trouble:  # noqa: BLE001 - one delivery must not keep the others from their turn
             if status is None:
-                return None, self._reason(trouble), None
+                return Attempt(None, self._reason(trouble))
         assert status is not None
         match status // 100:
             case 2:
@@ -71,7 +80,7 @@ class Sender:
                 error = f"HTTP {status}: redirects are not followed, `url` must be the address itself"
             case _:
                 error = f"HTTP {status}"
-        return status, error, wait_s
+        return Attempt(status, error, wait_s)
 
     def _reason(self, trouble: Exception) -> str:
         """Return why there was no answer. httpx's texts may hold the address, but not connection errors'."""

@@ -23,7 +23,7 @@ from syncd.database.deliveries import Counts, Due, Remembered, Tried
 from syncd.database.engine import Database
 from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed.outbox import Outbox
-from syncd.feed.sending import Sender, tell_bug
+from syncd.feed.sending import Attempt, Sender, tell_bug
 from syncd.text import format_duration, plain
 from syncd.threads import in_thread
 
@@ -83,7 +83,7 @@ class Endpoint:
         self._clock = clock
         self._shared = shared
         self._news = asyncio.Event()
-        self._came: tuple[Due, int | None, str, float | None] | None = None  # not recorded yet
+        self._came: tuple[Due, Attempt] | None = None  # not recorded yet
 
     @property
     def fingerprint(self) -> Secret:
@@ -146,7 +146,7 @@ class Endpoint:
                 return None
             if isinstance(found, datetime):
                 return max((found - now).total_seconds(), 0.001)
-            self._came = (found, *await self._sender.attempt(found))
+            self._came = found, await self._sender.attempt(found)
         await self._conclude(database, *self._came)  # nothing is sent before: the backoff would be lost
         self._came = None
         return 0.0
@@ -163,17 +163,16 @@ class Endpoint:
 
     # --- results
 
-    async def _conclude(
-        self, database: Database, due: Due, status: int | None, error: str, wait_s: float | None
-    ) -> None:
-        now = self._clock.now()
+    async def _conclude(self, database: Database, due: Due, attempt: Attempt) -> None:
+        """Record what came of an attempt, and what that means for the next one."""
+        now, status, error = self._clock.now(), attempt.status, attempt.error
         is_gone = status == GONE
         if not error:
             tried = Tried(at=now, state="delivered", status=status)
         elif is_gone or now >= due.retry_until:
             tried = Tried(at=now, state="parked", status=status, error=error)
         else:
-            step_s = max(STEPS_S[min(due.attempts, len(STEPS_S) - 1)], wait_s or 0.0)
+            step_s = max(STEPS_S[min(due.attempts, len(STEPS_S) - 1)], attempt.wait_s or 0.0)
             next_at = now + timedelta(seconds=step_s)
             tried = Tried(at=now, state="pending", status=status, error=error, next_at=next_at)
         digest = await in_thread(self.fingerprint.digest) if is_gone else ""
@@ -183,8 +182,8 @@ class Endpoint:
             deliveries.conclude(connection, due, tried)
             if is_gone:
                 deliveries.park(connection, self.settings.name, digest)
-            elif wait_s:
-                until = now + timedelta(seconds=wait_s)
+            elif attempt.wait_s:
+                until = now + timedelta(seconds=attempt.wait_s)
                 deliveries.remember(connection, self.settings.name, Remembered(quiet_until=until))
             return deliveries.counts(connection)
 
