@@ -64,24 +64,28 @@ class WebhooksStatus(Struct, frozen=True):
 
 
 class Shared(Struct):
-    """What endpoints have in common. Sending takes at most one of the threads that work for runs."""
+    """What the endpoints of an account have in common.
 
-    databases: asyncio.Lock
+    `thread`: sending takes at most one of those that work for runs. `held_since`: what is recorded from then
+    on is kept back.
+    """
+
+    database: Database
+    clock: Clock
+    thread: asyncio.Lock
     held_since: datetime | None = None
 
 
 class Endpoint:
     """One endpoint and what waits for it. Only its own task sends."""
 
-    def __init__(
-        self, settings: WebhookConfig, signers: Sequence[Secret], clock: Clock, shared: Shared
-    ) -> None:
+    def __init__(self, settings: WebhookConfig, signers: Sequence[Secret], shared: Shared) -> None:
         self.settings = settings
-        self._sender = Sender(settings, signers, clock)
+        self._sender = Sender(settings, signers, shared.clock)
         self.state = EndpointState(name=settings.name, host=self._sender.url.host)
         self.secrets = tuple(signers)
-        self._clock = clock
         self._shared = shared
+        self._clock, self._database = shared.clock, shared.database
         self._news = asyncio.Event()
         self._came: tuple[Due, Attempt] | None = None  # not recorded yet
 
@@ -98,24 +102,24 @@ class Endpoint:
         """Close its connections."""
         await self._sender.close()
 
-    async def serve(self, database: Database) -> None:
+    async def serve(self) -> None:
         """Send whatever is due, until cancelled; then close the connections."""
         try:
             while True:
                 self._news.clear()
-                await self._wait(await self._guarded(database))
+                await self._wait(await self._guarded())
         finally:
             await self.close()
 
-    async def send_due(self, database: Database) -> None:
+    async def send_due(self) -> None:
         """Send what is due now, and no more."""
-        while await self._guarded(database) == 0:
+        while await self._guarded() == 0:
             pass
 
-    async def _guarded(self, database: Database) -> float | None:
+    async def _guarded(self) -> float | None:
         """Do a step; return as `_step`. Any failure is this endpoint's only, and is retried."""
         try:
-            return await self._step(database) if database.is_open else LOOK_AGAIN_S
+            return await self._step() if self._database.is_open else LOOK_AGAIN_S
         except StoreError as error:
             logger.debug("webhook {}: {}; tried again", self.settings.name, error)
             return AFTER_TROUBLE_S
@@ -136,18 +140,18 @@ class Endpoint:
             for each in waits:
                 each.cancel()
 
-    async def _step(self, database: Database) -> float | None:
+    async def _step(self) -> float | None:
         """Send the next delivery and return 0; else return the seconds until one is due, None for never."""
         if self._came is None:
             now = self._clock.now()
-            async with self._shared.databases:
-                found = await database.read(self._next, now)
+            async with self._shared.thread:
+                found = await self._database.read(self._next, now)
             if found is None:
                 return None
             if isinstance(found, datetime):
                 return max((found - now).total_seconds(), 0.001)
             self._came = found, await self._sender.attempt(found)
-        await self._conclude(database, *self._came)  # nothing is sent before: the backoff would be lost
+        await self._conclude(*self._came)  # nothing is sent before: the backoff would be lost
         self._came = None
         return 0.0
 
@@ -163,7 +167,7 @@ class Endpoint:
 
     # --- results
 
-    async def _conclude(self, database: Database, due: Due, attempt: Attempt) -> None:
+    async def _conclude(self, due: Due, attempt: Attempt) -> None:
         """Record what came of an attempt, and what that means for the next one."""
         now, status, error = self._clock.now(), attempt.status, attempt.error
         is_gone = status == GONE
@@ -187,8 +191,8 @@ class Endpoint:
                 deliveries.remember(connection, self.settings.name, Remembered(quiet_until=until))
             return deliveries.counts(connection)
 
-        async with self._shared.databases:
-            counts = await database.write(record)
+        async with self._shared.thread:
+            counts = await self._database.write(record)
         self.take_counts(counts)
         self._tell(due, tried)
 
@@ -237,7 +241,7 @@ class Webhooks:
         self.endpoints: list[Endpoint] = []
         self._database = database
         self._clock = clock
-        self._shared = Shared(asyncio.Lock())
+        self._shared = Shared(database, clock, asyncio.Lock())
         self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
         self._serves = False
         self._must_settle = True
@@ -251,7 +255,7 @@ class Webhooks:
         for settings in config.webhooks:
             secrets = tuple(config.webhook_secrets[settings.name])
             same = known.pop((settings, secrets), None)
-            endpoints.append(same or Endpoint(settings, secrets, self._clock, self._shared))
+            endpoints.append(same or Endpoint(settings, secrets, self._shared))
         self.endpoints = endpoints
         self.outbox.endpoints = config.webhooks
         self._must_settle = True
@@ -265,7 +269,7 @@ class Webhooks:
             self._tasks.pop(gone).cancel()
         for each in self.endpoints:
             if each not in self._tasks:
-                serving = each.serve(self._database)
+                serving = each.serve()
                 self._tasks[each] = asyncio.create_task(serving, name=f"webhook {each.state.name}")
 
     @property
@@ -304,7 +308,7 @@ class Webhooks:
             return
         endpoints = self.endpoints
         try:
-            async with self._shared.databases:
+            async with self._shared.thread:
                 if self._must_settle and await self._database.read(self._is_unsettled):
                     for name, number in (await self._database.write(self._settle)).items():
                         logger.bind(event="webhook.removed").warning(
@@ -342,7 +346,7 @@ class Webhooks:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.refresh()
-                await asyncio.gather(*(each.send_due(self._database) for each in self.endpoints))
+                await asyncio.gather(*(each.send_due() for each in self.endpoints))
 
     async def stop(self) -> None:
         """End the sending. An attempt under way counts as not made, and is made again."""
