@@ -70,7 +70,7 @@ class Account:
         self.clock = clock or Clock()
         self.database = Database(config.database.url)
         self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
-        self.publishing = Publishing(config)
+        self.publishing = Publishing(config, self.database)
         self.feeds = Feeds(config.feeds)
         self.webhooks = Webhooks(config, self.database, self.clock)
         self.paused: Pause | None = None
@@ -169,7 +169,7 @@ class Account:
         in_step_with = None if sync.run_on_start else self.facts.last_success_at
         self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
-        self._background.start(self.publishing.examine(self.database))
+        self._background.start(self.publishing.examine())
         if not runs_now:
             self._tidy()
         if self.publishing.is_late or self.feeds.configured:
@@ -196,7 +196,7 @@ class Account:
         self.config = config
         self.publishing.configure(config)
         self.feeds.configured = config.feeds
-        examining = self._background.start(self.publishing.examine(self.database))
+        examining = self._background.start(self.publishing.examine())
         self._tidy()
         self._background.start(self._take_stock())
         self.webhooks.configure(config)
@@ -422,7 +422,7 @@ class Account:
         """Write the site's tables elsewhere and its files, unless syncd stops; then call the endpoints."""
         now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
         if can_write:
-            await self.publishing.settle(self.database, now)
+            await self.publishing.settle(now)
         can_write &= await self.feeds.follow(self.database, now, self.facts.events_unread)
         # A run in progress, the next run or the next start first writes what was not written now.
         no_run_comes = self.database.is_open and (self.paused or self.client.breaker.refused)

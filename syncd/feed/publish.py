@@ -63,15 +63,16 @@ class PublishStatus(Struct, frozen=True):
 
 
 class Target:
-    """One table of a site's, and its state."""
+    """One table of a site's, and its state. `database`: the mirror's."""
 
-    def __init__(self, settings: PublishConfig, config: Config) -> None:
+    def __init__(self, settings: PublishConfig, database: Database) -> None:
         self.settings = settings
-        self.url = settings.database or config.database.url
-        self.is_here = self.url == config.database.url
+        self.url = settings.database or database.url
+        self.is_here = self.url == database.url
         place = None if self.is_here else masked(self.url)
         self.state = TargetState(name=settings.name, table=settings.table, database=place)
         self.waits = False  # for the end of the run, after a failure
+        self._database = database
         self._form: Form | None = None
 
     def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
@@ -96,21 +97,21 @@ class Target:
         else:
             self._count(done, at)
 
-    async def examine(self, database: Database) -> None:
+    async def examine(self) -> None:
         """Check between runs whether the table can be used, and remember what is wrong."""
         with self._guarded():
             if self.is_here:
-                await in_thread(self._examine_here, database)
+                await in_thread(self._examine_here)
             else:  # which may hang
                 await in_own_thread(self._examine_elsewhere)
 
-    async def settle(self, database: Database, at: datetime) -> None:
+    async def settle(self, at: datetime) -> None:
         """Update the table from the whole mirror, and remember the result."""
         with self._guarded():
             if self.is_here:
-                await in_thread(self._settle_here, database, at)
+                await in_thread(self._settle_here, at)
             else:  # which may hang: nothing of the mirror is held meanwhile
-                some = await database.read(target.events, self.settings)
+                some = await self._database.read(target.events, self.settings)
                 await in_own_thread(self._settle_elsewhere, some, at)
 
     def fail(self, error: str) -> None:
@@ -131,9 +132,9 @@ class Target:
             )
             self.fail(f"unexpected {type(error).__name__}, see the log; please report it")
 
-    def _examine_here(self, database: Database) -> None:
-        if database.is_open:
-            with database.begin() as connection, elsewhere.apart(connection):
+    def _examine_here(self) -> None:
+        if self._database.is_open:
+            with self._database.begin() as connection, elsewhere.apart(connection):
                 self._examine(connection)
 
     def _examine_elsewhere(self) -> None:
@@ -147,8 +148,8 @@ class Target:
         elif was_unfit:  # else the fault is in the rows, and only writing them shows whether it is gone
             self._works()
 
-    def _settle_here(self, database: Database, at: datetime) -> None:
-        with database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
+    def _settle_here(self, at: datetime) -> None:
+        with self._database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
             some = target.events(connection, self.settings)
             done = target.bring(connection, self._look(connection), some, at, all_of_them=True)
         self._take(done, at)
@@ -211,8 +212,9 @@ class Target:
 class Publishing:
     """All targets of an account."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, database: Database) -> None:
         self.targets: list[Target] = []
+        self._database = database
         self.writing = Latest[Target]()
         self.configure(config)
 
@@ -222,7 +224,7 @@ class Publishing:
         targets = []
         for settings in config.publish:
             same = known.get(settings.name)
-            targets.append(same if same and same.settings == settings else Target(settings, config))
+            targets.append(same if same and same.settings == settings else Target(settings, self._database))
         self.targets = targets
 
     @property
@@ -251,19 +253,19 @@ class Publishing:
                 if each.is_here:
                     each.follow(connection, ids, writing.at)
 
-    async def examine(self, database: Database) -> None:
+    async def examine(self) -> None:
         """Check whether every target can be used, and remember what is wrong."""
         here, others = self._by_place()
         for each in here:
-            await each.examine(database)
-        await asyncio.gather(*(each.examine(database) for each in others))
+            await each.examine()
+        await asyncio.gather(*(each.examine() for each in others))
 
-    async def settle(self, database: Database, at: datetime) -> None:
+    async def settle(self, at: datetime) -> None:
         """Update every target from the whole mirror; wait at most WAIT_S for those elsewhere."""
         here, others = self._by_place()
         for each in here:
-            await each.settle(database, at)
-        wanted = {each: partial(each.settle, database, at) for each in others}
+            await each.settle(at)
+        wanted = {each: partial(each.settle, at) for each in others}
         for each in await self.writing.carry_out(wanted, WAIT_S):
             each.fail(f"it takes longer than {WAIT_S:g} s; it goes on meanwhile")
 

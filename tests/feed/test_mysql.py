@@ -17,6 +17,7 @@ from support.real_databases import connected, query
 
 from syncd.config import Config, PublishConfig
 from syncd.database import mysql
+from syncd.database.engine import Database
 from syncd.feed import publish
 from syncd.standin.server import StandIn
 
@@ -247,7 +248,7 @@ def test_password_is_told(
     (found,) = problems(config)
     assert told in found
     assert "canary" not in found
-    assert "canary" not in str(publish.Publishing(config).targets[0].state)
+    assert "canary" not in str(publish.Publishing(config, Database(config.database.url)).targets[0].state)
 
 
 def test_library_that_is_missing_is_named_badly(

@@ -188,7 +188,7 @@ def test_column_of_fewer_digits_is_written_again_and_again(
         written = on.state.written
         assert written > 0
         account = on.rig.account
-        on.rig.portal.call(account.publishing.settle, account.database, datetime.now(UTC))
+        on.rig.portal.call(account.publishing.settle, datetime.now(UTC))
         assert on.state.last_error is None
         assert on.state.written == written
 
@@ -558,7 +558,7 @@ def test_a_look_at_a_table_mends_its_rows(start: Start, where: str) -> None:
         site.refuse(on.url, SLUG)
         error = on.settled()
         assert error
-        on.rig.portal.call(on.rig.account.publishing.examine, on.rig.account.database)
+        on.rig.portal.call(on.rig.account.publishing.examine)
         assert on.state.last_error == error
 
 
