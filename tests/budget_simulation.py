@@ -17,7 +17,7 @@ from loguru import logger
 
 from syncd.billetweb.limiter import RateLimiter
 from syncd.mirror import agenda
-from syncd.mirror.agenda import Standing
+from syncd.mirror.agenda import Candidate
 from syncd.text import format_duration
 
 SIZES = (10, 25, 100, 300, 1000, 5000)
@@ -77,7 +77,7 @@ class Account:
         self.told = told and self.in_turns
         self.read_s: dict[str, float] = {}
         self.due: set[str] = set()
-        self._standings: dict[str, Standing] = {}
+        self._candidates: dict[str, Candidate] = {}
         self.unseen: dict[str, list[float]] = {}
         self.sale_s: list[float] = []
         self._sales = self._coming(selling)
@@ -102,7 +102,7 @@ class Account:
             self.sale_s += [now_s - sold_s for sold_s in self.unseen.pop(event, ())]
             self.read_s[event] = now_s
             self.due.discard(event)
-            self._standings.pop(event, None)
+            self._candidates.pop(event, None)
         return self.requests - before
 
     def oldest_s(self) -> float:
@@ -114,14 +114,14 @@ class Account:
     def _chosen(self) -> list[str]:
         if not self.in_turns:
             return self.ids
-        return agenda.choose(map(self._standing, self.ids), self.budget)
+        return agenda.choose(map(self._candidate, self.ids), self.budget)
 
-    def _standing(self, event: str) -> Standing:
-        known, due = self._standings.get(event), event in self.due
+    def _candidate(self, event: str) -> Candidate:
+        known, due = self._candidates.get(event), event in self.due
         if known is None or known.due != due:
             read_s = self.read_s.get(event)
             read_at = None if read_s is None else START + timedelta(seconds=read_s)
-            known = self._standings[event] = Standing(id=event, cost=COST, read_at=read_at, due=due)
+            known = self._candidates[event] = Candidate(id=event, cost=COST, read_at=read_at, due=due)
         return known
 
     async def _request(self) -> None:

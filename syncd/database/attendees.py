@@ -62,7 +62,7 @@ class Order(Struct, frozen=True):
     paid: int
 
 
-class Taken(Struct):
+class Ingested(Struct):
     """What an answer held: the ids of its rows, and the events in which a row changed.
 
     `size`: how many it should have held, None if it was not to hold all. `unreadable`: the values that could
@@ -125,7 +125,7 @@ def note_sales(
     state.put(connection, state.SEEN, sorted(seen) or None)
 
 
-def take(
+def ingest(
     connection: Connection,
     writing: Writing,
     slices: Iterable[Decoded[Attendee]],
@@ -133,22 +133,22 @@ def take(
     moved: Cursor,
     live: AbstractSet[str],
     unknown_until: datetime | None,
-) -> Taken:
+) -> Ingested:
     """Write the rows of an account-wide answer and the cursor that follows, all or nothing.
 
     The `live` events in which a row changed become due. A row that is new to the mirror is news of an order
     only if that was made or paid after `unknown_until`, when the mirroring of attendees began: an older one
     may merely not have been imported yet. None once all are imported.
     """
-    taken = _take(connection, writing, slices, unsaid=UNSAID, unknown_until=unknown_until)
+    ingested = _ingest(connection, writing, slices, unsaid=UNSAID, unknown_until=unknown_until)
     absent = absences.of(connection, ATTENDEES).keys()
-    absences.end(connection, ATTENDEES, sorted(taken.ids & absent))
-    state.mark_due(connection, taken.events & live, writing.at)
+    absences.end(connection, ATTENDEES, sorted(ingested.ids & absent))
+    state.mark_due(connection, ingested.events & live, writing.at)
     set_cursor(connection, moved, writing.at)
-    return taken
+    return ingested
 
 
-def take_event(
+def ingest_event(
     connection: Connection,
     writing: Writing,
     event_id: str,
@@ -157,44 +157,44 @@ def take_event(
     began_at: datetime,
     whole: bool,
     unknown_until: datetime | None = None,
-) -> Taken:
+) -> Ingested:
     """Write the rows of an answer about one event, in the caller's transaction.
 
-    What an answer lacks is noted if it should hold the `whole` of them. `unknown_until` as in `take`.
+    What an answer lacks is noted if it should hold the `whole` of them. `unknown_until` as in `ingest`.
     """
     present = rows.present_attendees(connection, event_id) if whole else set[str]()
     absent = absences.of(connection, ATTENDEES, event_id)
     of = absences.size_in(connection, ATTENDEES, event_id) if whole and absent else None
-    taken = _take(connection, writing, slices, unknown_until=unknown_until)
+    ingested = _ingest(connection, writing, slices, unknown_until=unknown_until)
     is_odd, names = False, ["attendees_at"]
     if whole:
-        lacking = lack(ATTENDEES, present, taken.ids, absent, writing.at, of=of)
-        taken.size = lacking.size
+        lacking = lack(ATTENDEES, present, ingested.ids, absent, writing.at, of=of)
+        ingested.size = lacking.size
         if lacking.is_news:
             absences.note(connection, writing.run_id, ATTENDEES, event_id, lacking.absences)
         is_odd = is_mostly_absent(len(lacking.absences), lacking.size.of)
         names.append("attendees_full_at")
     else:
-        absences.end(connection, ATTENDEES, sorted(taken.ids & absent.keys()))
+        absences.end(connection, ATTENDEES, sorted(ingested.ids & absent.keys()))
     if not is_odd:  # else sales since the previous read must still be asked for
         row = (event_id, *(began_at for _ in names))
         bulk.upsert(connection, schema.reads, ("event_id", *names), [row])
-    return taken
+    return ingested
 
 
-def _take(
+def _ingest(
     connection: Connection,
     writing: Writing,
     slices: Iterable[Decoded[Attendee]],
     *,
     unsaid: Sequence[str] = (),
     unknown_until: datetime | None,
-) -> Taken:
+) -> Ingested:
     """Compare attendees with the stored rows, and write those that differ; their `unsaid` columns stay.
 
     What follows from orders waits for the end, because an order is reported as a whole.
     """
-    taken, of_orders = Taken(), list[Change]()
+    ingested, of_orders = Ingested(), list[Change]()
     silent = structs.replace(writing, follow=follow_nothing)
     for some in slices:
         stored = rows.stored(connection, ATTENDEES, some.records)
@@ -206,15 +206,15 @@ def _take(
         changes = [change for change in compared if change]
         rows.write(connection, silent, changes)
         writing.counts.unchanged += len(some.records) - len(changes)
-        taken.unreadable.note(ATTENDEES, some.unreadable)
-        taken.events |= {change.event_id for change in changes}
-        taken.ids |= some.records.keys()
+        ingested.unreadable.note(ATTENDEES, some.unreadable)
+        ingested.events |= {change.event_id for change in changes}
+        ingested.ids |= some.records.keys()
         of_orders += [
             change for change in changes if change.diff.keys() & OF_ORDERS and _is_news(change, unknown_until)
         ]
     if of_orders:
         writing.follow(connection, writing, of_orders)
-    return taken
+    return ingested
 
 
 def _is_news(change: Change, unknown_until: datetime | None) -> bool:

@@ -192,7 +192,7 @@ def present_attendees(connection: Connection, event_id: str) -> set[str]:
     return {*connection.scalars(select(columns.id).where(here))}
 
 
-def turned(connection: Connection, now: datetime) -> set[str]:
+def changed_by_time(connection: Connection, now: datetime) -> set[str]:
     """Return the events that began or ended since their figures were read, or a sale or session of theirs."""
     events, tickets, sessions = schema.events.c, schema.tickets.c, schema.sessions.c
 

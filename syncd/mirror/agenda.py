@@ -20,7 +20,7 @@ USED = 0.8
 """The share of the ceiling that is planned: some requests are retried, some answers are slow."""
 
 
-class Standing(Struct, frozen=True, kw_only=True):
+class Candidate(Struct, frozen=True, kw_only=True):
     """What is known of a live event before it is read.
 
     `cost`: requests that reading it takes. `read_at`: when it was last read or tried, None for never.
@@ -100,49 +100,49 @@ def budget(
     return Budget(capacity=capacity, share=min(share, capacity))
 
 
-def choose(standings: Iterable[Standing], allowed: Budget) -> list[str]:
+def choose(candidates: Iterable[Candidate], allowed: Budget) -> list[str]:
     """Return the events that a run reads: the suspected, the due, those never read, then the oldest.
 
     Events with a reason leave to the others the requests that are reserved for them, if they need them. One
     event without a date is read besides: their own turns come last, and might never come. At least one event
     is read, whatever it costs.
     """
-    ordered = sorted(standings, key=_urgency)
-    known = [standing for standing in ordered if standing.suspected or standing.due]
-    others = [standing for standing in ordered if not (standing.suspected or standing.due)]
+    ordered = sorted(candidates, key=_urgency)
+    known = [candidate for candidate in ordered if candidate.suspected or candidate.due]
+    others = [candidate for candidate in ordered if not (candidate.suspected or candidate.due)]
     chosen = fitting(known, allowed.capacity - allowed.kept)
-    chosen |= fitting([standing for standing in others if not standing.dated][:1], allowed.kept)
+    chosen |= fitting([candidate for candidate in others if not candidate.dated][:1], allowed.kept)
     spent, in_turn = sum(chosen.values()), 0
-    for standing in others:
-        if standing.id in chosen:
+    for candidate in others:
+        if candidate.id in chosen:
             continue
-        if in_turn >= allowed.share or spent + standing.cost > allowed.capacity:
+        if in_turn >= allowed.share or spent + candidate.cost > allowed.capacity:
             break
-        chosen[standing.id] = standing.cost
-        spent += standing.cost
-        in_turn += standing.cost if standing.read_at or not standing.dated else 0
-    left = [standing for standing in known if standing.id not in chosen]
+        chosen[candidate.id] = candidate.cost
+        spent += candidate.cost
+        in_turn += candidate.cost if candidate.read_at or not candidate.dated else 0
+    left = [candidate for candidate in known if candidate.id not in chosen]
     chosen |= fitting(left, allowed.capacity - spent)
     if not chosen:
-        chosen |= {standing.id: standing.cost for standing in ordered[:1]}
-    return [standing.id for standing in ordered if standing.id in chosen]
+        chosen |= {candidate.id: candidate.cost for candidate in ordered[:1]}
+    return [candidate.id for candidate in ordered if candidate.id in chosen]
 
 
-def waiting(standings: Iterable[Standing], read: Container[str]) -> int:
+def waiting(candidates: Iterable[Candidate], read: Container[str]) -> int:
     """Return how many events with a reason must wait for the next run, if this one reads these."""
-    return sum(standing.has_reason and standing.id not in read for standing in standings)
+    return sum(candidate.has_reason and candidate.id not in read for candidate in candidates)
 
 
-def fitting(standings: Iterable[Standing], requests: int) -> dict[str, int]:
+def fitting(candidates: Iterable[Candidate], requests: int) -> dict[str, int]:
     """Return the events for which this many requests suffice, with their cost."""
     chosen: dict[str, int] = {}
-    for standing in standings:
-        if standing.cost <= requests:
-            chosen[standing.id] = standing.cost
-            requests -= standing.cost
+    for candidate in candidates:
+        if candidate.cost <= requests:
+            chosen[candidate.id] = candidate.cost
+            requests -= candidate.cost
     return chosen
 
 
-def _urgency(standing: Standing) -> tuple[bool, bool, bool, float, str]:
-    read_s = standing.read_at.timestamp() if standing.read_at else 0.0
-    return (not standing.suspected, not standing.due, not standing.dated, read_s, standing.id)
+def _urgency(candidate: Candidate) -> tuple[bool, bool, bool, float, str]:
+    read_s = candidate.read_at.timestamp() if candidate.read_at else 0.0
+    return (not candidate.suspected, not candidate.due, not candidate.dated, read_s, candidate.id)

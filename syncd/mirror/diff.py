@@ -205,7 +205,7 @@ def plan_event(
         )
         for table in PARTS
     )
-    parts = {table: _standing(known, table) | _readable(known, table, fetched) for table in PARTS}
+    parts = {table: _present_records(known, table) | _readable(known, table, fetched) for table in PARTS}
     parts[TICKETS] = {row: with_place(ticket, not_places) for row, ticket in parts[TICKETS].items()}
     changes, unchanged = _compared(event, known, parts, now=fetched.read_at)
     of_gauges = lacks[0]
@@ -232,7 +232,7 @@ def plan_vanished(known: EventRows, gone: Mapping[str, AbstractSet[str]], at: da
     stored = known.rows.get(EVENTS, {}).get(event_id)
     if stored is None:
         return EventPlan(event_id=event_id, changes=tuple(marked))
-    parts = {table: _standing(known, table, but=gone.get(table, set())) for table in PARTS}
+    parts = {table: _present_records(known, table, but=gone.get(table, set())) for table in PARTS}
     changes, _ = _compared(_record(EVENTS, stored), known, parts, now=at)
     followed = [change for change in changes if change.kind == "updated"]
     return EventPlan(event_id=event_id, changes=(*marked, *followed))
@@ -267,7 +267,7 @@ def present(known: EventRows, table: str) -> set[str]:
     return {row for row, old in rows if not old.vanished_at and old.values[column] == known.event_id}
 
 
-def _standing(known: EventRows, table: str, but: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+def _present_records(known: EventRows, table: str, but: AbstractSet[str] = frozenset()) -> dict[str, Any]:
     """Return the rows that have not vanished, in the order of their ids."""
     rows = known.rows.get(table, {})
     return {row: _record(table, rows[row]) for row in sorted(present(known, table) - but)}

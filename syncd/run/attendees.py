@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from syncd.billetweb.body import Spooled
 from syncd.billetweb.decode import Decoded, decode_attendees, sold
 from syncd.database import attendees, state
-from syncd.database.attendees import Cursor, Taken
+from syncd.database.attendees import Cursor, Ingested
 from syncd.database.rows import Writing
 from syncd.database.state import Limited, Reads
 from syncd.errors import (
@@ -76,7 +76,7 @@ class Attendees:
     """The attendees in one run; reads raise BilletwebError and StoreError.
 
     `limited` is what is recorded of a key, perhaps of an earlier one. `unknown_until` as in
-    `attendees.take`.
+    `attendees.ingest`.
     """
 
     def __init__(self, work: Work, limited: Limited | None, unknown_until: datetime | None) -> None:
@@ -183,7 +183,7 @@ class Attendees:
             return structs.replace(cursor, since=began - self._overlap, before=began, back_to=back_to)
         with answer:
             moved = structs.replace(cursor, since=began - self._overlap)
-            await self._take(answer, moved, live)
+            await self._ingest(answer, moved, live)
         return moved
 
     async def _import(self, cursor: Cursor, live: AbstractSet[str]) -> None:
@@ -212,16 +212,16 @@ class Attendees:
                     )
                 else:  # increments overlap, and so do these
                     rest = structs.replace(cursor, before=since and since + OVERLAP)
-                await self._take(answer, rest, live)
+                await self._ingest(answer, rest, live)
                 span = _next_span(span, answer.size)
             cursor = rest
 
-    async def _take(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
+    async def _ingest(self, answer: Spooled, cursor: Cursor, live: AbstractSet[str]) -> None:
         rows = self._decoded([answer])
-        taken = await self._work.write(
-            attendees.take, rows, moved=cursor, live=live, unknown_until=self._unknown_until
+        ingested = await self._work.write(
+            attendees.ingest, rows, moved=cursor, live=live, unknown_until=self._unknown_until
         )
-        self._work.report.unreadable.add(taken.unreadable)
+        self._work.report.unreadable.add(ingested.unreadable)
         self._work.report.advance("attendees", 0, self._live)
 
     def cost(self, event_id: str, reads: Reads, *, again: bool) -> int:
@@ -272,9 +272,9 @@ class Attendees:
                 spans += _cut(since, until, length)
         return answers
 
-    def take_event(self, connection: Connection, writing: Writing, read: EventAnswer) -> Taken:
+    def ingest_event(self, connection: Connection, writing: Writing, read: EventAnswer) -> Ingested:
         """Write what was read of an event's attendees, in the transaction of its plan."""
-        return attendees.take_event(
+        return attendees.ingest_event(
             connection,
             writing,
             read.event_id,

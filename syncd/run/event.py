@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from syncd.billetweb.decode import Decoded
 from syncd.database import rows
-from syncd.database.attendees import Taken
+from syncd.database.attendees import Ingested
 from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.errors import (
@@ -175,10 +175,10 @@ class Events:
         async with self._writing:  # other events' rows must not move between plan and transaction
             plan = await self._work.database.read(self._plan, event, fetched)
             if answer:
-                taken = await self._work.write(self._write_with, plan, answer)
-                self._work.report.unreadable.add(taken.unreadable)
-                if taken.size:
-                    self._work.report.sizes[ATTENDEES, event.id] = taken.size
+                ingested = await self._work.write(self._write_with, plan, answer)
+                self._work.report.unreadable.add(ingested.unreadable)
+                if ingested.size:
+                    self._work.report.sizes[ATTENDEES, event.id] = ingested.size
             elif plan.writes:
                 await self._work.write(rows.write_plan, plan)
         return plan
@@ -192,8 +192,8 @@ class Events:
 
     def _write_with(
         self, connection: Connection, writing: Writing, plan: EventPlan, answer: EventAnswer
-    ) -> Taken:
+    ) -> Ingested:
         """Write the plan of an event and its attendees."""
-        taken = self._attendees.take_event(connection, writing, answer)
+        ingested = self._attendees.ingest_event(connection, writing, answer)
         rows.write_plan(connection, writing, plan)
-        return taken
+        return ingested

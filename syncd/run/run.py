@@ -20,7 +20,7 @@ from syncd.database import absences, attendees, rows, state
 from syncd.database.state import Limited
 from syncd.errors import BilletwebError, ValueRefused
 from syncd.mirror import agenda
-from syncd.mirror.agenda import Increment, Pace, Standing
+from syncd.mirror.agenda import Candidate, Increment, Pace
 from syncd.model import ATTENDEES, EVENTS, Event
 from syncd.run import listing
 from syncd.run.attendees import Attendees
@@ -101,7 +101,7 @@ class _Run:
         if not self._run.accept:
             return {}
         accepted = [
-            self._standing(listed[key], edited=False)
+            self._candidate(listed[key], edited=False)
             for key in sorted(self._known.again, key=self._age_order)
             if key in listed and (not self._run.accepted or key in self._run.accepted)
         ]
@@ -161,8 +161,8 @@ class _Run:
         pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
         self._work.report.pace = pace
         if pace.in_turns:
-            turned = await self._database.read(rows.turned, self._now())
-            await self._database.write(state.mark_due, turned & live.keys(), self._now())
+            changed = await self._database.read(rows.changed_by_time, self._now())
+            await self._database.write(state.mark_due, changed & live.keys(), self._now())
         reads = await self._database.read(state.reads)  # with those that an increment made due
         self._known = structs.replace(self._known, reads=reads)
         if self._run.full or not pace.in_turns:
@@ -171,19 +171,19 @@ class _Run:
             plan.event_id async for plan in listing.plans(self._work, [*live.values()]) if plan.changes
         }
         edited = changed & self._stored.keys()
-        standings = [self._standing(event, edited=event.id in edited) for event in live.values()]
-        read = accepted or {event_id: live[event_id] for event_id in agenda.choose(standings, pace.budget)}
+        candidates = [self._candidate(event, edited=event.id in edited) for event in live.values()]
+        read = accepted or {event_id: live[event_id] for event_id in agenda.choose(candidates, pace.budget)}
         unread = live.keys() - read.keys()
         # Before the list's data are written: after that an edit is no longer visible.
         await self._database.write(state.mark_due, edited & unread, self._now())
-        self._work.report.pace = structs.replace(pace, waiting=agenda.waiting(standings, read))
+        self._work.report.pace = structs.replace(pace, waiting=agenda.waiting(candidates, read))
         return dict(read)
 
     def _all(self, live: Mapping[str, Event], pace: Pace, accepted: Mapping[str, Event]) -> dict[str, Event]:
         """Return all events, the oldest figures first; those without a date last, as many as fit."""
         ordered = sorted({**live, **accepted}.items(), key=lambda item: self._age_order(item[0]))
         undated = [
-            self._standing(event, edited=False) for key, event in ordered if not listing.has_date(event)
+            self._candidate(event, edited=False) for key, event in ordered if not listing.has_date(event)
         ]
         self._work.report.count_requests()
         room = pace.budget.capacity - self._run.requests if self._run.full else pace.budget.share
@@ -205,10 +205,10 @@ class _Run:
             return "failed"
         return "not permitted" if self._attendees.is_limited else "used"
 
-    def _standing(self, event: Event, *, edited: bool) -> Standing:
+    def _candidate(self, event: Event, *, edited: bool) -> Candidate:
         reads, again = self._known.reads_of(event.id), self._known.again.get(event.id, set())
         people = self._attendees.cost(event.id, reads, again=ATTENDEES in again)
-        return Standing(
+        return Candidate(
             id=event.id,
             cost=self._known.cost(event) + people,
             read_at=self._turn_at(event.id),

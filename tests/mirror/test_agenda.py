@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from msgspec import structs
 from support.project import MEASURED, README
 
-from syncd.mirror.agenda import LEAST_REQUESTS, Budget, Standing, budget, choose, waiting
+from syncd.mirror.agenda import LEAST_REQUESTS, Budget, Candidate, budget, choose, waiting
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 LARGE = pytest.mark.slow("two days of 5,000 events, three times, are simulated in ten seconds")
 
 
-def standing(name: str, minutes: int | None = 0, cost: int = 2, **reasons: bool) -> Standing:
+def candidate(name: str, minutes: int | None = 0, cost: int = 2, **reasons: bool) -> Candidate:
     """Return an event that was read so many minutes ago; None: never."""
     read_at = None if minutes is None else NOW - timedelta(minutes=minutes)
-    return Standing(id=name, cost=cost, read_at=read_at, **reasons)
+    return Candidate(id=name, cost=cost, read_at=read_at, **reasons)
 
 
 def allowed(capacity: int = 100, share: int = 100) -> Budget:
@@ -33,42 +33,42 @@ def of(cost: int, *, interval: timedelta = INTERVAL, per_minute: int = PER_MINUT
 
 def test_reasons_come_after_turns() -> None:
     """The suspected are first, then those to which something happened, the new ones, and the oldest."""
-    standings = [
-        standing("young", 5),
-        standing("old", 50),
-        standing("new", None),
-        standing("sold", 1, due=True),
-        standing("suspected", 1, suspected=True),
+    candidates = [
+        candidate("young", 5),
+        candidate("old", 50),
+        candidate("new", None),
+        candidate("sold", 1, due=True),
+        candidate("suspected", 1, suspected=True),
     ]
-    assert choose(standings, allowed()) == ["suspected", "sold", "new", "old", "young"]
+    assert choose(candidates, allowed()) == ["suspected", "sold", "new", "old", "young"]
 
 
 def test_turns_take_more_than_their_share() -> None:
     """Those without a reason stay within the share, the last one apart; those with one do not count in it."""
-    turns = [standing(f"{age}", age) for age in range(9, 0, -1)]
-    standings = [*turns, standing("sold", due=True)]
-    chosen = choose(standings, allowed(share=5))
-    assert (chosen, waiting(standings, chosen)) == (["sold", "9", "8", "7"], 0)
+    turns = [candidate(f"{age}", age) for age in range(9, 0, -1)]
+    candidates = [*turns, candidate("sold", due=True)]
+    chosen = choose(candidates, allowed(share=5))
+    assert (chosen, waiting(candidates, chosen)) == (["sold", "9", "8", "7"], 0)
 
 
 def test_many_new_events_without_a_date_fill_a_run() -> None:
     """They are within the share, read before or never: one apart, which is read beside the others."""
-    standings = [standing(f"{number}", None, dated=False) for number in range(9)]
-    assert choose(standings, allowed(share=4)) == ["0", "1", "2"]
+    candidates = [candidate(f"{number}", None, dated=False) for number in range(9)]
+    assert choose(candidates, allowed(share=4)) == ["0", "1", "2"]
 
 
 def test_a_run_plans_more_than_it_can_send() -> None:
     """What has a reason and does not fit waits and is counted; it takes what nobody's turn needs."""
-    due = [standing(f"{n}", due=True) for n in range(5)]
+    due = [candidate(f"{n}", due=True) for n in range(5)]
     chosen = choose(due, allowed(capacity=6))
     assert (chosen, waiting(due, chosen)) == (["0", "1", "2"], 2)
-    chosen = choose([standing("turn", 99), *due], allowed(capacity=6, share=2))
+    chosen = choose([candidate("turn", 99), *due], allowed(capacity=6, share=2))
     assert (chosen, waiting(due, chosen)) == (["0", "1", "turn"], 3)
 
 
 def test_an_event_that_costs_more_than_all_is_never_read() -> None:
     """One event is read in any case."""
-    assert choose([standing("dear", cost=9)], allowed(capacity=3, share=3)) == ["dear"]
+    assert choose([candidate("dear", cost=9)], allowed(capacity=3, share=3)) == ["dear"]
     assert choose([], allowed()) == []
 
 
@@ -84,23 +84,23 @@ def test_a_choice_breaks_its_budget(
     drawn: list[tuple[int | None, int, bool, bool]], capacity: int, share: int
 ) -> None:
     """No choice exceeds capacity but by a first event, nor the share but by the last; who waits counts."""
-    standings = {
-        f"{number:03}": standing(f"{number:03}", age, cost, due=due, suspected=suspected)
+    candidates = {
+        f"{number:03}": candidate(f"{number:03}", age, cost, due=due, suspected=suspected)
         for number, (age, cost, due, suspected) in enumerate(drawn)
     }
-    chosen = choose(standings.values(), allowed(capacity, share))
+    chosen = choose(candidates.values(), allowed(capacity, share))
     assert len(set(chosen)) == len(chosen)
-    read = [standings[name] for name in chosen]
+    read = [candidates[name] for name in chosen]
     assert sum(each.cost for each in read) <= capacity or len(read) == 1
     turns = [each for each in read if not (each.due or each.suspected or each.read_at is None)]
     assert sum(each.cost for each in turns[:-1]) < share
     left = [
         each
-        for name, each in standings.items()
+        for name, each in candidates.items()
         if name not in chosen and (each.due or each.suspected or each.read_at is None)
     ]
-    assert len(left) == waiting(standings.values(), chosen)
-    assert bool(read) == bool(standings)
+    assert len(left) == waiting(candidates.values(), chosen)
+    assert bool(read) == bool(candidates)
 
 
 def test_turns_starve_an_event() -> None:
@@ -110,8 +110,8 @@ def test_turns_starve_an_event() -> None:
     read_at = {name: NOW - timedelta(days=1) for name in costs}
     rounds = limits.bound(sum(costs.values()), INTERVAL) // INTERVAL
     for turn in range(rounds):
-        standings = [Standing(id=name, cost=cost, read_at=read_at[name]) for name, cost in costs.items()]
-        for name in choose(standings, limits):
+        candidates = [Candidate(id=name, cost=cost, read_at=read_at[name]) for name, cost in costs.items()]
+        for name in choose(candidates, limits):
             read_at[name] = NOW + turn * INTERVAL
     assert min(read_at.values()) >= NOW
 
@@ -123,8 +123,10 @@ def test_an_event_without_a_date_is_never_read_again() -> None:
     read_at: dict[str, datetime | None] = dict.fromkeys([*dated, *undated])
     limits, order, runs = of(2 * len(dated)), list[str](), 400
     for turn in range(runs):
-        standings = [Standing(id=key, cost=2, read_at=at, dated=key in dated) for key, at in read_at.items()]
-        for name in choose(standings, limits):
+        candidates = [
+            Candidate(id=key, cost=2, read_at=at, dated=key in dated) for key, at in read_at.items()
+        ]
+        for name in choose(candidates, limits):
             read_at[name] = NOW + turn * INTERVAL
             order.append(name)
     assert {order.count(name) for name in undated} == {1, 2}
@@ -135,8 +137,8 @@ def test_an_event_without_a_date_is_never_read_again() -> None:
 def test_events_that_sell_all_the_time_starve_the_others() -> None:
     """However many sell in each interval, a new event is read, and the others within the bound."""
     limits = of(10_000)
-    events = {f"{number:04}": standing(f"{number:04}", 1) for number in range(4999)} | {
-        "new": standing("new", None)
+    events = {f"{number:04}": candidate(f"{number:04}", 1) for number in range(4999)} | {
+        "new": candidate("new", None)
     }
     rounds = limits.bound(10_000, INTERVAL) // INTERVAL
     for turn in range(rounds):

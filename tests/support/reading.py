@@ -31,7 +31,7 @@ from syncd.config import (
     SyncConfig,
 )
 from syncd.database import absences, attendees, rows, runs, sqlite, state
-from syncd.database.attendees import Taken
+from syncd.database.attendees import Ingested
 from syncd.database.rows import Writing
 from syncd.database.state import Reads
 from syncd.mirror.absence import Absence
@@ -203,19 +203,19 @@ class Reading:
         self.plan = plan
         return plan
 
-    def people(self, event_id: str, *read: Attendee, whole: bool = True) -> Taken:
+    def people(self, event_id: str, *read: Attendee, whole: bool = True) -> Ingested:
         """Read attendees of an event: all of them, or some."""
         now = self._mirror.clock.now()
-        taken: Taken = self._write(
-            attendees.take_event,
+        ingested: Ingested = self._write(
+            attendees.ingest_event,
             event_id,
             [Decoded(records={attendee.id: attendee for attendee in read})],
             began_at=now,
             whole=whole,
         )
-        if taken.size:
-            self._report.sizes[ATTENDEES, event_id] = taken.size
-        return taken
+        if ingested.size:
+            self._report.sizes[ATTENDEES, event_id] = ingested.size
+        return ingested
 
     @property
     def kinds(self) -> dict[str, str]:
