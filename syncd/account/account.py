@@ -113,7 +113,7 @@ class Account:
             if not self.database.is_open:
                 async with self._recording:  # an end recorded meanwhile would count twice
                     await to_the_end(self._open())  # when cancelled too: what is open holds the lock
-                self._let_out_held()
+                self._deliver_held()
 
     async def _open(self) -> None:
         await in_thread(self.database.open)
@@ -130,11 +130,11 @@ class Account:
         except BaseException:
             await in_thread(self.database.close)
             raise
-        self.facts.take_over(past)
+        self.facts.load(past)
         if not self._outlived:  # else this process has later facts
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)
-            self.client.breaker.take_over(past.quiet)
+            self.client.breaker.restore(past.quiet)
         self._outlived = False
 
     async def _reopen(self) -> None:
@@ -175,7 +175,7 @@ class Account:
         if self.publishing.is_late or self.feeds.configured:
             self.webhooks.hold(EVER)  # what an interrupted run left unwritten is written before it is told
         self.webhooks.start()
-        self._background.start(self.webhooks.refresh() if runs_now else self._let_out())
+        self._background.start(self.webhooks.refresh() if runs_now else self._deliver())
         if runs_now:
             self.runner.request("startup")
 
@@ -198,7 +198,7 @@ class Account:
         self.feeds.configured = config.feeds
         examining = self._background.start(self.publishing.examine())
         self._tidy()
-        self._background.start(self._take_stock())
+        self._background.start(self._update_facts())
         self.webhooks.configure(config)
         self._background.start(self.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout
@@ -273,7 +273,7 @@ class Account:
         await self.database.write(state.put, state.PAUSED, pause)
         self.paused = pause
         if paused:  # no run will come that does this
-            self._let_out_held()
+            self._deliver_held()
         what, by = "paused" if paused else "on again", f" (by {user})" if user else ""
         logger.bind(event="paused" if paused else "resumed").info("scheduled runs are {}{}", what, by)
         return True
@@ -402,23 +402,23 @@ class Account:
     async def _conclude(self, run: Run) -> None:
         """Count a run that ended, and do what follows. Raises nothing."""
         work, self._at_work = self._at_work, None
-        self.facts.take(run, work.report.pace if work else None)
+        self.facts.count(run, work.report.pace if work else None)
         try:
-            await self._take_stock()
+            await self._update_facts()
             if work and work.client is not self.client:
-                self.client.breaker.take_over(work.client.breaker.quiet)
+                self.client.breaker.restore(work.client.breaker.quiet)
                 await work.client.aclose()
             if work and work.config.sync.attendees != self.config.sync.attendees:
                 self._tidy()
-            await self._let_out(run.started_at or EVER)
+            await self._deliver(run.started_at or EVER)
         finally:
             self._on_end(run)
 
-    def _let_out_held(self) -> None:
+    def _deliver_held(self) -> None:
         if self.webhooks.is_held and self.runner.current is None:  # else the run's end does it
-            self._background.start(self._let_out())
+            self._background.start(self._deliver())
 
-    async def _let_out(self, since: datetime = EVER) -> None:
+    async def _deliver(self, since: datetime = EVER) -> None:
         """Write the site's tables elsewhere and its files, unless syncd stops; then call the endpoints."""
         now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
         if can_write:
@@ -453,12 +453,12 @@ class Account:
         self._unrecorded.popleft()
         facts.last_full_at = readings.ended_at
 
-    async def _take_stock(self) -> None:
+    async def _update_facts(self) -> None:
         """Update the facts from what a run left. Raises nothing."""
         try:
             if self.database.is_open:
                 since, places_at_most = self._live_since(), self.config.metrics.events
-                self.facts.take_stock(await self.database.read(record.take_stock, since, places_at_most))
+                self.facts.update(await self.database.read(record.stock, since, places_at_most))
                 await in_thread(self.database.checkpoint)  # readers may have kept the log from being emptied
         except StoreError as error:
             logger.bind(event="error.database").error("the mirror's figures cannot be read: {}", error)

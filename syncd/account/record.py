@@ -66,7 +66,7 @@ def look_back(
     state.forget_requests(connection, now.timestamp(), limiter.WINDOW_S)
     return Past(
         history=runs.history(connection, now),
-        stock=take_stock(connection, live_since, places_at_most),
+        stock=stock(connection, live_since, places_at_most),
         paused=state.pause(connection),
         readings=state.get(connection, state.READINGS, Readings),
         pace=state.get(connection, state.PACE, Pace),
@@ -84,7 +84,7 @@ def _quiet(connection: Connection, now: datetime) -> Quiet | None:
     return quiet
 
 
-def take_stock(connection: Connection, live_since: datetime, places_at_most: int) -> Stock:
+def stock(connection: Connection, live_since: datetime, places_at_most: int) -> Stock:
     """Return what the database holds now; no places if there are more live events than `places_at_most`."""
     return Stock(
         figures=rows.figures(connection, live_since),

@@ -139,11 +139,11 @@ class Facts(Struct, kw_only=True):
         """Return what remains after the record is lost: these runs, and this process's own counts."""
         fresh = Facts(started_at=self.started_at, now=self.now)
         for run in runs:
-            fresh.take(run)
+            fresh.count(run)
         fresh.totals, fresh.rows = self.totals, self.rows
         return fresh
 
-    def take_over(self, past: Past) -> None:
+    def load(self, past: Past) -> None:
         """Load what earlier processes recorded; this one's own runs so far stay counted."""
         history = past.history
         self.run_count += history.run_count
@@ -156,9 +156,9 @@ class Facts(Struct, kw_only=True):
         self.pace = past.pace
         # The older ones come last; a full deque would drop its first.
         self.latest_outcomes.extend(history.latest_outcomes[: LATEST - len(self.latest_outcomes)])
-        self.take_stock(past.stock)
+        self.update(past.stock)
 
-    def take_stock(self, stock: Stock) -> None:
+    def update(self, stock: Stock) -> None:
         """Remember what the database holds now."""
         figures = stock.figures
         self.events_live, self.events_full = figures.events, figures.full
@@ -166,7 +166,7 @@ class Facts(Struct, kw_only=True):
         self.events_unread = max(self.pace.live - figures.read, 0) if self.pace else None
         self.places, self.doubts, self.database_bytes = stock.places, stock.doubts, stock.size_bytes
 
-    def take(self, run: Run, pace: Pace | None = None) -> None:
+    def count(self, run: Run, pace: Pace | None = None) -> None:
         """Count an ended run. A run of named events, or a cancelled one, does not affect health."""
         self.run_count += 1
         self.last_run = run

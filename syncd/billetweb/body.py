@@ -113,7 +113,7 @@ class _Gzip:
         return DecodeError("the answer's compression is broken", status=self._status)
 
 
-async def lay_down(chunks: AsyncIterable[bytes], file: IO[bytes], *, coding: str, status: int) -> None:
+async def spool(chunks: AsyncIterable[bytes], file: IO[bytes], *, coding: str, status: int) -> None:
     """Write a body to the file, decompressed, in steps and from a worker thread.
 
     `coding` is the compression by the answer's header. Raises DecodeError if it is not the requested one, or

@@ -45,7 +45,7 @@ class Breaker:
         self._on_quiet = on_quiet
         self._until_s = 0.0
 
-    def take_over(self, quiet: Quiet | None) -> None:
+    def restore(self, quiet: Quiet | None) -> None:
         """Keep the rest that an earlier client was asked for; a refusal holds only for the refused key."""
         if quiet is None:
             return
@@ -59,7 +59,7 @@ class Breaker:
     def succeed(self, before: "Breaker") -> None:
         """Continue from the one of earlier settings, but allow a key that was refused then."""
         self.is_noted = before.is_noted
-        self.take_over(before.quiet)
+        self.restore(before.quiet)
         self.reset()
 
     def reset(self) -> None:

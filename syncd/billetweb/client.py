@@ -22,7 +22,7 @@ from loguru import logger
 
 from syncd import __version__, web
 from syncd.billetweb import answers, decode
-from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, lay_down, named
+from syncd.billetweb.body import CODING, IN_MEMORY_BYTES, LIST_MAX_ROWS, Spooled, named, spool
 from syncd.billetweb.breaker import RETRY_WITHIN_S, Breaker
 from syncd.billetweb.decode import Decoded
 from syncd.billetweb.limiter import RateLimiter
@@ -187,7 +187,7 @@ class Billetweb:
             ):
                 status = answer.status_code
                 coding = answer.headers.get("Content-Encoding", "")
-                await lay_down(answer.aiter_raw(), file, coding=coding, status=status)
+                await spool(answer.aiter_raw(), file, coding=coding, status=status)
         except TimeoutError as error:
             raise TransportError(f"no complete answer within {timeout_s:g} s") from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpx.CookieConflict) as error:

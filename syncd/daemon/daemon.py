@@ -289,7 +289,7 @@ class Daemon:
         async with self._reloading:  # log and redactor are changed in steps, in a thread
             self._notifier.reloading()
             try:
-                changed, late = await self._take_over(await in_thread(self._load_config))
+                changed, late = await self._apply(await in_thread(self._load_config))
             except ConfigError as error:
                 for problem in error.problems:
                     logger.bind(event="reload.refused").error("reload refused, nothing changed: {}", problem)
@@ -298,7 +298,7 @@ class Daemon:
                 self._notifier.ready()
         return after(self.account.status(), changed, late)
 
-    async def _take_over(self, config: Config) -> tuple[list[str], list[str]]:
+    async def _apply(self, config: Config) -> tuple[list[str], list[str]]:
         """Apply a configuration; return the keys that changed, and those that wait for a restart."""
         before = self._config
         effective = structs.replace(config, database=before.database, control=before.control)

@@ -175,7 +175,7 @@ def park_orphans(connection: Connection, endpoints: Sequence[str]) -> dict[str, 
     return lost
 
 
-def take_back(connection: Connection, endpoints: Sequence[str], now: datetime) -> None:
+def unpark_orphans(connection: Connection, endpoints: Sequence[str], now: datetime) -> None:
     """Unpark, for endpoints that are configured again, what may still be tried."""
     _unpark(connection, and_(D.endpoint.in_([*endpoints]), D.error == ORPHAN), now)
 

@@ -104,7 +104,7 @@ def keys_of(some: Iterable[Mapped], settings: PublishConfig) -> dict[str, list[M
 # --- what is written
 
 
-def bring(
+def reconcile(
     connection: Connection, form: Form, some: Sequence[Mapped], at: datetime, *, all_of_them: bool
 ) -> Done:
     """Update the rows from these events, which are all of the mirror or those that changed."""

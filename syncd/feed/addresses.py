@@ -40,7 +40,7 @@ def is_public(address: Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
-async def lead_to(host: str, port: int, *, private: bool, loopback: bool) -> list[Address]:
+async def allowed_addresses(host: str, port: int, *, private: bool, loopback: bool) -> list[Address]:
     """Return the allowed addresses of a host, in the resolver's order.
 
     These are public ones; with `private` all; with `loopback` only this machine's. Raises Unreachable.

@@ -86,7 +86,7 @@ class Target:
             with elsewhere.apart(connection):
                 form = self._form or self._look(connection)
                 some = target.events(connection, self.settings, ids)
-                done = target.bring(connection, form, some, at, all_of_them=False)
+                done = target.reconcile(connection, form, some, at, all_of_them=False)
         except TransactionLost:
             self.waits = True  # the transaction is repeated without it
             raise
@@ -151,12 +151,12 @@ class Target:
     def _settle_here(self, at: datetime) -> None:
         with self._database.begin(write=True) as connection, elsewhere.apart(connection, patient=True):
             some = target.events(connection, self.settings)
-            done = target.bring(connection, self._look(connection), some, at, all_of_them=True)
+            done = target.reconcile(connection, self._look(connection), some, at, all_of_them=True)
         self._take(done, at)
 
     def _settle_elsewhere(self, some: Sequence[Mapped], at: datetime) -> None:
         with elsewhere.connected(self.url, write=True) as connection:
-            done = target.bring(connection, self._look(connection), some, at, all_of_them=True)
+            done = target.reconcile(connection, self._look(connection), some, at, all_of_them=True)
         self._take(done, at)
 
     def _take(self, done: Done, at: datetime) -> None:

@@ -16,7 +16,7 @@ from syncd.config import Secret, WebhookConfig
 from syncd.database import deliveries
 from syncd.database.deliveries import Due
 from syncd.errors import ConfigError
-from syncd.feed.addresses import Address, Unreachable, lead_to
+from syncd.feed.addresses import Address, Unreachable, allowed_addresses
 from syncd.text import plain
 from syncd.threads import in_thread
 
@@ -105,7 +105,9 @@ class Sender:
             )
         is_local = web.is_loopback(self.url.host)
         port = self.url.port or {"http": 80, "https": 443}[self.url.scheme]
-        addresses = await lead_to(self.url.host, port, private=self.settings.private, loopback=is_local)
+        addresses = await allowed_addresses(
+            self.url.host, port, private=self.settings.private, loopback=is_local
+        )
         for address in addresses[:-1]:
             with suppress(httpx.ConnectError, httpx.ConnectTimeout):
                 return await self._client.send(self._request(due, address), stream=True)

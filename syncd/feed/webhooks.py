@@ -193,10 +193,10 @@ class Endpoint:
 
         async with self._shared.thread:
             counts = await self._database.write(record)
-        self.take_counts(counts)
+        self.set_counts(counts)
         self._tell(due, tried)
 
-    def take_counts(self, counts: dict[str, Counts]) -> None:
+    def set_counts(self, counts: dict[str, Counts]) -> None:
         """Remember how many deliveries wait and are parked."""
         mine = counts.get(self.settings.name, Counts())
         self.state.pending, self.state.parked = mine.pending, mine.parked
@@ -319,7 +319,7 @@ class Webhooks:
                 counts = await self._database.read(deliveries.counts)
             self._must_settle = self.endpoints is not endpoints  # others were configured meanwhile
             for each in self.endpoints:
-                each.take_counts(counts)
+                each.set_counts(counts)
         except StoreError as error:
             logger.debug("how many deliveries wait is not known yet: {}", error)
         for each in self.endpoints:
@@ -334,7 +334,7 @@ class Webhooks:
     def _settle(self, connection: Connection) -> dict[str, int]:
         """Let endpoints that are back, or others now, have what waits; park and count what waits for none."""
         names, now = [each.settings.name for each in self.endpoints], self._clock.now()
-        deliveries.take_back(connection, names, now)
+        deliveries.unpark_orphans(connection, names, now)
         for each in self.endpoints:
             gone = deliveries.remembered(connection, each.settings.name).gone
             if gone and not each.fingerprint.is_of(gone):

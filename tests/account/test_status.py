@@ -62,7 +62,7 @@ def after(*outcomes: Outcome, age: timedelta = timedelta(0), refused: bool = Fal
     clock = Clock()
     facts = fresh(clock)
     for outcome in outcomes:
-        facts.take(ended(outcome, clock.at))
+        facts.count(ended(outcome, clock.at))
     clock.at += age
     return facts.health(INTERVAL, refused=refused)
 
@@ -118,7 +118,7 @@ def test_data_age_by_the_interval_that_is_set() -> None:
     """An hour is nothing to a daily run and too long for one every ten minutes."""
     clock = Clock()
     facts = fresh(clock)
-    facts.take(ended("ok"))
+    facts.count(ended("ok"))
     clock.at += timedelta(hours=1)
     healths = [facts.health(timedelta(minutes=each), refused=False)[0] for each in (1440, 25, 10)]
     assert healths == ["ok", "degraded", "failing"]
@@ -128,15 +128,15 @@ def test_a_failed_run_does_not_make_old_data_young() -> None:
     """The age of the data counts from the last run that brought any, not from the last attempt."""
     clock = Clock()
     facts = fresh(clock)
-    facts.take(ended("ok"))
+    facts.count(ended("ok"))
     for _ in range(2):
         clock.at += 2.5 * INTERVAL
-        facts.take(ended("failed", clock.at))
+        facts.count(ended("failed", clock.at))
     assert facts.health(INTERVAL, refused=False) == (
         "failing",
         "the data are 1 h 15 min old, over 4 intervals",
     )
-    facts.take(ended("partial", clock.at))
+    facts.count(ended("partial", clock.at))
     assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended partial")
     assert facts.last_success_at == START
 
@@ -163,7 +163,7 @@ def test_a_run_aside_tells_nothing_of_the_whole(before: list[Outcome], aside: Ru
     """A run of named events, and one that was cancelled, is counted and leaves health alone."""
     facts = fresh(Clock())
     for outcome in before:
-        facts.take(ended(outcome))
+        facts.count(ended(outcome))
 
     def judged() -> tuple[object, ...]:
         return (
@@ -175,7 +175,7 @@ def test_a_run_aside_tells_nothing_of_the_whole(before: list[Outcome], aside: Ru
         )
 
     was = judged()
-    facts.take(aside)
+    facts.count(aside)
     assert judged() == was
     assert facts.last_run is aside
     assert facts.run_count == len(before) + 1
@@ -184,9 +184,9 @@ def test_a_run_aside_tells_nothing_of_the_whole(before: list[Outcome], aside: Ru
 def test_what_runs_did_is_added_up() -> None:
     """Runs are counted by trigger and outcome, rows by what became of them."""
     facts = fresh(Clock())
-    facts.take(ended("ok", counts=Counts(inserted=3, unchanged=1), full=True))
-    facts.take(ended("ok", START + INTERVAL, counts=Counts(updated=2, unchanged=4)))
-    facts.take(ended("failed", trigger="manual", whole=False))
+    facts.count(ended("ok", counts=Counts(inserted=3, unchanged=1), full=True))
+    facts.count(ended("ok", START + INTERVAL, counts=Counts(updated=2, unchanged=4)))
+    facts.count(ended("failed", trigger="manual", whole=False))
     assert facts.totals == {("interval", "ok"): 2, ("manual", "failed"): 1}
     assert facts.rows == {"inserted": 3, "updated": 2, "unchanged": 5, "vanished": 0, "returned": 0}
     assert facts.last_success_at == START + INTERVAL
@@ -195,7 +195,7 @@ def test_what_runs_did_is_added_up() -> None:
 def test_a_partial_run_is_a_success_or_brings_nothing() -> None:
     """A run that left some events behind brought the others up to date, and is not a success."""
     facts = fresh(Clock())
-    facts.take(ended("partial", full=True))
+    facts.count(ended("partial", full=True))
     assert (facts.synced_at, facts.last_success_at) == (START, None)
 
 
@@ -204,10 +204,10 @@ def test_a_run_that_came_to_no_pace_hides_the_last_one() -> None:
     pace, other = (Pace(budget=Budget(capacity=480, share=share), live=9, cost=30) for share in (48, 20))
     facts = fresh(Clock())
     assert budget_status(facts.pace, INTERVAL) is None
-    facts.take(ended("ok"), pace)
-    facts.take(ended("failed"))
+    facts.count(ended("ok"), pace)
+    facts.count(ended("failed"))
     assert facts.pace == pace
-    facts.take(ended("ok"), other)
+    facts.count(ended("ok"), other)
     assert facts.pace == other
 
 
@@ -224,13 +224,13 @@ def test_a_restart_forgets_no_failure() -> None:
         whole_outcome="failed",
         consecutive_failures=2,
     )
-    facts.take_over(past(history))
+    facts.load(past(history))
     assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
     assert (facts.run_count, facts.last_run) == (7, last)
     assert (facts.last_success_at, facts.synced_at) == (START - 2 * INTERVAL, START - INTERVAL)
     assert facts.last_full_at == START - 3 * INTERVAL
     assert facts.totals == {}
-    facts.take(ended("failed", id=8))
+    facts.count(ended("failed", id=8))
     assert facts.health(INTERVAL, refused=False) == ("failing", "3 runs in a row failed")
 
 
@@ -238,7 +238,7 @@ def test_a_restart_shows_no_budget_and_no_doubt() -> None:
     """What the run before the restart shared out, and left in doubt, is shown before the next one ends."""
     pace = Pace(budget=Budget(capacity=480, share=48), live=400, cost=1000, waiting=3)
     facts = fresh(Clock())
-    facts.take_over(past(figures=Figures(398, 5, 390, START - INTERVAL), doubts=2, pace=pace))
+    facts.load(past(figures=Figures(398, 5, 390, START - INTERVAL), doubts=2, pace=pace))
     budget = budget_status(facts.pace, INTERVAL)
     assert budget
     assert (budget.requests, budget.full_requests, budget.waiting) == (48, 1000, 3)
@@ -250,9 +250,9 @@ def test_readings_by_turns_are_taken_for_none() -> None:
     """When all was read last is what the readings on record say; without these, the last full run does."""
     history = History(last_full_at=START - 3 * INTERVAL)
     facts = fresh(Clock())
-    facts.take_over(past(history))
+    facts.load(past(history))
     assert facts.last_full_at == START - 3 * INTERVAL
-    facts.take_over(past(history, readings=Readings(START - INTERVAL, ended_at=START - INTERVAL)))
+    facts.load(past(history, readings=Readings(START - INTERVAL, ended_at=START - INTERVAL)))
     assert facts.last_full_at == START - INTERVAL
 
 
@@ -260,9 +260,9 @@ def test_runs_before_the_database_could_be_opened_are_kept() -> None:
     """Failures of this process come on top of those on record, and its last run stays the last."""
     facts = fresh(Clock())
     own = ended("failed", id=-5)
-    facts.take(own)
+    facts.count(own)
     history = History(run_count=4, last_run=ended("ok"), last_success_at=START, whole_outcome="ok")
-    facts.take_over(past(history))
+    facts.load(past(history))
     assert (facts.run_count, facts.consecutive_failures, facts.last_run) == (5, 1, own)
     assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
 
@@ -273,15 +273,15 @@ def test_a_database_that_opens_late_hides_the_latest_outcomes() -> None:
     own: list[Outcome] = ["failed", "partial", "partial"]
     older: list[Outcome] = ["ok"] * LATEST
     for outcome in reversed(own):
-        facts.take(ended(outcome, started_at=START))
-    facts.take_over(past(History(latest_outcomes=tuple(older))))
+        facts.count(ended(outcome, started_at=START))
+    facts.load(past(History(latest_outcomes=tuple(older))))
     assert [*facts.latest_outcomes] == [*own, *older[3:]]
 
 
 def test_an_empty_history_is_taken_over() -> None:
     """The first start of all shows no run and no success."""
     facts = fresh(Clock())
-    facts.take_over(past())
+    facts.load(past())
     assert facts.health(INTERVAL, refused=False) == ("degraded", "no successful run yet")
     assert (facts.run_count, facts.last_run, facts.synced_at) == (0, None, None)
 

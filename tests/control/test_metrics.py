@@ -117,9 +117,9 @@ ENDPOINTS = [
 
 def scrape(status: Status = STATUS) -> bytes:
     facts = Facts(started_at=START, places=PLACES)
-    facts.take(RUN)
-    facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
-    facts.take(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
+    facts.count(RUN)
+    facts.count(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
+    facts.count(structs.replace(RUN, trigger="interval", outcome="ok", events=[]))
     requests = Counter({"200": 31, "503": 2, 'odd "status"\n\\': 1})
     account = SimpleNamespace(
         status=lambda: status,

@@ -368,17 +368,17 @@ def test_a_restart_changes_what_status_says(
     counted, read = Facts(started_at=NOW), Facts(started_at=NOW)
     for number, (outcome, full, events) in enumerate(found, 1):
         ended = run(number, outcome, full=full, events=events, whole=not events)
-        counted.take(ended)
+        counted.count(ended)
         with opened.begin(write=True) as connection:
             ended.id, readings = record.finish(
                 connection, Ended(ended), LATE, LATE - KEEP_PAST, counted.last_full_at, tell=TELL
             )
             counted.last_full_at = readings.ended_at
-            counted.take_stock(record.take_stock(connection, LATE - KEEP_PAST, 500))
+            counted.update(record.stock(connection, LATE - KEEP_PAST, 500))
     with opened.begin(write=True) as connection:
-        read.take_over(record.look_back(connection, LATE, LATE - KEEP_PAST, 500, tell=TELL))
+        read.load(record.look_back(connection, LATE, LATE - KEEP_PAST, 500, tell=TELL))
     if not found:
-        counted.take_stock(Stock(read_figures(opened), [], 0, 0))
+        counted.update(Stock(read_figures(opened), [], 0, 0))
     remembered = [name for name in Facts.__struct_fields__ if name not in GROWN]
     assert {name: getattr(read, name) for name in remembered} == {
         name: getattr(counted, name) for name in remembered

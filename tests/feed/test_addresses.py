@@ -14,7 +14,7 @@ from support.receiver import Receiver, receiving
 from support.telling import ByHand, configure, sent, settled, telling
 from support.variants import mostly_slow
 
-from syncd.feed.addresses import Unreachable, is_public, lead_to
+from syncd.feed.addresses import Unreachable, allowed_addresses, is_public
 from syncd.standin.server import StandIn
 
 pytestmark = pytest.mark.sqlite_only("about names and addresses")
@@ -55,7 +55,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 def led_to(host: str, *, private: bool = False, loopback: bool = False) -> list[str]:
     """Return where a host leads."""
-    found = asyncio.run(lead_to(host, 443, private=private, loopback=loopback))
+    found = asyncio.run(allowed_addresses(host, 443, private=private, loopback=loopback))
     return [str(address) for address in found]
 
 
@@ -114,7 +114,9 @@ def test_a_resolver_that_hangs_takes_the_threads_of_runs(monkeypatch: pytest.Mon
     async def give_up() -> None:
         for _ in range(50):  # more than there are threads for all else
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(lead_to("site.example", 443, private=False, loopback=False), 0.001)
+                await asyncio.wait_for(
+                    allowed_addresses("site.example", 443, private=False, loopback=False), 0.001
+                )
         assert await asyncio.to_thread(lambda: "work") == "work"
 
     try:

@@ -797,7 +797,7 @@ def test_bug_with_a_table_ends_the_run(start: Start, monkeypatch: pytest.MonkeyP
     with start(HERE) as on:
         site.make(on.url)
         site.add(on.url, SLUG)
-        monkeypatch.setattr(target, "bring", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(target, "reconcile", lambda *_, **__: 1 / 0)
         run = on.rig.run()
         assert (run.outcome, run.synced) == ("ok", 6)
         assert on.state.last_error == "unexpected ZeroDivisionError, see the log; please report it"

@@ -75,7 +75,7 @@ async def client_of(
         clock=virtual,
         on_quiet=noted.note if noted else None,
     )
-    client.breaker.take_over(quiet)
+    client.breaker.restore(quiet)
     try:
         yield client
     finally:
