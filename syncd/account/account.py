@@ -419,7 +419,7 @@ class Account:
             self._background.start(self._deliver())
 
     async def _deliver(self, since: datetime = EVER) -> None:
-        """Write the site's tables elsewhere and its files, unless syncd stops; then call the endpoints."""
+        """Write the site's tables elsewhere, unless syncd stops, and its files; then call the endpoints."""
         now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
         if can_write:
             await self.publishing.settle(now)
