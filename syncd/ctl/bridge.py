@@ -63,15 +63,15 @@ class Bridge(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: object, client_address: object) -> None:
         """Answer in a thread of its own; of too many, the one that is silent for longest makes room."""
-        if threading.active_count() > MOST_AT_ONCE:
-            self._hang_up()
+        while threading.active_count() > MOST_AT_ONCE and self._hang_up():
+            pass
         if threading.active_count() > MOST_AT_ONCE:
             self.shutdown_request(request)  # type: ignore[arg-type]
         else:
             super().process_request(request, client_address)  # type: ignore[arg-type]
 
-    def _hang_up(self) -> None:
-        """End the connection that is longest without a whole request, and wait for its thread."""
+    def _hang_up(self) -> bool:
+        """End the connection that is longest without a whole request, and its thread; tell if one is."""
         with self._listening:
             oldest = next(iter(self._silent.items()), None)
         if oldest:
@@ -79,6 +79,7 @@ class Bridge(socketserver.ThreadingTCPServer):
             with contextlib.suppress(OSError):  # it went by itself
                 oldest[0].shutdown(socket.SHUT_RDWR)
             oldest[1].join(HANGING_UP_S)
+        return oldest is not None
 
     def accepted(self, connection: socket.socket) -> None:
         """Note that this thread waits for a request."""
