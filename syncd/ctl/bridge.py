@@ -71,7 +71,7 @@ class Bridge(socketserver.ThreadingTCPServer):
             super().process_request(request, client_address)  # type: ignore[arg-type]
 
     def _hang_up(self) -> bool:
-        """End the connection that is longest without a whole request, and its thread; tell if one is."""
+        """End the oldest connection without a whole request, and its thread; return whether there was one."""
         with self._listening:
             oldest = next(iter(self._silent.items()), None)
         if oldest:

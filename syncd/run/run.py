@@ -161,8 +161,8 @@ class _Run:
         pace = structs.replace(pace, increment=await self._ask_who_sold(live, pace))
         self._work.report.pace = pace
         if pace.in_turns:
-            changed = await self._database.read(rows.changed_by_time, self._now())
-            await self._database.write(state.mark_due, changed & live.keys(), self._now())
+            by_time = await self._database.read(rows.changed_by_time, self._now())
+            await self._database.write(state.mark_due, by_time & live.keys(), self._now())
         reads = await self._database.read(state.reads)  # with those that an increment made due
         self._known = structs.replace(self._known, reads=reads)
         if self._run.full or not pace.in_turns:
