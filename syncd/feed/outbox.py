@@ -77,7 +77,9 @@ class Outbox:
             return
         order_ids, event_ids = map(set, zip(*news, strict=True))
         found = attendees.orders(connection, order_ids, event_ids)
-        ext_ids = {**rows.ext_ids(connection, event_ids), **writing.ext_ids}
+        ext_ids = {each: writing.ext_ids[each] for each in event_ids if each in writing.ext_ids}
+        if unlisted := event_ids - ext_ids.keys():
+            ext_ids |= rows.ext_ids(connection, unlisted)
         told = []
         for key, (paid, refunded, held) in news.items():
             if order := found.get(key):
