@@ -36,8 +36,8 @@ MARKS = {"ok": "✓+", "degraded": "!!", "failing": "✗x", "partial": "!!", "fa
 """The mark of each health and outcome, and the same in ASCII."""
 COLOURS = {"ok": "green", "degraded": "yellow", "partial": "yellow", "cancelled": "yellow"}
 COLOURS |= {"failing": "red", "failed": "red"}
-NEARLY_FULL = 0.1
-"""An event with at most this share of its places left is marked: the last ones sell fast."""
+NEARLY_FULL = 10
+"""An event is nearly full if at most one place in so many is left: the last ones sell fast."""
 LONGEST = 4000
 """So many characters of a text from outside fill a screen; two dozen such values fit a journal's datagram."""
 _HARMFUL = re.compile(

@@ -217,7 +217,7 @@ class _Drawing:
         left, total = text.places_left(event), event["places_total"]
         if isinstance(left, str):
             return Text(left, "bold red" if left == "full" else "dim", justify="right")
-        return Text(str(left), "yellow" if total and left <= total * NEARLY_FULL else "", justify="right")
+        return Text(str(left), "yellow" if total and left * NEARLY_FULL <= total else "", justify="right")
 
     def taken(self, event: Json) -> Text:
         """Return a bar of the places taken."""

@@ -15,6 +15,7 @@ from syncd.database import absences, bulk, changes, schema, state
 from syncd.mirror.availability import is_on_offer
 from syncd.mirror.diff import FIELDS, Change, EventPlan, EventRows, Stored, count
 from syncd.model import EVENTS, Counts, Json, SaleStatus, Ticket, joined
+from syncd.text import NEARLY_FULL
 
 ALSO = ("first_seen_at", "changed_at", "vanished_at")
 
@@ -79,10 +80,6 @@ class Writing(Struct, frozen=True):
     follow: Follow = follow_nothing
     ext_ids: Mapping[str, str | None] = {}
     counts: Counts = field(default_factory=Counts)
-
-
-NEARLY_FULL = 10
-"""A tenth of the places: it is not too late to act."""
 
 
 class Figures(Struct, frozen=True):
