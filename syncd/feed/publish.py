@@ -22,6 +22,7 @@ from syncd.database.forms import Form
 from syncd.database.rows import Writing
 from syncd.database.target import Done, Mapped
 from syncd.errors import StoreError, SyncdError, TransactionLost
+from syncd.log import bugs
 from syncd.mirror.diff import Change
 from syncd.model import EVENTS
 from syncd.text import count, harmless, plain
@@ -127,10 +128,7 @@ class Target:
         except SyncdError as error:
             self.fail(str(error))
         except Exception as error:  # noqa: BLE001 - a bug with one table ends no run
-            logger.bind(event="error.internal").opt(exception=error).error(
-                "publish {}: unexpected {}", self.state.name, type(error).__name__
-            )
-            self.fail(f"unexpected {type(error).__name__}, see the log; please report it")
+            self.fail(bugs.tell(f"publish {self.state.name}", error))
 
     def _examine_here(self) -> None:
         if self._database.is_open:

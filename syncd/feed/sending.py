@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import aclosing, suppress
 
 import httpx
-from loguru import logger
 from msgspec import Struct
 from standardwebhooks import Webhook
 
@@ -17,6 +16,7 @@ from syncd.database import deliveries
 from syncd.database.deliveries import Due
 from syncd.errors import ConfigError
 from syncd.feed.addresses import Address, Unreachable, allowed_addresses
+from syncd.log import bugs
 from syncd.text import plain
 from syncd.threads import in_thread
 
@@ -92,8 +92,7 @@ class Sender:
             return f"no connection: {plain(str(trouble), 200) or 'it was closed as it was made'}"
         if isinstance(trouble, httpx.HTTPError | httpx.StreamError | OSError):
             return f"no answer ({type(trouble).__name__})"
-        tell_bug(self.settings.name, trouble)
-        return f"unexpected {type(trouble).__name__}, see the log; please report it"
+        return bugs.tell(f"webhook {self.settings.name}", trouble)
 
     async def _send(self, due: Due) -> httpx.Response:
         """Return the answer, still open, of the first address that accepts a connection."""
@@ -138,10 +137,3 @@ async def _read_out(answer: httpx.Response) -> None:
         size += len(piece)
         if size > MOST_BYTES:
             return
-
-
-def tell_bug(name: str, bug: Exception) -> None:
-    """Log what is not supposed to happen in the sending to an endpoint."""
-    logger.bind(event="error.internal").opt(exception=bug).error(
-        "webhook {}: unexpected {}", name, type(bug).__name__
-    )

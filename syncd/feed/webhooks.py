@@ -23,7 +23,8 @@ from syncd.database.deliveries import Counts, Due, Remembered, Tried
 from syncd.database.engine import Database
 from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed.outbox import Outbox
-from syncd.feed.sending import Attempt, Sender, tell_bug
+from syncd.feed.sending import Attempt, Sender
+from syncd.log import bugs
 from syncd.text import format_duration, plain
 from syncd.threads import in_thread
 
@@ -124,7 +125,7 @@ class Endpoint:
             logger.debug("webhook {}: {}; tried again", self.settings.name, error)
             return AFTER_TROUBLE_S
         except Exception as bug:  # noqa: BLE001 - which must not end the sending
-            tell_bug(self.settings.name, bug)
+            bugs.tell(f"webhook {self.settings.name}", bug)
             return LOOK_AGAIN_S
 
     async def _wait(self, seconds: float | None) -> None:
