@@ -6,17 +6,15 @@ say so, and are recorded as soon as it answers.
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Unpack
 
 from loguru import logger
 from sqlalchemy import Connection
 
 from syncd.account import record, upkeep
-from syncd.account.record import Ended
+from syncd.account.record import Ended, Recorder
 from syncd.account.schedule import Schedule, first_slot
 from syncd.account.status import Facts, State, Status, budget_status
 from syncd.billetweb.client import Billetweb
@@ -29,7 +27,7 @@ from syncd.database.deliveries import Delivery
 from syncd.database.engine import Database, masked
 from syncd.database.rows import Writing
 from syncd.database.state import Pause
-from syncd.errors import RunCancelled, StoreError, ValueRefused
+from syncd.errors import RunCancelled, StoreError
 from syncd.feed.files import Feeds
 from syncd.feed.publish import Publishing
 from syncd.feed.webhooks import Webhooks
@@ -42,8 +40,6 @@ from syncd.run.work import Work
 from syncd.text import run_name
 from syncd.threads import Background, in_thread, to_the_end
 
-UNRECORDED_AT_MOST = 100
-"""At most this many ended runs wait for a database that does not answer: a day of runs, little memory."""
 EVER = datetime.fromtimestamp(0, UTC)
 ANSWER_WITHIN_S = 2.0
 """How long an answer waits: a run's for its lasting id, a reload's for the check of the site's tables."""
@@ -98,10 +94,9 @@ class Account:
         )
         self.client = self._new_client(config)
         self._log = RunLog(self.clock.running_s)
-        self._unrecorded: deque[Ended] = deque(maxlen=UNRECORDED_AT_MOST)
+        self.recorder = Recorder(self.database, self.clock, tell=self.webhooks.outbox.ended)
         self._at_work: Work | None = None
         self._opening = asyncio.Lock()
-        self._recording = asyncio.Lock()
         self._noting = asyncio.Lock()
         self._background = Background()
 
@@ -111,7 +106,7 @@ class Account:
         """Open the database if it is not open yet. Raises StoreError, and AlreadyRunning."""
         async with self._opening:  # a run and a command may both come first
             if not self.database.is_open:
-                async with self._recording:  # an end recorded meanwhile would count twice
+                async with self.recorder.lock:  # an end recorded meanwhile would count twice
                     await to_the_end(self._open())  # when cancelled too: what is open holds the lock
                 self._deliver_held()
 
@@ -131,6 +126,7 @@ class Account:
             await in_thread(self.database.close)
             raise
         self.facts.load(past)
+        self.recorder.last_full_at = past.last_full_at
         if not self._outlived:  # else this process has later facts
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)
@@ -145,22 +141,18 @@ class Account:
         if not (how := await in_thread(self.database.lost)):
             return
         logger.bind(event="database.displaced").error("{}; what is there now is opened instead", how)
-        async with self._opening, self._recording:
+        async with self._opening, self.recorder.lock:
             if not self.database.was_taken:
                 self._outlive()
             await in_thread(self.database.close)
-            self.facts = self.facts.anew(e.run for e in self._unrecorded if self._outlived or e.run.id < 0)
+            unrecorded = self.recorder.unrecorded
+            self.facts = self.facts.anew(run for run in unrecorded if self._outlived or run.id < 0)
             self.feeds.forget()
 
     def _outlive(self) -> None:
-        """Forget what a lost database held: what earlier runs left, and the runs' own ids.
-
-        A run's unrecorded end goes into the next database, unless the run wrote into the lost one.
-        """
+        """Forget what a lost database held: what earlier runs left, and the runs' own ids."""
         self._outlived = True
-        kept = [ended.run for ended in self._unrecorded if ended.run.outcome not in record.GOOD]
-        self._unrecorded = deque(map(Ended, kept), maxlen=UNRECORDED_AT_MOST)
-        for run in filter(None, (self.runner.current, self.runner.queued, *kept)):
+        for run in filter(None, (self.runner.current, self.runner.queued, *self.recorder.outlive())):
             self.runner.renumber(run)
 
     def start(self) -> None:
@@ -318,17 +310,10 @@ class Account:
         if current and current is not run and current.id < 0:
             return  # that run began earlier, and gets its id first
         try:
-            await self._put_ends_on_record()
-            await self._put_on_record(run)
+            await self.recorder.catch_up(self.config)
+            await self.recorder.put(run)
         except StoreError as error:  # it has no lasting id yet, and gets one when it begins
             logger.debug("{} is not on record yet: {}", run_name(run.id), error)
-
-    async def _put_on_record(self, run: Run) -> None:
-        async with self._recording:
-            await to_the_end(self._put(run))  # when cancelled too: it has an id then
-
-    async def _put(self, run: Run) -> None:
-        run.id = await self.database.write(runs_on_record.put, run)
 
     async def _work(self, run: Run) -> None:
         """Execute a run. Raises the SyncdError that made it impossible."""
@@ -336,13 +321,13 @@ class Account:
         try:
             await self._reopen()
             await self.open()
-            await self._put_ends_on_record()  # this run relies on them too
+            await self.recorder.catch_up(self.config)  # this run relies on them too
             if run.trigger != "manual" and run.whole:
                 run.full = run.full or self._full_is_due()
             # A pause may only be known once the database is open.
             is_paused = self.paused is not None and run.trigger in ("startup", "interval")
             if not is_paused:
-                await self._put_on_record(run)
+                await self.recorder.put(run)
         finally:
             self._log.started(run)
             self._on_begin(run)
@@ -390,10 +375,10 @@ class Account:
         failures = list(report.failures) if report else []
         # Not taken from the run's own errors, which are limited in number.
         self._log.finished(run, [*failures, error] if error else failures)
-        self._unrecorded.append(Ended(run, report))
+        self.recorder.keep(Ended(run, report))
         try:
             if self.database.is_open:
-                await self._put_ends_on_record()
+                await self.recorder.catch_up(self.config)
         except StoreError as trouble:
             logger.bind(event="error.database").error(
                 "{} is not on record yet: {}; tried again with the next run", run_name(run.id), trouble
@@ -431,28 +416,6 @@ class Account:
             self.webhooks.release(since, set() if no_run_comes else failing)
         await self.webhooks.refresh()
 
-    async def _put_ends_on_record(self) -> None:
-        """Record ended runs in order, and prune after a whole reading. Raises StoreError."""
-        while self._unrecorded:
-            before_at = self.facts.last_full_at
-            async with self._recording:
-                if self._unrecorded:  # another task may have done it meanwhile
-                    await to_the_end(self._put_end())  # even when cancelled: else it is recorded twice
-            if before_at and self.facts.last_full_at != before_at:
-                await upkeep.prune(self.database, self.clock, self.config.sync.keep_changes, before_at)
-
-    async def _put_end(self) -> None:
-        ended, facts = self._unrecorded[0], self.facts
-        finish = partial(record.finish, tell=self.webhooks.outbox.ended)
-        given = ended, self.clock.now(), self._live_since(), facts.last_full_at
-        try:
-            ended.run.id, readings = await self.database.write(finish, *given)
-        except ValueRefused:  # a database that is not UTF-8 lacks a letter; it would block all later runs
-            ended.run.errors = [error.spelled_out() for error in ended.run.errors]
-            ended.run.id, readings = await self.database.write(finish, *given)
-        self._unrecorded.popleft()
-        facts.last_full_at = readings.ended_at
-
     async def _update_facts(self) -> None:
         """Update the facts from what a run left. Raises nothing."""
         try:
@@ -469,7 +432,7 @@ class Account:
     def _full_is_due(self) -> bool:
         takes_turns = self.facts.pace and self.facts.pace.exceeds_a_run  # the rotation is as good
         every, now = self.config.sync.full_every, self.clock.now()
-        return not takes_turns and not state.is_recent(self.facts.last_full_at, now, every)
+        return not takes_turns and not state.is_recent(self.recorder.last_full_at, now, every)
 
     # --- callbacks of the client
 

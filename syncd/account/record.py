@@ -1,20 +1,31 @@
-"""What an account's database knows of the past when it is opened, and what a run's end adds to that."""
+"""The record of an account's runs: what its database knows of the past, and what a run's end adds to that."""
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from msgspec import Struct, structs
 from sqlalchemy import Connection
 
+from syncd.account import upkeep
 from syncd.billetweb import limiter
+from syncd.clock import Clock
+from syncd.config import Config
 from syncd.database import absences, rows, runs, state
+from syncd.database.engine import Database
 from syncd.database.rows import Figures, Places
 from syncd.database.runs import History
 from syncd.database.state import Pause, Readings
+from syncd.errors import ValueRefused
 from syncd.mirror.agenda import Pace
 from syncd.model import Quiet, Run
 from syncd.run.report import Report
+from syncd.threads import to_the_end
 
+UNRECORDED_AT_MOST = 100
+"""At most this many ended runs wait for a database that does not answer: a day of runs, little memory."""
 GOOD = ("ok", "partial")
 Tell = Callable[[Connection, Run, str | None, datetime], None]
 """A callback with an ended run, and the outcome of the run before it."""
@@ -43,6 +54,11 @@ class Past(Struct, frozen=True):
     quiet: Quiet | None
     request_ages_s: list[float]
 
+    @property
+    def last_full_at(self) -> datetime | None:
+        """When all live events had been read; of a database that never noted it, when a full run ended."""
+        return self.readings.ended_at if self.readings else self.history.last_full_at
+
 
 class Ended(Struct, frozen=True):
     """A run whose end is not recorded yet, and what is recorded with it."""
@@ -54,6 +70,70 @@ class Ended(Struct, frozen=True):
     def pace(self) -> Pace | None:
         """How the run shared out its requests, if it got that far."""
         return self.report.pace if self.report else None
+
+
+class Recorder:
+    """Puts the runs of one account on record: each gets its id there, and their ends come in order.
+
+    An end that the database does not take is kept until it does. `tell` is that of `finish`. `last_full_at`
+    is when all live events had been read, in a full run those without a date as far as they fit.
+    """
+
+    def __init__(self, database: Database, clock: Clock, *, tell: Tell) -> None:
+        self.last_full_at: datetime | None = None
+        self.lock = asyncio.Lock()  # held by whoever opens or closes the database, too
+        self._database = database
+        self._clock = clock
+        self._tell = tell
+        self._unrecorded: deque[Ended] = deque(maxlen=UNRECORDED_AT_MOST)
+
+    @property
+    def unrecorded(self) -> list[Run]:
+        """The runs whose ends are not on record yet."""
+        return [ended.run for ended in self._unrecorded]
+
+    def keep(self, ended: Ended) -> None:
+        """Keep a run's end until `catch_up` records it."""
+        self._unrecorded.append(ended)
+
+    async def put(self, run: Run) -> None:
+        """Put a run on record, which gives it its id. Raises StoreError."""
+        async with self.lock:
+            await to_the_end(self._put(run))  # when cancelled too: it has an id then
+
+    async def catch_up(self, config: Config) -> None:
+        """Record the ends of runs in order, and prune after a whole reading. Raises StoreError."""
+        while self._unrecorded:
+            before_at = self.last_full_at
+            async with self.lock:
+                if self._unrecorded:  # another task may have done it meanwhile
+                    await to_the_end(self._put_end(config))  # when cancelled too: else it is recorded twice
+            if before_at and self.last_full_at != before_at:
+                await upkeep.prune(self._database, self._clock, config.sync.keep_changes, before_at)
+
+    def outlive(self) -> list[Run]:
+        """Forget ends that went with a lost database; return the runs whose ends the next one gets.
+
+        A run that wrote into the lost one is not among them.
+        """
+        kept = [run for run in self.unrecorded if run.outcome not in GOOD]
+        self._unrecorded = deque(map(Ended, kept), maxlen=UNRECORDED_AT_MOST)
+        return kept
+
+    async def _put(self, run: Run) -> None:
+        run.id = await self._database.write(runs.put, run)
+
+    async def _put_end(self, config: Config) -> None:
+        ended, now = self._unrecorded[0], self._clock.now()
+        record = partial(finish, tell=self._tell)
+        given = ended, now, now - config.sync.keep_past, self.last_full_at
+        try:
+            ended.run.id, readings = await self._database.write(record, *given)
+        except ValueRefused:  # a database that is not UTF-8 lacks a letter; it would block all later runs
+            ended.run.errors = [error.spelled_out() for error in ended.run.errors]
+            ended.run.id, readings = await self._database.write(record, *given)
+        self._unrecorded.popleft()
+        self.last_full_at = readings.ended_at
 
 
 def look_back(

@@ -108,8 +108,7 @@ class Facts(Struct, kw_only=True):
 
     `synced_at` is the end of the latest run that updated anything, `whole_outcome` the outcome of the latest
     run of the whole account; `totals` counts this process's runs by trigger and outcome, `unknown_event` for
-    a mistyped id. `last_full_at` is when all live events had been read, in a full run those without a date
-    as far as they fit; `pace` how the latest run of the whole account shared out its requests, `doubts` the
+    a mistyped id. `pace` is how the latest run of the whole account shared out its requests, `doubts` the
     number of scopes with a doubt, `places` what the metrics show of each live event.
     """
 
@@ -120,7 +119,6 @@ class Facts(Struct, kw_only=True):
     last_run: Run | None = None
     last_success_at: datetime | None = None
     synced_at: datetime | None = None
-    last_full_at: datetime | None = None
     whole_outcome: Outcome | None = None
     events_live: int | None = None
     events_full: int | None = None
@@ -150,7 +148,6 @@ class Facts(Struct, kw_only=True):
         self.last_run = self.last_run or history.last_run
         self.last_success_at = history.last_success_at
         self.synced_at = history.last_synced_at
-        self.last_full_at = past.readings.ended_at if past.readings else history.last_full_at
         self.whole_outcome = self.whole_outcome or history.whole_outcome
         self.consecutive_failures += history.consecutive_failures
         self.pace = past.pace

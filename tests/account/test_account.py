@@ -167,7 +167,7 @@ def test_a_stop_puts_the_end_of_the_run_before_on_record_twice(rig: Rig) -> None
     allow(rig.url, "INSERT ON syncd_runs")
     with rig.locked():
         rig.request()
-        rig.until(rig.account._recording.locked)
+        rig.until(rig.account.recorder.lock.locked)
         stopped = rig.portal.start_task_soon(rig.runner.stop, 5.0)
         rig.until(lambda: rig.runner.is_stopping)
     assert stopped.result()
@@ -183,7 +183,7 @@ def test_an_end_that_two_put_on_record_at_once_fails_a_run(rig: Rig) -> None:
     with held_up("INSERT INTO syncd_runs") as (begun, go_on):
         asked = rig.portal.start_task_soon(rig.account.request)
         assert begun.wait(30)
-        rig.until(lambda: bool(rig.account._recording._waiters))
+        rig.until(lambda: bool(rig.account.recorder.lock._waiters))
         go_on.set()
         run = rig.wait(asked.result())
     assert (run.outcome, run.errors) == ("ok", [])
@@ -404,7 +404,7 @@ def test_full_runs_come_too_often_or_never(
     """A scheduled run is full when the last full one is full_every ago or there was none."""
     standin.events = {"900001": standin.events["900001"]}
     with rig_on(make_config(sync__full_every="2h")) as rig:
-        rig.account.facts.last_full_at = datetime.now(UTC) - ago if ago else None
+        rig.account.recorder.last_full_at = datetime.now(UTC) - ago if ago else None
         assert rig.run("manual").full is False
         assert rig.run("manual", events=("900001",)).full is False
         assert rig.run("interval", events=("900001",)).full is False
@@ -415,12 +415,12 @@ def test_full_runs_come_too_often_or_never(
 def test_a_full_run_of_one_event_counts_as_one(rig: Rig) -> None:
     """However fully it reads the events that it names, it says nothing of when all were read."""
     rig.run()
-    before = rig.account.facts.last_full_at
+    before = rig.account.recorder.last_full_at
     assert before
     assert rig.run("manual", full=True, events=("900001",)).outcome == "ok"
-    assert rig.account.facts.last_full_at == before
+    assert rig.account.recorder.last_full_at == before
     rig.restart()
-    assert rig.account.facts.last_full_at == before
+    assert rig.account.recorder.last_full_at == before
 
 
 def test_a_failed_full_run_counts_as_one(rig: Rig, standin: StandIn) -> None:
@@ -429,7 +429,7 @@ def test_a_failed_full_run_counts_as_one(rig: Rig, standin: StandIn) -> None:
     assert (rig.run().full, rig.run().full, rig.run().full) == (True, True, False)
     last_full_at = rig.query(runs.history, datetime.now(UTC)).last_full_at
     assert last_full_at
-    assert last_full_at == rig.account.facts.last_full_at
+    assert last_full_at == rig.account.recorder.last_full_at
 
 
 def test_a_restart_makes_every_run_full(make_config: MakeConfig, standin: StandIn) -> None:

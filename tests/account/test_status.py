@@ -171,7 +171,6 @@ def test_a_run_aside_tells_nothing_of_the_whole(before: list[Outcome], aside: Ru
             facts.consecutive_failures,
             facts.last_success_at,
             facts.synced_at,
-            facts.last_full_at,
         )
 
     was = judged()
@@ -220,7 +219,6 @@ def test_a_restart_forgets_no_failure() -> None:
         last_run=last,
         last_success_at=START - 2 * INTERVAL,
         last_synced_at=START - INTERVAL,
-        last_full_at=START - 3 * INTERVAL,
         whole_outcome="failed",
         consecutive_failures=2,
     )
@@ -228,7 +226,6 @@ def test_a_restart_forgets_no_failure() -> None:
     assert facts.health(INTERVAL, refused=False) == ("degraded", "the last run ended failed")
     assert (facts.run_count, facts.last_run) == (7, last)
     assert (facts.last_success_at, facts.synced_at) == (START - 2 * INTERVAL, START - INTERVAL)
-    assert facts.last_full_at == START - 3 * INTERVAL
     assert facts.totals == {}
     facts.count(ended("failed", id=8))
     assert facts.health(INTERVAL, refused=False) == ("failing", "3 runs in a row failed")
@@ -249,11 +246,9 @@ def test_a_restart_shows_no_budget_and_no_doubt() -> None:
 def test_readings_by_turns_are_taken_for_none() -> None:
     """When all was read last is what the readings on record say; without these, the last full run does."""
     history = History(last_full_at=START - 3 * INTERVAL)
-    facts = fresh(Clock())
-    facts.load(past(history))
-    assert facts.last_full_at == START - 3 * INTERVAL
-    facts.load(past(history, readings=Readings(START - INTERVAL, ended_at=START - INTERVAL)))
-    assert facts.last_full_at == START - INTERVAL
+    assert past(history).last_full_at == START - 3 * INTERVAL
+    readings = Readings(START - INTERVAL, ended_at=START - INTERVAL)
+    assert past(history, readings=readings).last_full_at == START - INTERVAL
 
 
 def test_runs_before_the_database_could_be_opened_are_kept() -> None:

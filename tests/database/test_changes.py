@@ -220,7 +220,7 @@ def test_run_that_proves_nothing_removes_changes(rig: Rig, standin: StandIn) -> 
     standin.sell("900001")
     old = age_all(rig, timedelta(days=401))
     first = rig.run("manual", full=True)
-    assert (rig.account.facts.last_full_at, count(rig)) == (first.finished_at, old + first.counts.updated)
+    assert (rig.account.recorder.last_full_at, count(rig)) == (first.finished_at, old + first.counts.updated)
     standin.sell("900001")
     kept = count(rig) + rig.run("manual").counts.updated
     rig.run("manual", full=True, events=("900001",))
@@ -238,7 +238,7 @@ def test_clock_of_one_full_run_decides_alone(rig: Rig, standin: StandIn) -> None
     rig.portal.call(rig.account.configure, structs.replace(config, sync=shorter))
     rig.run()
     old = age_all(rig, timedelta(days=3))
-    rig.account.facts.last_full_at = datetime.now(UTC) - timedelta(days=2)
+    rig.account.recorder.last_full_at = datetime.now(UTC) - timedelta(days=2)
     standin.sell("900001")
     kept = rig.run("manual", full=True).counts.updated
     assert count(rig) == old + kept

@@ -280,9 +280,9 @@ def test_turns_never_count_as_a_full_run(minute: Config, standin: StandIn) -> No
     """Where no run can read everything none claims to; when all had their turn, that is as good as one."""
     with rig_on(minute) as rig:
         runs = [rig.run()]
-        assert rig.account.facts.last_full_at is None
+        assert rig.account.recorder.last_full_at is None
         runs += [rig.run() for _ in range(4)]
-        assert rig.account.facts.last_full_at
+        assert rig.account.recorder.last_full_at
         assert not any(run.full for run in runs)
         mirrors(rig, standin)
 
@@ -295,15 +295,15 @@ def test_turns_count_as_a_full_run_while_who_sold_waits(minute: Config, standin:
         for _ in range(9):
             for event_id in (FESTIVAL, OUTING, WEEKEND):
                 standin.sell(event_id)
-            before = rig.account.facts.last_full_at
+            before = rig.account.recorder.last_full_at
             rig.run()
             assert rig.account.facts.pace
             assert rig.account.facts.pace.waiting > 0
-            assert rig.account.facts.last_full_at == before
+            assert rig.account.recorder.last_full_at == before
         for _ in range(9):
             rig.run()
-        assert rig.account.facts.last_full_at
-        assert rig.account.facts.last_full_at != before
+        assert rig.account.recorder.last_full_at
+        assert rig.account.recorder.last_full_at != before
 
 
 def test_a_full_run_that_cannot_end_is_not_told(
@@ -372,7 +372,7 @@ def test_a_full_run_forgets_who_it_did_not_read(large: Rig, standin: StandIn) ->
     standin.sell(CONCERT)
     standin.attendance[CONCERT].touch([*standin.attendees(CONCERT)][-1], standin.present - timedelta(hours=1))
     standin.fail(f"/event/{CONCERT}/avail", fault.status(404))
-    large.account.facts.last_full_at = None
+    large.account.recorder.last_full_at = None
     run, _ = turn(large, standin)
     assert (run.full, run.outcome) == (True, "partial")
     assert turn(large, standin)[1][0] == CONCERT
@@ -390,13 +390,13 @@ def test_an_event_that_always_fails_holds_the_full_runs_up(minute: Config, stand
     with rig_on(minute) as rig:
         for _ in range(5):
             rig.run()
-        before = rig.account.facts.last_full_at
+        before = rig.account.recorder.last_full_at
         standin.fail(f"/event/{CONCERT}/avail", fault.status(404), times=None)
         for _ in range(9):
             rig.run()
         assert before
-        assert rig.account.facts.last_full_at
-        assert rig.account.facts.last_full_at > before
+        assert rig.account.recorder.last_full_at
+        assert rig.account.recorder.last_full_at > before
 
 
 def test_new_events_that_fail_starve_the_others(config: Config, instant_retries: None) -> None:
@@ -505,7 +505,7 @@ def test_old_changes_of_a_large_account_stay_under_once(minute: Config, instant_
     for _ in range(5):
         fresh(keep, clock)
     with rig_on(keep, clock) as rig:
-        assert rig.account.facts.last_full_at
+        assert rig.account.recorder.last_full_at
         old = "UPDATE syncd_changes SET seen_at = ? WHERE seq <= 5"
         at = datetime.now(UTC) - timedelta(days=400)
         rig.sql(old, at.strftime("%Y-%m-%d %H:%M:%S.%f"))
