@@ -6,12 +6,11 @@ say so, and are recorded as soon as it answers.
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Unpack
 
 from loguru import logger
-from sqlalchemy import Connection
 
 from syncd.account import record, upkeep
 from syncd.account.record import Ended, Recorder
@@ -25,13 +24,9 @@ from syncd.database import absences, deliveries, rows, state
 from syncd.database import runs as runs_on_record
 from syncd.database.deliveries import Delivery
 from syncd.database.engine import Database, masked
-from syncd.database.rows import Writing
 from syncd.database.state import Pause
 from syncd.errors import RunCancelled, StoreError
-from syncd.feed.files import Feeds
-from syncd.feed.publish import Publishing
-from syncd.feed.webhooks import Webhooks
-from syncd.mirror.diff import Change
+from syncd.feed.outputs import Outputs
 from syncd.model import Doubt, Json, Peer, Quiet, Run, RunError, Wish
 from syncd.run.report import Report, RunLog
 from syncd.run.run import execute
@@ -66,9 +61,7 @@ class Account:
         self.clock = clock or Clock()
         self.database = Database(config.database.url)
         self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
-        self.publishing = Publishing(config, self.database)
-        self.feeds = Feeds(config.feeds)
-        self.webhooks = Webhooks(config, self.database, self.clock)
+        self.outputs = Outputs(config, self.database, self.clock)
         self.paused: Pause | None = None
         self.runner = Runner(
             self._work,
@@ -94,7 +87,7 @@ class Account:
         )
         self.client = self._new_client(config)
         self._log = RunLog(self.clock.running_s)
-        self.recorder = Recorder(self.database, self.clock, tell=self.webhooks.outbox.ended)
+        self.recorder = Recorder(self.database, self.clock, tell=self.outputs.webhooks.outbox.ended)
         self._at_work: Work | None = None
         self._opening = asyncio.Lock()
         self._noting = asyncio.Lock()
@@ -118,7 +111,7 @@ class Account:
                 self.clock.now(),
                 self._live_since(),
                 self.config.metrics.events,
-                tell=self.webhooks.outbox.ended,
+                tell=self.outputs.webhooks.outbox.ended,
             )
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
                 await self.database.write(state.put, state.PAUSED, self.paused)
@@ -147,7 +140,7 @@ class Account:
             await in_thread(self.database.close)
             unrecorded = self.recorder.unrecorded
             self.facts = self.facts.anew(run for run in unrecorded if self._outlived or run.id < 0)
-            self.feeds.forget()
+            self.outputs.feeds.forget()
 
     def _outlive(self) -> None:
         """Forget what a lost database held: what earlier runs left, and the runs' own ids."""
@@ -161,21 +154,18 @@ class Account:
         in_step_with = None if sync.run_on_start else self.facts.last_success_at
         self.schedule.start(sync.interval, sync.jitter, first_slot(now, sync.interval, in_step_with))
         runs_now = sync.run_on_start and not self.paused and not self.runner.is_stopping
-        self._background.start(self.publishing.examine())
+        self._background.start(self.outputs.publishing.examine())
         if not runs_now:
             self._tidy()
-        if self.publishing.is_late or self.feeds.configured:
-            self.webhooks.hold(EVER)  # what an interrupted run left unwritten is written before it is told
-        self.webhooks.start()
-        self._background.start(self.webhooks.refresh() if runs_now else self._deliver())
+        self.outputs.hold(EVER)  # what an interrupted run left unwritten is written before it is told
+        self.outputs.webhooks.start()
+        self._background.start(self.outputs.webhooks.refresh() if runs_now else self._deliver())
         if runs_now:
             self.runner.request("startup")
 
     async def close(self) -> None:
         """Close the connections and the database."""
-        await self.webhooks.stop()
-        others = self.publishing.writing.cancel(), self.feeds.writing.cancel()
-        await asyncio.gather(self._background.cancel(), *others)
+        await asyncio.gather(self._background.cancel(), self.outputs.close())
         await self.client.aclose()
         await in_thread(self.database.close)
 
@@ -186,13 +176,11 @@ class Account:
         """
         client = self._new_client(config)
         self.config = config
-        self.publishing.configure(config)
-        self.feeds.configured = config.feeds
-        examining = self._background.start(self.publishing.examine())
+        self.outputs.configure(config)
+        examining = self._background.start(self.outputs.publishing.examine())
         self._tidy()
         self._background.start(self._update_facts())
-        self.webhooks.configure(config)
-        self._background.start(self.webhooks.refresh())
+        self._background.start(self.outputs.webhooks.refresh())
         self.runner.timeout = config.sync.run_timeout
         self.schedule.change(config.sync.interval, config.sync.jitter)
         self._limiter.per_minute = config.billetweb.requests_per_minute
@@ -287,9 +275,9 @@ class Account:
             current_run=self.runner.current,
             queued_runs=1 if self.runner.queued else 0,
             database=masked(self.database.url),
-            publish=self.publishing.status(),
-            webhooks=self.webhooks.status(),
-            feeds=self.feeds.status(),
+            publish=self.outputs.publishing.status(),
+            webhooks=self.outputs.webhooks.status(),
+            feeds=self.outputs.feeds.status(),
             budget=budget_status(facts.pace, interval),
             slots_skipped=dict(self.schedule.skipped),
             slots_missed=self.schedule.missed,
@@ -349,24 +337,17 @@ class Account:
                 waits=lambda: self._limiter.waits(self.clock.now()),
             ),
             full_asked=full_asked,
-            follow=self._follow,
-            doubted=self.webhooks.outbox.doubted,
+            follow=self.outputs.follow,
+            doubted=self.outputs.webhooks.outbox.doubted,
         )
-        if self.publishing.is_late or self.feeds.configured:
-            self.webhooks.hold(self.clock.now())
+        self.outputs.hold(self.clock.now())
         await upkeep.retain(self.database, config, self.clock.now())
         await execute(self._at_work)
         self.database.prove()  # it may be gone since the last thing was written
 
-    def _follow(self, connection: Connection, writing: Writing, some: Sequence[Change]) -> None:
-        self.publishing.follow(connection, writing, some)
-        if self.publishing.is_late:
-            self.webhooks.hold(writing.at)
-        self.webhooks.outbox.follow(connection, writing, some)
-
     def _advanced(self, run: Run) -> None:
         self.runner.advance(run)
-        self.webhooks.wake()
+        self.outputs.webhooks.wake()
         self._on_progress(run)
 
     async def _record_end(self, run: Run, error: RunError | None) -> None:
@@ -400,21 +381,18 @@ class Account:
             self._on_end(run)
 
     def _deliver_held(self) -> None:
-        if self.webhooks.is_held and self.runner.current is None:  # else the run's end does it
+        if self.outputs.webhooks.is_held and self.runner.current is None:  # else the run's end does it
             self._background.start(self._deliver())
 
     async def _deliver(self, since: datetime = EVER) -> None:
         """Write the site's tables elsewhere, unless syncd stops, and its files; then call the endpoints."""
         now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
-        if can_write:
-            await self.publishing.settle(now)
-        can_write &= await self.feeds.follow(self.database, now, self.facts.events_unread)
+        was_written = await self.outputs.write(now, self.facts.events_unread, tables=can_write)
         # A run in progress, the next run or the next start first writes what was not written now.
-        no_run_comes = self.database.is_open and (self.paused or self.client.breaker.refused)
-        if not self.runner.is_stopping and self.runner.current is None and (can_write or no_run_comes):
-            failing = {*self.publishing.failing, *self.feeds.failing}
-            self.webhooks.release(since, set() if no_run_comes else failing)
-        await self.webhooks.refresh()
+        no_run_comes = self.database.is_open and bool(self.paused or self.client.breaker.refused)
+        if not self.runner.is_stopping and self.runner.current is None and (was_written or no_run_comes):
+            self.outputs.release(since, whatever_fails=no_run_comes)
+        await self.outputs.webhooks.refresh()
 
     async def _update_facts(self) -> None:
         """Update the facts from what a run left. Raises nothing."""

@@ -47,10 +47,9 @@ async def once(
             stop.ends(account.runner.task)
             await account.runner.wait(run)
             if run.outcome != "cancelled":
-                for late in (account.publishing.writing, account.feeds.writing):
-                    await stop.awaited(late.finish(SETTLING_S))
-                account.webhooks.release(account.clock.now(), set())  # no run follows in this process
-                await stop.awaited(account.webhooks.send_due(SENDING_S))
+                await stop.awaited(account.outputs.finish(SETTLING_S))
+                account.outputs.release(account.clock.now(), whatever_fails=True)  # no run follows here
+                await stop.awaited(account.outputs.webhooks.send_due(SENDING_S))
         finally:
             await account.close()
     await stop.awaited(ping(config.heartbeat.url, run))

@@ -194,7 +194,7 @@ class _Routes:
 
     @described("The tables of a site that are kept true.", answer={"publish": list[TargetState]})
     async def publish(self, _request: Request) -> Response:
-        return _json({"publish": self._account.publishing.states()})
+        return _json({"publish": self._account.outputs.publishing.states()})
 
     @described(
         "The endpoints, and the latest deliveries that wait or are parked; with `all` the delivered too.",
@@ -206,7 +206,7 @@ class _Routes:
         """Answer with the endpoints, and the latest deliveries that wait or are parked; or all of them."""
         wish = asked.query(request, DeliveriesQuery)
         deliveries = await self._account.deliveries(wish.limit, delivered_too=bool(wish.all))
-        return _json({"endpoints": self._account.webhooks.states(), "deliveries": deliveries})
+        return _json({"endpoints": self._account.outputs.webhooks.states(), "deliveries": deliveries})
 
     @described(
         "Send deliveries again: these, and all that wait for an endpoint or are parked.",
@@ -219,7 +219,7 @@ class _Routes:
         """Answer with how many deliveries are sent again."""
         wish = await asked.record(request, RetryRequest)
         await self._account.open()
-        retried = await self._account.webhooks.retry(ids=wish.ids, endpoint=wish.endpoint)
+        retried = await self._account.outputs.webhooks.retry(ids=wish.ids, endpoint=wish.endpoint)
         return _json({"retried": retried})
 
     @described(

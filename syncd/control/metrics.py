@@ -63,9 +63,9 @@ class _Collector(Collector):
             **_mirror(status),
             **_events(facts),
             **(_budget(status.budget) if status.budget else {}),
-            **_targets(status, account.publishing.states()),
+            **_targets(status, account.outputs.publishing.states()),
             **_feeds(status.feeds),
-            **_webhooks(account.webhooks.states()),
+            **_webhooks(account.outputs.webhooks.states()),
             **_process(),
         }
         return (_family(name, found) for name, found in metrics.items() if found is not None)

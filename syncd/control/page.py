@@ -109,7 +109,7 @@ class Page:
                 }
             except SyncdError as error:  # people look at the page when something is wrong
                 context["trouble"] = request.app.state.redact(str(error))
-            context["targets"] = self._account.publishing.states()
+            context["targets"] = self._account.outputs.publishing.states()
         html = await in_thread(_render, context, datetime.now(UTC))
         return HTMLResponse(html, headers=SECURITY | {"Content-Security-Policy": _policy()})
 

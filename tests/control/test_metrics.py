@@ -124,8 +124,10 @@ def scrape(status: Status = STATUS) -> bytes:
     account = SimpleNamespace(
         status=lambda: status,
         facts=facts,
-        publishing=SimpleNamespace(states=lambda: TARGETS),
-        webhooks=SimpleNamespace(states=lambda: ENDPOINTS),
+        outputs=SimpleNamespace(
+            publishing=SimpleNamespace(states=lambda: TARGETS),
+            webhooks=SimpleNamespace(states=lambda: ENDPOINTS),
+        ),
         client=SimpleNamespace(statuses=requests),
         schedule=SimpleNamespace(clock_jumps=4),
     )

@@ -140,7 +140,7 @@ def rig(make_config: MakeConfig, instant_retries: None) -> Iterator[Rig]:
     """Give a rig that has mirrored all and tells nobody yet."""
     with rig_on(make_config(billetweb__concurrency=1), ByHand(datetime.now(UTC))) as rig:
         rig.run()
-        rig.portal.call(rig.account.webhooks.start)
+        rig.portal.call(rig.account.outputs.webhooks.start)
         yield rig
 
 

@@ -64,7 +64,7 @@ def start(configured: Callable[..., Config], instant_retries: None) -> Start:
 def settled(rig: Rig) -> str | None:
     """Carry a run out, which must be good, and return the target's error."""
     assert rig.run().outcome == "ok"
-    return rig.account.publishing.targets[0].state.last_error
+    return rig.account.outputs.publishing.targets[0].state.last_error
 
 
 def problems(config: Config) -> list[str]:
@@ -78,7 +78,7 @@ def test_key_in_other_letters_is_taken_for_the_event_s(start: Start, url: str) -
         site.add(url, key, id=f"c{number}")
     with start() as rig:
         assert settled(rig) is None
-        state = rig.account.publishing.targets[0].state
+        state = rig.account.outputs.publishing.targets[0].state
         assert (state.matched, state.unmatched, state.written) == (1, 3, 1)
     assert query(url, 'SELECT "id" FROM "Formation" WHERE "placesLeft" IS NOT NULL') == [("c0",)]
 
@@ -107,7 +107,7 @@ def test_instant_is_in_the_server_s_time(start: Start, url: str, kind: str) -> N
         assert str(starts_at) == ours[:19]
         assert abs(datetime.now(UTC) - touched.replace(tzinfo=UTC)) < timedelta(hours=1)
         assert settled(rig) is None
-        assert rig.account.publishing.targets[0].state.written == 1
+        assert rig.account.outputs.publishing.targets[0].state.written == 1
 
 
 def test_row_that_the_table_refuses_keeps_others_from_theirs(start: Start, url: str) -> None:
@@ -224,7 +224,7 @@ def test_many_rows_are_written_badly(start: Start, standin: StandIn, url: str) -
     )
     with start(match={"billetwebId": ("id",)}) as rig:
         assert settled(rig) is None
-        state = rig.account.publishing.targets[0].state
+        state = rig.account.outputs.publishing.targets[0].state
         assert (state.matched, state.unmatched, state.written) == (6, 1994, 5)  # one is unlimited, as it was
 
 

@@ -47,7 +47,7 @@ class Site:
     @property
     def state(self) -> TargetState:
         """How the only target fares."""
-        (target,) = self.rig.account.publishing.targets
+        (target,) = self.rig.account.outputs.publishing.targets
         return target.state
 
     def row(self, key: str, *columns: str) -> tuple[Any, ...]:
@@ -188,7 +188,7 @@ def test_column_of_fewer_digits_is_written_again_and_again(
         written = on.state.written
         assert written > 0
         account = on.rig.account
-        on.rig.portal.call(account.publishing.settle, datetime.now(UTC))
+        on.rig.portal.call(account.outputs.publishing.settle, datetime.now(UTC))
         assert on.state.last_error is None
         assert on.state.written == written
 
@@ -210,8 +210,8 @@ def test_a_server_that_says_nothing_holds_a_run(
                 standin.sell(CONCERT)
                 assert on.rig.run().outcome == "ok"
                 assert on.row(SLUG) == (180, left, False)
-                assert on.rig.account.publishing.failing == {"silent"}
-            *_, state = [each.state for each in on.rig.account.publishing.targets]
+                assert on.rig.account.outputs.publishing.failing == {"silent"}
+            *_, state = [each.state for each in on.rig.account.outputs.publishing.targets]
             assert state.last_error == "it takes longer than 0.3 s; it goes on meanwhile"
 
 
@@ -226,13 +226,13 @@ def test_a_locked_table_makes_another_fail(start: Start, standin: StandIn, brief
         config = structs.replace(on.rig.config, publish=(*on.rig.config.publish, other))
         on.rig.portal.call(on.rig.account.configure, config)
         on.rig.run()
-        assert on.rig.account.publishing.failing == set()
+        assert on.rig.account.outputs.publishing.failing == set()
         with connected(on.url) as site_itself:
             site_itself.execute('BEGIN; LOCK TABLE "Formation" IN ACCESS EXCLUSIVE MODE')
             standin.sell(CONCERT)
             on.rig.run()
             site_itself.execute("ROLLBACK")
-        assert on.rig.account.publishing.failing == {"formation"}
+        assert on.rig.account.outputs.publishing.failing == {"formation"}
 
 
 @PLACES
@@ -412,7 +412,7 @@ def test_a_transaction_that_a_trigger_ends_loses_the_event(start: Start, standin
         assert told == [(run.counts.updated,)]
         assert on.rig.sql("SELECT is_full FROM billetweb_events WHERE id = ?", CONCERT) == [(1,)]
         assert "SQLite gave the transaction up: closed" in str(
-            on.rig.account.publishing.targets[0].state.last_error
+            on.rig.account.outputs.publishing.targets[0].state.last_error
         )
         query(on.url, "DROP TRIGGER ends_it")
         on.rig.portal.call(on.rig.account.configure, on.rig.config)
@@ -558,7 +558,7 @@ def test_a_look_at_a_table_mends_its_rows(start: Start, where: str) -> None:
         site.refuse(on.url, SLUG)
         error = on.settled()
         assert error
-        on.rig.portal.call(on.rig.account.publishing.examine)
+        on.rig.portal.call(on.rig.account.outputs.publishing.examine)
         assert on.state.last_error == error
 
 

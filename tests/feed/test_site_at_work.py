@@ -66,7 +66,10 @@ def test_site_at_work_and_syncd_lock_each_other_out(
                     if trade:
                         trade(CONCERT, 3)
                     assert rig.run().outcome == "ok"
-                    assert [each.state.last_error for each in rig.account.publishing.targets] == [None, None]
+                    assert [each.state.last_error for each in rig.account.outputs.publishing.targets] == [
+                        None,
+                        None,
+                    ]
                     theirs.stdin.write(f"{left}\n")
                     assert theirs.stdout.readline() == f"({left}, {int(not left)}) {mode}\n"
                     told = site.rows(url, "placesLeft", "isFull", "billetwebUrl", table="Stage")

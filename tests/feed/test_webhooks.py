@@ -59,7 +59,7 @@ def rig(
     """Give a rig that tells one receiver of changes, with all events mirrored before."""
     with rig_on(make_config(billetweb__concurrency=1), ByHand(datetime.now(UTC))) as rig:
         rig.run()
-        rig.portal.call(rig.account.webhooks.start)
+        rig.portal.call(rig.account.outputs.webhooks.start)
         configure(rig, telling(rig.config, receiver, on=ON))
         yield rig
 
@@ -120,7 +120,7 @@ def not_writable(folder: Path) -> FeedConfig:
 
 
 def endpoints(rig: Rig) -> list[webhooks.Endpoint]:
-    return rig.account.webhooks.endpoints
+    return rig.account.outputs.webhooks.endpoints
 
 
 def test_a_failed_delivery_comes_again_too_soon_or_as_another(
@@ -454,7 +454,7 @@ def test_a_dead_endpoint_is_tried_for_ever(
     assert delivery in record["message"]
     later(rig, 86_400)
     assert len(receiver.got) == 2
-    rig.portal.call(lambda: rig.account.webhooks.retry(ids=[delivery], endpoint=None))
+    rig.portal.call(lambda: rig.account.outputs.webhooks.retry(ids=[delivery], endpoint=None))
     assert got(rig, receiver, 3).body == receiver.got[0].body
     settled(rig, pending=1)
     later(rig, 5)
@@ -489,16 +489,16 @@ def test_an_endpoint_that_is_gone_is_asked_again(
     assert len(log_lines.of("webhook.gone")) == 1
     configure(rig, rig.config)
     rig.restart()
-    rig.portal.call(rig.account.webhooks.start)
+    rig.portal.call(rig.account.outputs.webhooks.start)
     sell(rig, standin)
     settled(rig, parked=2)
-    rig.until(lambda: rig.account.webhooks.endpoints[0].state.gone)
+    rig.until(lambda: rig.account.outputs.webhooks.endpoints[0].state.gone)
     assert len(receiver.got) == 1
     moved = structs.replace(rig.config.webhooks[0], url=receiver.url + "/new")
     configure(rig, structs.replace(rig.config, webhooks=(moved,)))
     settled(rig)
     assert [each.path for each in receiver.got] == ["/hook", "/hook/new", "/hook/new"]
-    assert not rig.account.webhooks.endpoints[0].state.gone
+    assert not rig.account.outputs.webhooks.endpoints[0].state.gone
 
 
 @pytest.mark.parametrize("by", mostly_slow(["both", "id", "endpoint"], "they differ in the request"))
@@ -513,7 +513,7 @@ def test_nobody_can_have_a_gone_endpoint_asked(
     settled(rig, parked=2)
     first, second = sent(rig, "id")
     ids, endpoint = [] if by == "endpoint" else [second], None if by == "id" else "site"
-    count = rig.portal.call(lambda: rig.account.webhooks.retry(ids=ids, endpoint=endpoint))
+    count = rig.portal.call(lambda: rig.account.outputs.webhooks.retry(ids=ids, endpoint=endpoint))
     assert count == (1 if by == "id" else 2)
     settled(rig, parked=2 - count)
     assert [each.id for each in receiver.got][1:] == ([second] if by == "id" else [first, second])
@@ -546,7 +546,7 @@ def test_a_receiver_that_asks_for_rest_gets_none(
     assert waiting.attempted_at
     assert waiting.next_at - waiting.attempted_at == timedelta(seconds=wait_s)
     rig.restart()
-    rig.portal.call(rig.account.webhooks.start)
+    rig.portal.call(rig.account.outputs.webhooks.start)
     if wait_s > 60:
         sell(rig, standin, FESTIVAL)
         settled(rig, pending=2)
@@ -723,8 +723,8 @@ def test_a_restart_forgets_what_waits(rig: Rig, receiver: Receiver, standin: Sta
     """What waits stands in the database alone: another process sends it, when it is due."""
     first = refused_once(rig, receiver, standin)
     rig.restart()
-    rig.portal.call(rig.account.webhooks.start)
-    rig.portal.call(rig.account.webhooks.refresh)
+    rig.portal.call(rig.account.outputs.webhooks.start)
+    rig.portal.call(rig.account.outputs.webhooks.refresh)
     settled(rig, pending=1)
     later(rig, 6)
     settled(rig)
@@ -761,7 +761,7 @@ def test_a_reload_at_the_end_of_a_run_is_forgotten(rig: Rig, receiver: Receiver,
 
     async def reload_meanwhile(counting: threading.Event, may_go_on: threading.Event) -> None:
         """Take the address over while a run's end looks at what waits."""
-        webhooks = rig.account.webhooks
+        webhooks = rig.account.outputs.webhooks
         end = asyncio.create_task(webhooks.refresh())
         await asyncio.to_thread(counting.wait, 30)
         moved = structs.replace(rig.config.webhooks[0], url=receiver.url + "/new")
@@ -798,7 +798,7 @@ def test_deliveries_to_nobody_wait_for_ever(rig: Rig, receiver: Receiver, standi
     later(rig, timedelta(days=3).total_seconds())
     configure(rig, config)
     settled(rig, parked=1)
-    assert rig.portal.call(lambda: rig.account.webhooks.retry(ids=[], endpoint="site")) == 1
+    assert rig.portal.call(lambda: rig.account.outputs.webhooks.retry(ids=[], endpoint="site")) == 1
     settled(rig)
 
 
@@ -859,7 +859,7 @@ def test_an_endpoint_under_another_name_loses_deliveries(
     assert (record["level"], "webhook site: " in record["message"]) == ("WARNING", True)
     assert " 2 that waited " in record["message"]
     rig.restart()
-    rig.portal.call(rig.account.webhooks.start)
+    rig.portal.call(rig.account.outputs.webhooks.start)
     receiver.choose = lambda _: None
     before = len(receiver.got)
     configure(rig, config)
@@ -870,7 +870,7 @@ def test_an_endpoint_under_another_name_loses_deliveries(
 
 def test_a_delivery_that_is_none_is_sent_again(rig: Rig, receiver: Receiver) -> None:
     """An id or a name that is not there is refused, and nothing is done."""
-    retry = rig.account.webhooks.retry
+    retry = rig.account.outputs.webhooks.retry
     with pytest.raises(UnknownDelivery, match="no delivery msg_0"):
         rig.portal.call(lambda: retry(ids=["msg_0"], endpoint=None))
     with pytest.raises(UnknownDelivery, match="no endpoint nobody; configured: site"):

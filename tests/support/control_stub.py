@@ -96,8 +96,10 @@ class Stub:
         self.steps: asyncio.Queue[Progress | None] = asyncio.Queue()
         self.facts = Facts(started_at=START)
         self.runner = self
-        self.publishing = SimpleNamespace(states=self.targets)
-        self.webhooks = SimpleNamespace(states=self.endpoints, retry=self.retry)
+        self.outputs = SimpleNamespace(
+            publishing=SimpleNamespace(states=self.targets),
+            webhooks=SimpleNamespace(states=self.endpoints, retry=self.retry),
+        )
         self.client = SimpleNamespace(statuses={})
         self.schedule = SimpleNamespace(clock_jumps=0)
         self.known = {

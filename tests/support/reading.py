@@ -77,7 +77,7 @@ class Mirror:
         self.url = url
         self.clock = StandsStill()
         self._account = Account(_config(url), str, clock=self.clock)  # whose client is asked nothing
-        self._outbox = self._account.webhooks.outbox
+        self._outbox = self._account.outputs.webhooks.outbox
         self.database = self._account.database
         self.database.open()
 

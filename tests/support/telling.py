@@ -43,20 +43,20 @@ def configure(rig: Rig, config: Config) -> None:
     """Take settings over, and let the webhooks settle."""
     rig.config = config
     rig.portal.call(rig.account.configure, config)
-    rig.portal.call(rig.account.webhooks.refresh)
+    rig.portal.call(rig.account.outputs.webhooks.refresh)
 
 
 def later(rig: Rig, seconds: float) -> None:
     """Let time pass, and have whatever is due then be sent."""
     rig.clock.now_s += seconds
-    rig.portal.call(rig.account.webhooks.refresh)
+    rig.portal.call(rig.account.outputs.webhooks.refresh)
 
 
 def settled(rig: Rig, pending: int = 0, parked: int = 0) -> None:
     """Wait until so many deliveries wait and are parked."""
 
     def holds() -> bool:
-        status = rig.account.webhooks.status()
+        status = rig.account.outputs.webhooks.status()
         return (status.pending, status.parked) == (pending, parked)
 
     rig.until(holds)
