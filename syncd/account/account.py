@@ -106,20 +106,13 @@ class Account:
     async def _open(self) -> None:
         await in_thread(self.database.open)
         try:
-            past = await self.database.write(
-                record.look_back,
-                self.clock.now(),
-                self._live_since(),
-                self.config.metrics.events,
-                tell=self.outputs.webhooks.outbox.ended,
-            )
+            past = await self.recorder.look_back(self.config)
             if self._outlived and self.paused != past.paused:  # what was asked of this process is later
                 await self.database.write(state.put, state.PAUSED, self.paused)
         except BaseException:
             await in_thread(self.database.close)
             raise
         self.facts.load(past)
-        self.recorder.last_full_at = past.last_full_at
         if not self._outlived:  # else this process has later facts
             self.paused = past.paused
             self._limiter.remember(past.request_ages_s)

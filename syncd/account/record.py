@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 
 from msgspec import Struct, structs
 from sqlalchemy import Connection
@@ -92,6 +91,14 @@ class Recorder:
         """The runs whose ends are not on record yet."""
         return [ended.run for ended in self._unrecorded]
 
+    async def look_back(self, config: Config) -> Past:
+        """Return what a newly opened database knows, as the function does. Raises StoreError."""
+        now = self._clock.now()
+        given = now, now - config.sync.keep_past, config.metrics.events
+        past = await self._database.write(look_back, *given, tell=self._tell)
+        self.last_full_at = past.last_full_at
+        return past
+
     def keep(self, ended: Ended) -> None:
         """Keep a run's end until `catch_up` records it."""
         self._unrecorded.append(ended)
@@ -125,13 +132,12 @@ class Recorder:
 
     async def _put_end(self, config: Config) -> None:
         ended, now = self._unrecorded[0], self._clock.now()
-        record = partial(finish, tell=self._tell)
         given = ended, now, now - config.sync.keep_past, self.last_full_at
         try:
-            ended.run.id, readings = await self._database.write(record, *given)
+            ended.run.id, readings = await self._database.write(finish, *given, tell=self._tell)
         except ValueRefused:  # a database that is not UTF-8 lacks a letter; it would block all later runs
             ended.run.errors = [error.spelled_out() for error in ended.run.errors]
-            ended.run.id, readings = await self._database.write(record, *given)
+            ended.run.id, readings = await self._database.write(finish, *given, tell=self._tell)
         self._unrecorded.popleft()
         self.last_full_at = readings.ended_at
 
