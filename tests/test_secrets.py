@@ -36,6 +36,7 @@ FAULTS: dict[str, Fault] = {
         "gateway", f"{'please send this to support: ' * 4}Authorization; Basic: {TOKEN}", 400
     ),
     "a sentence with the key in base64": wire.error_object("maintenance", f"Odd credentials {ALONE}", 400),
+    "a header that repeats the header": wire.raw(b"[]", headers={"content-encoding": f"Basic {TOKEN}"}),
     "a broken connection": wire.reset,
     "refused, with the key": wire.error_object("unauthorized", ECHO, 401),
 }
