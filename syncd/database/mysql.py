@@ -36,9 +36,14 @@ def engine(url: str, *, wait_s: int) -> Engine:
     """Return an engine for such a database, not connected yet. Raises ConfigError without PyMySQL."""
     made = make_url(url)
     address = made.set(drivername="mysql+pymysql", query={**made.query, "charset": "utf8mb4"})
-    times = {"connect_timeout": CONNECT_S, "read_timeout": CONNECT_S, "write_timeout": ANSWER_S}
+    options = {
+        "connect_timeout": CONNECT_S,
+        "read_timeout": CONNECT_S,
+        "write_timeout": ANSWER_S,
+        "password": (made.password or "").encode(),  # a text would be sent in Latin-1: servers have UTF-8
+    }
     try:
-        engine = create_engine(address, poolclass=NullPool, hide_parameters=True, connect_args=times)
+        engine = create_engine(address, poolclass=NullPool, hide_parameters=True, connect_args=options)
     except ImportError as error:
         raise ConfigError([f"MySQL and MariaDB need PyMySQL: {INSTALL} ({error})"]) from None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pymysql
 import pytest
@@ -249,6 +250,17 @@ def test_password_is_told(
     assert told in found
     assert "canary" not in found
     assert "canary" not in str(publish.Publishing(config, Database(config.database.url)).targets[0].state)
+
+
+def test_password_with_an_accent_is_a_wrong_one(
+    configured: Callable[..., Config], mariadb: Callable[[], Server], url: str
+) -> None:
+    """A password is known by the server as UTF-8, and so it is sent, whatever its letters."""
+    password = "été à 5 €"
+    query(url, f"CREATE USER accent@localhost IDENTIFIED BY '{password}'")
+    query(url, "GRANT SELECT, UPDATE ON *.* TO accent@localhost")
+    database = url.replace("//root@", f"//accent:{quote(password)}@")
+    assert problems(configured(database=database)) == []
 
 
 def test_library_that_is_missing_is_named_badly(
