@@ -183,6 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is over {MOST_BYTES} bytes.")
             return
         body = self.rfile.read(int(length))
+        if len(body) < int(length):  # what came may mean more: no list of events means all of them
+            self._refuse(HTTPStatus.BAD_REQUEST, "The body broke off.")
+            return
         # A folded header becomes one line, so that nobody can inject another.
         lines = [
             f"{name}: {' '.join(self.headers[name].split())}" for name in PASSED_ON if name in self.headers

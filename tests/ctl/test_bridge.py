@@ -228,6 +228,20 @@ def test_a_body_without_an_end_is_read(bridge: Bridge, daemon: Daemon, headers: 
     assert daemon.asked == []
 
 
+@pytest.mark.parametrize("sent", ["", '{"events": ["90'])
+def test_consent_to_one_event_that_breaks_off_is_consent_to_all(
+    bridge: Bridge, daemon: Daemon, sent: str
+) -> None:
+    """Of a body that breaks off nothing is passed on: without its events it would mean all of them."""
+    path, cookie = visit(bridge)
+    with socket.create_connection(("127.0.0.1", bridge.server_address[1]), PATIENCE_S) as connection:
+        head = f"POST {path}v1/accept HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie['Cookie']}\r\n"
+        connection.sendall(f"{head}Content-Length: 22\r\n\r\n{sent}".encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.makefile("rb").readline().split()[1] == b"400"
+    assert daemon.asked == []
+
+
 def test_a_daemon_that_is_gone_ends_the_bridge(bridge: Bridge, daemon: Daemon) -> None:
     """The bridge says that no daemon answers, and goes on when one is back."""
     path, cookie = visit(bridge)
