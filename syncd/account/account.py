@@ -61,7 +61,7 @@ class Account:
         self.clock = clock or Clock()
         self.database = Database(config.database.url)
         self.facts = Facts(started_at=self.clock.now(), now=self.clock.now)
-        self.outputs = Outputs(config, self.database, self.clock)
+        self.outputs = Outputs(config, self.database, self.clock, redact)
         self.paused: Pause | None = None
         self.runner = Runner(
             self._work,

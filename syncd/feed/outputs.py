@@ -1,7 +1,7 @@
 """All that leaves an account, in its order: a site's tables, its files, the webhooks that tell of both."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -17,13 +17,15 @@ from syncd.mirror.diff import Change
 
 
 class Outputs:
-    """What a site and others get of an account.
+    """What a site and others get of an account. `redact` masks secrets.
 
     Webhooks are held back while a table or a file may be behind: their receiver reads the event there.
     """
 
-    def __init__(self, config: Config, database: Database, clock: Clock) -> None:
-        self.publishing = Publishing(config, database)
+    def __init__(
+        self, config: Config, database: Database, clock: Clock, redact: Callable[[str], str]
+    ) -> None:
+        self.publishing = Publishing(config, database, redact)
         self.feeds = Feeds(config.feeds)
         self.webhooks = Webhooks(config, database, clock)
         self._database = database

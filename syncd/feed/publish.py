@@ -6,7 +6,7 @@ the site's left. A failure is that target's error, and stops nothing else.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -64,9 +64,9 @@ class PublishStatus(Struct, frozen=True):
 
 
 class Target:
-    """One table of a site's, and its state. `database`: the mirror's."""
+    """One table of a site's, and its state. `database`: the mirror's. `redact` masks secrets."""
 
-    def __init__(self, settings: PublishConfig, database: Database) -> None:
+    def __init__(self, settings: PublishConfig, database: Database, redact: Callable[[str], str]) -> None:
         self.settings = settings
         self.url = settings.database or database.url
         self.is_here = self.url == database.url
@@ -74,6 +74,7 @@ class Target:
         self.state = TargetState(name=settings.name, table=settings.table, database=place)
         self.waits = False  # for the end of the run, after a failure
         self._database = database
+        self._redact = redact
         self._form: Form | None = None
 
     def follow(self, connection: Connection, ids: Sequence[str], at: datetime) -> None:
@@ -193,7 +194,7 @@ class Target:
             self.state.last_write_at = at
 
     def _failed(self, error: str) -> None:
-        error = plain(error)
+        error = plain(self._redact(error))  # the words of another's server, or of its triggers
         if error != self.state.last_error:
             logger.bind(event="publish.failed").error(
                 "publish {}: {}; the mirror goes on, and the next run tries again", self.state.name, error
@@ -208,11 +209,12 @@ class Target:
 
 
 class Publishing:
-    """All targets of an account."""
+    """All targets of an account. `redact` masks secrets."""
 
-    def __init__(self, config: Config, database: Database) -> None:
+    def __init__(self, config: Config, database: Database, redact: Callable[[str], str]) -> None:
         self.targets: list[Target] = []
         self._database = database
+        self._redact = redact
         self.writing = Latest[Target]()
         self.configure(config)
 
@@ -222,7 +224,9 @@ class Publishing:
         targets = []
         for settings in config.publish:
             same = known.get(settings.name)
-            targets.append(same if same and same.settings == settings else Target(settings, self._database))
+            if not (same and same.settings == settings):
+                same = Target(settings, self._database, self._redact)
+            targets.append(same)
         self.targets = targets
 
     @property

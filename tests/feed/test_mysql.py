@@ -249,7 +249,8 @@ def test_password_is_told(
     (found,) = problems(config)
     assert told in found
     assert "canary" not in found
-    assert "canary" not in str(publish.Publishing(config, Database(config.database.url)).targets[0].state)
+    publishing = publish.Publishing(config, Database(config.database.url), str)
+    assert "canary" not in str(publishing.targets[0].state)
 
 
 def test_password_with_an_accent_is_a_wrong_one(

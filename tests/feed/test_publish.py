@@ -550,6 +550,18 @@ def test_row_that_a_trigger_refuses_keeps_others_from_theirs(start: Start, where
 
 
 @PLACES
+def test_trigger_tells_a_password(start: Start, where: str) -> None:
+    """What a site's server says is shown without secrets, as in the log: a trigger may ask others."""
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG)
+        site.refuse(on.url, SLUG, "no answer from postgresql://site:canary@db/crm")
+        error = on.settled()
+        assert error
+        assert error.endswith("no answer from postgresql://site:***@db/crm")
+
+
+@PLACES
 def test_a_look_at_a_table_mends_its_rows(start: Start, where: str) -> None:
     """A reload, which writes nothing, does not say that a row works again that was refused."""
     with start(where) as on:

@@ -50,14 +50,14 @@ CREATE TABLE "{table}" (
 MAKING = {"sqlite": SQLITE, "postgresql": POSTGRESQL, "mysql": MYSQL}
 # A trigger of the site's, and the function that PostgreSQL's needs.
 REFUSING = {
-    "sqlite": "WHEN NEW.\"billetwebId\" = '{key}' BEGIN SELECT RAISE(ABORT, 'closed by the office'); END",
+    "sqlite": "WHEN NEW.\"billetwebId\" = '{key}' BEGIN SELECT RAISE(ABORT, '{why}'); END",
     "postgresql": "FOR EACH ROW EXECUTE FUNCTION refuse()",
     "mysql": "FOR EACH ROW IF NEW.\"billetwebId\" = '{key}' THEN"
-    " SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'closed by the office'; END IF",
+    " SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{why}'; END IF",
 }
 FUNCTION = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN IF NEW."billetwebId" = '{key}' THEN RAISE EXCEPTION 'closed by the office'; END IF; RETURN NEW; END $$
+BEGIN IF NEW."billetwebId" = '{key}' THEN RAISE EXCEPTION '{why}'; END IF; RETURN NEW; END $$
 """
 LONG_AGO = "2020-01-02 03:04:05"
 
@@ -70,12 +70,12 @@ def make(url: str, table: str = "Formation", *, unique: bool = True) -> None:
         query(url, f'CREATE UNIQUE INDEX "{table}_billetwebId_key" ON "{table}"("billetwebId")')
 
 
-def refuse(url: str, key: str) -> None:
+def refuse(url: str, key: str, why: str = "closed by the office") -> None:
     """Have a trigger refuse every change of the row with that key."""
     if url.startswith("postgresql"):
-        query(url, FUNCTION.format(key=key))
+        query(url, FUNCTION.format(key=key, why=why))
     (refusing,) = (text for kind, text in REFUSING.items() if url.startswith(kind))
-    query(url, f'CREATE TRIGGER refuse BEFORE UPDATE ON "Formation" {refusing.format(key=key)}')
+    query(url, f'CREATE TRIGGER refuse BEFORE UPDATE ON "Formation" {refusing.format(key=key, why=why)}')
 
 
 @contextmanager
