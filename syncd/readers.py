@@ -309,9 +309,13 @@ def _parameters(url: str, scheme: str, example: str) -> str:
     return parts["parameters"] or ""
 
 
+_PASSWORD = re.compile(r"(?:^|&)[^=&]*(?:pass(?!file)|pwd)[^=&]*=", re.IGNORECASE)
+"""A parameter that holds a password, in whatever program's word; a `passfile` holds the path of one."""
+
+
 def _postgresql(url: str) -> str:
     parameters = _parameters(url, r"(?i:postgresql(?:\+psycopg)?)", "postgresql://user@host:5432/database")
-    if re.search("password", parameters, re.IGNORECASE):  # only there it is known to be one
+    if _PASSWORD.search(parameters):  # only there it is known to be one
         raise ValueError(
             'a password stands before the host, as in "postgresql://user:password@host/database"'
         )

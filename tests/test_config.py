@@ -581,6 +581,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
             "postgresql://syncd@/site?host=/run/postgresql&sslmode=require",
             "postgresql+psycopg://syncd:p%40ss%2F@db.example.org:5432/site",
             "postgresql://syncd:@[::1]:1/site?options=-csearch_path%3Dbilletweb",
+            "postgresql://h/site?passfile=/p&require_auth=password",
         ],
         [
             "sqlite://",
@@ -902,6 +903,8 @@ def test_odd_key_file_hangs_the_start(write: Write, tmp_path: Path) -> None:
         f"database.url = 'mysql://u:{CANARY}@h/d'",
         f"database.url = 'postgresql://u:{CANARY}@{CANARY}@h/d'",
         f"database.url = 'postgresql://h/d?sslpassword={CANARY}'",
+        f"database.url = 'postgresql://h/d?sslmode=require&pwd={CANARY}'",
+        f"database.url = 'postgresql://h/d?Pass={CANARY}'",
         f"[billetweb]\n{CANARY}",
         f"[billetweb]\nkey = {CANARY}",
     ],
