@@ -211,7 +211,7 @@ class Runner:
         return bool(done)
 
     async def _serve(self) -> None:
-        while True:
+        while not self.is_stopping:  # a run that fails just then keeps the cancellation to itself
             await self._asked.wait()
             self._asked.clear()
             run, self.queued = self.queued, None

@@ -1,6 +1,7 @@
 """The runner's promises: never two runs at once, and a run asked for begins after the asking."""
 
 import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from support.runner_bench import KEY, LONG_S, Bench, bench
 from syncd.errors import RunCancelled, StoreError, TransportError
 from syncd.model import Peer, Progress, Run, RunError
 from syncd.run.runner import MOST_EVENTS, RECENT, Stopping, TooManyEvents
+from syncd.threads import in_thread
 
 
 def test_a_run_in_progress_is_passed_off_as_fresh() -> None:
@@ -378,6 +380,47 @@ def test_a_stop_waits_for_what_a_run_left(cut: str) -> None:
                 await at_its_end.wait()
             assert await it.runner.stop(LONG_S / 2)
             assert run.state == "done"
+
+    asyncio.run(scene())
+
+
+def test_a_stop_is_lost_in_a_run_that_fails() -> None:
+    """A stop also ends a run that just fails, and waits for its other requests to end: no run follows.
+
+    A group of tasks that ends for an error keeps a cancellation that comes meanwhile to itself.
+    """
+
+    async def scene() -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def held_up() -> None:
+            begun.set()
+            assert go_on.wait(LONG_S)
+
+        async def fail() -> None:
+            assert await asyncio.to_thread(begun.wait, LONG_S)
+            raise StoreError("locked")
+
+        async def work(_: Run) -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(in_thread(held_up))
+                    failing.append(group.create_task(fail()))
+            except ExceptionGroup as faults:
+                raise faults.exceptions[0] from None
+
+        failing: list[asyncio.Task[None]] = []
+        async with bench() as it:
+            it.instead = work
+            run = it.runner.request("manual")
+            while not (failing and failing[0].done()):  # noqa: ASYNC110  # each turn of the loop
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the group knows
+            stopping = asyncio.create_task(it.runner.stop(LONG_S / 2))
+            await asyncio.sleep(0)
+            go_on.set()
+            assert await stopping
+            assert (run.state, [error.kind for error in run.errors]) == ("done", ["database"])
 
     asyncio.run(scene())
 

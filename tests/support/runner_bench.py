@@ -15,7 +15,7 @@ KEY = "canary-0123456789"
 
 
 class Bench:
-    """A runner whose work waits until `let` allows it, and which notes what overlaps.
+    """A runner whose work waits until `let` allows it, and which notes what overlaps; `instead` is done then.
 
     A run gets its lasting id, from 1 on, when its work begins.
     """
@@ -35,6 +35,7 @@ class Bench:
         self.ended: list[tuple[int, str | None, RunError | None]] = []
         self.steps = 0
         self.trouble: Exception | None = None
+        self.instead: Callable[[Run], Awaitable[None]] | None = None
         self.let = asyncio.Event()
         self.let.set()
         self.may_record = asyncio.Event()
@@ -49,6 +50,8 @@ class Bench:
                 run.progress = Progress("events", done + 1, self.steps)
                 self.runner.advance(run)
             await self.let.wait()
+            if self.instead:
+                await self.instead(run)
             if self.trouble:
                 raise self.trouble
 
