@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 from msgspec import Struct, structs
-from sqlalchemy import Connection, RowMapping, Select, func, select
+from sqlalchemy import Connection, RowMapping, Select, func, or_, select
 
 from syncd.database import schema
 from syncd.model import Counts, Outcome, Run, RunError
@@ -43,9 +43,10 @@ def put(connection: Connection, run: Run) -> int:
 
 
 def id_of(connection: Connection, run: Run) -> int:
-    """Return a run's id, even if the answer to the commit that recorded its beginning was lost."""
+    """Return a run's id, even if the answer to the commit that recorded its beginning or end was lost."""
     runs = schema.runs.c
-    is_it = (runs.state == "running", runs.started_at == run.started_at)
+    has_ended = runs.finished_at == run.finished_at
+    is_it = (runs.started_at == run.started_at, or_(runs.state == "running", has_ended))
     return run.id if run.id > 0 else connection.scalar(select(runs.id).where(*is_it)) or run.id
 
 

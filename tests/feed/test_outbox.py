@@ -347,6 +347,32 @@ def test_a_commit_whose_answer_is_lost_tells_of_a_run_twice(
     assert [one["data"]["id"] for one in told(rig, "run.failed")] == [ended[0].id]
 
 
+@pytest.mark.parametrize("beginning", ["refused", "unnoticed"])
+def test_an_end_whose_commit_is_lost_too_is_another_run(
+    rig: Rig, standin: StandIn, monkeypatch: pytest.MonkeyPatch, beginning: str
+) -> None:
+    """A run without an id, whose end got on record unnoticed, stands there once and is told once."""
+    write = rig.account.database.write
+    answers = [runs.put, record.finish]
+
+    async def written(query: Any, *values: Any, **named: Any) -> Any:
+        kind = getattr(query, "func", query)
+        if kind not in answers:
+            return await write(query, *values, **named)
+        answers.remove(kind)
+        if kind is not runs.put or beginning == "unnoticed":
+            await write(query, *values, **named)
+        raise StoreError("the server closed the connection")
+
+    monkeypatch.setattr(rig.account.database, "write", written)
+    ended = [rig.run(), rig.run()]
+    assert [run.outcome for run in ended] == ["failed", "ok"]
+    assert rig.sql("SELECT id, outcome FROM syncd_runs ORDER BY id") == [
+        (run.id, run.outcome) for run in ended
+    ]
+    assert [one["data"]["id"] for one in told(rig, "run.failed")] == [ended[0].id]
+
+
 def test_another_processes_word_takes_the_place_of_a_runs_own_end(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
