@@ -2,9 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
@@ -38,6 +38,31 @@ class Background:
             task.cancel()
         if self._tasks:
             await asyncio.wait({*self._tasks})
+
+
+class Attempts:
+    """Attempts at one thing, one after the other; hold `alone` to keep any from being made."""
+
+    def __init__(self) -> None:
+        self.alone = asyncio.Lock()
+        self._failure: Exception | None = None
+
+    @asynccontextmanager
+    async def shared(self, *, anew: bool) -> AsyncIterator[None]:
+        """Make an attempt. One that failed while this waited for its turn will do, unless it must be `anew`.
+
+        Each may take seconds: many who ask at once would wait for one attempt each, one after the other.
+        """
+        before = self._failure
+        async with self.alone:
+            if self._failure and self._failure is not before and not anew:
+                raise self._failure
+            try:
+                yield
+            except Exception as failure:
+                self._failure = failure
+                raise
+            self._failure = None
 
 
 class Latest(Generic[K]):

@@ -33,7 +33,7 @@ from syncd.run.run import execute
 from syncd.run.runner import Runner
 from syncd.run.work import Work
 from syncd.text import run_name
-from syncd.threads import Background, in_thread, to_the_end
+from syncd.threads import Attempts, Background, in_thread, to_the_end
 
 EVER = datetime.fromtimestamp(0, UTC)
 ANSWER_WITHIN_S = 2.0
@@ -89,15 +89,15 @@ class Account:
         self._log = RunLog(self.clock.running_s)
         self.recorder = Recorder(self.database, self.clock, tell=self.outputs.webhooks.outbox.ended)
         self._at_work: Work | None = None
-        self._opening = asyncio.Lock()
+        self._opening = Attempts()
         self._noting = asyncio.Lock()
         self._background = Background()
 
     # --- life
 
-    async def open(self) -> None:
-        """Open the database if it is not open yet. Raises StoreError, and AlreadyRunning."""
-        async with self._opening:  # a run and a command may both come first
+    async def open(self, *, anew: bool = False) -> None:
+        """Open the database if it is not open; `anew` as in Attempts. Raises StoreError, AlreadyRunning."""
+        async with self._opening.shared(anew=anew):  # a run and a command may both come first
             if not self.database.is_open:
                 async with self.recorder.lock:  # an end recorded meanwhile would count twice
                     await to_the_end(self._open())  # when cancelled too: what is open holds the lock
@@ -127,7 +127,7 @@ class Account:
         if not (how := await in_thread(self.database.lost)):
             return
         logger.bind(event="database.displaced").error("{}; what is there now is opened instead", how)
-        async with self._opening, self.recorder.lock:
+        async with self._opening.alone, self.recorder.lock:
             if not self.database.was_taken:
                 self._outlive()
             await in_thread(self.database.close)
@@ -301,7 +301,7 @@ class Account:
         full_asked = run.full
         try:
             await self._reopen()
-            await self.open()
+            await self.open(anew=True)
             await self.recorder.catch_up(self.config)  # this run relies on them too
             if run.trigger != "manual" and run.whole:
                 run.full = run.full or self._full_is_due()

@@ -41,6 +41,21 @@ def opened(url: str) -> Iterator[Database]:
         database.close()
 
 
+@contextmanager
+def spied(database: Database) -> Iterator[list[str]]:
+    """Give a list that grows by each attempt to open a database."""
+    tried: list[str] = []
+    really = database.open
+
+    def opened() -> None:
+        tried.append(database.url)
+        really()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "open", opened)
+        yield tried
+
+
 def pause(rig: Rig, *, paused: bool = True) -> None:
     rig.portal.call(partial(rig.account.pause, paused=paused))
 
@@ -205,6 +220,37 @@ def test_two_who_open_at_once_refuse_each_other(make_config: MakeConfig) -> None
         await account.close()
         await other.open()
         await other.close()
+
+    asyncio.run(scene())
+
+
+def test_whoever_asks_waits_for_each_who_asked_before(make_config: MakeConfig) -> None:
+    """What an attempt to open the database fails with is for all who waited for it; a run tries once more."""
+    config = make_config()
+    with opened(config.database.url):
+        pass
+    query(config.database.url, "ALTER TABLE syncd_state RENAME TO elsewhere")
+
+    async def scene() -> None:
+        account = Account(config, Redactor())
+        account.runner.serve()
+        with held_up(VERSION_TABLE) as (begun, go_on), spied(account.database) as tried:
+            asked = [asyncio.create_task(account.events(ended_too=True)) for _ in range(3)]
+            assert await asyncio.to_thread(begun.wait, 30)
+            run = account.runner.request("manual")
+            while len(account._opening.alone._waiters or ()) < 3:  # noqa: ASYNC110  # each turn of the loop
+                await asyncio.sleep(0)
+            go_on.set()
+            for one in asked:
+                with pytest.raises(StoreError):
+                    await one
+            await account.runner.wait(run)
+            assert [error.kind for error in run.errors] == ["database"]
+            assert len(tried) == 2
+        query(config.database.url, "ALTER TABLE elsewhere RENAME TO syncd_state")
+        assert await account.events(ended_too=True) == []
+        assert await account.runner.stop(30)
+        await account.close()
 
     asyncio.run(scene())
 
