@@ -2,8 +2,9 @@
 
 import asyncio
 import pwd
+import re
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -77,7 +78,7 @@ def query(request: Request, kind: type[B]) -> B:
         if parameter.name in request.query_params:
             text = request.query_params[parameter.name]
             try:
-                given[parameter.name] = msgspec.convert(text, parameter.type, strict=False)
+                given[parameter.name] = _read(text, parameter.type)
             except msgspec.ValidationError as error:
                 _, records = msgspec.json.schema_components([kind])
                 fits = records[kind.__name__]["properties"][parameter.name]["description"]
@@ -88,6 +89,14 @@ def query(request: Request, kind: type[B]) -> B:
 def run_id(given: str) -> int | None:
     """Return the id of a run that a text is, None if it can be none."""
     try:
-        return msgspec.convert(given, RunId, strict=False)
+        return int(_read(given, RunId))
     except msgspec.ValidationError:
         return None
+
+
+def _read(text: str, kind: Any) -> Any:
+    """Return the value that a text is. Raises ValidationError; also for 1e2, which would be read as 100."""
+    value = msgspec.convert(text, kind, strict=False)
+    if isinstance(value, int) and not re.fullmatch("-?[0-9]+", text):
+        raise msgspec.ValidationError("a whole number has digits alone")
+    return value

@@ -132,7 +132,10 @@ def test_metrics_come_as_prometheus_asks(path: Path) -> None:
         ("?limit=1000&before=42", ("runs", 1000, 42)),
         ("?before=-7", ("runs", 20, -7)),
         ("?before=9007199254740993", ("runs", 20, 9007199254740993)),
-        *((f"?limit={bad}", None) for bad in ("0", "-1", "1001", "nan", "NaN", "inf", "1.5", "1_0", "", "x")),
+        *(
+            (f"?limit={bad}", None)
+            for bad in ("0", "-1", "1001", "nan", "NaN", "inf", "1.5", "1_0", "1e2", "", "x")
+        ),
         *((f"?before={bad}", None) for bad in ("nan", "inf", "-inf", "1.5", "", "x", "9" * 30, "9" * 5000)),
     ],
 )
@@ -199,7 +202,22 @@ def test_ended_events_come_only_when_asked_for(path: Path, query: str, ended_too
 
 
 @pytest.mark.parametrize(
-    "run_id", ["1", "abc", "4_2", "4.2", "nan", "%00", "%ff", "-0x1", "9" * 19, "-" + "9" * 30, "9" * 5000]
+    "run_id",
+    [
+        "1",
+        "abc",
+        "4_2",
+        "4.2",
+        "4.2e1",
+        "42.0",
+        "nan",
+        "%00",
+        "%ff",
+        "-0x1",
+        "9" * 19,
+        "-" + "9" * 30,
+        "9" * 5000,
+    ],
 )
 @pytest.mark.parametrize("rest", ["", "/progress"])
 def test_an_id_that_no_run_has_is_not_found(path: Path, run_id: str, rest: str) -> None:
