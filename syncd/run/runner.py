@@ -22,6 +22,8 @@ MOST_EVENTS = 300
 """A run can read this many in its ten minutes, at sixty requests a minute and two for each event."""
 CONCLUDING_S = 1.0
 """How long a stop lets a run's tables and files of the site be written: a third of the time it has."""
+LATE_S = 5.0
+"""A run that is cut so long before its end hung at something: a statement waits 3 s for a lock."""
 RECENT = 50
 """How many runs are remembered for those who wait for one: half a day of runs at the usual interval."""
 
@@ -269,7 +271,7 @@ class Runner:
         except Exception as failure:  # noqa: BLE001  # a bug in one run must not end the daemon
             if isinstance(failure, TimeoutError) and deadline.expired():
                 error = RunTimeout(
-                    f"not done within sync.run_timeout ({self.timeout.total_seconds():g} s);"
+                    f"not done within sync.run_timeout ({self.timeout.total_seconds():g} s){self._overrun()};"
                     " what was synced stays, the rest comes first in the next run"
                 )
             else:
@@ -281,6 +283,13 @@ class Runner:
         told = RunError("run", error.kind, plain(self._redact(str(error))), error.status)
         run.add_error(told)
         return told
+
+    def _overrun(self) -> str:
+        """Return what is said of a run that was cut and ended late: all but the database ends at once."""
+        late_s = self.overdue_s()
+        if late_s < LATE_S:
+            return ""
+        return f", and its end took {late_s:.0f} s more: the database did not answer sooner"
 
     def _tell_end(self, run: Run) -> None:
         entry = self._entry(run)

@@ -199,6 +199,37 @@ def test_a_run_that_hangs_hangs_the_daemon() -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(("hung_s", "told"), [(4.9, ""), (40.2, "40 s more: the database did not answer")])
+def test_a_run_ends_late_and_nobody_is_told_why(hung_s: float, told: str) -> None:
+    """A run that ends long after its time-out says what it waited for: only a thread cannot be cut."""
+
+    async def scene() -> None:
+        clock = WaitedFor()
+        let = threading.Event()
+
+        def hang() -> None:
+            assert let.wait(LONG_S)
+            clock.now_s += 0.02 + hung_s
+
+        async def work(run: Run) -> None:
+            hanging = asyncio.ensure_future(in_thread(hang))
+            try:
+                await asyncio.shield(hanging)
+            except asyncio.CancelledError:  # of the time-out
+                let.set()
+                await hanging
+                raise
+
+        async with bench(timedelta(milliseconds=20), clock) as it:
+            it.instead = work
+            (error,) = (await it.done(it.runner.request("interval"))).errors
+            assert error.kind == "timeout"
+            assert told in error.message
+            assert ("more" in error.message) is bool(told)
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize(
     ("trouble", "kind", "status"),
     [
