@@ -407,19 +407,21 @@ class Account:
 
     # --- callbacks of the client
 
-    async def _note_request(self) -> None:
-        await self._note("a request", state.note_request, self.clock.now().timestamp())
+    async def _note_request(self) -> bool:
+        return await self._note("a request", state.note_request, self.clock.now().timestamp())
 
     async def _note_quiet(self, quiet: Quiet | None) -> None:
         async with self._noting:  # the latest must win
             await self._note("a time of rest", state.put, state.QUIET, quiet)
 
-    async def _note(self, what: str, note: Callable[..., None], *given: object) -> None:
+    async def _note(self, what: str, note: Callable[..., None], *given: object) -> bool:
         """Store a fact for the next start; if that fails, it still holds within this process."""
         try:
             await self.database.write(note, *given)
         except StoreError as error:
             logger.debug("{} could not be noted: {}", what, error)
+            return False
+        return True
 
     def _new_client(self, config: Config) -> Billetweb:
         return Billetweb(

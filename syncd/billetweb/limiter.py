@@ -26,7 +26,8 @@ SHOWN_S = 1.0
 class RateLimiter:
     """At most `per_minute` requests in any WINDOW_S seconds, and none before a pause is over.
 
-    `note` is called for each request before it is sent. `clock` is monotonic seconds; `sleep` waits.
+    `note` is called for each request before it is sent, and returns true if that is on record then. `clock`
+    is monotonic seconds; `sleep` waits.
     `waiting` is until when, by that clock, the next request waits, and for what; `on_wait` is called when a
     wait begins and ends.
     """
@@ -35,7 +36,7 @@ class RateLimiter:
         self,
         per_minute: int,
         *,
-        note: Callable[[], Awaitable[None]],
+        note: Callable[[], Awaitable[bool | None]],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         on_wait: Callable[[], None] = lambda: None,
@@ -46,14 +47,15 @@ class RateLimiter:
         self._note = note
         self._clock = clock
         self._sleep = sleep
-        self._sent: deque[float] = deque()
+        self._sent: deque[tuple[float, bool]] = deque()  # when, and whether that is on record
         self._paused_until = 0.0
         self._turn = asyncio.Lock()
 
     def remember(self, ages_s: Iterable[float]) -> None:
-        """Count requests that an earlier process sent `ages_s` seconds ago."""
+        """Count the requests on record, sent `ages_s` seconds ago: other processes', and this one's noted."""
         now = self._clock()
-        self._sent = deque(sorted([*self._sent, *(now - age for age in ages_s)]))
+        unnoted = [sent for sent in self._sent if not sent[1]]
+        self._sent = deque(sorted([*unnoted, *((now - age, True) for age in ages_s)]))
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long; a longer current pause stays."""
@@ -80,8 +82,8 @@ class RateLimiter:
             while (wait := self._due())[0] > 0:
                 check()
                 await self._wait(*wait)
-            await self._note()
-            self._sent.append(self._clock())  # last: a note may take long in a busy database
+            is_noted = bool(await self._note())
+            self._sent.append((self._clock(), is_noted))  # last: a note may take long in a busy database
 
     async def _wait(self, wait_s: float, why: str) -> None:
         if wait_s >= WORTH_TELLING_S:
@@ -99,10 +101,11 @@ class RateLimiter:
     def _due(self) -> tuple[float, str]:
         """Return in how many seconds the next request may be sent, and what it waits for until then."""
         now = self._clock()
-        while self._sent and self._sent[0] <= now - WINDOW_S:
+        while self._sent and self._sent[0][0] <= now - WINDOW_S:
             self._sent.popleft()
         rest_s = max(self._paused_until - now, 0.0)
-        full_s = self._sent[-self.per_minute] + WINDOW_S - now if len(self._sent) >= self.per_minute else 0.0
+        is_full = len(self._sent) >= self.per_minute
+        full_s = self._sent[-self.per_minute][0] + WINDOW_S - now if is_full else 0.0
         if rest_s >= full_s:
             return rest_s, "Billetweb asked for a rest"
         if self.per_minute == 1:

@@ -292,6 +292,31 @@ def test_failing_note_would_block_every_later_request() -> None:
     asyncio.run(main())
 
 
+def test_a_request_on_record_counts_twice_as_the_record_is_read_again() -> None:
+    """What this process noted is among what it finds; what it could not note still counts beside that."""
+    time = VirtualTime()
+
+    async def main() -> None:
+        on_record: list[float] = []
+
+        async def note() -> bool:
+            if is_noted := time.now < 1010:
+                on_record.append(time.now)
+            return is_noted
+
+        limiter = RateLimiter(5, note=note, clock=time.clock, sleep=time.sleep)
+        for at in (1000, 1010, 1020):
+            time.now = at
+            await limiter.acquire()
+        limiter.remember([*(time.now - at for at in on_record), 5])
+        await limiter.acquire()
+        assert time.now == 1020
+        await limiter.acquire()
+        assert time.now == 1000 + WINDOW_S
+
+    asyncio.run(main())
+
+
 def test_nobody_knows_what_a_request_waits_for() -> None:
     """While one waits it is known until when and for what; both its beginning and its end are told."""
 

@@ -221,6 +221,21 @@ def test_a_run_overwrites_what_another_syncd_wrote(rig: Rig, standin: StandIn) -
     assert rig.account.status().run_count == 4
 
 
+def test_requests_count_twice_after_another_syncd_had_the_database(
+    url: str, make_config: MakeConfig, instant_retries: None, standin: StandIn
+) -> None:
+    """Who opens the database again finds the own requests there, and waits for no minute because of them."""
+    with rig_on(make_config(database__url=url, billetweb__requests_per_minute=30)) as rig:
+        rig.run()
+        sent = len(standin.requests)
+        assert 30 / 3 < sent <= 30 / 2
+        cut_off(rig.url)
+        with rig_on(rig.config) as other:
+            assert other.account.database.is_open
+        assert rig.run().outcome == "ok"
+        assert (len(standin.requests), rig.clock.slept_s) == (2 * sent, 0.0)
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_run_that_was_overtaken_is_told_after_later_ones(
     url: str, make_config: MakeConfig, instant_retries: None, standin: StandIn, others: int
