@@ -72,12 +72,16 @@ class Latest(Generic[K]):
         self._wanted: dict[K, Callable[[], Awaitable[None]]] = {}
         self._tasks: dict[K, asyncio.Task[None]] = {}
 
-    async def carry_out(self, wanted: Mapping[K, Callable[[], Awaitable[None]]], wait_s: float) -> list[K]:
-        """Have this done; return of what that takes longer. It goes on meanwhile."""
+    def begin(self, wanted: Mapping[K, Callable[[], Awaitable[None]]]) -> None:
+        """Have this done, without waiting for it."""
         self._wanted |= wanted
         for key in wanted:
             if key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._serve(key))
+
+    async def carry_out(self, wanted: Mapping[K, Callable[[], Awaitable[None]]], wait_s: float) -> list[K]:
+        """Have this done; return of what that takes longer. It goes on meanwhile."""
+        self.begin(wanted)
         if wanted:
             await asyncio.wait({self._tasks[key] for key in wanted}, timeout=wait_s)
         return [key for key in wanted if key in self._tasks]

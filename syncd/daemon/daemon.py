@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from loguru import logger
@@ -31,7 +32,7 @@ from syncd.feed.heartbeat import ping
 from syncd.log.redact import Redactor
 from syncd.model import Run
 from syncd.text import count, format_duration, run_name
-from syncd.threads import Background, in_thread
+from syncd.threads import Background, Latest, in_thread
 
 RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
@@ -86,6 +87,7 @@ class Daemon:
         self._is_up = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._background = Background()
+        self._pings = Latest[str]()  # one after the other: a monitor keeps what came last
 
     # --- life
 
@@ -207,6 +209,7 @@ class Daemon:
         if not ended:
             self._give_up("the database did not answer, its transaction is rolled back", code)
         await self._background.cancel()
+        await self._pings.cancel()
         await self.account.close()
         await self._loop.shutdown_default_executor()  # a hanging thread would keep the process, unguarded
         if self._guard:
@@ -278,7 +281,7 @@ class Daemon:
         """Tell systemd, the heartbeat and the `on_run` callback how a run ended."""
         synced = count(run.synced, "event")
         self._notifier.status(f"{run_name(run.id)} {run.outcome}: {synced} synced, {run.failed} failed")
-        self._background.start(ping(self._config.heartbeat.url, run))
+        self._pings.begin({"heartbeat": partial(ping, self._config.heartbeat.url, run)})
         self._on_run(run)
 
     # --- a reload

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -14,24 +15,32 @@ import pytest
 import stamina
 import stamina.instrumentation
 from loguru import logger
+from support import faults as fault
+from support.processes import DaemonProcess, eventually
 
 from syncd.billetweb.client import tell_retry
 from syncd.feed import heartbeat
 from syncd.log import setup as log
 from syncd.log.redact import Redactor
 from syncd.model import Outcome, Run, RunError
+from syncd.standin.server import StandIn
 
 SECRET = "5e7a9c10-canary-4f2b"
 
 
 class Monitor(ThreadingHTTPServer):
-    """Answers pings with 200, or with the `statuses` planned; a `trickling` answer never ends."""
+    """Answers pings with 200, or with the `statuses` planned; a `trickling` answer never ends.
+
+    One of the `statuses` waits for another ping, but not for long, while `waits`.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.received: list[str] = []
         self.statuses: list[int] = []
         self.trickling = False
+        self.waits = False
+        self.another = threading.Event()
         self.let_go = threading.Event()
 
     @property
@@ -53,6 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             good = False
         planned = self.server.statuses.pop(0) if self.server.statuses else 200
+        if planned == 200:
+            self.server.another.set()
+        elif self.server.waits:
+            self.server.another.wait(1)
         self.send_response(planned if good else 400)
         self.send_header("Location", f"{self.server.url}/moved")
         self.send_header("Content-Length", "0")
@@ -210,6 +223,19 @@ def test_trickling_monitor_would_hold_the_task_for_ever(
     ping(monitor.url)
     assert len(monitor.received) == 2
     assert "was not received (" in "".join(lines)
+
+
+def test_a_failed_run_would_be_told_after_the_good_one_that_followed(
+    monitor: Monitor, home: Path, base_url: str, standin: StandIn
+) -> None:
+    """A ping that must be sent twice is over before the next run's: the monitor keeps what came last."""
+    standin.fail("/events", fault.raw(b"nothing"), times=1)
+    monitor.statuses, monitor.waits = [503], True
+    with DaemonProcess(home, base_url, {"heartbeat": {"url": monitor.url}}) as daemon:
+        assert daemon.ran()["last_run"]["outcome"] == "failed"
+        assert daemon.ctl("run-now").returncode == 0
+        eventually(lambda: len(monitor.received) == 3)
+    assert ["/fail?" in path for path in monitor.received] == [True, True, False]
 
 
 def test_address_would_be_in_the_debug_log(monitor: Monitor) -> None:
