@@ -289,7 +289,8 @@ class Runner:
         late_s = self.overdue_s()
         if late_s < LATE_S:
             return ""
-        return f", and its end took {late_s:.0f} s more: the database did not answer sooner"
+        why = "the database did not answer sooner, or the whole process stood still"
+        return f", and its end took {late_s:.0f} s more: {why}"
 
     def _tell_end(self, run: Run) -> None:
         entry = self._entry(run)
