@@ -97,6 +97,6 @@ def run_id(given: str) -> int | None:
 def _read(text: str, kind: Any) -> Any:
     """Return the value that a text is. Raises ValidationError; also for 1e2, which would be read as 100."""
     value = msgspec.convert(text, kind, strict=False)
-    if isinstance(value, int) and not re.fullmatch("-?[0-9]+", text):
+    if type(value) is int and not re.fullmatch("-?[0-9]+", text):
         raise msgspec.ValidationError("a whole number has digits alone")
     return value
