@@ -333,9 +333,9 @@ def test_a_commit_whose_answer_is_lost_tells_of_a_run_twice(
     write = rig.account.database.write
     answers = [lost]
 
-    async def written(query: Any, *values: Any) -> Any:
-        found = await write(query, *values)
-        if getattr(query, "func", query) in answers:
+    async def written(query: Any, *values: Any, **named: Any) -> Any:
+        found = await write(query, *values, **named)
+        if query in answers:
             answers.clear()
             raise StoreError("the server closed the connection")
         return found
@@ -356,11 +356,10 @@ def test_an_end_whose_commit_is_lost_too_is_another_run(
     answers = [runs.put, record.finish]
 
     async def written(query: Any, *values: Any, **named: Any) -> Any:
-        kind = getattr(query, "func", query)
-        if kind not in answers:
+        if query not in answers:
             return await write(query, *values, **named)
-        answers.remove(kind)
-        if kind is not runs.put or beginning == "unnoticed":
+        answers.remove(query)
+        if query is not runs.put or beginning == "unnoticed":
             await write(query, *values, **named)
         raise StoreError("the server closed the connection")
 
