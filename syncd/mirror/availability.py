@@ -24,6 +24,8 @@ ENABLED = ("0", "", None)
 """The `disabled` of sessions that are not hidden."""
 WITHIN = " > "
 """The separator between the names of a category and of one inside it, in Billetweb's own sample."""
+LEVELS_MAX = 16
+"""So many categories are looked for outside another, and inside: Billetweb's sample has one."""
 _Record = TypeVar("_Record", Event, Ticket, Session)
 
 
@@ -38,19 +40,12 @@ class _Levels(NamedTuple):
 
     event: _Figure | None
     sessions: dict[str, _Figure]
-    categories: list[tuple[str, _Figure]]  # by name: a ticket names its category only by that
+    categories: dict[str, list[_Figure]]  # by name: a ticket names its category only by that
     tickets: dict[str, _Figure]
     category_of: dict[str, str]  # ticket id -> name of its category
+    above: dict[str, list[_Figure]]  # ticket id -> category gauges it counts in; of a name the tightest
+    below: dict[str, list[str]]  # name of a category gauge -> ids of the tickets that count in it
     places: set[str]  # ids of tickets
-
-    def above(self, ticket_id: str) -> list[_Figure]:
-        """Return the category gauges that the ticket counts in."""
-        category = self.category_of.get(ticket_id, "")
-        return [figure for name, figure in self.categories if _is_above(name, category)]
-
-    def below(self, name: str) -> list[str]:
-        """Return the tickets that count in the category gauge of that name."""
-        return [ticket_id for ticket_id, category in self.category_of.items() if _is_above(name, category)]
 
 
 def with_figures(
@@ -155,7 +150,7 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
     quotas = {ticket.id: ticket.places_total for ticket in tickets}
     category_of = {ticket.id: (ticket.category or "").strip() for ticket in tickets}
     places = {ticket.id for ticket in tickets if ticket.is_place}
-    levels = _Levels(None, {}, [], {}, category_of, places)
+    levels = _Levels(None, {}, {}, {}, category_of, {}, {}, places)
     whole_event = []
     for gauge in gauges:
         figure = _Figure(gauge.places_total, gauge.places_left, gauge.unlimited)
@@ -163,60 +158,86 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
             case "ticket":
                 levels.tickets[gauge.gauge_id] = _with_total(figure, quotas.get(gauge.gauge_id))
             case "category":
-                levels.categories.append(((gauge.name or "").strip(), figure))
+                levels.categories.setdefault((gauge.name or "").strip(), []).append(figure)
             case "session":
                 levels.sessions[gauge.session_id] = figure
             case _ if gauge.gauge_id == (gauge.name or ""):  # the value for a row without an id
                 whole_event.append(figure)
+    _connect(levels)
     return levels._replace(event=_tightest(whole_event))
 
 
-def _is_above(name: str, category: str) -> bool:
-    """Return whether a gauge of that name counts a category's tariffs: its own, an outer or an inner one."""
-    if not name:
-        return False
-    return category == name or category.startswith(name + WITHIN) or category.endswith(WITHIN + name)
+def _connect(levels: _Levels) -> None:
+    """Note which tickets count in which category gauges: in their own category's, outer and inner ones.
+
+    By name, for to compare each ticket with each gauge would take minutes for some ten thousands of both.
+    """
+    tightest = {name: min(figures, key=_tightness) for name, figures in levels.categories.items() if name}
+    for ticket_id, category in levels.category_of.items():
+        names = {category, *_outer(category), *_inner(category)} & tightest.keys()
+        levels.above[ticket_id] = [tightest[name] for name in names]
+        for name in names:
+            levels.below.setdefault(name, []).append(ticket_id)
+
+
+def _outer(category: str) -> list[str]:
+    """Return the names of the categories that a category is inside."""
+    return [category[:at] for at in _separators(category)]
+
+
+def _inner(category: str) -> list[str]:
+    """Return the names that a category may have without outer ones."""
+    return [category[at + len(WITHIN) :] for at in _separators(category)]
+
+
+def _separators(category: str) -> list[int]:
+    found: list[int] = []
+    while len(found) < LEVELS_MAX and (at := category.find(WITHIN, found[-1] + 1 if found else 0)) >= 0:
+        found.append(at)
+    return found
 
 
 def _of_event(levels: _Levels, tickets: dict[str, _Figure], coming: list[_Figure]) -> _Figure:
     """Return the figure of an event without its own gauge, by the first rule that applies."""
     own, named = [*tickets.values()], _of_places(levels)
-    categories = [figure for _, figure in named]
+    categories = [figure for figures in named.values() for figure in figures]
     if _all_limited(coming):
         return _sum(coming)
     if _all_limited(own) and not _any_limited(categories):
         return _sum(own)
-    if _all_limited(categories) and all(levels.above(ticket_id) for ticket_id in tickets):
-        return _sum([figure for name, figure in named if not _is_inside(name, levels)])
+    if _all_limited(categories) and all(levels.above.get(ticket_id) for ticket_id in tickets):
+        whole = [figures for name, figures in named.items() if not _is_inside(name, levels)]
+        return _sum([figure for figures in whole for figure in figures])
     is_unlimited = any(
-        figure.unlimited and not _any_limited(levels.above(ticket_id))
+        figure.unlimited and not _any_limited(levels.above.get(ticket_id, []))
         for ticket_id, figure in tickets.items()
     )
     # A limited category gauge without tariffs limits something, but it is unknown what.
-    is_certain = all(levels.below(name) for name, figure in named if figure.left is not None)
+    is_certain = all(name in levels.below for name, figures in named.items() if _any_limited(figures))
     return _Figure(unlimited=is_unlimited and is_certain)
 
 
-def _of_places(levels: _Levels) -> list[tuple[str, _Figure]]:
+def _of_places(levels: _Levels) -> dict[str, list[_Figure]]:
     """Return the category gauges that count at least one place."""
-    return [
-        (name, figure)
-        for name, figure in levels.categories
-        if not (below := levels.below(name)) or not levels.places.isdisjoint(below)
-    ]
+    return {
+        name: figures
+        for name, figures in levels.categories.items()
+        if name not in levels.below or not levels.places.isdisjoint(levels.below[name])
+    }
 
 
 def _is_inside(name: str, levels: _Levels) -> bool:
     """Whether a category is inside another with a gauge: a place in both is one place."""
-    outer = [other + WITHIN for other, _ in levels.categories if other and other != name]
-    within = [c for c in levels.category_of.values() if c == name or c.endswith(WITHIN + name)]
-    return any(inner.startswith(other) for inner in (name, *within) for other in outer)
+    below = {levels.category_of[ticket_id] for ticket_id in levels.below.get(name, ())}
+    within = [category for category in below if category == name or category.endswith(WITHIN + name)]
+    outer = {other for inner in (name, *within) for other in _outer(inner)}
+    return not levels.categories.keys().isdisjoint(outer - {name, ""})
 
 
 def _of_ticket(ticket: Ticket, levels: _Levels) -> _Figure:
     """Return the tightest of the gauges that a sale of this ticket uses."""
     own = levels.tickets.get(ticket.id, _Figure())
-    tightest = _tightest([own, *levels.above(ticket.id), levels.event or _Figure()])
+    tightest = _tightest([own, *levels.above[ticket.id], levels.event or _Figure()])
     if tightest is not None and tightest.left is not None:
         return tightest
     return _Figure(ticket.places_total, unlimited=own.unlimited)
@@ -234,12 +255,12 @@ def _of_session(session: Session, levels: _Levels) -> _Figure:
 
 def _tightest(figures: list[_Figure]) -> _Figure | None:
     """Return the figure with the fewest places left; if none is limited, unknown before unlimited."""
+    return min(figures, key=_tightness, default=None)
 
-    def tightness(figure: _Figure) -> tuple[bool, int, bool, bool, int]:
-        unknown, untotalled = figure.left is None, figure.total is None
-        return unknown, figure.left or 0, figure.unlimited, untotalled, figure.total or 0
 
-    return min(figures, key=tightness, default=None)
+def _tightness(figure: _Figure) -> tuple[bool, int, bool, bool, int]:
+    unknown, untotalled = figure.left is None, figure.total is None
+    return unknown, figure.left or 0, figure.unlimited, untotalled, figure.total or 0
 
 
 def _any_limited(figures: list[_Figure]) -> bool:

@@ -1,5 +1,6 @@
 """The availability rule, level by level."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -448,6 +449,18 @@ def test_a_meal_takes_a_place(patterns: tuple[str, ...], is_place: bool) -> None
     )
     assert with_place(meal, patterns).is_place is is_place
     assert with_place(with_place(meal, ("*",)), patterns).is_place is is_place
+
+
+@pytest.mark.parametrize("of", ["A", "A > B{0}", "B{0}", " > ".join("ABCD" * 500) + " > {0}"])
+def test_an_answer_of_many_rows_takes_minutes(of: str) -> None:
+    """Some ten thousand tariffs and as many categories, as an answer may have, keep no run from its end."""
+    many = 10_000 if len(of) < 100 else 400
+    tickets = [ticket(f"{number}", of.format(number)) for number in range(many)]
+    gauges = [category(of.format(number), 2, 1) for number in range(many)]
+    began_s = time.process_time()
+    event, *_ = with_figures(Event(id="9", account="1"), gauges, tickets, [], now=NOW)
+    assert event.places_left == many
+    assert time.process_time() - began_s < 10
 
 
 def test_figures_of_the_last_run_linger() -> None:
