@@ -270,9 +270,15 @@ def database(value: object, *, others: str = "") -> str:
             f'a database of PostgreSQL, as in "postgresql://user@host/database"{others}'
         )
     path = url.removeprefix("sqlite:///")
-    if not Path(path).parent.is_dir() and Path("/", path).parent.is_dir():
-        raise ValueError(f'is a path from this folder on; did you mean "sqlite:////{path.lstrip("/")}"?')
+    # Only what may be a slip is looked at: what is wrong with the file itself is told where it is opened.
+    if not path.startswith("/") and _is_folder(Path("/", path).parent) and not _is_folder(Path(path).parent):
+        raise ValueError(f'is a path from this folder on; did you mean "sqlite:////{path}"?')
     return url
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether that is a folder, as far as this user can see."""
+    return os.path.isdir(path)  # noqa: PTH112  # whereas `is_dir` raises for a closed one above it
 
 
 def _of_prisma(url: str) -> str:

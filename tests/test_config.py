@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.processes import as_nobody
 
 from syncd import typed
 from syncd.config import Config, Secret, load
@@ -271,6 +272,21 @@ def test_published_table_is_taken_as_it_never_works(write: Write, line: str, wha
 def test_mysql_is_refused_for_a_site_s_table(write: Write, url: str) -> None:
     """A table of a site's may be in MySQL or MariaDB; syncd's own database may not, see below."""
     config = load(write(f"{PUBLISH}\ndatabase = '{url}'"), CREDENTIALS)
+    assert config.publish[0].database == url
+
+
+def test_closed_folder_of_a_site_s_stops_the_daemon(home: Path) -> None:
+    """A file below a folder that this user may not enter is that target's problem, not the settings'."""
+    url = f"sqlite:///{home}/closed/prisma/site.db"
+    (home / "closed/prisma").mkdir(parents=True)
+    path = home / "config.toml"
+    path.write_text(f"{PUBLISH}\ndatabase = '{url}'")
+    home.chmod(0o755)
+    path.chmod(0o644)
+    load(path, CREDENTIALS)  # which nobody may need parts of Python for that only root can read
+    (home / "closed").chmod(0)
+    with as_nobody():
+        config = load(path, CREDENTIALS)
     assert config.publish[0].database == url
 
 
