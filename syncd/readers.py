@@ -52,9 +52,12 @@ def content(path: Path, most_bytes: int, *, private: bool = False) -> bytes:
 def key(text: str, user: str | None) -> str:
     """Return the key: alone, as `user:key`, or as Billetweb's page prints both for a header, in Base64.
 
-    Nothing of it is shown where it is refused, for the key may stand anywhere in it.
+    It may be in quotes, which no key holds, but a file of variables does. Nothing of it is shown where it is
+    refused, for the key may stand anywhere in it.
     """
     key = text.strip()
+    if key[:1] in ("'", '"') and key[1:].endswith(key[0]):
+        key = key[1:-1].strip()
     if not key:
         raise ValueError("is empty")
     of, separator, rest = _decoded(re.sub(r"(?i)^(authorization:\s*)?basic\s+", "", key)).partition(":")

@@ -798,10 +798,13 @@ HEADER = base64.b64encode(f"12345:{CANARY}".encode()).decode()
         f"Basic {HEADER}",
         f"Authorization: Basic {HEADER}\n",
         f" Basic 12345:{CANARY}",
+        f'"{CANARY}"\n',
+        f"' {CANARY} '",
+        f'"Basic {HEADER}"',
     ],
 )
 def test_key_as_billetweb_prints_it_is_refused(write: Write, tmp_path: Path, spelling: str) -> None:
-    """The key alone, with its user, or as both stand in the header: each gives the key."""
+    """The key alone, with its user, or as both stand in the header, in quotes too: each gives the key."""
     (tmp_path / "key").write_text(spelling)
     (tmp_path / "key").chmod(0o600)
     path = write("billetweb.user = '12345'\nbilletweb.key_file = 'key'")
