@@ -267,7 +267,8 @@ def load(
     )
 
 
-_WHERE_KEYS_GO = 'set $BILLETWEB_KEY, give the systemd credential "billetweb-key", or use billetweb.key_file'
+KEY_VARIABLE = "$BILLETWEB_KEY"
+_WHERE_KEYS_GO = f'set {KEY_VARIABLE}, give the systemd credential "billetweb-key", or use billetweb.key_file'
 
 
 def _tables(document: dict[str, object], problems: Problems) -> dict[str, dict[str, object]]:
@@ -420,8 +421,8 @@ def _find_key(
     """Return the API key from the first place that has one, and that place; "" where that was noted."""
     user = values.get("user")
     if "BILLETWEB_KEY" in environ:
-        with problems.of(outside="$BILLETWEB_KEY"):
-            return readers.key(environ["BILLETWEB_KEY"], user), "$BILLETWEB_KEY"
+        with problems.of(outside=KEY_VARIABLE):
+            return readers.key(environ["BILLETWEB_KEY"], user), KEY_VARIABLE
     elif "billetweb-key" in credentials:
         with problems.of(outside=credentials.place("billetweb-key")):
             key = readers.key(credentials.text("billetweb-key"), user)

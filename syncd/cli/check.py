@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from syncd import threads, typed
 from syncd.billetweb.client import Billetweb
 from syncd.billetweb.limiter import RateLimiter
-from syncd.config import BilletwebConfig, Config, Secret
+from syncd.config import KEY_VARIABLE, BilletwebConfig, Config, Secret
 from syncd.control.server import socket_obstacle
 from syncd.database import engine
 from syncd.errors import AuthError, BilletwebError, ConfigError, StoreError, SyncdError
@@ -50,8 +50,10 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
     found.add(addresses.check(config), ConfigError)
     if online and (refusal := threads.run(_ask_billetweb(config))):
         is_key = isinstance(refusal, AuthError)
-        setup = typed.syncd("setup --overwrite", config.path)
-        advice = f"; `{setup}` asks for another" if is_key else ""
+        setup = f"`{typed.syncd('setup --overwrite', config.path)}` asks for another"
+        is_of_a_file = config.key_from != KEY_VARIABLE
+        anew = setup if is_of_a_file else f"the key is that in {KEY_VARIABLE}, which wins over any file"
+        advice = f"; {anew}" if is_key else ""
         found.add([f"Billetweb: {refusal}{advice}"], ConfigError if is_key else type(refusal))
     if not found.problems:
         found.good = _told(config)

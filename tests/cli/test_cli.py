@@ -233,6 +233,17 @@ def test_problems_come_one_at_a_time(home: Path, base_url: str, capsys: Capsys) 
     assert f"{typed.program('syncd')} setup --overwrite --config {path}` asks for another" in problems[-1]
 
 
+@pytest.mark.sqlite_only("about settings")
+def test_a_refused_key_of_the_environment_is_replaced_in_a_file(
+    home: Path, base_url: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`setup` writes a file, which the variable would go on winning over: it is named instead."""
+    monkeypatch.setenv("BILLETWEB_KEY", "wrong-key")
+    code, [problem] = check(write_config(home, base_url), capsys, "--online")
+    assert code == 78
+    assert problem.endswith("; the key is that in $BILLETWEB_KEY, which wins over any file")
+
+
 @pytest.mark.sqlite_only("about files; a server that is none is in test_postgresql.py")
 def test_unusable_database_passes_check(home: Path, base_url: str, capsys: Capsys) -> None:
     """A database that cannot be opened is exit code 69: a missing folder, and a file that is none."""
