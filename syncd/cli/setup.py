@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 from syncd import readers, threads, typed, web
 from syncd.billetweb.client import Billetweb
 from syncd.cli.check import asking
-from syncd.config import BilletwebConfig, ControlConfig, Secret, SyncConfig
+from syncd.config import BilletwebConfig, ControlConfig, DatabaseConfig, Secret, SyncConfig
 from syncd.credentials import credentials_beside
 from syncd.errors import AuthError, BilletwebError, ConfigError, RestrictedError, reason
 from syncd.feed.files import NotReplaced, replace
@@ -75,7 +75,8 @@ def setup(options: Options, redact: Redactor) -> int:
     """
     path = options.config.absolute()
     before, base_url = _before(path, may_replace=options.overwrite)
-    if before is None and not typed.unit(path):
+    places = {} if before and options.overwrite else _places(path, before)
+    if places and not typed.unit(path):
         _check_path(path)
     account = _account(options, base_url)
     if options.key_file is None and not _may_ask():
@@ -90,8 +91,7 @@ def setup(options: Options, redact: Redactor) -> int:
     attendees = options.attendees
     if attendees is None and found and found.attendees and _may_ask():
         attendees = _asked_mode()
-    values = _values(path, is_new=before is None, options=options, user=user, attendees=attendees)
-    config = _filled_in(before or _sample(), values)
+    config = _filled_in(before or _sample(), places | _values(options, user, attendees))
     key_path = credentials_beside(path) / KEY_NAME
     for each in (path, key_path):
         if each.is_symlink() or (each.exists() and not each.is_file()):
@@ -275,17 +275,35 @@ def _sample() -> str:
     return where.read_text("utf-8")
 
 
-def _values(
-    path: Path, *, is_new: bool, options: Options, user: str, attendees: AttendeeMode | None
-) -> dict[tuple[str, str], str]:
-    """Return the values for the configuration, by table and key."""
+def _places(path: Path, before: str | None) -> dict[tuple[str, str], str]:
+    """Return where database and socket are to be: for a configuration that no unit reads, beside it.
+
+    In one that is there `before`, only the sample's own places are replaced, if this user cannot use them.
+    """
+    values = {
+        ("database", "url"): f"sqlite:///{path.with_suffix('.db')}",
+        ("control", "socket"): f"{path.with_suffix('.sock')}",
+    }
+    if typed.unit(path):
+        values = {
+            ("database", "url"): f"sqlite:////var/lib/syncd/{path.stem}/syncd.db",
+            ("control", "socket"): f"/run/syncd/{path.stem}/syncd.sock",
+        }
+        return values if not before and path.stem != "config" else {}
+    if not before:
+        return values
+    samples = {("database", "url"): DatabaseConfig().url, ("control", "socket"): f"{ControlConfig().socket}"}
+    return {
+        (table, key): value
+        for (table, key), value in values.items()
+        if f"{key} = {quoted(samples[table, key])}" in before.splitlines()
+        and not os.access(Path(samples[table, key].removeprefix("sqlite:///")).parent, os.W_OK)
+    }
+
+
+def _values(options: Options, user: str, attendees: AttendeeMode | None) -> dict[tuple[str, str], str]:
+    """Return the other values for the configuration, by table and key."""
     values = {("billetweb", "user"): user}
-    if is_new and not typed.unit(path):
-        values["database", "url"] = f"sqlite:///{path.with_suffix('.db')}"
-        values["control", "socket"] = f"{path.with_suffix('.sock')}"
-    elif is_new and path.stem != "config":
-        values["database", "url"] = f"sqlite:////var/lib/syncd/{path.stem}/syncd.db"
-        values["control", "socket"] = f"/run/syncd/{path.stem}/syncd.sock"
     if options.database is not None:
         values["database", "url"] = options.database
     if options.base_url is not None:

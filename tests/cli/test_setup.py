@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from support.processes import SYNCD, environment, forked_after, syncd
+from support.project import ROOT
 
 from syncd.cli.main import main
 from syncd.standin.server import StandIn, restricted
 
 KEY = "demo-key"
+SAMPLE = ROOT / "config.toml"
 
 
 @pytest.fixture
@@ -251,6 +253,41 @@ def test_the_sample_passes_for_somebodys_settings(tmp_path: Path, base_url: str,
     assert settings["sync"] == {"interval": "1h"}
     assert settings["database"] == {"url": f"sqlite:///{tmp_path}/other.db"}
     assert path.read_text().startswith("# mine\n")
+
+
+@pytest.mark.skipif(os.access("/var/lib/syncd", os.W_OK), reason="syncd is installed, its folder is usable")
+@pytest.mark.parametrize("before", [SAMPLE.read_text(), ""])
+def test_the_sample_of_a_checkout_leads_to_folders_that_are_not_there(
+    tmp_path: Path, base_url: str, before: str
+) -> None:
+    """A sample, or nothing, where `setup` writes is nobody's yet: database and socket come beside it."""
+    path = tmp_path / "config.toml"
+    path.write_text(before.replace('jitter = "0s"', 'jitter = "7s"'))
+    said = setup(tmp_path, base_url)
+    assert said.returncode == 0, said.stderr
+    settings = tomllib.loads(path.read_text())
+    assert settings["database"]["url"] == f"sqlite:///{tmp_path}/config.db"
+    assert settings["control"]["socket"] == f"{tmp_path}/config.sock"
+    assert settings["sync"]["jitter"] == ("7s" if before else "0s")
+    assert syncd("once", "--config", str(path)).returncode == 0
+
+
+def test_a_place_that_somebody_chose_is_replaced(tmp_path: Path, base_url: str) -> None:
+    """In a configuration without an account, what is not as in the sample stays."""
+    (tmp_path / "config.toml").write_text(
+        f'[billetweb]\nuser = ""\n[database]\nurl = "sqlite:///{tmp_path}/mine.db"\n'
+    )
+    assert setup(tmp_path, base_url).returncode == 0
+    settings = tomllib.loads((tmp_path / "config.toml").read_text())
+    assert settings["database"] == {"url": f"sqlite:///{tmp_path}/mine.db"}
+    assert "control" not in settings
+    sample = SAMPLE.read_text().replace('user = ""', 'user = "54321"')
+    (tmp_path / "config.toml").write_text(sample)
+    assert setup(tmp_path, base_url, "--overwrite").returncode == 0
+    written = tomllib.loads((tmp_path / "config.toml").read_text())
+    assert [written[table] for table in ("database", "control")] == [
+        tomllib.loads(sample)[table] for table in ("database", "control")
+    ]
 
 
 @pytest.mark.parametrize(
