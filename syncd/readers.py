@@ -371,6 +371,8 @@ def table(value: object) -> str:
     table = text(value)
     if not re.fullmatch(r"[^.]+(\.[^.]+)?", table):
         raise must('be a table\'s name, as "Formation", or with its schema, as "site.Formation"', value)
+    if any(re.fullmatch(r"""(["'`]).*\1""", part) for part in table.split(".")):
+        raise must('be the table\'s name without quotes of its own, as "Formation"', value)
     return table
 
 

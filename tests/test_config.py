@@ -226,6 +226,8 @@ def test_list_arrives_changed(write: Write) -> None:
     ("line", "what"),
     [
         ("table = 'a.b.c'", "must be a table's name"),
+        ("table = '\"Formation\"'", "must be the table's name without quotes of its own"),
+        ("table = 'site.`Formation`'", "must be the table's name without quotes of its own"),
         ("match = { a = 'id', b = 'id' }", "must be one column of the site's table, not 2"),
         ("match = {}", '{ billetwebId = ["ext_id", "id"] }: it names none'),
         ("match = 'id'", "must be one column"),

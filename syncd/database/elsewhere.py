@@ -80,6 +80,8 @@ def told(error: SQLAlchemyError) -> str:
         return "another program holds a lock, which was waited for"
     if code == sqlite3.SQLITE_READONLY:
         return "this user may not write the file, or its folder"
+    if mysql.code(error) == mysql.SHUT:
+        return f"{reason(error)}: is that its name? If so, this user needs GRANT SELECT, UPDATE on the table"
     return reason(error)
 
 

@@ -86,10 +86,10 @@ class Form(Struct):
 def look(connection: Connection, settings: PublishConfig) -> Form:
     """Return the form of the table. Changes nothing."""
     form = Form(settings, connection.dialect.name)
-    if form.is_mysql and (refusal := mysql.hidden(connection, form.table)):
-        form.problems.append(refusal)
-        return form
     found = inspect(connection)
+    if form.is_mysql and (refusal := mysql.hidden(connection, form.table)):
+        form.problems.append(f"{refusal}{_visible(settings, found)}")
+        return form
     if missing := _missing(form, found):
         form.problems.append(missing)
         return form
@@ -109,10 +109,19 @@ def look(connection: Connection, settings: PublishConfig) -> Form:
     return form
 
 
+def _visible(settings: PublishConfig, found: Inspector) -> str:
+    """Return the table that may be meant instead: MySQL hides a missing one like one that is forbidden."""
+    close = alike(_names(settings)[1], found.get_table_names())
+    return f'; or did you mean "{close}"?' if close and close != settings.table else ""
+
+
 def _missing(form: Form, found: Inspector) -> str | None:
     """Return a message if there is no such table, or it is one of syncd's own; else None."""
     schema_name, name = _names(form.settings)
-    is_there = found.has_table(name, schema_name)
+    if schema_name and schema_name not in found.get_schema_names():
+        schema_name, is_there = None, False
+    else:
+        is_there = found.has_table(name, schema_name)
     if is_there and form.is_file:  # it finds a table in other case, but then not its columns
         is_there = name in {*found.get_table_names(schema_name), *found.get_view_names(schema_name)}
     if not is_there:

@@ -26,6 +26,8 @@ LOCKED = {1205, 1213, 1305}
 """A lock time-out; a deadlock, which ends the transaction; a missing savepoint, which ended with that."""
 FORBIDDEN = {1142, 1143}
 """The user has no right to the table, or to a column."""
+SHUT = 1044
+"""The user may not open the database, or there is none: it sees those alone where it has some right."""
 UNKNOWN = {1049, 1146}
 """There is no such database, or table."""
 REFUSED = {1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}

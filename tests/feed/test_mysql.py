@@ -154,8 +154,15 @@ def test_missing_right_is_found_by_the_first_sale(
     """A user who may not read, or not write, the table is told what to grant; and then needs no more."""
     user, database = f"u{url.partition('?')[0].rpartition('_')[2]}", url.partition("?")[0].rpartition("/")[2]
     query(url, f"CREATE USER '{user}'@'localhost'")
+    (shut,) = problems(configured(database=mariadb().url(database, user)))
+    assert f"to database '{database}': is that its name? If so, this user needs GRANT SELECT, UPDATE" in shut
     query(url, f"GRANT SELECT (\"id\") ON \"Formation\" TO '{user}'@'localhost'")
-    config = configured(database=mariadb().url(database, user), unless="manualOverride", touch="updatedAt")
+    theirs = mariadb().url(database, user)
+    for table in ("formation", "nowhere.Formation"):
+        (hidden,) = problems(configured(database=theirs, table=table))
+        assert f"the user {user} may not SELECT {table.partition('.')[0]}" in hidden
+        assert hidden.endswith('; or did you mean "Formation"?')
+    config = configured(database=theirs, unless="manualOverride", touch="updatedAt")
     grant = f"GRANT SELECT, UPDATE ON `Formation` TO '{user}'@'localhost'"
     for right in ("SELECT", "UPDATE"):
         found = problems(config)
@@ -174,7 +181,10 @@ def test_missing_right_is_found_by_the_first_sale(
         ({"set": {"bits": "is_full"}}, "is of the type BIT, and is_full needs one for true or false"),
         ({"unless": "billetwebUrl"}, "and unless needs one for true or false"),
         ({"touch": "placesLeft"}, "and touch needs one for an instant"),
-        ({"table": "elsewhere.Formation"}, ""),
+        (
+            {"table": "elsewhere.Formation"},
+            'there is no table "elsewhere.Formation": did you mean "Formation"?',
+        ),
     ],
 )
 def test_setting_that_cannot_work_is_found_by_nobody(

@@ -705,7 +705,10 @@ def problems(config: Config) -> list[str]:
         ({"set": {"billetwebUrl": "places_left"}}, "and places_left needs one for a number"),
         ({"match": {"isFull": ("id",)}}, "and a key of the mirror needs one for text or a whole number"),
         ({"unless": "billetwebUrl"}, "and unless needs one for true or false"),
-        ({"table": "elsewhere.Formation"}, ""),
+        (
+            {"table": "elsewhere.Formation"},
+            'there is no table "elsewhere.Formation": did you mean "Formation"?',
+        ),
     ],
 )
 def test_setting_that_cannot_work_is_found_by_nobody(
