@@ -4,6 +4,8 @@ Leans on tomllib for the syntax. Line numbers come from a small scanner of our o
 """
 
 import json
+import os
+import pwd
 import re
 import sys
 import tomllib
@@ -40,12 +42,22 @@ class Problems:
             line = self._lines.get(key) or self._lines.get(key[:1]) or self._lines.get(table, 0)
             place = f"{self._path}:{line}" if line else f"{self._path}"
             source = outside or f"{place}: {'.'.join(key)}"
-            self._found.append((line or sys.maxsize, f"{source}: {reason(error)}"))
+            self._found.append((line or sys.maxsize, f"{source}: {_why(error)}"))
 
     def raise_any(self) -> None:
         """Raise ConfigError if there are problems, in the order of the file's lines."""
         if self._found:
             raise ConfigError([_one_line(text) for _, text in sorted(self._found, key=itemgetter(0))])
+
+
+def _why(error: Exception) -> str:
+    """Return what went wrong; whom a file is closed to, for it may be open to root, who checks it."""
+    whom = ""
+    if isinstance(error, PermissionError):
+        whom = f" for the user {os.geteuid()}"
+        with suppress(KeyError):
+            whom = f" for the user {pwd.getpwuid(os.geteuid()).pw_name}"
+    return f"{reason(error)}{whom}"
 
 
 def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
@@ -59,7 +71,7 @@ def parse(path: Path) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
         line = int(at[1]) if at else text.count("\n") + 1 if "at end of document" in str(error) else 0
         place = f"{path}:{line}" if line else f"{path}"
         row = text.split("\n")[line - 1] if text and line else ""
-        why = _unquoted(row) or _spread(row) or f"cannot be read: {reason(error)}"
+        why = _unquoted(row) or _spread(row) or f"cannot be read: {_why(error)}"
         if isinstance(error, FileNotFoundError):
             why += f"; `{typed.syncd('setup', path)}` makes one, --config or $SYNCD_CONFIG names another"
         raise ConfigError([_one_line(f"{place}: {why}")]) from None

@@ -1,6 +1,8 @@
 """The configuration: what is refused, where it says so, and that no message holds a secret."""
 
 import base64
+import os
+import pwd
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -275,6 +277,22 @@ def test_mysql_is_refused_for_a_site_s_table(write: Write, url: str) -> None:
     """A table of a site's may be in MySQL or MariaDB; syncd's own database may not, see below."""
     config = load(write(f"{PUBLISH}\ndatabase = '{url}'"), CREDENTIALS)
     assert config.publish[0].database == url
+
+
+def test_file_that_root_may_read_is_closed_to_nobody_knows_whom(home: Path) -> None:
+    """`check` by root finds no fault with a secret that the daemon may not read: it says as whom it tried."""
+    path, key = home / "config.toml", home / "key"
+    path.write_text("[billetweb]\nuser = '12345'\nkey_file = 'key'\n")
+    key.write_text(CANARY)
+    home.chmod(0o755)
+    path.chmod(0o644)
+    key.chmod(0o600)
+    load(path, {})
+    for closed, what in ((key, "config.toml:3: billetweb.key_file"), (path, "config.toml: cannot be read")):
+        closed.chmod(0)
+        with as_nobody():
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            assert problems(path, {}) == [f"{what}: Permission denied for the user {user}"]
 
 
 def test_closed_folder_of_a_site_s_stops_the_daemon(home: Path) -> None:
