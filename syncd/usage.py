@@ -14,6 +14,13 @@ TYPE_CHECKING = False  # importing typing would cost a tenth of the start of `sy
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+COMMANDS = {
+    "syncd": "run once check setup demo",
+    "syncctl": "status run-now history events watch doubts publish webhooks accept pause resume reload"
+    " metrics page",
+}
+"""The commands of both programs: a word that one lacks may be the other's."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose help opens with its sentence, and ends with an example."""
@@ -94,7 +101,8 @@ class Program(Parser):
             name = word.partition("=")[0]
             if not word.startswith("-"):
                 if word not in self.commands:
-                    close = _meant(alike(word, self.commands))
+                    owners = [f"{other} {word}" for other, known in COMMANDS.items() if word in known.split()]
+                    close = _meant(owners[0] if owners else alike(word, self.commands))
                     self.error(f"there is no command {word!r}{close} `{self.prog} --help` lists them")
                 return word
             if name not in own:

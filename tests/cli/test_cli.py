@@ -31,9 +31,10 @@ from support.real_databases import query, url_at
 from support.receiver import SECRET
 from support.variants import mostly_slow
 
-from syncd import __version__, typed
+from syncd import __version__, typed, usage
 from syncd.__main__ import main as whole_program
 from syncd.cli.main import main, parser
+from syncd.ctl import main as ctl
 from syncd.database.engine import Database, masked
 from syncd.standin.server import Fault, StandIn, error_object, restricted, truncated, unauthorized
 
@@ -715,6 +716,7 @@ def test_usage_is_not_told(capsys: Capsys) -> None:
         ("chekc", "there is no command 'chekc'; did you mean `check`?"),
         ("CHECK", "there is no command 'CHECK'; did you mean `check`?"),
         ("frobnicate", "there is no command 'frobnicate'; `syncd --help` lists them"),
+        ("status", "there is no command 'status'; did you mean `syncctl status`?"),
         ("once --fulll", "once has no --fulll; did you mean `--full`?"),
         ("--fulll once", "once has no --fulll; did you mean `--full`?"),
         ("once -- x", "once takes no 'x'"),
@@ -733,6 +735,13 @@ def test_a_slip_is_told_without_what_was_meant(argv: str, said: str, capsys: Cap
     with pytest.raises(SystemExit, match=r"^2$"):
         main(argv.split())
     assert said in capsys.readouterr().err
+
+
+def test_a_command_moves_and_the_other_program_points_at_its_old_place() -> None:
+    """What each program knows of the other's commands is what that has."""
+    assert {name: known.split() for name, known in usage.COMMANDS.items()} == {
+        made.prog: list(made.commands) for made in (parser(), ctl.build_parser())
+    }
 
 
 @pytest.mark.parametrize("command", [*parser().commands, None])

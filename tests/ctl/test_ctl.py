@@ -520,6 +520,7 @@ def test_an_error_is_one_json_document_for_a_script(
         ("", "Commands: status, run-now, history, events, "),
         ("statsu", "there is no command 'statsu'; did you mean `status`?"),
         ("STATUS", "there is no command 'STATUS'; did you mean `status`?"),
+        ("check --online", "there is no command 'check'; did you mean `syncd check`?"),
         ("--socket status frobnicate", "there is no command 'frobnicate'; `syncctl --help`"),
         ("--json status", "--json belongs after the command: `syncctl status --json`"),
         ("-n 3 history", "-n belongs after the command: `syncctl history -n`"),
