@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,7 @@ UNITS = Path("/run/systemd/system")
 UNIT = PROJECT / "systemd/syncd.service"
 BLOCK = re.compile(r"^# Hardening\..*?(?=^\[Install\])", re.DOTALL | re.MULTILINE)
 CONTROL_GROUP = re.compile(r"(?<=drop-in \(`systemctl edit syncd`\) with )(\S+) and (.+)\.$", re.MULTILINE)
+BELOW_HOME = re.compile(r"\(below `/home`: `(ProtectHome=\w+)` and `(BindPaths=)` with the folder")
 (HARDENING,) = BLOCK.findall(UNIT.read_text("utf-8"))
 LINES = re.findall(r"^\w+=.*", HARDENING, re.MULTILINE)
 PROGRAM = ["/opt/syncd/bin/python", str(PROJECT / "tests/systemd/probe.py")]
@@ -354,6 +357,41 @@ def test_advice_for_control_group_does_not_help() -> None:
         restart_with(group='"www-data"')
         assert run("stat", "--format=%U:%G %a", str(SOCKET)).stdout == "syncd:www-data 660\n"
         assert run_as("webmaster", "syncctl", "status").returncode == 0
+    finally:
+        shutil.rmtree(drop_in.parent)
+        restart_with()
+
+
+def test_advice_for_a_site_below_home_does_not_help() -> None:
+    """With README's lines the service writes a site's file below /home, also where that home is closed."""
+    (directives,) = BELOW_HOME.findall((PROJECT / "README.md").read_text("utf-8"))
+    make_user("gardener")
+    folder = Path("/home/gardener/site")
+    folder.mkdir(parents=True)
+    with closing(sqlite3.connect(folder / "prod.db")) as site:
+        site.execute("CREATE TABLE t (id TEXT, total INTEGER)")
+        site.execute("INSERT INTO t (id) VALUES ('900003')")
+        site.commit()
+    for path in (folder, folder / "prod.db"):
+        shutil.chown(path, group="syncd")
+        path.chmod(0o2775 if path == folder else 0o664)
+    folder.parent.chmod(0o700)
+    drop_in = UNITS / "syncd.service.d/home.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("\n".join(["[Service]", *directives]) + f"{folder}\n")
+    publish = f"""
+[[publish]]
+table = "t"
+match = {{ id = "id" }}
+set = {{ total = "places_total" }}
+database = "sqlite:///{folder}/prod.db"
+"""
+    try:
+        restart_with()
+        CONFIG.write_text(configured(GOOD) + publish)
+        systemctl("reload", "syncd")
+        assert next_run()["outcome"] == "ok"
+        assert json.loads(run("syncctl", "publish", "--json").stdout)["publish"][0]["written"] == 1
     finally:
         shutil.rmtree(drop_in.parent)
         restart_with()
