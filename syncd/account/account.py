@@ -379,11 +379,13 @@ class Account:
 
     async def _deliver(self, since: datetime = EVER) -> None:
         """Write the site's tables elsewhere, unless syncd stops, and its files; then call the endpoints."""
-        now, can_write = self.clock.now(), self.database.is_open and not self.runner.is_stopping
+        latest, now = self.facts.last_run, self.clock.now()
+        can_write = self.database.is_open and not self.runner.is_stopping
         was_written = await self.outputs.write(now, self.facts.events_unread, tables=can_write)
-        # A run in progress, the next run or the next start first writes what was not written now.
         no_run_comes = self.database.is_open and bool(self.paused or self.client.breaker.refused)
-        if not self.runner.is_stopping and self.runner.current is None and (was_written or no_run_comes):
+        # What a run brought meanwhile, or brings, its own end writes; what a stop leaves, the next start.
+        is_latest = self.runner.current is None and self.facts.last_run is latest
+        if is_latest and not self.runner.is_stopping and (was_written or no_run_comes):
             self.outputs.release(since, whatever_fails=no_run_comes)
         await self.outputs.webhooks.refresh()
 

@@ -39,8 +39,7 @@ class Outputs:
     def follow(self, connection: Connection, writing: Writing, changes: Sequence[Change]) -> None:
         """Write what follows from changes in their transaction: a site's rows, and deliveries."""
         self.publishing.follow(connection, writing, changes)
-        if self.publishing.is_late:
-            self.webhooks.hold(writing.at)
+        self.hold(writing.at)
         self.webhooks.outbox.follow(connection, writing, changes)
 
     def hold(self, since: datetime) -> None:

@@ -240,6 +240,28 @@ def test_a_site_is_told_before_its_file_is_written(
     assert left == [72]
 
 
+def test_a_clock_that_steps_back_lets_news_out_before_its_file(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """What a run notes at an earlier time than it began at waits for its end too."""
+    path = tmp_path / "events.json"
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=path, format="json"),)))
+    standin.sell(FESTIVAL, 1)
+    standin.fail("/events", fault.hang)
+    before = len(standin.requests)
+    run = rig.request()
+    rig.until(lambda: len(standin.requests) > before)
+    rig.clock.now_s -= 3600
+    standin.heal()
+    standin.fail(f"/event/{CONCERT}/*", fault.hang, times=None)
+    rig.until(lambda: bool(sent(rig)))
+    rig.portal.call(asyncio.sleep, 0.2)
+    assert (receiver.got, path.exists()) == ([], False)
+    standin.heal()
+    rig.wait(run)
+    got(rig, receiver, 1)
+
+
 @pytest.mark.parametrize(
     "name", mostly_slow(["another database", "the same database"], "each takes several runs")
 )
@@ -393,6 +415,30 @@ def test_a_refused_key_holds_its_own_alarm(
     standin.fail("/events", fault.unauthorized, times=None)
     assert rig.run().outcome == "failed"
     assert got(rig, receiver, 1).told["type"] == "run.failed"
+
+
+def test_a_file_lets_out_what_a_run_brought_meanwhile(
+    rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
+) -> None:
+    """What a run found while a file of before was written is told when that run's table is written."""
+    url = url_at(tmp_path / "site.db")
+    rows = sold_while_away(rig, receiver, standin, url)
+    query(url, BACK)
+    feed = FeedConfig(path=tmp_path / "events.json", format="json")
+    configure(rig, structs.replace(rig.config, feeds=(feed,)))
+    with held_up("JOIN billetweb_events ON billetweb_tickets") as (begun, may_go_on):
+        rig.portal.call(lambda: rig.account.pause(paused=True))
+        assert begun.wait(30)
+        standin.sell(FESTIVAL, 1)
+        with site.held(url):
+            rig.request("manual")
+            rig.until(lambda: rig.account.runner.current is None and rig.account.facts.run_count == 3)
+            may_go_on.set()
+            rig.until(feed.path.exists)
+            rig.portal.call(asyncio.sleep, 0.2)
+            assert receiver.got == []
+    got(rig, receiver, 2)
+    assert rows == [71, 71]
 
 
 def test_a_pause_lets_out_what_the_next_run_brings(
