@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from syncd import text
+from syncd.text import Json
 
 TYPE_CHECKING = False  # importing typing would cost `syncctl` a tenth of its start
 if TYPE_CHECKING:
     from typing import TextIO
-
-    from syncd.text import Json
 
 REFRESH_S = 0.25
 """How often the line is drawn: often enough to show every second of a wait."""

@@ -20,8 +20,7 @@ TYPE_CHECKING = False  # typing alone would cost `syncctl` a tenth of its start
 if TYPE_CHECKING:
     from typing import Any, TextIO
 
-    Json = dict[str, Any]
-
+Json = dict[str, "Any"]
 NOTHING = "-"
 ZONES, THIS_ZONE = "/usr/share/zoneinfo", "/etc/localtime"
 USUAL_WIDTH = 80

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from textwrap import wrap
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,13 +17,7 @@ from rich.text import Text
 from syncd import text
 from syncd.ctl import panel
 from syncd.ctl.seen import Seen
-from syncd.text import COLOURS, NEARLY_FULL
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from syncd.text import Json
+from syncd.text import COLOURS, NEARLY_FULL, Json
 
 WIDE = 140
 """From this width on, runs and events are side by side, each as wide as on a small terminal."""

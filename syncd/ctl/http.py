@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import struct
 
 from syncd import __version__
-
-TYPE_CHECKING = False  # importing typing would cost a tenth of the start
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
-    from syncd.text import Json
+from syncd.text import Json
 
 ANSWER_TIMEOUT_S = 10.0  # the daemon answers in milliseconds; a machine that swaps may take seconds
 EXIT_USAGE = 2
@@ -118,7 +114,7 @@ def _permission_advice(path: str) -> str:
     return f"No permission for {path}: join {group} and log in again, or use sudo."
 
 
-def _read(path: str, stream: BinaryIO) -> bytes:
+def _read(path: str, stream: io.BufferedReader) -> bytes:
     """Return an answer's body.
 
     Raises ConnectionError without a whole answer, Failure unless it is one of this version without an error.

@@ -19,11 +19,7 @@ from functools import partial
 from syncd import text, usage
 from syncd.ctl import http, panel, tables
 from syncd.ctl.http import EXIT_USAGE, Failure, NoDaemon, ask, ask_json, config_option, unit_at
-from syncd.text import write
-
-TYPE_CHECKING = False  # importing typing would cost a tenth of the start
-if TYPE_CHECKING:
-    from syncd.text import Json
+from syncd.text import Json, write
 
 DEFAULT_SOCKET = "/run/syncd/syncd.sock"
 LOOK_EVERY_S = 1  # how often to ask how far a run is; its end is answered at once

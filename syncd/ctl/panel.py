@@ -6,11 +6,7 @@ from datetime import datetime
 
 from syncd import text
 from syncd.ctl.http import config_option
-from syncd.text import count, format_duration, plain
-
-TYPE_CHECKING = False  # importing typing would cost a tenth of the start
-if TYPE_CHECKING:
-    from syncd.text import Json
+from syncd.text import Json, count, format_duration, plain
 
 UNIT = "syncd"
 HINTS = {

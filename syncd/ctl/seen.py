@@ -8,10 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from syncd.ctl.http import Failure, ask_json, unit_at
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from syncd.text import Json
+from syncd.text import Json
 
 LOOK_EVERY_S = 1.0
 """A person notices a second; the daemon answers status from memory within some milliseconds."""

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from syncd import text
-
-TYPE_CHECKING = False  # importing typing would cost a tenth of the start
-if TYPE_CHECKING:
-    from syncd.text import Json
+from syncd.text import Json
 
 HALF_A_YEAR_S = 182 * 86_400.0
 """As in `ls`: for a date further away the year matters more than the hour."""
