@@ -162,7 +162,8 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
             case "session":
                 levels.sessions[gauge.session_id] = figure
             case _ if gauge.gauge_id == (gauge.name or ""):  # the value for a row without an id
-                whole_event.append(figure)
+                # A quota beside "unlimited" limits nothing, so that an unlimited event has no total.
+                whole_event.append(_Figure(unlimited=True) if figure.unlimited else figure)
     _connect(levels)
     return levels._replace(event=_tightest(whole_event))
 

@@ -258,6 +258,19 @@ def test_unlimited_is_taken_for_unknown(start: Start, where: str) -> None:
 
 
 @PLACES
+def test_site_shows_the_quota_of_an_unlimited_event_as_its_places(
+    start: Start, standin: StandIn, where: str
+) -> None:
+    """An event's gauge that says unlimited beside a quota is unlimited like any other: null places."""
+    standin.events[CONCERT].gauges[:] = [{"type": "event", "avail": "-1", "quota": "100"}]
+    with start(where) as on:
+        site.make(on.url)
+        site.add(on.url, SLUG, placesTotal=100, placesLeft=3)
+        assert on.settled() is None
+        assert on.row(SLUG) == (None, None, False)
+
+
+@PLACES
 def test_unknown_figure_takes_the_place_of_a_known_one(start: Start, standin: StandIn, where: str) -> None:
     """What is not known is not written, nor is that the event is not full. Whether it is on sale is."""
     standin.events[CONCERT].gauges.clear()

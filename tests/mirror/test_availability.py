@@ -88,6 +88,7 @@ EVENTS = [
     Case("1 event gauge, never added to tickets", (50, 7, False), [*TWO, whole(50, 7)]),
     Case("1 event gauge full while tickets are not", (50, 0, False), [*TWO, whole(50, 0)]),
     Case("1 event gauge unlimited over limited tickets", (None, None, True), [*TWO, whole(None, None, True)]),
+    Case("1 event gauge unlimited beside a quota", UNLIMITED, [whole(100, None, True)]),
     Case("1 event gauge unknown over limited tickets", (50, None, False), [*TWO, whole(50, None)]),
     Case("1 event gauge before sessions", (50, 7, False), [whole(50, 7)], [], TWO_DATES, multiple=True),
     Case(
