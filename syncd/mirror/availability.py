@@ -161,7 +161,8 @@ def _levels(gauges: Iterable[Gauge], tickets: Sequence[Ticket]) -> _Levels:
                 levels.categories.setdefault((gauge.name or "").strip(), []).append(figure)
             case "session":
                 levels.sessions[gauge.session_id] = figure
-            case _ if gauge.gauge_id == (gauge.name or ""):  # the value for a row without an id
+            # The value for a row without an id, but also for one with an id that could not be read.
+            case _ if gauge.gauge_id == (gauge.name or "") and "id" not in gauge.extra:
                 # A quota beside "unlimited" limits nothing, so that an unlimited event has no total.
                 whole_event.append(_Figure(unlimited=True) if figure.unlimited else figure)
     _connect(levels)

@@ -59,6 +59,21 @@ def test_a_value_that_cannot_be_read_replaces_a_good_one(
     assert rig.run().errors == []
 
 
+def test_a_gauge_of_some_seats_is_taken_for_that_of_the_whole_event(rig: Rig, standin: StandIn) -> None:
+    """A row whose id is no number has an id: it is not the gauge of the event, in no later run either."""
+    rig.run()
+    figures = "SELECT places_total, places_left FROM billetweb_events WHERE id = ?"
+    before = rig.sql(figures, FESTIVAL)
+    zone = {"type": "zone", "id": "A1", "name": "Balcon", "avail": "0", "quota": "1"}
+    standin.events[FESTIVAL].gauges.append(zone)
+    rig.run()
+    assert rig.sql("SELECT places_left FROM billetweb_gauges WHERE type = 'zone'") == [(0,)]
+    assert rig.sql(figures, FESTIVAL) == before
+    standin.events[FESTIVAL].gauges.remove(zone)
+    rig.run()
+    assert rig.sql(figures, FESTIVAL) == before
+
+
 def held(rig: Rig, event_id: str) -> dict[str, Any]:
     """Return the columns of an event's rows in the mirror, but `extra`."""
     known = rig.query(rows.of_event, event_id)
