@@ -7,7 +7,7 @@ decompressed here because httpx decompresses a piece in one step, as many times 
 import os
 import zlib
 from collections.abc import AsyncIterable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, Self, TypeVar
 
@@ -150,15 +150,18 @@ def _unpacker(coding: str, status: int) -> _Plain | _Gzip | None:
 
 
 def _write(file: IO[bytes], pieces: Iterator[bytes | bytearray], status: int) -> None:
-    for piece in pieces:
-        try:
+    try:
+        for piece in pieces:
             size = file.tell() + len(piece)
             if size > MAX_BODY_BYTES:
                 raise _too_large(status)
             file.write(piece)
-        except OSError as error:
-            reason = f"no room for the answer in the temporary folder: {error.strerror}"
-            raise TransportError(reason) from error
+        file.flush()  # or what is still in memory would find no room later, where nobody expects it
+    except OSError as error:
+        with suppress(OSError):  # it tries again to write that
+            file.close()
+        reason = f"no room for the answer in the temporary folder: {error.strerror}"
+        raise TransportError(reason) from error
 
 
 def _too_large(status: int) -> TooLargeError:

@@ -208,9 +208,10 @@ def test_small_answer_would_fill_the_disk(
     assert peak < 48 * 1024 * 1024
 
 
-def test_full_disk_would_be_a_crash(standin: StandIn, base_url: str) -> None:
+@pytest.mark.parametrize("lacking", [bodies.IN_MEMORY_BYTES, 100], ids=["half of it", "its last bytes"])
+def test_full_disk_would_be_a_crash(standin: StandIn, base_url: str, lacking: int) -> None:
     """Where there is no room for a large answer the read fails as one that may be asked again."""
-    body = b"[" + b" " * 2 * bodies.IN_MEMORY_BYTES + b"]"
+    body = b"[" + b" " * (bodies.IN_MEMORY_BYTES + lacking - 2) + b"]"
     standin.fail("/attendees", lambda _: Answer(body), times=None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the process would end
