@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class Daemon:
         self._control: ControlServer | None = None
         self._watchdog: Watchdog | None = None
         self._stop_asked = asyncio.Event()
-        self._guard: threading.Timer | None = None
+        self._is_guarded = False
         self._is_up = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._background = Background()
@@ -98,7 +98,7 @@ class Daemon:
         self._control = control = ControlServer(
             settings.socket, mode=settings.mode, group=settings.group, inherited=self._listening
         )
-        signals = Signals(self._on_signal)
+        self._signals = Signals(self._on_signal)
         try:
             most = int(WAITING_SHARE * connections_at_most())
             app = application(self.account, self.reload, self._redact, most_waiting=most)
@@ -117,7 +117,7 @@ class Daemon:
             code = await self._until_stopped(serving)
             await self._stop(serving, code)
         finally:
-            signals.close()
+            self._signals.close()
         logger.bind(event="stopped").info("stopped")
         return code
 
@@ -212,8 +212,6 @@ class Daemon:
         await self._pings.cancel()
         await self.account.close()
         await self._loop.shutdown_default_executor()  # a hanging thread would keep the process, unguarded
-        if self._guard:
-            self._guard.cancel()
 
     def _on_signal(self, number: signal.Signals) -> None:
         """Pass a signal to the loop; the time limit of a stop begins here, even if the loop is blocked.
@@ -222,7 +220,7 @@ class Daemon:
         """
         if number == signal.SIGHUP and not self._ends_with_terminal:
             self._loop.call_soon_threadsafe(self._on_hangup)
-        elif self._guard:
+        elif self._is_guarded:
             self._give_up("a second signal", 1)
         else:
             self._set_guard(0)
@@ -236,14 +234,13 @@ class Daemon:
         """Accept no more work; whatever the process is doing, it has STOP_WITHIN_S left."""
         self._stop_asked.set()
         self.account.runner.is_stopping = True
-        if not self._guard:
+        if not self._is_guarded:
             self._set_guard(code)
         self._notifier.stopping()
 
     def _set_guard(self, code: int) -> None:
-        self._guard = threading.Timer(STOP_WITHIN_S, self._give_up, ["stopping took too long", code])
-        self._guard.daemon = True
-        self._guard.start()
+        self._is_guarded = True
+        self._signals.limit(STOP_WITHIN_S, partial(self._give_up, "stopping took too long", code))
 
     def _give_up(self, why: str, code: int) -> None:
         """End the process now. Every transaction is all or nothing, so the next start repairs the rest."""
@@ -258,8 +255,9 @@ class Daemon:
 
         for step, within_s in ((tidy, TIDY_WITHIN_S), (tell, LAST_WORD_S)):
             thread = threading.Thread(target=step, daemon=True)
-            thread.start()
-            thread.join(within_s)
+            with suppress(RuntimeError):  # there is none left: the end must not wait for one
+                thread.start()
+                thread.join(within_s)
         os._exit(code)
 
     def _on_hangup(self) -> None:

@@ -111,6 +111,28 @@ def test_blocked_loop_outlasts_a_stop(home: Path, base_url: str, way: str, *, ag
         assert not daemon.socket.exists()
 
 
+_NO_THREADS = """
+import threading
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+"""
+
+
+@pytest.mark.sqlite_only("about threads")
+@pytest.mark.parametrize("block", ["", *mostly_slow(WAYS, "each waits for the guard")])
+def test_a_machine_without_threads_keeps_a_stopped_daemon(home: Path, base_url: str, block: str) -> None:
+    """Where no thread can be started any more a signal ends the process in time, blocked or not."""
+    daemon = DaemonProcess(home, base_url)
+    how = "\n        ".join(["threading.Thread.start = refuse", *([WAYS[block]] if block else [])])
+    daemon._program = [sys.executable, "-c", _NO_THREADS + _BLOCKED.format(how=how)]
+    with daemon:
+        daemon.ran()
+        daemon.process.send_signal(signal.SIGUSR1)
+        eventually(lambda: "blocked" in daemon.log)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.wait(PATIENCE_S)
+
+
 _HANGING_DISK = """
 import sys, time, syncd.cli.main
 from syncd.feed import files
