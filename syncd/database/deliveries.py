@@ -20,7 +20,7 @@ COLUMNS = (
 KEEP_TRYING = timedelta(days=3)
 """How long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
 MOST_AHEAD = timedelta(days=1)
-"""The longest wait. An instant further ahead came from a wrong clock."""
+"""The longest wait. An instant further ahead, or after a beginning in the future, came from a wrong clock."""
 State = Literal["pending", "delivered", "parked"]
 ORDERS = ("order.paid", "order.refunded")
 """The types that concern attendees."""
@@ -81,6 +81,12 @@ class Remembered(Struct, frozen=True):
 
     gone: str | None = None
     quiet_until: datetime | None = None
+    quiet_since: datetime | None = None
+
+    def rests(self, now: datetime) -> bool:
+        """Whether it is still to be left alone."""
+        until, since = self.quiet_until, self.quiet_since or now
+        return until is not None and since <= now < until <= now + MOST_AHEAD
 
 
 class Counts(Struct, frozen=True):
@@ -143,7 +149,8 @@ def next_due(
     first = D.seq.in_(select(func.min(D.seq)).where(pending).group_by(D.event_id).correlate(None))
     waits = and_(first, D.created_at < held_since) if held_since else first
     columns = (D.id, D.type, D.body, D.attempts, D.retry_until)
-    is_due = or_(D.next_at.is_(None), D.next_at <= now, D.next_at > now + MOST_AHEAD)
+    began_at = func.coalesce(D.attempted_at, D.created_at)
+    is_due = or_(D.next_at.is_(None), D.next_at <= now, D.next_at > now + MOST_AHEAD, began_at > now)
     query = select(*columns).where(waits, is_due).order_by(D.next_at, D.seq).limit(1)
     if found := connection.execute(query).all():
         return Due(*found[0])

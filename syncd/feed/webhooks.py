@@ -161,9 +161,8 @@ class Endpoint:
         self.state.gone = known.gone is not None
         if known.gone:
             return None
-        until = known.quiet_until
-        if until and now < until <= now + deliveries.MOST_AHEAD:
-            return until
+        if known.rests(now):
+            return known.quiet_until
         return deliveries.next_due(connection, self.settings.name, now, self._shared.held_since)
 
     # --- results
@@ -189,7 +188,8 @@ class Endpoint:
                 deliveries.park(connection, self.settings.name, digest)
             elif attempt.wait_s:
                 until = now + timedelta(seconds=attempt.wait_s)
-                deliveries.remember(connection, self.settings.name, Remembered(quiet_until=until))
+                rest = Remembered(quiet_until=until, quiet_since=now)
+                deliveries.remember(connection, self.settings.name, rest)
             return deliveries.counts(connection)
 
         async with self._shared.thread:

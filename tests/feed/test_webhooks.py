@@ -889,6 +889,25 @@ def test_a_delivery_waits_by_a_clock_that_was_put_right(
     settled(rig)
 
 
+@pytest.mark.parametrize("refusal", [BUSY, Answer(429, {"Retry-After": "60"})], ids=["retry", "rest"])
+def test_a_clock_that_was_hours_ahead_puts_a_retry_off_by_hours(
+    rig: Rig, receiver: Receiver, standin: StandIn, refusal: Answer
+) -> None:
+    """What a clock that is set back had made wait, as of a machine that just began, does not wait so long."""
+    receiver.answers = [refusal]
+    sell(rig, standin)
+    got(rig, receiver, 1)
+    settled(rig, pending=1)
+    clock = rig.clock
+    assert isinstance(clock, ByHand)
+    assert clock._at
+    rig.until(lambda: clock.sleepers > 0)
+    clock._at -= timedelta(hours=2)
+    clock.now_s += 60
+    got(rig, receiver, 2)
+    settled(rig)
+
+
 def test_an_endpoint_under_another_name_loses_deliveries(
     rig: Rig, receiver: Receiver, standin: StandIn, log_lines: LogLines
 ) -> None:
