@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, true
 
 from syncd.database import bulk, changes, schema, state
 
@@ -21,6 +21,9 @@ KEEP_TRYING = timedelta(days=3)
 """How long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
 MOST_AHEAD = timedelta(days=1)
 """The longest wait. An instant further ahead, or after a beginning in the future, came from a wrong clock."""
+LOOKED_UP = 100
+"""How many deliveries one look at all that wait may find: it costs more, the more wait. After a long outage
+of the receiver, a look for each would take most of the time."""
 State = Literal["pending", "delivered", "parked"]
 ORDERS = ("order.paid", "order.refunded")
 """The types that concern attendees."""
@@ -136,26 +139,46 @@ def _name(endpoint: str) -> str:
 # --- sent
 
 
-def next_due(
+def first_due(
     connection: Connection, endpoint: str, now: datetime, held_since: datetime | None = None
-) -> Due | datetime | None:
-    """Return the delivery to send now; else when the next one is due; None if none waits.
+) -> list[str] | datetime | None:
+    """Return the ids of deliveries to send now, at most LOOKED_UP, each the first that waits of its event.
 
-    The one that waits longest goes first, so failing ones do not block others. Those recorded from
-    `held_since` on are skipped.
+    Else return when the next one is due; None if none waits. The one that waits longest goes first, so
+    failing ones do not block others. Those recorded from `held_since` on are skipped.
     """
     pending = and_(D.endpoint == endpoint, schema.PENDING)
     # The first of each event in one pass: looking for an earlier one of each took quadratic time on SQLite.
     first = D.seq.in_(select(func.min(D.seq)).where(pending).group_by(D.event_id).correlate(None))
-    waits = and_(first, D.created_at < held_since) if held_since else first
-    columns = (D.id, D.type, D.body, D.attempts, D.retry_until)
-    began_at = func.coalesce(D.attempted_at, D.created_at)
-    is_due = or_(D.next_at.is_(None), D.next_at <= now, D.next_at > now + MOST_AHEAD, began_at > now)
-    query = select(*columns).where(waits, is_due).order_by(D.next_at, D.seq).limit(1)
-    if found := connection.execute(query).all():
-        return Due(*found[0])
+    waits = and_(first, _may_leave(held_since))
+    query = select(D.id).where(waits, _is_due(now)).order_by(D.next_at, D.seq).limit(LOOKED_UP)
+    if found := connection.scalars(query).all():
+        return [*found]
     next_at: datetime | None = connection.scalar(select(func.min(D.next_at)).where(waits))
     return next_at
+
+
+def due(connection: Connection, key: str, now: datetime, held_since: datetime | None = None) -> Due | None:
+    """Return a delivery if it is still to be sent now, and the first that waits of its event."""
+    other = schema.deliveries.alias().c
+    same = (other.endpoint == D.endpoint, other.event_id == D.event_id, other.state == "pending")
+    # As a minimum: SQLite would look for an earlier one among those of all events.
+    is_first = D.seq == select(func.min(other.seq)).where(*same).scalar_subquery()
+    columns = (D.id, D.type, D.body, D.attempts, D.retry_until)
+    query = select(*columns).where(
+        D.id == key, schema.PENDING, _may_leave(held_since), _is_due(now), is_first
+    )
+    found = connection.execute(query).first()
+    return Due(*found) if found else None
+
+
+def _is_due(now: datetime) -> ColumnElement[bool]:
+    began_at = func.coalesce(D.attempted_at, D.created_at)
+    return or_(D.next_at.is_(None), D.next_at <= now, D.next_at > now + MOST_AHEAD, began_at > now)
+
+
+def _may_leave(held_since: datetime | None) -> ColumnElement[bool]:
+    return D.created_at < held_since if held_since else true()
 
 
 def conclude(connection: Connection, due: Due, tried: Tried) -> None:

@@ -6,6 +6,7 @@ bytes: a receiver may get a delivery twice, but never a different one.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -88,6 +89,7 @@ class Endpoint:
         self._shared = shared
         self._clock, self._database = shared.clock, shared.database
         self._news = asyncio.Event()
+        self._ahead = deque[str]()  # found to be due by the latest look at all that wait
         self._came: tuple[Due, Attempt] | None = None  # not recorded yet
 
     @property
@@ -163,7 +165,21 @@ class Endpoint:
             return None
         if known.rests(now):
             return known.quiet_until
-        return deliveries.next_due(connection, self.settings.name, now, self._shared.held_since)
+        if due := self._looked_up(connection, now):
+            return due
+        found = deliveries.first_due(connection, self.settings.name, now, self._shared.held_since)
+        self.set_counts(deliveries.counts(connection))
+        if not isinstance(found, list):
+            return found
+        self._ahead.extend(found)
+        return self._looked_up(connection, now)
+
+    def _looked_up(self, connection: Connection, now: datetime) -> Due | None:
+        """Return what the latest look found; each may have been retried, parked or erased since."""
+        while self._ahead:
+            if due := deliveries.due(connection, self._ahead.popleft(), now, self._shared.held_since):
+                return due
+        return None
 
     # --- results
 
@@ -181,20 +197,22 @@ class Endpoint:
             tried = Tried(at=now, state="pending", status=status, error=error, next_at=next_at)
         digest = await in_thread(self.fingerprint.digest) if is_gone else ""
 
-        def record(connection: Connection) -> dict[str, Counts]:
-            """Record the attempt, and what it means for the endpoint; return the counts."""
+        def record(connection: Connection) -> None:
+            """Record the attempt, and what it means for the endpoint."""
             deliveries.conclude(connection, due, tried)
             if is_gone:
                 deliveries.park(connection, self.settings.name, digest)
+                self.set_counts(deliveries.counts(connection))
             elif attempt.wait_s:
                 until = now + timedelta(seconds=attempt.wait_s)
                 rest = Remembered(quiet_until=until, quiet_since=now)
                 deliveries.remember(connection, self.settings.name, rest)
-            return deliveries.counts(connection)
 
         async with self._shared.thread:
-            counts = await self._database.write(record)
-        self.set_counts(counts)
+            await self._database.write(record)
+            if not is_gone and tried.state != "pending":  # all are counted when more are looked for
+                self.state.pending = max(self.state.pending - 1, 0)
+                self.state.parked += tried.state == "parked"
         self._tell(due, tried)
 
     def set_counts(self, counts: dict[str, Counts]) -> None:

@@ -43,7 +43,8 @@ def test_a_delivery_that_another_syncd_sent_waits_again(rig: Rig, standin: Stand
     rig.run()
     standin.sell(CONCERT, 3)
     rig.run()
-    due = rig.query(deliveries.next_due, "site", rig.clock.now())
+    ((key,),) = rig.sql("SELECT id FROM syncd_deliveries WHERE state = 'pending' ORDER BY seq LIMIT 1")
+    due = rig.query(deliveries.due, key, rig.clock.now())
     for state in ("delivered", "pending"):
         tried = deliveries.Tried(rig.clock.now(), state)
         rig.portal.call(rig.account.database.write, deliveries.conclude, due, tried)
@@ -477,10 +478,26 @@ def test_what_is_due_is_looked_for_anew_for_each_that_waits(rig: Rig) -> None:
             counted = list[None]()
             driver: Any = connection.connection.driver_connection
             driver.set_progress_handler(lambda counted=counted: counted.append(None), 100)
-            found = deliveries.next_due(connection, "site", at)
+            found = deliveries.first_due(connection, "site", at)
             driver.set_progress_handler(None, 0)
-        assert isinstance(found, deliveries.Due)
-        assert found.id == "msg_2000"
+        assert isinstance(found, list)
+        assert found[0] == "msg_2000"
         steps.append(len(counted))
     assert steps[0] > 5
     assert steps[1] < 7 * steps[0]
+
+
+@pytest.mark.sqlite_only("its words for a plan")
+def test_whether_a_delivery_is_first_is_looked_for_among_all_that_wait(rig: Rig) -> None:
+    """What waits of its own event is found by their index."""
+    asked: list[tuple[str, Any]] = []
+    with rig.account.database.begin() as connection:
+        listen(connection, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+        deliveries.due(connection, "msg_1", rig.clock.now())
+        ((statement, values),) = asked
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    steps = [str(step[-1]) for step in plan if "SEARCH" in step[-1] or "SCAN" in step[-1]]
+    assert steps == [
+        "SEARCH syncd_deliveries USING INDEX sqlite_autoindex_syncd_deliveries_1 (id=?)",
+        "SEARCH syncd_deliveries_1 USING INDEX ix_syncd_deliveries_pending (endpoint=? AND event_id=?)",
+    ]

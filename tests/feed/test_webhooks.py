@@ -13,6 +13,8 @@ import httpx
 import pytest
 from conftest import LogLines, MakeConfig, Rig, rig_on
 from msgspec import structs
+from sqlalchemy import Engine
+from sqlalchemy.event import listen, remove
 from standardwebhooks import WebhookVerificationError
 from support import faults as fault
 from support import site
@@ -24,6 +26,7 @@ from support.variants import mostly_slow
 
 from syncd.config import FeedConfig, PublishConfig
 from syncd.database import changes, deliveries, schema
+from syncd.database.deliveries import Message
 from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed import files, sending, webhooks
 from syncd.standin.server import StandIn
@@ -980,3 +983,46 @@ def test_an_endpoint_is_told_of_what_it_does_not_want(
     rig.until(lambda: (receiver.types(), other.types()) == (["event.full"], ["event.changed"]))
     assert other.got[0].told["data"]["id"] == FESTIVAL
     assert len(sent(rig)) == 2
+
+
+def put(rig: Rig, *told: tuple[str, str]) -> None:
+    """Put deliveries on record, each with its id and its event, and have them sent."""
+    messages = [Message(key, "site", "event.changed", event_id, "{}") for key, event_id in told]
+    with rig.account.database.begin(write=True) as connection:
+        deliveries.put(connection, messages, rig.clock.now())
+    rig.portal.call(rig.account.outputs.webhooks.refresh)
+
+
+def test_each_delivery_after_an_outage_looks_at_all_that_wait(rig: Rig, receiver: Receiver) -> None:
+    """Of hundreds of deliveries each is sent once, in their order, for a few looks at all of them."""
+    looks = list[str]()
+
+    def note(*told: object) -> None:
+        statement = str(told[2])
+        looks.extend([statement] if "syncd_deliveries" in statement and "GROUP BY" in statement else [])
+
+    listen(Engine, "before_cursor_execute", note)
+    try:
+        put(rig, *((f"msg_{one}", str(one)) for one in range(350)))
+        got(rig, receiver, 350)
+    finally:
+        remove(Engine, "before_cursor_execute", note)
+    assert [each.id for each in receiver.got] == [f"msg_{one}" for one in range(350)]
+    settled(rig)
+    assert 0 < len(looks) < 35
+
+
+def test_a_delivery_that_was_found_first_overtakes_an_earlier_one(rig: Rig, receiver: Receiver) -> None:
+    """What was found to be due is looked at again as it is sent: an earlier one may be due by then."""
+    goes_on = threading.Event()
+    put(rig, ("msg_1", "1"))
+    got(rig, receiver, 1)
+    rig.sql("UPDATE syncd_deliveries SET state = 'parked'")
+    receiver.answers = [Answer(waits=goes_on)]
+    put(rig, ("msg_2", "2"), ("msg_3", "1"), ("msg_4", "4"))
+    rig.until(lambda: len(receiver.got) == 2)
+    rig.portal.call(lambda: rig.account.outputs.webhooks.retry(ids=["msg_1"], endpoint=None))
+    rig.sql("DELETE FROM syncd_deliveries WHERE id = 'msg_4'")
+    goes_on.set()
+    settled(rig)
+    assert [each.id for each in receiver.got] == ["msg_1", "msg_2", "msg_1", "msg_3"]
