@@ -50,7 +50,7 @@ from syncd.model import (
     Ticket,
 )
 
-REVISION = "0006"
+REVISION = "0007"
 """The migration that this version of syncd works with."""
 VIEWS = ("syncd_availability", "syncd_orders")
 
@@ -197,6 +197,7 @@ def _mirrored(
 
 
 events = _mirrored(EVENTS, Event, Column("availability_at", Instant))
+Index("ix_billetweb_events_ext_id", events.c.ext_id)
 gauges = _mirrored(GAUGES, Gauge, key=("event_id", "session_id", "type", "gauge_id"))
 tickets = _mirrored(TICKETS, Ticket, position=Integer)
 sessions = _mirrored(SESSIONS, Session)

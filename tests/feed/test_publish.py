@@ -859,3 +859,22 @@ def test_missing_right_is_found_by_the_first_sale(make_config: MakeConfig, urls:
     assert problems(config) == [f'publish formation: the user {role} may not UPDATE "Formation": {grant}']
     query(url, f'GRANT UPDATE ON "Formation" TO {role}')
     assert problems(config) == []
+
+
+@pytest.mark.sqlite_only("its words for a plan")
+def test_all_events_are_read_for_one_that_changed(make_config: MakeConfig, instant_retries: None) -> None:
+    """Which events share a key with it is found by indexes: else each would cost the whole account."""
+    asked: list[tuple[str, Any]] = []
+    with rig_on(make_config()) as rig:
+        rig.run()
+        with rig.account.database.begin() as connection:
+            event.listen(connection, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+            found = target.events(connection, settings(), [CONCERT])
+            steps = [
+                str(step[-1])
+                for statement, values in [*asked]
+                for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+            ]
+    assert [each["id"] for each in found] == [CONCERT]
+    assert [step for step in steps if step.startswith("SCAN")] == []
+    assert sum("billetweb_events" in step for step in steps) == 3
