@@ -29,6 +29,7 @@ from syncd.database import changes, deliveries, schema
 from syncd.database.deliveries import Message
 from syncd.errors import StoreError, UnknownDelivery
 from syncd.feed import files, sending, webhooks
+from syncd.standin import server
 from syncd.standin.server import StandIn
 
 CONCERT, FESTIVAL, SLUG = "900006", "900001", "fete-des-lucioles"
@@ -114,6 +115,13 @@ def sold_while_away(rig: Rig, receiver: Receiver, standin: StandIn, url: str) ->
     query(url, AWAY)
     sell(rig, standin, FESTIVAL)
     return rows
+
+
+def written_to(rig: Rig, folder: Path) -> Path:
+    """Have a file of the site's written there; return its path."""
+    path = folder / "events.json"
+    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=path, format="json"),)))
+    return path
 
 
 def not_writable(folder: Path) -> FeedConfig:
@@ -229,13 +237,13 @@ def test_a_site_is_told_before_its_file_is_written(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """A site that reads a file is told when the news is in there."""
-    path, left = tmp_path / "events.json", list[int]()
+    left = list[int]()
 
     def look(each: Got) -> None:
         (event,) = (one for one in json.loads(path.read_text())["events"] if one["id"] == FESTIVAL)
         left.append(event["places_left"])
 
-    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=path, format="json"),)))
+    path = written_to(rig, tmp_path)
     rig.run()
     receiver.choose = look
     sell(rig, standin, FESTIVAL)
@@ -247,16 +255,16 @@ def test_a_clock_that_steps_back_lets_news_out_before_its_file(
     rig: Rig, receiver: Receiver, standin: StandIn, tmp_path: Path
 ) -> None:
     """What a run notes at an earlier time than it began at waits for its end too."""
-    path = tmp_path / "events.json"
-    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=path, format="json"),)))
+
+    def step_back(answer: server.Answer) -> server.Answer:
+        rig.clock.now_s -= 3600
+        return answer
+
+    path = written_to(rig, tmp_path)
     standin.sell(FESTIVAL, 1)
-    standin.fail("/events", fault.hang)
-    before = len(standin.requests)
-    run = rig.request()
-    rig.until(lambda: len(standin.requests) > before)
-    rig.clock.now_s -= 3600
-    standin.heal()
+    standin.fail("/events", step_back)
     standin.fail(f"/event/{CONCERT}/*", fault.hang, times=None)
+    run = rig.request()
     rig.until(lambda: bool(sent(rig)))
     rig.portal.call(asyncio.sleep, 0.2)
     assert (receiver.got, path.exists()) == ([], False)
@@ -353,7 +361,7 @@ def test_a_mirror_that_cannot_be_read_holds_webhooks_for_ever(
     def fail(*_: object) -> None:
         raise StoreError("database is locked")
 
-    configure(rig, structs.replace(rig.config, feeds=(FeedConfig(path=tmp_path / "f.json", format="json"),)))
+    written_to(rig, tmp_path)
     monkeypatch.setattr(files, "_look_up", fail)
     sell(rig, standin)
     rig.portal.call(asyncio.sleep, 0.1)
@@ -427,8 +435,7 @@ def test_a_file_lets_out_what_a_run_brought_meanwhile(
     url = url_at(tmp_path / "site.db")
     rows = sold_while_away(rig, receiver, standin, url)
     query(url, BACK)
-    feed = FeedConfig(path=tmp_path / "events.json", format="json")
-    configure(rig, structs.replace(rig.config, feeds=(feed,)))
+    path = written_to(rig, tmp_path)
     with held_up("JOIN billetweb_events ON billetweb_tickets") as (begun, may_go_on):
         rig.portal.call(lambda: rig.account.pause(paused=True))
         assert begun.wait(30)
@@ -437,7 +444,7 @@ def test_a_file_lets_out_what_a_run_brought_meanwhile(
             rig.request("manual")
             rig.until(lambda: rig.account.runner.current is None and rig.account.facts.run_count == 3)
             may_go_on.set()
-            rig.until(feed.path.exists)
+            rig.until(path.exists)
             rig.portal.call(asyncio.sleep, 0.2)
             assert receiver.got == []
     got(rig, receiver, 2)
