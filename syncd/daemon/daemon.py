@@ -32,7 +32,7 @@ from syncd.feed.heartbeat import ping
 from syncd.log.redact import Redactor
 from syncd.model import Run
 from syncd.text import count, format_duration, run_name
-from syncd.threads import Background, Latest, in_thread
+from syncd.threads import Background, in_thread
 
 RUN_GRACE_S = 3.0
 """How long a stop waits for the run in progress to be cancelled or its transaction to end."""
@@ -87,7 +87,7 @@ class Daemon:
         self._is_up = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._background = Background()
-        self._pings = Latest[str]()  # one after the other: a monitor keeps what came last
+        self._pinging = asyncio.Lock()
 
     # --- life
 
@@ -209,7 +209,6 @@ class Daemon:
         if not ended:
             self._give_up("the database did not answer, its transaction is rolled back", code)
         await self._background.cancel()
-        await self._pings.cancel()
         await self.account.close()
         await self._loop.shutdown_default_executor()  # a hanging thread would keep the process, unguarded
 
@@ -279,8 +278,12 @@ class Daemon:
         """Tell systemd, the heartbeat and the `on_run` callback how a run ended."""
         synced = count(run.synced, "event")
         self._notifier.status(f"{run_name(run.id)} {run.outcome}: {synced} synced, {run.failed} failed")
-        self._pings.begin({"heartbeat": partial(ping, self._config.heartbeat.url, run)})
+        self._background.start(self._ping(self._config.heartbeat.url, run))
         self._on_run(run)
+
+    async def _ping(self, url: str | None, run: Run) -> None:
+        async with self._pinging:  # one after the other: a monitor believes what comes last
+            await ping(url, run)
 
     # --- a reload
 

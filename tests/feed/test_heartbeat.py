@@ -238,6 +238,20 @@ def test_a_failed_run_would_be_told_after_the_good_one_that_followed(
     assert ["/fail?" in path for path in monitor.received] == [True, True, False]
 
 
+def test_a_failed_run_would_not_be_told_while_another_ping_is_under_way(
+    monitor: Monitor, home: Path, base_url: str, standin: StandIn
+) -> None:
+    """Each run's ping is sent, also where a later run, which has none, ends before its turn."""
+    monitor.statuses, monitor.waits = [503], True
+    with DaemonProcess(home, base_url, {"heartbeat": {"url": monitor.url}}) as daemon:
+        daemon.ran()
+        standin.fail("/events", fault.raw(b"nothing"), times=1)
+        assert daemon.ctl("run-now").returncode == 1
+        assert daemon.ctl("run-now", "--event", "1").returncode == 1  # there is none: a slip
+        eventually(lambda: len(monitor.received) == 3)
+    assert ["/fail?" in path for path in monitor.received] == [False, False, True]
+
+
 def test_address_would_be_in_the_debug_log(monitor: Monitor) -> None:
     """Not even at the lowest level, where httpx names what it asks for, does the log hold the address."""
     written = io.StringIO()
