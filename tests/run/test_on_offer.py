@@ -1,6 +1,8 @@
 """What the public can buy changes by time alone; events without a date; events named by their slug."""
 
+import random
 import re
+import string
 from datetime import datetime, timedelta
 
 import pytest
@@ -206,6 +208,14 @@ def test_an_event_cannot_be_named_as_its_shop_is(rig: Rig, standin: StandIn) -> 
     run = rig.run("manual", events=("no-such-shop",))
     assert (run.outcome, kinds(run)) == ("failed", [("event no-such-shop", "unknown_event")])
     assert "`syncctl events`" in run.errors[0].message
+
+
+def test_a_slug_of_thousands_of_letters_fails_its_event(rig: Rig, standin: StandIn) -> None:
+    """It is stored, as any text is: no index has a limit that a column has not."""
+    slug = "".join(random.Random(1).choices(string.ascii_letters, k=6000))  # which nothing packs
+    standin.events[CONCERT].row["ext_id"] = slug
+    assert rig.run().outcome == "ok"
+    assert rig.sql("SELECT ext_id FROM billetweb_events WHERE id = ?", CONCERT) == [(slug,)]
 
 
 def test_an_absent_event_cannot_be_accepted_by_its_slug(rig: Rig, standin: StandIn) -> None:

@@ -7,4 +7,5 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    op.create_index("ix_billetweb_events_ext_id", "billetweb_events", ["ext_id"])
+    # PostgreSQL's usual index would take no slug of some thousand letters, nor its event.
+    op.create_index("ix_billetweb_events_ext_id", "billetweb_events", ["ext_id"], postgresql_using="hash")
