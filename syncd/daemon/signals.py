@@ -39,7 +39,7 @@ class Signals:
         A machine that has none left for a new one must not keep a process that was asked to end.
         """
         self._over, self._until_s = over, time.monotonic() + seconds
-        with suppress(BlockingIOError):  # full: the thread does not wait
+        with suppress(OSError):  # full: the thread does not wait; or closed: it is ending
             self._theirs.send(NONE)
 
     def close(self) -> None:
