@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import JSON, TypeEngine
 
 from syncd.config import PublishConfig
@@ -118,10 +119,9 @@ def _visible(settings: PublishConfig, found: Inspector) -> str:
 def _missing(form: Form, found: Inspector) -> str | None:
     """Return a message if there is no such table, or it is one of syncd's own; else None."""
     schema_name, name = _names(form.settings)
-    if schema_name and schema_name not in found.get_schema_names():
-        schema_name, is_there = None, False
-    else:
-        is_there = found.has_table(name, schema_name)
+    is_there = _has(found, name, schema_name)
+    if not is_there and schema_name and schema_name not in found.get_schema_names():
+        schema_name = None
     if is_there and form.is_file:  # it finds a table in other case, but then not its columns
         is_there = name in {*found.get_table_names(schema_name), *found.get_view_names(schema_name)}
     if not is_there:
@@ -129,6 +129,13 @@ def _missing(form: Form, found: Inspector) -> str | None:
     if name.lower() in OURS and found.has_table(VERSION_TABLE, schema_name):
         return f'the table "{form.settings.table}" is syncd\'s own'
     return None
+
+
+def _has(found: Inspector, name: str, schema_name: str | None) -> bool:
+    try:
+        return found.has_table(name, schema_name)
+    except OperationalError:  # of a schema that SQLite does not know
+        return False
 
 
 def _names(settings: PublishConfig) -> tuple[str | None, str]:
