@@ -184,19 +184,16 @@ def _connect(levels: _Levels) -> None:
 
 def _outer(category: str) -> list[str]:
     """Return the names of the categories that a category is inside."""
-    return [category[:at] for at in _separators(category)]
+    return [category[:at] for at in _separators(category)[:LEVELS_MAX]]
 
 
 def _inner(category: str) -> list[str]:
     """Return the names that a category may have without outer ones."""
-    return [category[at + len(WITHIN) :] for at in _separators(category)]
+    return [category[at + len(WITHIN) :] for at in _separators(category)[-LEVELS_MAX:]]
 
 
 def _separators(category: str) -> list[int]:
-    found: list[int] = []
-    while len(found) < LEVELS_MAX and (at := category.find(WITHIN, found[-1] + 1 if found else 0)) >= 0:
-        found.append(at)
-    return found
+    return [found.start() for found in re.finditer(f"(?={WITHIN})", category)]  # also where two overlap
 
 
 def _of_event(levels: _Levels, tickets: dict[str, _Figure], coming: list[_Figure]) -> _Figure:

@@ -301,6 +301,12 @@ EVENTS += [
         [ticket("1", "AB"), ticket("2", "A >B")],
     ),
     Case(
+        "4 categories inside many others, by the innermost name",
+        (15, 7, False),
+        [*UNLIMITED_TWO, category("Z", 15, 7)],
+        [ticket("1", " > ".join([*"ABCDEFGHIJKLMNOPQRST", "Z"])), ticket("2", "Z")],
+    ),
+    Case(
         "5 a hidden unlimited ticket",
         UNKNOWN,
         [tariff("1", 5, None), tariff("3", None, None, True)],
