@@ -21,6 +21,8 @@ KEEP_TRYING = timedelta(days=3)
 """How long a delivery is tried. A receiver may be down over a weekend; older news would only mislead it."""
 MOST_AHEAD = timedelta(days=1)
 """The longest wait. An instant further ahead, or after a beginning in the future, came from a wrong clock."""
+STEP = timedelta(minutes=1)
+"""So far a clock that is set right may step back, and nothing that began before then comes too early."""
 LOOKED_UP = 100
 """How many deliveries one look at all that wait may find: it costs more, the more wait. After a long outage
 of the receiver, a look for each would take most of the time."""
@@ -89,7 +91,7 @@ class Remembered(Struct, frozen=True):
     def rests(self, now: datetime) -> bool:
         """Whether it is still to be left alone."""
         until, since = self.quiet_until, self.quiet_since or now
-        return until is not None and since <= now < until <= now + MOST_AHEAD
+        return until is not None and since <= now + STEP and now < until <= now + MOST_AHEAD
 
 
 class Counts(Struct, frozen=True):
@@ -174,7 +176,8 @@ def due(connection: Connection, key: str, now: datetime, held_since: datetime | 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
     began_at = func.coalesce(D.attempted_at, D.created_at)
-    return or_(D.next_at.is_(None), D.next_at <= now, D.next_at > now + MOST_AHEAD, began_at > now)
+    is_odd = or_(D.next_at > now + MOST_AHEAD, began_at > now + STEP)
+    return or_(D.next_at.is_(None), D.next_at <= now, is_odd)
 
 
 def _may_leave(held_since: datetime | None) -> ColumnElement[bool]:

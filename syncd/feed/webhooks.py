@@ -172,7 +172,8 @@ class Endpoint:
         if not isinstance(found, list):
             return found
         self._ahead.extend(found)
-        return self._looked_up(connection, now)
+        soon = now + timedelta(seconds=AFTER_TROUBLE_S)  # if all of them are another's since
+        return self._looked_up(connection, now) or soon
 
     def _looked_up(self, connection: Connection, now: datetime) -> Due | None:
         """Return what the latest look found; each may have been retried, parked or erased since."""
@@ -197,22 +198,25 @@ class Endpoint:
             tried = Tried(at=now, state="pending", status=status, error=error, next_at=next_at)
         digest = await in_thread(self.fingerprint.digest) if is_gone else ""
 
-        def record(connection: Connection) -> None:
-            """Record the attempt, and what it means for the endpoint."""
+        def record(connection: Connection) -> dict[str, Counts] | None:
+            """Record the attempt, and what it means for the endpoint; return the counts if that is more."""
             deliveries.conclude(connection, due, tried)
             if is_gone:
                 deliveries.park(connection, self.settings.name, digest)
-                self.set_counts(deliveries.counts(connection))
-            elif attempt.wait_s:
+                return deliveries.counts(connection)
+            if attempt.wait_s:
                 until = now + timedelta(seconds=attempt.wait_s)
                 rest = Remembered(quiet_until=until, quiet_since=now)
                 deliveries.remember(connection, self.settings.name, rest)
+            return None
 
         async with self._shared.thread:
-            await self._database.write(record)
-            if not is_gone and tried.state != "pending":  # all are counted when more are looked for
-                self.state.pending = max(self.state.pending - 1, 0)
-                self.state.parked += tried.state == "parked"
+            counts = await self._database.write(record)
+        if counts is not None:
+            self.set_counts(counts)
+        elif tried.state != "pending":  # all are counted when more are looked for
+            self.state.pending = max(self.state.pending - 1, 0)
+            self.state.parked += tried.state == "parked"
         self._tell(due, tried)
 
     def set_counts(self, counts: dict[str, Counts]) -> None:

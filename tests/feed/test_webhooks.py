@@ -21,7 +21,7 @@ from support import site
 from support.disk import Watched
 from support.real_databases import allow, held_up, query, refuse, url_at
 from support.receiver import OTHER_SECRET, SECRET, Answer, Got, Receiver, receiving
-from support.telling import ByHand, configure, later, sent, settled, telling
+from support.telling import ByHand, asleep, configure, later, sent, settled, telling
 from support.variants import mostly_slow
 
 from syncd.config import FeedConfig, PublishConfig
@@ -889,10 +889,8 @@ def test_a_delivery_waits_by_a_clock_that_was_put_right(
     sell(rig, standin)
     got(rig, receiver, 1)
     settled(rig, pending=1)
-    clock = rig.clock
-    assert isinstance(clock, ByHand)
+    clock = asleep(rig)
     assert clock._at
-    rig.until(lambda: clock.sleepers > 0)
     clock._at += timedelta(hours=2)
     clock.now_s += 60
     got(rig, receiver, 2)
@@ -908,10 +906,8 @@ def test_a_clock_that_was_hours_ahead_puts_a_retry_off_by_hours(
     sell(rig, standin)
     got(rig, receiver, 1)
     settled(rig, pending=1)
-    clock = rig.clock
-    assert isinstance(clock, ByHand)
+    clock = asleep(rig)
     assert clock._at
-    rig.until(lambda: clock.sleepers > 0)
     clock._at -= timedelta(hours=2)
     clock.now_s += 60
     got(rig, receiver, 2)

@@ -62,6 +62,21 @@ def settled(rig: Rig, pending: int = 0, parked: int = 0) -> None:
     rig.until(holds)
 
 
+def asleep(rig: Rig) -> ByHand:
+    """Wait until nothing of the endpoints is under way, nor about to be; return the clock they wait for."""
+    clock = rig.clock
+    assert isinstance(clock, ByHand)
+
+    def sleeps() -> bool:
+        is_woken = any(each._news.is_set() for each in rig.account.outputs.webhooks.endpoints)
+        return clock.sleepers > 0 and not is_woken
+
+    rig.until(sleeps)
+    rig.portal.call(asyncio.sleep, 0)  # one that was just woken is no sleeper any more
+    rig.until(sleeps)
+    return clock
+
+
 def events(rig: Rig) -> list[dict[str, Any]]:
     """Return the events as the control API shows them."""
 
