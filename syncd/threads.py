@@ -56,7 +56,7 @@ class Attempts:
         before = self._failure
         async with self.alone:
             if self._failure and self._failure is not before and not anew:
-                raise self._failure
+                raise self._failure.with_traceback(None)
             try:
                 yield
             except Exception as failure:
@@ -72,16 +72,12 @@ class Latest(Generic[K]):
         self._wanted: dict[K, Callable[[], Awaitable[None]]] = {}
         self._tasks: dict[K, asyncio.Task[None]] = {}
 
-    def begin(self, wanted: Mapping[K, Callable[[], Awaitable[None]]]) -> None:
-        """Have this done, without waiting for it."""
+    async def carry_out(self, wanted: Mapping[K, Callable[[], Awaitable[None]]], wait_s: float) -> list[K]:
+        """Have this done; return of what that takes longer. It goes on meanwhile."""
         self._wanted |= wanted
         for key in wanted:
             if key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._serve(key))
-
-    async def carry_out(self, wanted: Mapping[K, Callable[[], Awaitable[None]]], wait_s: float) -> list[K]:
-        """Have this done; return of what that takes longer. It goes on meanwhile."""
-        self.begin(wanted)
         if wanted:
             await asyncio.wait({self._tasks[key] for key in wanted}, timeout=wait_s)
         return [key for key in wanted if key in self._tasks]

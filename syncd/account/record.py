@@ -80,7 +80,7 @@ class Recorder:
 
     def __init__(self, database: Database, clock: Clock, *, tell: Tell) -> None:
         self.last_full_at: datetime | None = None
-        self.lock = asyncio.Lock()  # held by whoever opens or closes the database, too
+        self.lock = asyncio.Lock()  # held also while the database is opened, or given up for another
         self._database = database
         self._clock = clock
         self._tell = tell

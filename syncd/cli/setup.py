@@ -278,7 +278,8 @@ def _sample() -> str:
 def _places(path: Path, before: str | None) -> dict[tuple[str, str], str]:
     """Return where database and socket are to be: for a configuration that no unit reads, beside it.
 
-    In one that is there `before`, only the sample's own places are replaced, if this user cannot use them.
+    In such a one that is there `before`, only the sample's own places are replaced, if this user cannot use
+    them.
     """
     values = {
         ("database", "url"): f"sqlite:///{path.with_suffix('.db')}",
