@@ -27,6 +27,15 @@ def moved(times: int) -> Life:
 
 
 MOVED = [moved(2), moved(4)]
+TWICE = Life(
+    [2, 0, 3, 1],
+    0,
+    [
+        Round([Happening("move_ticket", 0, 1)], [Planned("503", "/events", None, 3)], "interval"),
+        Round([Happening("move_ticket", 0, 0)], [], "interval"),
+    ],
+)
+"""Two tickets leave an event, one before that is read and one after: the later one still counts in it."""
 ACCEPTED = Life([0, 1, 2, 3], 0, [Round([Happening("withdraw_most", 0, 0)], [], "interval")])
 """The figures of an event whose gauges are gone are as old as those, though somebody said that they are."""
 FOUND = Life(
@@ -61,7 +70,7 @@ ONCE_WRONG: dict[str, list[Life]] = {
     "1-0-minimal-100": [PUBLISHED],
     "1-0-full-100": [EMPTIED],
     "2-0-full-100": [FOUND],
-    "4-0-none-100": MOVED,
+    "4-0-none-100": [*MOVED, TWICE],
     "4-0-full-100": MOVED,
     "4-0-none-5": [*MOVED, ACCEPTED, GROWN],
     "4-0-minimal-5": MOVED,

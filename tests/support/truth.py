@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from conftest import Rig
@@ -283,7 +284,10 @@ def _standing(rows: dict[Place, Row], table: str, event_id: str) -> Iterator[tup
 
 
 def _bases(step: Step, table: str, kind: Any, event_id: str) -> Iterator[list[Any]]:
-    """Give the rows that figures are derived for: as told, else as they were; or all as they were."""
+    """Give the rows that figures are derived for: as told, else as they were; or all as they were.
+
+    Any of those that moved to another event in this run may be among them.
+    """
     standing = [key for key, _ in _standing(step.rows, table, event_id)]
     earlier = dict(_standing(step.before, table, event_id))
     left = [key for key in earlier if step.rows[table, key]["event_id"] != event_id]
@@ -295,9 +299,10 @@ def _bases(step: Step, table: str, kind: Any, event_id: str) -> Iterator[list[An
     now = {key: kind(**_values(step.rows[table, key])) for key in standing}  # where others vanished
     for known in (held | step.told.of(table, event_id), held, now):
         if known.keys() >= set(standing):
-            yield [known[key] for key in standing]
-            if left and known.keys() >= {*left}:
-                yield [known[key] for key in [*standing, *left]]
+            for number in range(len(left) + 1):  # some may have moved before the event was read, others later
+                for some in combinations(left, number):
+                    if known.keys() >= {*some}:
+                        yield [known[key] for key in [*standing, *some]]
 
 
 def _values(row: Row) -> Row:
