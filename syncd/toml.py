@@ -5,7 +5,6 @@ Leans on tomllib for the syntax. Line numbers come from a small scanner of our o
 
 import json
 import os
-import pwd
 import re
 import sys
 import tomllib
@@ -52,11 +51,7 @@ class Problems:
 
 def _why(error: Exception) -> str:
     """Return what went wrong; whom a file is closed to, for it may be open to root, who checks it."""
-    whom = ""
-    if isinstance(error, PermissionError):
-        whom = f" for the user {os.geteuid()}"
-        with suppress(KeyError):
-            whom = f" for the user {pwd.getpwuid(os.geteuid()).pw_name}"
+    whom = f" for the user {typed.user() or os.geteuid()}" if isinstance(error, PermissionError) else ""
     return f"{reason(error)}{whom}"
 
 

@@ -1,6 +1,7 @@
 """The commands that a person types next, as they work where they are. Imports nothing of syncd."""
 
 import os
+import pwd
 import shlex
 import shutil
 import sys
@@ -33,6 +34,14 @@ def _option(name: str, path: Path, usual: Path, variable: str) -> str:
     """Return the option that names a path, empty if that is found without it."""
     is_found = path == usual and not os.environ.get(variable)  # else the variable names another one
     return "" if is_found else f" {name} {shlex.quote(f'{path}')}"
+
+
+def user() -> str | None:
+    """Return the name of the user that this process is, None for one without a name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
 
 
 def unit(path: Path) -> str | None:

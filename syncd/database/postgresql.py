@@ -6,7 +6,6 @@ psycopg is imported only if a URL needs it: it is optional, and heavy.
 """
 
 import os
-import pwd
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from loguru import logger
 from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 
+from syncd import typed
 from syncd.database import state
 from syncd.errors import AlreadyRunning, ConfigError, StoreError
 
@@ -205,9 +205,7 @@ def advice(told: str) -> str:
         return ""
     if os.geteuid() == 0:
         return "; this was asked as root: the service asks as its own user, and may be let in"
-    try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a user without a name
+    if not (user := typed.user()):
         return ""
     return (
         f'; by its socket it lets in the role that is named as this user: `createuser {user}` makes "{user}"'
