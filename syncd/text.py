@@ -368,6 +368,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def is_nearly_full(left: int, total: int | None) -> bool:
+    """Tell whether of so many places few are left; of an unknown number none are few."""
+    return bool(total and left * NEARLY_FULL <= total)
+
+
 def places_left(event: Json) -> int | str:
     """Return how many places an event has left, or the word that says more."""
     if event["vanished_at"]:

@@ -216,5 +216,5 @@ def _places(event: Decoded) -> Places:
         return Places("unknown", "unknown")
     if not total or total < left:
         return Places("full", "full", 100) if event["is_full"] else Places("some", f"{left} left")
-    kind = "full" if event["is_full"] else "few" if left * text.NEARLY_FULL <= total else "some"
+    kind = "full" if event["is_full"] else "few" if text.is_nearly_full(left, total) else "some"
     return Places(kind, f"{left} of {total} left", round(100 * (total - left) / total, 1))

@@ -17,7 +17,7 @@ from rich.text import Text
 from syncd import text
 from syncd.ctl import panel
 from syncd.ctl.seen import Seen
-from syncd.text import COLOURS, NEARLY_FULL, Json
+from syncd.text import COLOURS, Json
 
 WIDE = 140
 """From this width on, runs and events are side by side, each as wide as on a small terminal."""
@@ -212,7 +212,7 @@ class _Drawing:
         left, total = text.places_left(event), event["places_total"]
         if isinstance(left, str):
             return Text(left, "bold red" if left == "full" else "dim", justify="right")
-        return Text(str(left), "yellow" if total and left * NEARLY_FULL <= total else "", justify="right")
+        return Text(str(left), "yellow" if text.is_nearly_full(left, total) else "", justify="right")
 
     def taken(self, event: Json) -> Text:
         """Return a bar of the places taken."""
