@@ -129,8 +129,9 @@ class Account:
         self.requests += 1
         await self.clock.sleep(REQUEST_S)
 
-    async def _note(self) -> None:
-        """Nobody restarts."""
+    async def _note(self) -> bool:
+        """Put nothing on record: nobody restarts."""
+        return False
 
     def _coming(self, selling: float) -> Iterator[tuple[float, str]]:
         chance = random.Random(len(self.ids))

@@ -26,17 +26,16 @@ SHOWN_S = 1.0
 class RateLimiter:
     """At most `per_minute` requests in any WINDOW_S seconds, and none before a pause is over.
 
-    `note` is called for each request before it is sent, and returns true if that is on record then. `clock`
-    is monotonic seconds; `sleep` waits.
-    `waiting` is until when, by that clock, the next request waits, and for what; `on_wait` is called when a
-    wait begins and ends.
+    `note` is called for each request before it is sent, and returns whether that is on record then. `clock`
+    is monotonic seconds; `sleep` waits. `waiting` is until when, by that clock, the next request waits, and
+    for what; `on_wait` is called when a wait begins and ends.
     """
 
     def __init__(
         self,
         per_minute: int,
         *,
-        note: Callable[[], Awaitable[bool | None]],
+        note: Callable[[], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         on_wait: Callable[[], None] = lambda: None,
@@ -82,7 +81,7 @@ class RateLimiter:
             while (wait := self._due())[0] > 0:
                 check()
                 await self._wait(*wait)
-            is_noted = bool(await self._note())
+            is_noted = await self._note()
             self._sent.append((self._clock(), is_noted))  # last: a note may take long in a busy database
 
     async def _wait(self, wait_s: float, why: str) -> None:

@@ -64,8 +64,8 @@ def check(configured: Callable[[], Config], *, online: bool) -> Checked:
 async def asking(account: BilletwebConfig, key: Secret) -> AsyncIterator[Billetweb]:
     """Yield a client for a few requests, of which nothing is remembered."""
 
-    async def note() -> None:
-        """Do nothing."""
+    async def note() -> bool:
+        return False
 
     client = Billetweb(account, key, RateLimiter(account.requests_per_minute, note=note))
     try:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
+from support.clients import nothing
 
 from syncd.billetweb.limiter import WINDOW_S, RateLimiter
 
@@ -33,15 +34,11 @@ class VirtualTime:
         self.now += seconds
 
 
-async def nothing() -> None:
-    pass
-
-
 def limiter_by(
     time: VirtualTime,
     per_minute: int,
     *,
-    note: Callable[[], Awaitable[None]] = nothing,
+    note: Callable[[], Awaitable[bool]] = nothing,
     sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> RateLimiter:
     return RateLimiter(per_minute, note=note, clock=time.clock, sleep=sleep or time.sleep)
@@ -80,6 +77,10 @@ def test_billetweb_would_count_more_than_the_ceiling(
     sent = sorted(time.now - age for age in ages_s)
     arrived = list(sent)
 
+    async def slowly(seconds: float) -> bool:
+        await time.sleep(seconds)
+        return False
+
     async def main() -> None:
         limiter = limiter_by(time, per_minute)
         limiter.remember(ages_s)
@@ -90,7 +91,7 @@ def test_billetweb_would_count_more_than_the_ceiling(
                 limiter.remember(time.now - at for at in reversed(sent))
             limiter.pause(step.pause_s)
             not_before = time.now + step.pause_s
-            limiter._note = partial(time.sleep, step.note_s)
+            limiter._note = partial(slowly, step.note_s)
             await limiter.acquire()
             assert time.now >= not_before
             sent.append(time.now)
@@ -172,8 +173,9 @@ def test_request_would_be_sent_before_it_is_noted() -> None:
     time = VirtualTime()
 
     async def main() -> None:
-        async def note() -> None:
+        async def note() -> bool:
             noted.append(time.now)
+            return True
 
         limiter = limiter_by(time, 1, note=note)
         for number in range(1, 4):
@@ -278,9 +280,10 @@ def test_failing_note_would_block_every_later_request() -> None:
     async def main() -> None:
         trouble: list[Exception] = [OSError("disk full")]
 
-        async def note() -> None:
+        async def note() -> bool:
             if trouble:
                 raise trouble.pop()
+            return True
 
         limiter = limiter_by(time, 1, note=note)
         with pytest.raises(OSError, match="disk full"):

@@ -45,8 +45,9 @@ class Noted:
         self.quiet.append(quiet)
 
 
-async def nothing() -> None:
-    pass
+async def nothing() -> bool:
+    """Put no request on record."""
+    return False
 
 
 @asynccontextmanager
