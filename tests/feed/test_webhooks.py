@@ -117,6 +117,13 @@ def sold_while_away(rig: Rig, receiver: Receiver, standin: StandIn, url: str) ->
     return rows
 
 
+def sold_and_back(rig: Rig, receiver: Receiver, standin: StandIn, url: str) -> list[int]:
+    """As `sold_while_away`, with the table there again for whatever writes it next."""
+    rows = sold_while_away(rig, receiver, standin, url)
+    query(url, BACK)
+    return rows
+
+
 def written_to(rig: Rig, folder: Path) -> Path:
     """Have a file of the site's written there; return its path."""
     path = folder / "events.json"
@@ -433,8 +440,7 @@ def test_a_file_lets_out_what_a_run_brought_meanwhile(
 ) -> None:
     """What a run found while a file of before was written is told when that run's table is written."""
     url = url_at(tmp_path / "site.db")
-    rows = sold_while_away(rig, receiver, standin, url)
-    query(url, BACK)
+    rows = sold_and_back(rig, receiver, standin, url)
     path = written_to(rig, tmp_path)
     with held_up("JOIN billetweb_events ON billetweb_tickets") as (begun, may_go_on):
         rig.portal.call(lambda: rig.account.pause(paused=True))
@@ -456,8 +462,7 @@ def test_a_pause_lets_out_what_the_next_run_brings(
 ) -> None:
     """A table that was written for a pause lacks what a run by hand found meanwhile: its end tells of it."""
     url = url_at(tmp_path / "site.db")
-    rows = sold_while_away(rig, receiver, standin, url)
-    query(url, BACK)
+    rows = sold_and_back(rig, receiver, standin, url)
     standin.sell(FESTIVAL, 1)
     standin.fail(f"/event/{CONCERT}/*", fault.hang, times=None)
     with site.held(url):
